@@ -1,0 +1,54 @@
+# `make` alone lists what there is. Every target sets up what it needs, on a machine with Python, pip and make only.
+
+VENV ?= .venv
+ARGS ?=
+PYTHON ?=
+TORCH ?= torch torchvision
+TORCH_INDEX_URL ?=
+export PYTHON TORCH TORCH_INDEX_URL
+
+PYTHON_IN_VENV := "$(VENV)/bin/python"
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean runtime development
+# Both environments are one directory: `make -j` must not set it up twice at once.
+.NOTPARALLEL:
+
+help: ## this list
+	@echo 'usage: make TARGET [ARGS="…"] [VENV=DIR] [PYTHON=FILE] [TORCH="…"] [TORCH_INDEX_URL=URL]'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1 \2/p' Makefile | while read -r name text; do printf '  %-8s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo '  ARGS             passed on: make demo ARGS=--no-serve    make test ARGS="-k routing -x"'
+	@echo '  VENV             the environment to use, or to make where there is none (now: $(VENV))'
+	@echo '  PYTHON           the interpreter to make it with (else the first of python3.11, python3, … that is new enough)'
+	@echo '  TORCH            what pip installs first (now: $(TORCH)); on Linux the usual package index answers with the'
+	@echo '                   CUDA build, several GB. For a small CPU build pin one, as in TORCH="torch==X torchvision==Y", or name'
+	@echo '  TORCH_INDEX_URL  the index to take it from, such as the CPU index that pytorch.org/get-started names'
+	@echo '  pip itself reads its usual PIP_… variables and configuration.'
+
+demo: runtime ## learn three products from pictures, then serve them with a page (ARGS=--no-serve: learn only)
+	@"$(VENV)/bin/moleflow" demo $(ARGS)
+
+test: development ## run the tests (ARGS goes to pytest)
+	@$(PYTHON_IN_VENV) -m pytest $(ARGS)
+
+lint: development ## check style and types: ruff and mypy
+	$(PYTHON_IN_VENV) -m ruff check .
+	$(PYTHON_IN_VENV) -m ruff format --check .
+	$(PYTHON_IN_VENV) -m mypy
+
+format: development ## let ruff rewrite what it can
+	$(PYTHON_IN_VENV) -m ruff check --fix .
+	$(PYTHON_IN_VENV) -m ruff format .
+
+clean: ## remove caches, build leftovers and the environment, if make made it; never a checkpoint or data
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find model training service moleflow tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
+	@if [ -e "$(VENV)/.moleflow-made" ]; then echo 'rm -rf $(VENV)' && rm -rf "$(VENV)"; fi
+
+runtime:
+	@sh scripts/environment.sh "$(VENV)"
+
+development:
+	@sh scripts/environment.sh "$(VENV)" dev

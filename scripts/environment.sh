@@ -1,0 +1,88 @@
+#!/bin/sh
+# Makes the Python environment that the Makefile's targets run in, or brings it up to date. Says so on stderr only.
+#
+#   sh scripts/environment.sh DIRECTORY [EXTRA]
+#
+# Reads PYTHON, TORCH and TORCH_INDEX_URL, which `make help` explains. Two files in DIRECTORY tell how far it is:
+#   .moleflow-made    written before anything else: the environment is ours, so it may be emptied and made again
+#   .moleflow-stamp   written last, removed before pip starts: what was installed, and for which project
+# An environment that is ours and has no stamp was interrupted, and is made again from the start.
+set -eu
+exec 1>&2
+
+cd "$(dirname "$0")/.."
+venv=$1
+extra=${2:-}
+made=$venv/.moleflow-made
+stamp=$venv/.moleflow-stamp
+torch=${TORCH:-torch torchvision}
+facts="project=$PWD requirements=$(cksum <pyproject.toml) torch=$torch $(printenv TORCH_INDEX_URL || true)"
+
+fail() {
+    echo "environment: $*"
+    exit 1
+}
+
+is_new_enough() {
+    "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
+}
+
+# A complete stamp for the development extra serves the runtime too.
+is_current() {
+    [ -f "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null || return 1
+    found=$(cat "$stamp")
+    [ "$found" = "$facts extra=$extra" ] || [ "$found" = "$facts extra=dev" ]
+}
+
+choose_python() {
+    if [ -n "${PYTHON:-}" ]; then
+        "$PYTHON" -c '' 2>/dev/null || fail "PYTHON=$PYTHON does not run here; give the path of Python 3.11 or newer."
+        is_new_enough "$PYTHON" || fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1); MoLE-Flow needs 3.11 or newer."
+        echo "$PYTHON" >&3
+        return
+    fi
+    for candidate in python3.11 python3 python3.12 python3.13 python3.14; do
+        if is_new_enough "$candidate"; then
+            echo "$candidate" >&3
+            return
+        fi
+    done
+    fail "no Python 3.11 or newer among the commands here; install one, or name it: make TARGET PYTHON=/path/to/python3.11"
+}
+
+# Debian splits venv's pip off into a package of its own; without it, the pip beside the interpreter does as well.
+make_venv() {
+    python=$(choose_python 3>&1 1>&2)
+    echo "environment: making $venv with $python"
+    mkdir -p "$venv"
+    : >"$made"
+    find "$venv" -mindepth 1 -maxdepth 1 ! -name "${made##*/}" -exec rm -rf {} +
+    if "$python" -c 'import ensurepip' 2>/dev/null; then
+        "$python" -m venv "$venv"
+    else
+        "$python" -m venv --without-pip "$venv"
+        "$python" -m pip --python "$venv/bin/python" install pip
+    fi
+}
+
+is_current && exit 0
+
+if [ -f "$made" ]; then
+    { [ -f "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; } || make_venv
+elif [ ! -e "$venv/bin/python" ]; then
+    [ -z "$(ls -A "$venv" 2>/dev/null)" ] || fail "VENV=$venv holds files, but no bin/python; give an environment or a new name."
+    make_venv
+fi
+
+is_new_enough "$venv/bin/python" ||
+    fail "$venv holds $("$venv/bin/python" --version 2>&1); MoLE-Flow needs 3.11 or newer. Remove it or give another VENV."
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || fail "$venv has no pip that works. Remove it or give another VENV."
+
+rm -f "$stamp"
+echo "environment: installing $torch, then what pyproject.toml asks for${extra:+, with extra $extra}"
+# One requirement a word, given to pip as its arguments: the splitting is meant, the globbing is not.
+set -f
+# shellcheck disable=SC2086
+"$venv/bin/python" -m pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} $torch
+"$venv/bin/python" -m pip install --editable ".${extra:+[$extra]}"
+echo "$facts extra=$extra" >"$stamp"
