@@ -1,0 +1,34 @@
+"""Input adapters: bring each task's embeddings to the distribution that the shared flow knows."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["WhiteningAdapter"]
+
+GAMMA_MIN, GAMMA_SPAN = 0.5, 1.5
+"""γ = 0.5 + 1.5·sigmoid(γ̂), in (0.5, 2) (method, section 3)."""
+
+BETA_MAX = 2.0
+"""β = 2·tanh(β̂), in (−2, 2) (method, section 3)."""
+
+GAMMA_LOGIT_INIT, GAMMA_LOGIT_INIT_FIRST = 0.0, -0.7
+"""γ̂ at the start: γ = 1.25, and about 1 for the first task (method, section 3)."""
+
+
+class WhiteningAdapter(nn.Module):
+    """LayerNorm over D without affine, then a bounded per-channel scale and shift of the task's own."""
+
+    def __init__(self, dim: int, *, first: bool) -> None:
+        super().__init__()
+        self.gamma_logit = nn.Parameter(torch.full((dim,), GAMMA_LOGIT_INIT_FIRST if first else GAMMA_LOGIT_INIT))
+        self.beta_logit = nn.Parameter(torch.zeros(dim))
+
+    def scale_and_shift(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """γ and β, each ``(D,)``."""
+        return GAMMA_MIN + GAMMA_SPAN * self.gamma_logit.sigmoid(), BETA_MAX * self.beta_logit.tanh()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(..., D)`` to the same shape."""
+        scale, shift = self.scale_and_shift()
+        return F.layer_norm(x, (x.shape[-1],), scale, shift)

@@ -1,0 +1,66 @@
+"""The network's configuration: typed, stored in the checkpoint, and the same for training and serving."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = ["BackboneConfig", "FlowConfig", "ModelConfig", "RouterConfig"]
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BackboneConfig(_Config):
+    """Which frozen network makes the features, and which of its stages are used."""
+
+    name: str = Field("wide_resnet50_2", description="a timm model that supports features_only")
+    strides: tuple[int, ...] = Field((8, 16), min_length=1, description="strides of the stages used, finest first")
+    image_size: int = Field(224, ge=32, le=4096, description="side of the square input, in pixels")
+    embedding_dim: int = Field(768, ge=4, description="D, the width of a patch embedding")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if list(self.strides) != sorted(set(self.strides)):
+            raise ValueError(f"strides must rise and not repeat; got {self.strides}")
+        if self.embedding_dim % 4:
+            raise ValueError(
+                f"embedding_dim must be a multiple of 4 (halves, sine and cosine); got {self.embedding_dim}"
+            )
+        return self
+
+
+class FlowConfig(_Config):
+    """The flow and its experts (method, sections 3 and 4); the defaults are the MAIN configuration."""
+
+    coupling_blocks: int = Field(8, ge=1, description="MoLE coupling blocks, shared base plus low-rank experts")
+    dia_blocks: int = Field(4, ge=1, description="deep invertible adapter blocks, one set a task")
+    lora_rank: int = Field(64, ge=1, description="r, rank of an expert's change to a shared weight")
+    lora_alpha: float = Field(1.0, gt=0, description="a; an expert's change is scaled by a / r")
+    spatial_context_kernel: int = Field(3, ge=3, description="side of the mixer's depthwise kernel, odd")
+    scale_context_kernel: int = Field(5, ge=3, description="side of the scale context's depthwise kernel, odd")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for key in ("spatial_context_kernel", "scale_context_kernel"):
+            if getattr(self, key) % 2 == 0:
+                raise ValueError(f"{key} must be odd; got {getattr(self, key)}")
+        return self
+
+
+class RouterConfig(_Config):
+    """How a task's prototype is regularised (method, section 2)."""
+
+    axes: int = Field(16, ge=0, description="r, axes of the covariance kept beside the isotropic floor, at most")
+    relative_floor: float = Field(
+        0.03, ge=0, description="least variance of any direction, as a share of the mean descriptor's mean square"
+    )
+
+
+class ModelConfig(_Config):
+    """Everything that decides the shapes and the arithmetic of a checkpoint."""
+
+    backbone: BackboneConfig = BackboneConfig()
+    flow: FlowConfig = FlowConfig()
+    router: RouterConfig = RouterConfig()
+    score_top_k: int = Field(3, ge=1, description="patches whose mean is the image score")

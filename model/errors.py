@@ -1,0 +1,125 @@
+"""Every error that MoLE-Flow raises on purpose, as one tree.
+
+Each message is a sentence that says what was wrong, the value, and what to do about it::
+
+    MoLEFlowError
+    ├── ConfigurationError      a setting, option or preset that cannot be used
+    ├── DeviceError             the wanted device or precision is not there
+    ├── BackboneError           a backbone or its weights cannot be had
+    ├── DatasetError            pictures for training or evaluation are missing or unreadable
+    ├── CheckpointError         a checkpoint cannot be used
+    │   ├── CheckpointNotFoundError
+    │   ├── CheckpointFormatError     not a MoLE-Flow checkpoint, truncated, or foreign
+    │   ├── CheckpointVersionError    written by a newer (or unknown) format version
+    │   └── CheckpointDigestError     the bytes differ from those that were written
+    ├── TaskError               a request about a learned product cannot be met
+    │   ├── UnknownTaskError
+    │   └── DuplicateTaskError
+    ├── ImageError              a picture cannot be used
+    │   ├── UnsupportedImageError     not a picture, or a kind that is not read
+    │   └── ImageTooLargeError        more bytes or pixels than the limits allow
+    └── OverloadedError         the service's queue is full
+"""
+
+__all__ = [
+    "BackboneError",
+    "CheckpointDigestError",
+    "CheckpointError",
+    "CheckpointFormatError",
+    "CheckpointNotFoundError",
+    "CheckpointVersionError",
+    "ConfigurationError",
+    "DatasetError",
+    "DeviceError",
+    "DuplicateTaskError",
+    "ImageError",
+    "ImageTooLargeError",
+    "MoLEFlowError",
+    "OverloadedError",
+    "TaskError",
+    "UnknownTaskError",
+    "UnsupportedImageError",
+    "one_line",
+]
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's error says, without its line breaks, to be quoted inside a message of ours."""
+    return " ".join(str(error).split())
+
+
+class MoLEFlowError(Exception):
+    """Base of every error raised on purpose; ``str(error)`` is fit to be shown to a user."""
+
+
+class ConfigurationError(MoLEFlowError):
+    """A setting, option or preset that cannot be used; names the key, the value and what would be valid."""
+
+
+class DeviceError(MoLEFlowError):
+    """The wanted device or precision is not available here."""
+
+
+class BackboneError(MoLEFlowError):
+    """A backbone, or its weights, cannot be had."""
+
+
+class DatasetError(MoLEFlowError):
+    """Pictures for training or evaluation are missing, misplaced or unreadable; names the path."""
+
+
+class CheckpointError(MoLEFlowError):
+    """A checkpoint cannot be used."""
+
+
+class CheckpointNotFoundError(CheckpointError):
+    """There is no file at the checkpoint's path."""
+
+
+class CheckpointFormatError(CheckpointError):
+    """The file is no MoLE-Flow checkpoint: foreign, truncated, or with a broken header."""
+
+
+class CheckpointVersionError(CheckpointError):
+    """The checkpoint was written in a format version that this program does not read."""
+
+
+class CheckpointDigestError(CheckpointError):
+    """The tensors in the file differ from those that were written."""
+
+
+class TaskError(MoLEFlowError):
+    """A request about a learned product cannot be met."""
+
+
+class UnknownTaskError(TaskError):
+    """No product of that name was learned."""
+
+    def __init__(self, name: str, known: tuple[str, ...]) -> None:
+        self.name, self.known = name, known
+        listed = ", ".join(known) if known else "none yet"
+        super().__init__(f"No product named {name!r} was learned; learned: {listed}.")
+
+
+class DuplicateTaskError(TaskError):
+    """A product of that name was learned before."""
+
+
+class ImageError(MoLEFlowError):
+    """A picture cannot be used."""
+
+
+class UnsupportedImageError(ImageError):
+    """The bytes are no picture, a damaged one, or of a kind that is not read."""
+
+
+class ImageTooLargeError(ImageError):
+    """The picture has more bytes or pixels than the limits allow."""
+
+
+class OverloadedError(MoLEFlowError):
+    """The service's queue is full; try again after ``retry_after_seconds``."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message)

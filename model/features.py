@@ -1,0 +1,54 @@
+"""Pictures to patch embeddings in one module: normalise, backbone once, fixed linear map."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.backbone import Backbone
+from model.config import ModelConfig
+from model.embedding import PatchEmbedder
+from model.preprocessing import Preprocessing
+
+__all__ = ["FeatureExtractor", "stack_images"]
+
+
+class FeatureExtractor(nn.Module):
+    """``(B, S, S, 3)`` uint8 to patch embeddings ``(B, H, W, D)`` float32; frozen, one backbone pass."""
+
+    scale: torch.Tensor
+    offset: torch.Tensor
+
+    def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.embedder = PatchEmbedder(backbone.channels, config.backbone.embedding_dim)
+        scale, offset = backbone.preprocessing.scale_and_offset()
+        self.register_buffer("scale", scale, persistent=False)
+        self.register_buffer("offset", offset, persistent=False)
+        self.eval().requires_grad_(False)
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Resolved input size, mean and std."""
+        return self.backbone.preprocessing
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings of a batch; the products may run in a lower precision under autocast."""
+        x = torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
+        stages = self.backbone(x)
+        return self.embedder([stage.float() for stage in stages]).float()
+
+
+def stack_images(
+    images: list[np.ndarray], resize: Callable[[np.ndarray], np.ndarray], device: torch.device
+) -> torch.Tensor:
+    """Resize RGB pictures where needed and bring them to ``device`` as one ``(B, S, S, 3)`` uint8 tensor.
+
+    On CUDA the copy goes through pinned memory and does not wait.
+    """
+    batch = torch.from_numpy(np.stack([resize(image) for image in images]))
+    if device.type != "cuda":
+        return batch
+    return batch.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,98 @@
+"""The trainable network: a base that all tasks share, and one expert a task (method, sections 3 and 4)."""
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from model.adapter import WhiteningAdapter
+from model.config import ModelConfig
+from model.context import SpatialContextMixer
+from model.embedding import position_code
+from model.flow import DIABlock, MoLEBase, MoLEDelta, mole_forward, mole_inverse
+
+__all__ = ["Base", "Expert", "flow_forward", "flow_inverse", "module_list", "with_position"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def module_list(modules: Iterable[M]) -> list[M]:
+    """An ``nn.ModuleList`` whose items keep their type for the type checker."""
+    return cast("list[M]", nn.ModuleList(modules))
+
+
+class Base(nn.Module):
+    """What every task shares: the spatial mixer and the base of the MoLE blocks.
+
+    Learned with the first task, then frozen for good. ``seed`` fixes the permutations and the start values.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        dim = config.backbone.embedding_dim
+        with _seeded(seed):
+            self.mixer = SpatialContextMixer(dim, config.flow.spatial_context_kernel)
+            self.blocks = module_list(MoLEBase(dim, config.flow, generator) for _ in range(config.flow.coupling_blocks))
+
+
+class Expert(nn.Module):
+    """What one task adds: its adapter, its low-rank changes to the base, and its deep invertible adapter.
+
+    ``first`` starts the adapter as the task that learns the base wants it; ``seed`` fixes the start values.
+    """
+
+    def __init__(self, config: ModelConfig, *, first: bool, seed: int = 0) -> None:
+        super().__init__()
+        dim = config.backbone.embedding_dim
+        with _seeded(seed):
+            self.adapter = WhiteningAdapter(dim, first=first)
+            self.deltas = module_list(MoLEDelta(dim, config.flow) for _ in range(config.flow.coupling_blocks))
+            self.dia = module_list(DIABlock(dim, flip=bool(i % 2)) for i in range(config.flow.dia_blocks))
+
+
+def with_position(embeddings: torch.Tensor) -> torch.Tensor:
+    """Add the fixed position code to ``(B, H, W, D)``."""
+    height, width, dim = embeddings.shape[1:]
+    return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)
+
+
+def flow_forward(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Position-coded embeddings ``(B, H, W, D)`` to latents ``(B, H, W, D)`` and ``log|det J|`` ``(B, H, W)``.
+
+    The log-determinant is that of the flow (MoLE and DIA blocks); adapter and mixer prepare its input.
+    """
+    x = base.mixer(expert.adapter(x))
+    log_det = x.new_zeros(x.shape[:-1])
+    for shared, delta in zip(base.blocks, expert.deltas, strict=True):
+        x, step = mole_forward(x, shared, partial(delta.scale_and_shift, shared))
+        log_det = log_det + step
+    for block in expert.dia:
+        x, step = block(x)
+        log_det = log_det + step
+    return x, log_det
+
+
+def flow_inverse(base: Base, expert: Expert, z: torch.Tensor) -> torch.Tensor:
+    """The flow's input, after adapter and mixer, that ``flow_forward`` turns into ``z``."""
+    for block in reversed(expert.dia):
+        z = block.inverse(z)
+    for shared, delta in zip(reversed(base.blocks), reversed(expert.deltas), strict=True):
+        z = mole_inverse(z, shared, partial(delta.scale_and_shift, shared))
+    return z
+
+
+class _seeded:  # noqa: N801 - reads as a verb: `with _seeded(7):`
+    """Draw start values from a seed of their own and leave the caller's random state as it was."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.state)

@@ -1,0 +1,51 @@
+"""How a picture becomes the backbone's input: one resolved record, stored in the checkpoint.
+
+Training and serving call the same functions with the same record, so they cannot differ.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+__all__ = ["Preprocessing"]
+
+
+class Preprocessing(BaseModel):
+    """Resize to ``image_size`` × ``image_size`` (whole picture, no crop), then ``(x / 255 - mean) / std``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image_size: int = Field(ge=32, le=4096, description="side of the square input, in pixels")
+    interpolation: Literal["bilinear"] = "bilinear"
+    mean: tuple[float, float, float] = Field(description="per channel (RGB), of values in 0…1")
+    std: tuple[float, float, float] = Field(description="per channel (RGB), of values in 0…1")
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Resize one RGB picture, ``(height, width, 3)`` uint8, to ``(image_size, image_size, 3)`` uint8.
+
+        Bilinear with anti-aliasing (Pillow's filter, whose support grows with the reduction). A picture that
+        has the wanted size already is returned as it is. CPU only, releases the interpreter lock.
+        """
+        check_image(image)
+        size = self.image_size
+        if image.shape[:2] == (size, size):
+            return image
+        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+
+    def scale_and_offset(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalisation of 0…255 values as one multiply-add: ``x·scale + offset``; each ``(3,)`` float32."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32)
+        offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=torch.float32)
+        return scale, offset
+
+
+def check_image(image: np.ndarray) -> None:
+    """Raise ``ValueError`` unless ``image`` is an RGB picture: ``(height, width, 3)``, uint8, not empty."""
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(
+            f"image must be (height, width, 3) uint8 and not empty; got shape {image.shape}, dtype {image.dtype}"
+        )

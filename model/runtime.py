@@ -1,0 +1,108 @@
+"""Devices, precision and threads: decided in one place, on purpose."""
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from model.errors import ConfigurationError, DeviceError
+
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "at_least_float32",
+    "autocast",
+    "configure_threads",
+    "resolve_device",
+    "resolve_precision",
+]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Type of the matrix products. Sums that need it (NLL, log-determinant, router) are float32 always."""
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` takes CUDA where there is one, else the CPU; anything else must be a device that is there.
+
+    Raises:
+        DeviceError: the name is no device, or there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device {device!r} is not known; use auto, cpu, cuda or cuda:N.") from error
+    if resolved.type == "cpu":
+        return resolved
+    if resolved.type != "cuda":
+        raise DeviceError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r} was asked for but no CUDA device is available; use --device cpu or auto.")
+    if (resolved.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {device!r} is not there; this machine has {torch.cuda.device_count()} CUDA device(s)."
+        )
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` takes bf16 where the hardware multiplies it natively, else fp32; the rest is taken as given.
+
+    A CPU without bf16 units emulates such products, up to a hundred times slower than fp32, so ``auto``
+    looks at the processor rather than at what would run.
+
+    Raises:
+        ConfigurationError: an unknown name.
+        DeviceError: fp16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision {precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        return "bf16" if _cpu_multiplies_bf16() else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("precision fp16 needs a CUDA device; on a CPU use auto, fp32 or bf16.")
+    return precision
+
+
+def _cpu_multiplies_bf16() -> bool:
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Matrix products in the resolved ``precision``; nothing changes for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=_DTYPES[precision])
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half-precision values as float32, for the sums that need it; float32 and float64 stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def configure_threads(threads: int | None = None) -> int:
+    """Set how many threads a tensor operation may use; all available processors unless told otherwise.
+
+    Call once, before any work. Returns the number in force. ``MOLEFLOW_THREADS`` sets it from outside.
+
+    Raises:
+        ConfigurationError: a number below 1, or ``MOLEFLOW_THREADS`` is no number.
+    """
+    from_outside = os.environ.get("MOLEFLOW_THREADS", "").strip()
+    try:
+        wanted = threads if threads is not None else int(from_outside or 0)
+    except ValueError as error:
+        raise ConfigurationError(f"MOLEFLOW_THREADS must be a whole number; got {from_outside!r}.") from error
+    if wanted < 0 or threads == 0:
+        raise ConfigurationError(f"threads must be at least 1; got {wanted}.")
+    torch.set_num_threads(wanted or len(os.sched_getaffinity(0)))
+    return torch.get_num_threads()

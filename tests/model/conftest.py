@@ -1,0 +1,20 @@
+"""A checkpoint of three tiny products for the tests of the model."""
+
+import pytest
+from tiny_fixtures import one_thread, tiny_backbone  # noqa: F401
+from tiny_model import tiny_checkpoint
+
+from model.checkpoint import Checkpoint
+from model.detector import Detector
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Bolt, nut and gear, whose pictures are those of products 0, 1 and 2."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "factory.safetensors")
+
+
+@pytest.fixture(scope="session")
+def detector(checkpoint: Checkpoint) -> Detector:
+    """The same, ready to predict."""
+    return Detector.load(checkpoint.path, device="cpu", precision="fp32")

@@ -1,0 +1,75 @@
+"""Configurations refuse what cannot work, and the presets are what they say."""
+
+import pytest
+from pydantic import ValidationError
+
+from model.config import BackboneConfig, FlowConfig, ModelConfig
+from model.errors import ConfigurationError
+from training.config import PRESETS, TrainingConfig, preset
+
+
+def test_the_defaults_are_the_main_configuration() -> None:
+    config = ModelConfig()
+    assert config.backbone == BackboneConfig(name="wide_resnet50_2", strides=(8, 16), image_size=224, embedding_dim=768)
+    assert config.flow == FlowConfig(
+        coupling_blocks=8, dia_blocks=4, lora_rank=64, lora_alpha=1, spatial_context_kernel=3, scale_context_kernel=5
+    )
+    assert config.score_top_k == 3
+    schedule = TrainingConfig()
+    assert (schedule.epochs, schedule.batch_size, schedule.learning_rate) == (60, 16, 3e-4)
+    assert (schedule.tail_weight, schedule.tail_fraction, schedule.lambda_logdet) == (0.7, 0.02, 1e-4)
+    assert (schedule.warmup_epochs, schedule.final_learning_rate, schedule.max_gradient_norm) == (2, 0.01, 0.5)
+    assert preset("main").model == config
+    assert preset("main").training == schedule
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: BackboneConfig(strides=(16, 8)), "strides must rise"),
+        (lambda: BackboneConfig(strides=(8, 8)), "strides must rise"),
+        (lambda: BackboneConfig(strides=()), "strides"),
+        (lambda: BackboneConfig(embedding_dim=770), "multiple of 4"),
+        (lambda: BackboneConfig(image_size=16), "image_size"),
+        (lambda: FlowConfig(scale_context_kernel=4), "scale_context_kernel must be odd; got 4"),
+        (lambda: FlowConfig(spatial_context_kernel=6), "spatial_context_kernel must be odd; got 6"),
+        (lambda: FlowConfig(lora_rank=0), "lora_rank"),
+        (lambda: FlowConfig.model_validate({"blocks": 8}), "blocks"),
+        (lambda: TrainingConfig(epochs=0), "epochs"),
+        (lambda: TrainingConfig(held_out_fraction=1.0), "held_out_fraction"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_named(make, message: str) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValidationError, match=message):
+        make()
+
+
+def test_a_configuration_survives_being_written_down() -> None:
+    for each in PRESETS.values():
+        assert ModelConfig.model_validate_json(each.model.model_dump_json()) == each.model
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigurationError, match="'large' is not known; use one of main, small"):
+        preset("large")
+
+
+def test_changes_of_a_preset_touch_what_they_name_and_nothing_else() -> None:
+    changed = preset("main").with_changes(backbone={"image_size": 320}, training={"epochs": 3})
+    assert changed.model.backbone.image_size == 320
+    assert changed.training == preset("main").training.model_copy(update={"epochs": 3})
+    assert changed.model.flow == preset("main").model.flow
+    assert preset("main").model.backbone.image_size == 224
+
+
+@pytest.mark.parametrize(
+    ("backbone", "training", "message"),
+    [
+        ({}, {"learning_rate": 0.0}, "learning_rate 0.0 cannot be used: .*greater than 0"),
+        ({"image_size": 8}, {}, "image_size 8 cannot be used"),
+        ({"embedding_dim": 18}, {}, "this configuration cannot be used: embedding_dim must be a multiple of 4"),
+    ],
+)
+def test_a_change_that_cannot_work_is_an_error_that_names_it(backbone: dict, training: dict, message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        preset("main").with_changes(backbone=backbone, training=training)

@@ -1,0 +1,217 @@
+"""Placement on CUDA without a GPU: fake tensors raise on every mix of devices and on every hidden wait for the device.
+
+``FakeTensorMode`` computes shapes, types and devices and no values. Reading a value, which on a GPU waits for it,
+raises. Three limits of PyTorch are worked around, each where it is: conversion of modules, recording of gradients, and
+the autograd engine, which need a CUDA driver for tensors on ``cuda``.
+"""
+
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+from forked import Processes
+from tiny_model import tiny_config
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException
+
+from model.backbone import Backbone
+from model.checkpoint import Checkpoint
+from model.detector import Detector
+from model.lora import _FrozenBaseLinear
+from model.network import Base, Expert
+from model.router import Prototype
+from training.config import TrainingConfig
+from training.task import TaskTrainer
+
+CUDA = torch.device("cuda")
+DIM = 16
+
+
+def converted(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
+    """What ``nn.Module._apply`` does, for fake parameters, which it cannot exchange in place."""
+    for child in module.children():
+        converted(child, convert)
+    with torch.no_grad():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                parameter.constant = None  # a known value would be moved in earnest
+                module._parameters[name] = nn.Parameter(convert(parameter), parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = convert(buffer)
+    return module
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Every tensor made inside is fake; a real one that gets in is an error."""
+    monkeypatch.setattr(nn.Module, "_apply", converted)
+    monkeypatch.setattr("model.detector.resolve_device", lambda device: torch.device(device))
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        yield
+
+
+class Unread:
+    """A checkpoint with the real one's header whose modules are made on the spot: fake tensors cannot be read."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.header = checkpoint.header
+
+    def backbone(self) -> Backbone:
+        return Backbone.empty(self.header.config.backbone, self.header.preprocessing)
+
+    def base(self) -> Base:
+        return Base(self.header.config).requires_grad_(False)
+
+    def task(self, index: int) -> tuple[Expert, Prototype]:
+        return Expert(self.header.config, first=index == 0).requires_grad_(False), Prototype(DIM, 4)
+
+
+@pytest.fixture
+def on_cuda(checkpoint: Checkpoint, fake: None) -> Detector:
+    return Detector(Unread(checkpoint), device="cuda", precision="fp32")  # type: ignore[arg-type]
+
+
+def pictures(device: torch.device) -> torch.Tensor:
+    return torch.zeros(3, 32, 32, 3, dtype=torch.uint8, device=device)
+
+
+@torch.no_grad()
+def test_prediction_stays_on_cuda_and_waits_for_nothing(on_cuda: Detector) -> None:
+    embeddings, distances = on_cuda.embed_and_route(pictures(CUDA))
+    assert embeddings.device.type == distances.device.type == "cuda"
+    assert embeddings.shape == (3, 4, 4, DIM)
+    assert distances.shape == (3, 3)
+    for tasks in ([0, 0, 0], [2, 0, 1], [1, 1, 2]):
+        maps, scores = on_cuda.score(embeddings, tasks)
+        assert maps.device.type == scores.device.type == "cuda"
+        assert maps.shape == (3, 4, 4)
+        assert scores.shape == (3,)
+
+
+@torch.no_grad()
+def test_pictures_left_on_the_cpu_are_found(on_cuda: Detector) -> None:
+    with pytest.raises(RuntimeError, match="two devices"):
+        on_cuda.embed_and_route(pictures(torch.device("cpu")))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("part", ["_router", "_features"])
+def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
+    getattr(on_cuda, part).cpu()
+    with pytest.raises(RuntimeError, match="two devices"):
+        on_cuda.embed_and_route(pictures(CUDA))
+
+
+@torch.no_grad()
+def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
+    embeddings, _ = on_cuda.embed_and_route(pictures(CUDA))
+    on_cuda._experts.get(1).cpu()
+    with pytest.raises(RuntimeError, match="two devices"):
+        on_cuda.score(embeddings, [1, 1, 1])
+
+
+@torch.no_grad()
+def test_a_hidden_wait_for_the_device_is_found(on_cuda: Detector) -> None:
+    _, distances = on_cuda.embed_and_route(pictures(CUDA))
+    with pytest.raises(DataDependentOutputException):
+        distances.argmin(1).tolist()
+
+
+def make_trainer(*, first: bool, device: torch.device) -> TaskTrainer:
+    config = tiny_config()
+    base = Base(config).to(device).requires_grad_(first)
+    return TaskTrainer("nut", config, TrainingConfig(), base, first=first, device=device, precision="fp32")
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_training_step_on_cuda_mixes_no_devices_and_waits_for_nothing(
+    fake: None, monkeypatch: pytest.MonkeyPatch, first: bool
+) -> None:
+    trainer = make_trainer(first=first, device=CUDA)
+
+    def fill_gradients(loss: torch.Tensor) -> None:
+        # The engine is PyTorch's own; the next test runs it, on a device that needs no driver.
+        for parameter in trainer.parameters:
+            parameter.grad = torch.zeros_like(parameter)
+
+    monkeypatch.setattr(torch.Tensor, "backward", fill_gradients)
+    with torch.no_grad():
+        for _ in range(2):
+            loss, nll = trainer.step(torch.zeros(2, 4, 4, DIM, device=CUDA), 1e-3)
+        with pytest.raises(RuntimeError, match="two devices"):
+            trainer.step(torch.zeros(2, 4, 4, DIM), 1e-3)
+    assert loss.device.type == nll.device.type == "cuda"
+    assert all(parameter.device.type == "cuda" for parameter in trainer.parameters)
+
+
+@torch.no_grad()
+def test_the_hand_written_backward_stays_on_cuda(fake: None) -> None:
+    x, weight = torch.zeros(2, 4, 4, 6, device=CUDA), torch.zeros(5, 6, device=CUDA)
+    a, b, bias = torch.zeros(2, 6, device=CUDA), torch.zeros(5, 2, device=CUDA), torch.zeros(5, device=CUDA)
+    context = SimpleNamespace(needs_input_grad=(True, False, True, True, True, False))
+    context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
+    y = _FrozenBaseLinear.forward(context, x, weight, bias, a, b, 0.5)
+    gradients = _FrozenBaseLinear.backward(context, y)
+    for given, gradient in zip((x, None, bias, a, b, None), gradients, strict=True):
+        assert (gradient is None) == (given is None)
+        if given is not None and gradient is not None:
+            assert gradient.device.type == "cuda"
+            assert gradient.shape == given.shape
+
+
+ON_A_PRETEND_DEVICE = """
+import sys
+sys.path[:0] = {paths!r}
+import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+_setup_privateuseone_for_python_backend("pretend")
+from test_cuda_placement import DIM, converted, make_trainer
+nn.Module._apply = converted
+device = torch.device("pretend")
+with FakeTensorMode(allow_non_fake_inputs=False):
+    for first in (True, False):
+        trainer = make_trainer(first=first, device=device)
+        for _ in range(2):
+            loss, nll = trainer.step(torch.zeros(2, 4, 4, DIM, device=device), 1e-3)
+        assert {{parameter.grad.device.type for parameter in trainer.parameters}} == {{"pretend"}}
+        assert loss.device.type == "pretend"
+        print("step", first)
+        try:
+            loss.item()
+        except Exception as error:
+            print(type(error).__name__)
+        trainer.expert.adapter.cpu()
+        try:
+            trainer.step(torch.zeros(2, 4, 4, DIM, device=device), 1e-3)
+        except Exception as error:
+            print(type(error).__name__)
+"""
+
+
+def test_forward_backward_and_optimizer_stay_on_an_accelerator(processes: Processes) -> None:
+    # In a process of its own, since a device once made up cannot be taken back.
+    from forked import ROOT
+
+    paths = [str(ROOT / "tests" / "model"), str(ROOT / "tests" / "support")]
+    finished = processes.run(ON_A_PRETEND_DEVICE.format(paths=paths))
+    assert finished.status == 0, finished.stderr
+    assert finished.stdout.split("\n")[:-1] == [
+        *("step True", "DataDependentOutputException", "FakeTensorDeviceMismatchError"),
+        *("step False", "DataDependentOutputException", "FakeTensorDeviceMismatchError"),
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_and_cpu_agree(checkpoint: Checkpoint, detector: Detector) -> None:
+    from tiny_model import product_picture
+
+    batch = [product_picture(kind, 80) for kind in (0, 2, 1, 0)]
+    found = Detector.load(checkpoint.path, device="cuda", precision="fp32").predict(batch)
+    for one, other in zip(found, detector.predict(batch), strict=True):
+        assert one.task.name == other.task.name
+        assert one.score == pytest.approx(other.score, rel=1e-3)

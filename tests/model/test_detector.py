@@ -1,0 +1,224 @@
+"""The detector: mixed batches, forced and unknown products, threads, a small cache, and one backbone pass a batch."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import product_picture, tiny_checkpoint, tiny_config
+
+from model.checkpoint import Checkpoint
+from model.detector import Detector
+from model.errors import UnknownTaskError
+from model.network import flow_forward, with_position
+from model.results import Prediction
+from model.router import image_descriptor
+from model.scoring import image_score, negative_log_likelihood
+
+PICTURES = [product_picture(kind, seed) for kind, seed in ((2, 60), (0, 61), (1, 62), (0, 63), (2, 64))]
+KINDS = [2, 0, 1, 0, 2]
+
+
+def alike(one: Prediction, other: Prediction) -> bool:
+    """Equal to what the rounding of products in batches of another size may change."""
+    return (
+        one.task.name == other.task.name
+        and [c.name for c in one.candidates] == [c.name for c in other.candidates]
+        and np.allclose([c.distance for c in one.candidates], [c.distance for c in other.candidates], rtol=1e-4)
+        and np.allclose(one.grid_map, other.grid_map, rtol=1e-4, atol=1e-3)
+        and math.isclose(one.score, other.score, rel_tol=1e-4)
+    )
+
+
+def same_bits(one: Prediction, other: Prediction) -> bool:
+    return one.candidates == other.candidates and one.score == other.score and (one.grid_map == other.grid_map).all()
+
+
+def test_unseen_pictures_of_each_product_are_routed_to_it(detector: Detector) -> None:
+    assert [each.task.index for each in detector.predict(PICTURES)] == KINDS
+
+
+def test_a_mixed_batch_gives_what_one_at_a_time_gives(detector: Detector) -> None:
+    alone = [detector.predict([picture])[0] for picture in PICTURES]
+    assert all(alike(one, other) for one, other in zip(detector.predict(PICTURES), alone, strict=True))
+
+
+def test_the_order_of_a_batch_is_kept(detector: Detector) -> None:
+    forwards, backwards = detector.predict(PICTURES), detector.predict(PICTURES[::-1])[::-1]
+    assert all(alike(one, other) for one, other in zip(forwards, backwards, strict=True))
+
+
+def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpoint, detector: Detector) -> None:
+    found = detector.predict([PICTURES[0]])[0]
+    mean, std = (torch.tensor(values) for values in ((0.5, 0.45, 0.4), (0.25, 0.2, 0.3)))
+    x = ((torch.from_numpy(PICTURES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+    expert, prototype = checkpoint.task(2)
+    with torch.inference_mode():
+        embeddings = detector._features.embedder(checkpoint.backbone()(x))
+        nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, with_position(embeddings)))
+        difference = (image_descriptor(embeddings) - prototype.mean)[0]
+        along = prototype.axes.T @ difference
+        across = difference - prototype.axes @ along
+        distance = (along.square() / prototype.variances).sum() + across.square().sum() / prototype.floor
+    assert found.grid_map == pytest.approx(nll[0].numpy(), rel=1e-4)
+    assert found.score == pytest.approx(image_score(nll).item(), rel=1e-4)
+    assert found.task.distance == pytest.approx(distance.sqrt().item(), rel=1e-3)
+    assert found.grid_map.shape == (4, 4)
+    assert found.grid_map.dtype == np.float32
+
+
+def test_candidates_are_all_products_nearest_first_with_the_margin_to_the_runner_up(detector: Detector) -> None:
+    for each in detector.predict(PICTURES):
+        distances = [candidate.distance for candidate in each.candidates]
+        assert distances == sorted(distances)
+        assert {candidate.name for candidate in each.candidates} == {"bolt", "nut", "gear"}
+        assert each.margin == distances[1] - distances[0] > 0
+        assert each.task == each.candidates[0]
+
+
+def test_a_named_product_is_used_whatever_the_router_says(detector: Detector) -> None:
+    free, forced = detector.predict([PICTURES[0]] * 2, [None, "nut"])
+    assert (free.task.name, forced.task.name) == ("gear", "nut")
+    assert forced.candidates == free.candidates
+    assert forced.score != free.score
+    assert forced.threshold == detector.tasks[1].threshold
+    assert alike(forced, detector.predict([PICTURES[0]], ["nut"])[0])
+
+
+def test_an_unknown_product_is_refused_with_the_known_ones(detector: Detector) -> None:
+    with pytest.raises(UnknownTaskError, match="No product named 'screw' was learned; learned: bolt, nut, gear"):
+        detector.predict(PICTURES[:2], [None, "screw"])
+
+
+def test_the_verdict_is_the_score_against_the_products_own_threshold(detector: Detector) -> None:
+    for each in detector.predict(PICTURES):
+        assert each.threshold == detector.tasks[each.task.index].threshold
+        assert each.is_anomalous == (each.score > each.threshold)
+
+
+def test_no_pictures_give_no_results(detector: Detector) -> None:
+    assert detector.predict([]) == []
+
+
+def test_fewer_names_than_pictures_are_refused(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="got 1 for 2 pictures"):
+        detector.predict(PICTURES[:2], ["bolt"])
+
+
+def test_what_is_no_picture_is_refused(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="must be .* uint8"):
+        detector.predict([np.zeros((32, 32), np.uint8)])
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (47, 90), (10, 300)])
+def test_pictures_of_other_sizes_are_resized_as_the_checkpoint_says(
+    detector: Detector, height: int, width: int
+) -> None:
+    large = np.asarray(Image.fromarray(PICTURES[1]).resize((width, height), Image.Resampling.BICUBIC))
+    mixed = detector.predict([large, PICTURES[0]])
+    assert alike(mixed[0], detector.predict([detector.preprocessing.resize(large)])[0])
+    assert alike(mixed[1], detector.predict([PICTURES[0]])[0])
+    assert mixed[0].pixel_map(height, width).shape == (height, width)
+    assert mixed[0].pixel_map().shape == (32, 32)
+
+
+def test_the_backbone_runs_once_a_batch(detector: Detector) -> None:
+    batches = []
+    hook = detector._features.backbone.net.register_forward_hook(
+        lambda module, given, out: batches.append(len(given[0]))
+    )
+    try:
+        detector.predict(PICTURES)
+    finally:
+        hook.remove()
+    assert batches == [5]
+
+
+def test_threads_on_different_products_get_what_they_get_alone(checkpoint: Checkpoint) -> None:
+    detector = Detector.load(checkpoint.path, device="cpu", precision="fp32")
+    names = ["bolt", "nut", "gear"]
+    jobs = [([PICTURES[i % 5]] * (1 + i % 2), [names[i % 3]] * (1 + i % 2)) for i in range(30)]
+    serial = [detector.predict(*job) for job in jobs]
+    fresh = Detector.load(checkpoint.path, device="cpu", precision="fp32")
+    with ThreadPoolExecutor(4) as pool:
+        threaded = list(pool.map(lambda job: fresh.predict(*job), jobs))
+    for one, other in zip(serial, threaded, strict=True):
+        assert all(same_bits(a, b) for a, b in zip(one, other, strict=True))
+
+
+def test_grids_of_two_sizes_may_be_used_at_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    # The grid's shape is no state of a module: two detectors of one process differ in it.
+    larger = tiny_checkpoint(tmp_path / "larger.safetensors", config=tiny_config(image_size=48))
+    detectors = [Detector.load(each.path, device="cpu", precision="fp32") for each in (checkpoint, larger)]
+    serial = [each.predict(PICTURES[:1])[0] for each in detectors]
+    with ThreadPoolExecutor(2) as pool:
+        threaded = list(pool.map(lambda each: each.predict(PICTURES[:1])[0], detectors * 4))
+    assert [each.grid_map.shape for each in serial] == [(4, 4), (6, 6)]
+    for index, each in enumerate(threaded):
+        assert same_bits(each, serial[index % 2])
+
+
+def test_a_cache_that_is_too_small_for_all_experts_changes_no_result(
+    checkpoint: Checkpoint, detector: Detector
+) -> None:
+    small = Detector(checkpoint, device="cpu", precision="fp32", max_experts=1)
+    expected = detector.predict(PICTURES)
+    for _ in range(2):
+        assert all(same_bits(one, other) for one, other in zip(small.predict(PICTURES), expected, strict=True))
+
+
+def test_the_least_recently_used_expert_leaves_the_cache(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector(checkpoint, device="cpu", precision="fp32", max_experts=2)
+    merged: list[int] = []
+    read = checkpoint.task
+    monkeypatch.setattr(checkpoint, "task", lambda index: merged.append(index) or read(index))
+    for name in ("bolt", "nut", "bolt", "gear", "bolt", "nut"):
+        detector.predict(PICTURES[:1], [name])
+    assert merged == [0, 1, 2, 1]
+
+
+def test_warming_up_merges_every_expert_before_the_first_request(
+    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detector = Detector(checkpoint, device="cpu", precision="fp32")
+    detector.warm_up(2)
+    monkeypatch.setattr(checkpoint, "task", lambda index: pytest.fail("an expert was read after warming up"))
+    detector.predict(PICTURES)
+
+
+def test_one_learned_product_takes_every_picture_with_an_infinite_margin(tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "one.safetensors", names=("bolt",))
+    each = Detector.load(tmp_path / "one.safetensors", device="cpu").predict([PICTURES[0]])[0]
+    assert each.task.name == "bolt"
+    assert each.margin == math.inf
+
+
+def test_bf16_products_give_float32_maps_near_the_full_ones_in_mixed_batches_too(
+    checkpoint: Checkpoint, detector: Detector
+) -> None:
+    half = Detector.load(checkpoint.path, device="cpu", precision="bf16")
+    for one, other in zip(half.predict(PICTURES), detector.predict(PICTURES), strict=True):
+        assert one.task.name == other.task.name
+        assert one.grid_map.dtype == np.float32
+        assert one.score == pytest.approx(other.score, rel=0.1)
+    alone = half.predict(PICTURES[:1])[0]
+    assert alone.score == pytest.approx(half.predict(PICTURES)[0].score, rel=0.02)
+
+
+def test_predicting_leaves_no_trace_in_the_detector(detector: Detector) -> None:
+    first = detector.predict(PICTURES)
+    detector.predict([np.zeros((32, 32, 3), np.uint8)] * 3, ["bolt", "nut", "gear"])
+    assert all(same_bits(one, other) for one, other in zip(first, detector.predict(PICTURES), strict=True))
+
+
+def test_the_detector_says_what_it_has_learned(checkpoint: Checkpoint, detector: Detector) -> None:
+    assert detector.tasks == checkpoint.header.tasks
+    assert detector.checkpoint.name == "factory.safetensors"
+    assert len(detector.checkpoint.digest) == 64
+    assert detector.device.type == "cpu"
+    assert detector.precision == "fp32"

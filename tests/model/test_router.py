@@ -1,0 +1,107 @@
+"""The router: a low-rank Gaussian for each product, and the distance of a picture's descriptor to every one."""
+
+import pytest
+import torch
+
+from model.config import RouterConfig
+from model.router import Prototype, Router, image_descriptor
+
+DIM = 12
+
+
+def descriptors(count: int, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
+    """Descriptors that vary much along some directions and little along others."""
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(DIM, DIM, generator=generator) * torch.linspace(2, 0.05, DIM)[:, None]
+    return torch.randn(count, DIM, generator=generator) @ mixing + 3 + offset
+
+
+def dense_distance(point: torch.Tensor, prototype: Prototype) -> torch.Tensor:
+    """Mahalanobis distance with the whole covariance matrix, in float64."""
+    axes, difference = prototype.axes.double(), point.double() - prototype.mean.double()
+    floor = prototype.floor.double()
+    covariance = floor * (torch.eye(DIM, dtype=torch.float64) - axes @ axes.T)
+    covariance += axes @ torch.diag(prototype.variances.double()) @ axes.T
+    return (difference @ torch.linalg.solve(covariance, difference)).sqrt()
+
+
+def test_the_descriptor_is_the_mean_over_the_grid() -> None:
+    embeddings = torch.randn(3, 4, 5, DIM)
+    assert torch.allclose(image_descriptor(embeddings), embeddings.flatten(1, 2).mean(1), atol=1e-6)
+    assert image_descriptor(embeddings.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("axes", [0, 3, 8])
+def test_distances_equal_the_dense_mahalanobis_form(axes: int) -> None:
+    prototype = Prototype.fit(descriptors(30), RouterConfig(axes=axes, relative_floor=0.001))
+    points = descriptors(6, seed=1)
+    expected = [dense_distance(point, prototype).item() for point in points]
+    assert Router([prototype])(points)[:, 0].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_prototypes_of_different_rank_share_one_router() -> None:
+    config = RouterConfig(axes=8, relative_floor=0.001)
+    prototypes = [Prototype.fit(descriptors(count, seed=count), config) for count in (30, 5, 1, 2)]
+    assert [p.axes.shape[1] for p in prototypes] == [8, 3, 0, 0]
+    points = descriptors(4, seed=9)
+    distances = Router(prototypes)(points)
+    assert distances.shape == (4, 4)
+    for index, prototype in enumerate(prototypes):
+        expected = [dense_distance(point, prototype).item() for point in points]
+        assert distances[:, index].tolist() == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_kept_axes_are_the_principal_ones_with_their_variances() -> None:
+    points = descriptors(40)
+    prototype = Prototype.fit(points, RouterConfig(axes=3, relative_floor=0.0))
+    values, vectors = torch.linalg.eigh(torch.cov(points.double().T))
+    assert torch.allclose(prototype.mean, points.mean(0), atol=1e-5)
+    assert torch.allclose(prototype.axes.T @ prototype.axes, torch.eye(3), atol=1e-5)
+    assert prototype.variances.tolist() == pytest.approx(values.flip(0)[:3].tolist(), rel=1e-4)
+    assert torch.allclose((prototype.axes * vectors.flip(1)[:, :3].float()).sum(0).abs(), torch.ones(3), atol=1e-4)
+    # What is left over is shared among the directions that are left over.
+    assert prototype.floor.item() == pytest.approx(values.flip(0)[3:].mean().item(), rel=1e-4)
+
+
+def test_no_direction_varies_less_than_the_least_share_of_the_mean_square() -> None:
+    points = 5 + 1e-4 * torch.randn(20, DIM)
+    prototype = Prototype.fit(points, RouterConfig(axes=4, relative_floor=0.03))
+    assert prototype.floor.item() == pytest.approx(0.03 * 25, rel=1e-3)
+    assert (prototype.variances >= prototype.floor).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_product_of_very_few_pictures_has_a_prototype_that_knows_them(count: int) -> None:
+    points = descriptors(count)
+    router = Router([Prototype.fit(points, RouterConfig()), Prototype.fit(points + 20, RouterConfig())])
+    distances = router(points)
+    assert torch.isfinite(distances).all()
+    assert (distances.argmin(1) == 0).all()
+
+
+def test_pictures_that_are_all_alike_even_black_ones_have_a_finite_prototype() -> None:
+    distances = Router([Prototype.fit(torch.zeros(4, DIM), RouterConfig())])(torch.zeros(2, DIM))
+    assert not distances.any()
+
+
+def test_one_product_is_always_the_nearest() -> None:
+    router = Router([Prototype.fit(descriptors(10), RouterConfig())])
+    assert router(descriptors(3, seed=4)).shape == (3, 1)
+
+
+def test_unseen_pictures_of_separated_products_are_routed_home() -> None:
+    centres = 3 * torch.randn(5, DIM, generator=torch.Generator().manual_seed(3))
+    prototypes = [Prototype.fit(descriptors(12, seed=k) * 0.2 + c, RouterConfig()) for k, c in enumerate(centres)]
+    for index, centre in enumerate(centres):
+        unseen = descriptors(20, seed=50 + index) * 0.2 + centre
+        assert (Router(prototypes)(unseen).argmin(1) == index).all()
+
+
+def test_a_fit_is_the_same_bits_each_time() -> None:
+    one, other = (Prototype.fit(descriptors(20), RouterConfig()).state_dict() for _ in range(2))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_a_router_costs_a_few_tens_of_kilobytes_a_product_at_full_width() -> None:
+    prototype = Prototype.fit(torch.randn(30, 768), RouterConfig())
+    assert sum(4 * value.numel() for value in prototype.state_dict().values()) < 64_000

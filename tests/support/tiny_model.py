@@ -1,0 +1,129 @@
+"""Small parts for tests of the model and of its training: every size tiny, every parameter different from its start."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from model.backbone import Backbone, import_plugin
+from model.checkpoint import Checkpoint, Header, digest_tensors, task_tensors, write_checkpoint
+from model.config import BackboneConfig, FlowConfig, ModelConfig, RouterConfig
+from model.features import FeatureExtractor, stack_images
+from model.network import Base, Expert
+from model.results import TaskInfo
+from model.router import Prototype, image_descriptor
+
+__all__ = [
+    "PLUGIN",
+    "product_picture",
+    "randomized",
+    "tiny_base",
+    "tiny_checkpoint",
+    "tiny_config",
+    "tiny_expert",
+    "write_product",
+]
+
+PLUGIN = Path(__file__).with_name("tiny_backbone.py")
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def tiny_config(*, dim: int = 16, image_size: int = 32, **flow: Any) -> ModelConfig:
+    """Two MoLE and two DIA blocks of width 16 on the small network's strides 8 and 16."""
+    sizes: dict[str, Any] = {"coupling_blocks": 2, "dia_blocks": 2, "lora_rank": 2, "scale_context_kernel": 3} | flow
+    return ModelConfig(
+        backbone=BackboneConfig(name="tiny_backbone", image_size=image_size, embedding_dim=dim),
+        flow=FlowConfig(**sizes),
+        router=RouterConfig(axes=4),
+    )
+
+
+def randomized(module: M, seed: int, spread: float = 0.3) -> M:
+    """``module`` with every parameter drawn anew, so that nothing is zero as it is at the start of training."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(spread * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+        for name, buffer in module.named_buffers():
+            if name.endswith("channel_scale"):
+                buffer.mul_(0.5 + torch.rand(buffer.shape, generator=generator))
+    return module
+
+
+def tiny_base(config: ModelConfig, seed: int = 1) -> Base:
+    """A base as if it had been learned."""
+    return randomized(Base(config, seed=seed), seed)
+
+
+def tiny_expert(config: ModelConfig, seed: int = 2, *, first: bool = False) -> Expert:
+    """An expert as if it had been learned."""
+    return randomized(Expert(config, first=first, seed=seed), seed)
+
+
+def product_picture(kind: int, seed: int, side: int = 32) -> np.ndarray:
+    """A picture of product number ``kind``: its own colour and stripes, and noise from ``seed``; RGB uint8."""
+    rng = np.random.default_rng([kind, seed])
+    colour = np.random.default_rng(kind).uniform(40, 215, 3)
+    stripes = 30 * np.sin(np.arange(side) * (0.4 + 0.5 * kind))[:, None, None]
+    noise = rng.normal(0, 6, (side, side, 3)) + rng.normal(0, 3)
+    return np.clip(colour + stripes + noise, 0, 255).astype(np.uint8)
+
+
+def write_product(root: Path, name: str, kind: int, count: int = 8, side: int = 32) -> Path:
+    """A plain folder of ``count`` good pictures of a product below ``root``."""
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        Image.fromarray(product_picture(kind, number, side)).save(folder / f"{number}.png")
+    return folder
+
+
+def tiny_checkpoint(
+    path: Path, names: tuple[str, ...] = ("bolt", "nut", "gear"), config: ModelConfig | None = None
+) -> Checkpoint:
+    """Write a checkpoint whose router knows the pictures of products 0, 1, …, and whose experts are random."""
+    import_plugin(str(PLUGIN))
+    config = config or tiny_config()
+    backbone = Backbone.pretrained(config.backbone)
+    base = tiny_base(config)
+    features = FeatureExtractor(config, backbone)
+    sections, infos = [], []
+    for index, name in enumerate(names):
+        pictures = [product_picture(index, seed, config.backbone.image_size) for seed in range(8)]
+        with torch.inference_mode():
+            batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
+            descriptors = image_descriptor(features(batch))
+        expert = tiny_expert(config, 100 + index, first=index == 0)
+        tensors = task_tensors(expert, Prototype.fit(descriptors.clone(), config.router), torch.arange(3.0))
+        sections.append(tensors)
+        infos.append(
+            TaskInfo(
+                name=name,
+                index=index,
+                learned_at=datetime(2026, 1, 1, tzinfo=UTC),
+                train_images=8,
+                held_out_images=3,
+                epochs=1,
+                seed=0,
+                threshold=2.0 + index,
+                threshold_quantile=0.99,
+                parameters=sum(value.numel() for value in tensors.values()),
+                sha256=digest_tensors(tensors),
+            )
+        )
+    parts = backbone.net.state_dict(), base.state_dict()
+    header = Header(
+        preset="small",
+        config=config,
+        preprocessing=backbone.preprocessing,
+        backbone_sha256=digest_tensors(parts[0]),
+        base_sha256=digest_tensors(parts[1]),
+        tasks=tuple(infos),
+    )
+    write_checkpoint(path, header, *parts, sections)
+    return Checkpoint.open(path)
