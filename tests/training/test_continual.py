@@ -1,0 +1,238 @@
+"""Learning products one after another: what is added, what must not move, and what an interruption loses."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from tiny_model import product_picture, write_product
+
+from model.checkpoint import Checkpoint
+from model.detector import Detector
+from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
+from training.config import Preset
+from training.continual import split_held_out, train_tasks
+from training.datasets import load_category
+from training.journal import exclusive, side_file
+from training.report import Reporter
+from training.task import TaskTrainer
+
+
+def quiet() -> Reporter:
+    return Reporter(console=Console(quiet=True))
+
+
+def learn(data: Path, tasks: list[str], path: Path, preset: Preset, **options: object) -> Path:
+    train_tasks(data, tasks, path, preset=preset, reporter=quiet(), device="cpu", precision="fp32", **options)  # type: ignore[arg-type]
+    return path
+
+
+def sections(path: Path) -> dict[str, dict[str, torch.Tensor]]:
+    checkpoint = Checkpoint.open(path)
+    names = {task.name: f"tasks.{task.index}" for task in checkpoint.header.tasks}
+    return {key: checkpoint.section(part) for key, part in ({"base": "base", "backbone": "backbone"} | names).items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.fixture(scope="module")
+def learned(products: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The same checkpoint after one, two and three products."""
+    from tiny_model import tiny_config
+
+    from training.config import TrainingConfig
+
+    training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=2)
+    preset = Preset(name="tiny", description="for tests", model=tiny_config(), training=training)
+    folder, path = tmp_path_factory.mktemp("learned"), tmp_path_factory.mktemp("work") / "factory.safetensors"
+    stages = {}
+    for name in ("bolt", "nut", "gear"):
+        learn(products, [name], path, preset)
+        stages[name] = folder / f"{name}.safetensors"
+        stages[name].write_bytes(path.read_bytes())
+    return stages
+
+
+def test_older_products_keep_their_tensors_bit_for_bit(learned: dict[str, Path]) -> None:
+    first, last = sections(learned["bolt"]), sections(learned["gear"])
+    for part in ("backbone", "base", "bolt"):
+        assert same(first[part], last[part]), part
+
+
+def test_older_products_keep_their_outputs_bit_for_bit(learned: dict[str, Path]) -> None:
+    pictures = [product_picture(0, seed) for seed in range(20, 24)]
+    before, after = (Detector.load(learned[stage], device="cpu") for stage in ("bolt", "gear"))
+    for old, new in zip(before.predict(pictures), after.predict(pictures, ["bolt"] * 4), strict=True):
+        assert old.score == new.score
+        assert np.array_equal(old.grid_map, new.grid_map)
+
+
+def test_every_product_is_routed_to_its_own_expert(learned: dict[str, Path]) -> None:
+    detector = Detector.load(learned["gear"], device="cpu")
+    found = detector.predict([product_picture(kind, 30) for kind in (2, 0, 1)])
+    assert [prediction.task.name for prediction in found] == ["gear", "bolt", "nut"]
+
+
+def test_the_order_of_later_products_does_not_change_what_they_learn(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    other = sections(learn(products, ["bolt", "gear", "nut"], tmp_path / "other.safetensors", tiny_preset))
+    usual = sections(learned["gear"])
+    for part in ("base", "bolt", "nut", "gear"):
+        assert same(other[part], usual[part]), part
+
+
+def test_another_seed_gives_other_weights(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    preset = tiny_preset.with_changes(backbone={}, training={"seed": 1})
+    other = sections(learn(products, ["bolt"], tmp_path / "other.safetensors", preset))
+    assert not same(other["bolt"], sections(learned["bolt"])["bolt"])
+
+
+def test_a_learned_name_is_refused_and_the_checkpoint_left_alone(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(learned["nut"].read_bytes())
+    with pytest.raises(DuplicateTaskError, match="'nut' was learned already"):
+        learn(products, ["gear", "nut"], path, tiny_preset)
+    assert path.read_bytes() == learned["nut"].read_bytes()
+
+
+def test_replace_retrains_one_product_and_moves_no_other(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(learned["gear"].read_bytes())
+    preset = tiny_preset.with_changes(backbone={}, training={"seed": 5})
+    learn(products, ["nut"], path, preset, replace=True)
+    before, after = sections(learned["gear"]), sections(path)
+    assert [task.name for task in Checkpoint.open(path).header.tasks] == ["bolt", "nut", "gear"]
+    assert not same(before["nut"], after["nut"])
+    for part in ("backbone", "base", "bolt", "gear"):
+        assert same(before[part], after[part]), part
+
+
+def test_the_first_product_cannot_be_replaced(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(learned["nut"].read_bytes())
+    with pytest.raises(ConfigurationError, match="the base with it"):
+        learn(products, ["bolt"], path, tiny_preset, replace=True)
+
+
+def test_every_product_is_checked_before_any_training(products: Path, tmp_path: Path, tiny_preset: Preset) -> None:
+    path = tmp_path / "factory.safetensors"
+    with pytest.raises(DatasetError, match="missing"):
+        learn(products, ["bolt", "missing"], path, tiny_preset)
+    assert not path.exists()
+
+
+def test_held_out_pictures_are_never_fitted_and_make_the_threshold(
+    learned: dict[str, Path], products: Path, tiny_preset: Preset
+) -> None:
+    category = load_category(products, "bolt")
+    fitted, held_out = split_held_out(category, tiny_preset.training)
+    assert set(fitted) | set(held_out) == set(category.train)
+    assert not set(fitted) & set(held_out)
+    info = Checkpoint.open(learned["bolt"]).header.tasks[0]
+    scores = sections(learned["bolt"])["bolt"]["held_out_scores"]
+    assert (info.train_images, info.held_out_images) == (len(fitted), len(held_out))
+    assert info.threshold == pytest.approx(np.quantile(scores.double().numpy(), 0.99))
+    detector = Detector.load(learned["bolt"], device="cpu")
+    from training.datasets import read_picture
+
+    again = sorted(prediction.score for prediction in detector.predict([read_picture(path) for path in held_out]))
+    assert again == pytest.approx(scores.tolist(), rel=1e-5)
+
+
+def test_a_single_picture_is_too_few(tmp_path: Path, tiny_preset: Preset) -> None:
+    write_product(tmp_path / "data", "lone", 0, count=1)
+    with pytest.raises(DatasetError, match="at least 2"):
+        learn(tmp_path / "data", ["lone"], tmp_path / "factory.safetensors", tiny_preset)
+
+
+class StoppedError(Exception):
+    """Stands for the power cut."""
+
+
+def stop_before_epoch(monkeypatch: pytest.MonkeyPatch, name: str, epoch: int) -> None:
+    """Stop the training of ``name`` in the middle of an epoch."""
+    plain = TaskTrainer.step
+
+    def step(self: TaskTrainer, embeddings: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        result = plain(self, embeddings, rate)
+        if self.name == name and self.epoch == epoch:
+            raise StoppedError
+        return result
+
+    monkeypatch.setattr(TaskTrainer, "step", step)
+
+
+@pytest.mark.parametrize("name", ["bolt", "nut"])
+def test_a_stopped_training_goes_on_and_ends_with_the_same_weights(
+    name: str,
+    learned: dict[str, Path],
+    products: Path,
+    tmp_path: Path,
+    tiny_preset: Preset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    with monkeypatch.context() as patch:
+        stop_before_epoch(patch, name, epoch=1)
+        with pytest.raises(StoppedError):
+            learn(products, ["bolt", "nut"], path, tiny_preset)
+    assert side_file(path, ".training").is_file()
+    learn(products, ["bolt", "nut"], path, tiny_preset)
+    found, expected = sections(path), sections(learned["nut"])
+    for part in ("backbone", "base", "bolt", "nut"):
+        assert same(found[part], expected[part]), part
+    history = [json.loads(line) for line in side_file(path, ".history.jsonl").read_text().splitlines()]
+    epochs = [entry["epoch"] for entry in history if entry["event"] == "epoch" and entry["name"] == name]
+    assert epochs == [1, 2]
+    assert not side_file(path, ".training").exists()
+    assert not side_file(path, ".journal").exists()
+
+
+def test_a_stopped_training_with_other_settings_starts_anew(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    with monkeypatch.context() as patch:
+        stop_before_epoch(patch, "bolt", epoch=1)
+        with pytest.raises(StoppedError):
+            learn(products, ["bolt"], path, tiny_preset.with_changes(backbone={}, training={"seed": 3}))
+    learn(products, ["bolt"], path, tiny_preset)
+    assert same(sections(path)["bolt"], sections(learned["bolt"])["bolt"])
+
+
+def test_a_damaged_training_state_is_set_aside_with_a_word(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    side_file(path, ".training").write_bytes(b"half of someth")
+    learn(products, ["bolt"], path, tiny_preset)
+    assert same(sections(path)["bolt"], sections(learned["bolt"])["bolt"])
+
+
+def test_a_second_trainer_on_the_same_checkpoint_is_refused(
+    products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    with exclusive(path), pytest.raises(ConfigurationError, match="another process"):
+        learn(products, ["bolt"], path, tiny_preset)
+
+
+def test_longer_training_lowers_the_loss(products: Path, tmp_path: Path, tiny_preset: Preset) -> None:
+    path = tmp_path / "factory.safetensors"
+    learn(products, ["bolt"], path, tiny_preset.with_changes(backbone={}, training={"epochs": 8}))
+    history = [json.loads(line) for line in side_file(path, ".history.jsonl").read_text().splitlines()]
+    losses = [entry["loss"] for entry in history if entry["event"] == "epoch"]
+    assert losses[-1] < losses[0]

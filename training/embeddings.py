@@ -1,0 +1,120 @@
+"""A task's embeddings, computed once and kept: the backbone is frozen and there is no augmentation."""
+
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+
+from model.errors import ConfigurationError
+from model.features import FeatureExtractor, stack_images
+from model.runtime import autocast
+
+__all__ = ["MEMORY_LIMIT", "EmbeddingStore"]
+
+MEMORY_LIMIT = 8 * 2**30
+"""Embeddings of one task up to this many bytes stay in memory; beyond it they go to a nameless file."""
+
+EXTRACTION_BATCH = 16
+"""Pictures a backbone pass. Fixed, so that the embeddings do not depend on the batch size of training."""
+
+_DECODE_THREADS = 2
+
+
+class EmbeddingStore:
+    """Patch embeddings ``(n, H, W, D)`` float32 of a task's pictures, in memory or memory-mapped from a file.
+
+    Close it (or use ``with``) to give the file back.
+    """
+
+    def __init__(self, values: torch.Tensor, file: IO[bytes] | None = None) -> None:
+        self.values, self._file = values, file
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __enter__(self) -> "EmbeddingStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.values = torch.empty(0)
+        if self._file is not None:
+            self._file.close()
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the values lie in a file."""
+        return self._file is not None
+
+    def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``."""
+        rows = self.values[indices]
+        if device.type != "cuda":
+            return rows
+        return rows.pin_memory().to(device, non_blocking=True)
+
+    @classmethod
+    def compute(
+        cls,
+        features: FeatureExtractor,
+        paths: Sequence[Path],
+        read: Callable[[Path], np.ndarray],
+        *,
+        device: torch.device,
+        precision: str,
+        folder: Path,
+        memory_limit: int = MEMORY_LIMIT,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> "EmbeddingStore":
+        """Decode, resize and embed ``paths``; ``on_progress`` is told how many more pictures are done.
+
+        Decoding of the next batch runs beside the backbone's work on this one. ``folder`` takes the nameless file
+        when the embeddings exceed ``memory_limit`` bytes.
+
+        Raises:
+            ConfigurationError: ``folder`` has no room for them.
+        """
+        resize = features.preprocessing.resize
+        store: EmbeddingStore | None = None
+        starts = range(0, len(paths), EXTRACTION_BATCH)
+        with ThreadPoolExecutor(_DECODE_THREADS) as pool, torch.inference_mode(), autocast(device, precision):
+            batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
+            decoded = _ahead(pool, batches, lambda path: resize(read(path)))
+            for start, images in zip(starts, decoded, strict=True):
+                values = features(stack_images(images, resize, device))
+                if store is None:
+                    store = cls._empty((len(paths), *values.shape[1:]), folder, memory_limit)
+                store.values[start : start + len(images)] = values.to("cpu")
+                on_progress(len(images))
+        if store is None:
+            raise ValueError("paths must not be empty")
+        return store
+
+    @classmethod
+    def _empty(cls, shape: tuple[int, ...], folder: Path, memory_limit: int) -> "EmbeddingStore":
+        size = 4 * int(np.prod(shape))
+        if size <= memory_limit:
+            return cls(torch.empty(shape))
+        try:
+            # Without a name, so that a kill leaves nothing behind; its room is taken at once, since a disk that
+            # fills up under a memory map ends the process.
+            file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the embeddings of this product take {size / 1e9:.1f} GB, which {str(folder)!r} cannot hold "
+                f"({error.strerror}); make room there, or choose a smaller --image-size."
+            ) from error
+        return cls(torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape)), file)
+
+
+def _ahead(pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]], work: Callable[[Path], np.ndarray]):  # type: ignore[no-untyped-def]
+    """Yield the results of each batch while the next one is being worked on."""
+    pending = [pool.submit(work, path) for path in batches[0]] if batches else []
+    for following in [*batches[1:], ()]:
+        current, pending = pending, [pool.submit(work, path) for path in following]
+        yield [future.result() for future in current]

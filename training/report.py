@@ -1,0 +1,84 @@
+"""What training tells its user: progress bars on a terminal, log lines elsewhere, a history file always."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["Phase", "Reporter"]
+
+
+class Phase:
+    """Progress of one phase of work, counted in pictures."""
+
+    def __init__(self, progress: Progress | None, bar: TaskID | None) -> None:
+        self._progress, self._bar = progress, bar
+        self._start, self._done = time.perf_counter(), 0
+
+    def advance(self, images: int, detail: str = "") -> None:
+        """``images`` more are done; ``detail`` is shown beside the rate."""
+        self._done += images
+        if self._progress is not None and self._bar is not None:
+            text = f"{self.rate:.1f} images/s {detail}"
+            self._progress.update(self._bar, advance=images, detail=text)
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second since the phase began."""
+        return self._done / max(time.perf_counter() - self._start, 1e-9)
+
+    @property
+    def shows_bar(self) -> bool:
+        """Whether a detail given to :meth:`advance` can be seen; where not, it need not be computed."""
+        return self._progress is not None
+
+
+class Reporter:
+    """Writes to ``console`` (standard error unless told otherwise) and appends JSON lines to ``history``."""
+
+    def __init__(self, history: Path | None = None, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.history = history
+
+    @contextmanager
+    def phase(self, title: str, total: int, done: int = 0) -> Iterator[Phase]:
+        """A bar over ``total`` pictures, ``done`` of them already; only a plain line when this is no terminal."""
+        if not self.console.is_terminal:
+            yield Phase(None, None)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self.console, transient=True) as progress:
+            yield Phase(progress, progress.add_task(title, total=total, completed=done, detail=""))
+
+    def line(self, text: str) -> None:
+        """One line for the user."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def record(self, event: str, **values: object) -> None:
+        """Append one JSON line with the time and ``values`` to the history."""
+        if self.history is None:
+            return
+        entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
+        with self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")

@@ -1,0 +1,155 @@
+"""Fit one task: its expert, and the shared base with it where the task is the first one."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.atomic import atomic_write
+from model.config import ModelConfig
+from model.errors import CheckpointError, one_line
+from model.network import Base, Expert, flow_forward, with_position
+from model.runtime import autocast
+from model.scoring import negative_log_likelihood
+from training.config import TrainingConfig
+from training.embeddings import EmbeddingStore
+from training.loss import tail_aware_loss
+
+__all__ = ["EpochResult", "TaskTrainer", "task_seed"]
+
+
+def task_seed(seed: int, name: str, purpose: str = "") -> int:
+    """A seed of the task's own, from its name and not its position: the order of learning does not change it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{name}|{purpose}".encode()).digest()[:7])
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """What an epoch came to: its number from 1, mean loss and mean NLL over its steps, and last learning rate."""
+
+    epoch: int
+    loss: float
+    nll: float
+    learning_rate: float
+
+
+class TaskTrainer:
+    """Trains the expert of one task, and ``base`` too where ``first``; everything else stays as it is.
+
+    The state after each whole epoch can be saved and restored; continuing from it gives the same weights as
+    never having stopped (same machine, same number of threads).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        training: TrainingConfig,
+        base: Base,
+        *,
+        first: bool,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.name, self.training, self.first = name, training, first
+        self.device, self.precision = device, precision
+        self.base = base.to(device).requires_grad_(first)
+        self.expert = Expert(config, first=first, seed=task_seed(training.seed, name, "expert")).to(device)
+        modules = (base, self.expert) if first else (self.expert,)
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.epoch = 0
+
+    def step(self, embeddings: torch.Tensor, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars, without waiting for them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        with autocast(self.device, self.precision):
+            z, log_det = flow_forward(self.base, self.expert, with_position(embeddings))
+        nll = negative_log_likelihood(z, log_det)
+        loss = tail_aware_loss(nll, log_det, self.training)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_gradient_norm)
+        self.optimizer.step()
+        return loss.detach(), nll.detach().mean()
+
+    def epochs(
+        self, store: EmbeddingStore, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
+    ) -> Iterator[EpochResult]:
+        """Train from the epoch reached to the last one, yielding after each; ``on_step`` gets pictures and loss."""
+        steps = math.ceil(len(store) / self.training.batch_size)
+        while self.epoch < self.training.epochs:
+            generator = torch.Generator().manual_seed(task_seed(self.training.seed, self.name, f"epoch {self.epoch}"))
+            order = torch.randperm(len(store), generator=generator)
+            totals = torch.zeros(2, device=self.device)
+            rate = 0.0
+            for number, indices in enumerate(order.split(self.training.batch_size)):
+                rate = self.learning_rate((self.epoch * steps + number) / steps)
+                loss, nll = self.step(store.batch(indices, self.device), rate)
+                totals += torch.stack((loss, nll))
+                on_step(len(indices), loss)
+            self.epoch += 1
+            loss_mean, nll_mean = (totals / steps).tolist()
+            yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
+
+    def learning_rate(self, epoch: float) -> float:
+        """Linear warm-up, then cosine to the final rate; ``epoch`` counts whole and part epochs from 0."""
+        training = self.training
+        wanted = training.first_warmup_epochs if self.first else training.warmup_epochs
+        warmup = min(wanted, training.epochs / 4)
+        if epoch < warmup:
+            # Never zero: the first step counts.
+            return training.learning_rate * max(epoch / warmup, 0.01)
+        progress = (epoch - warmup) / max(training.epochs - warmup, 1e-9)
+        share = training.final_learning_rate
+        return training.learning_rate * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the state after a whole epoch atomically; ``fingerprint`` says what it belongs to.
+
+        Raises:
+            CheckpointError: the file cannot be written, as on a full disk.
+        """
+        state: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "epoch": self.epoch,
+            "expert": self.expert.state_dict(),
+            "base": self.base.state_dict() if self.first else None,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        try:
+            with atomic_write(path) as temporary:
+                torch.save(state, temporary)
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the state of training {str(path)!r} cannot be written ({one_line(error)}); make room and give the "
+                "same command again."
+            ) from error
+
+    def restore(self, path: Path, fingerprint: str) -> bool:
+        """Continue from ``path`` if it holds a state of the same ``fingerprint``; says whether it did.
+
+        Raises:
+            ValueError: the file is damaged. Nothing has been taken from it.
+        """
+        if not path.is_file():
+            return False
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["fingerprint"] != fingerprint:
+                return False
+        except Exception as error:  # on bytes that are no pickle the restricted reader fails in every way there is
+            raise ValueError(f"{str(path)!r} is no whole state of training ({one_line(error)})") from error
+        self.expert.load_state_dict(state["expert"])
+        if self.first:
+            self.base.load_state_dict(state["base"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        return True
