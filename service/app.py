@@ -1,0 +1,127 @@
+"""The web application: routes, problem documents, metrics and the page around one engine."""
+
+import asyncio
+import functools
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import perf_counter
+
+from fastapi import FastAPI
+from starlette.responses import Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from model.errors import MoLEFlowError
+from service import openapi
+from service.engine import Engine
+from service.metrics import Metrics
+from service.predictor import Predictor, load_predictor
+from service.problems import add_problem_handlers
+from service.routes import PAGE, router
+from service.settings import Settings
+
+__all__ = ["create_app"]
+
+_logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    detector: Predictor | None = None,
+    *,
+    on_ready: Callable[[Predictor], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The application. It takes connections at once, and loads the model meanwhile, unless it is given one.
+
+    ``on_ready`` is called in the event loop when the model is loaded and warmed up, ``on_failure`` when it cannot be
+    loaded. The app may be started once.
+    """
+    metrics = Metrics()
+    engine = Engine(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start(functools.partial(load_predictor, settings) if detector is None else lambda: detector)
+        watching = asyncio.create_task(_report(engine, on_ready, on_failure))
+        try:
+            yield
+        finally:
+            await engine.stop()
+            await watching
+
+    app = FastAPI(
+        title="MoLE-Flow",
+        description=openapi.DESCRIPTION,
+        version=_version(),
+        lifespan=lifespan,
+        redoc_url=None,
+    )
+    app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
+    app.include_router(router)
+    app.mount("/page", _Page(directory=PAGE, check_dir=False), name="page")
+    add_problem_handlers(app)
+    app.add_middleware(_Measured, metrics=metrics)  # the last added is the outermost, and sees every answer
+    return app
+
+
+async def _report(
+    engine: Engine, on_ready: Callable[[Predictor], None] | None, on_failure: Callable[[Exception], None] | None
+) -> None:
+    """Tell how the loading of the model ended."""
+    try:
+        predictor = await engine.wait_until_ready()
+    except Exception as error:
+        # Any failure: it has been kept for /health/ready, and is told to whoever started the app.
+        _logger.error("The model cannot be loaded: %s", error, exc_info=not isinstance(error, MoLEFlowError))
+        if on_failure is not None:
+            on_failure(error)
+        return
+    if on_ready is not None:
+        on_ready(predictor)
+
+
+def _version() -> str:
+    """The installed version of the package; a checkout that is not installed has none."""
+    try:
+        return importlib.metadata.version("moleflow")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+class _Page(StaticFiles):
+    """The page's files, which a browser is to ask for again after each new version."""
+
+    async def get_response(self, path: str, scope: Scope) -> Response:
+        response = await super().get_response(path, scope)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
+class _Measured:
+    """Counts and times every request, by its route's template, so that the number of series stays bounded."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = perf_counter(), 500
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(perf_counter() - started)

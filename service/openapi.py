@@ -1,0 +1,136 @@
+"""What ``/docs`` says about each route."""
+
+from typing import Any
+
+from service.problems import MEDIA_TYPE, Problem
+from service.upload import FIELD
+
+__all__ = ["DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "TASK", "TASKS"]
+
+DESCRIPTION = """
+One endpoint that finds defects on any product it has learned: send a picture to `POST /predict`, and get the product,
+a score against that product's threshold, the verdict, and a map of where the defect is.
+
+Every error is a problem document (RFC 9457, `application/problem+json`) whose `detail` says what to do.
+"""
+
+_BINARY = {"type": "string", "format": "binary"}
+
+_HEADERS = {
+    "MoLEFlow-Task": {"description": "product, percent-encoded; not with JSON", "schema": {"type": "string"}},
+    "MoLEFlow-Score": {"description": "image score; not with JSON", "schema": {"type": "number"}},
+    "MoLEFlow-Threshold": {"description": "the product's threshold; not with JSON", "schema": {"type": "number"}},
+    "MoLEFlow-Anomalous": {"description": "the verdict; not with JSON", "schema": {"type": "boolean"}},
+}
+
+_EXAMPLE = {
+    "task": {"name": "bottle", "index": 0},
+    "routing": {
+        "distance": 27.1,
+        "margin": 301.2,
+        "candidates": [
+            {"name": "bottle", "index": 0, "distance": 27.1},
+            {"name": "grid", "index": 1, "distance": 328.3},
+        ],
+        "forced": False,
+    },
+    "score": 812.3,
+    "threshold": 640.1,
+    "is_anomalous": True,
+    "anomaly_map": {
+        "encoding": "png",
+        "dtype": "uint16",
+        "shape": [900, 900],
+        "minimum": -318.2,
+        "maximum": 774.9,
+        "data": "iVBORw0KGgo…",
+    },
+    "image": {"width": 900, "height": 900},
+    "checkpoint": {"name": "factory.safetensors", "digest": "9f86d081884c7d65…"},
+    "timing_ms": {"decode": 11.2, "queue": 0.4, "inference": 48.7, "encode": 24.1},
+}
+
+
+def _problem(description: str, **headers: str) -> dict[str, Any]:
+    """The documentation of one error status."""
+    named = {name: {"description": text, "schema": {"type": "integer"}} for name, text in headers.items()}
+    documented: dict[str, Any] = {
+        "description": description,
+        "content": {MEDIA_TYPE: {"schema": Problem.model_json_schema()}},
+    }
+    return documented | ({"headers": {name.replace("_", "-"): text for name, text in named.items()}} if named else {})
+
+
+_NOT_READY = _problem("no model yet, or no longer", Retry_After="seconds to wait")
+
+PREDICT: dict[str, Any] = {
+    "summary": "Judge one picture",
+    "description": (
+        "Send the picture as the raw body, or as the field `file` of a multipart form. PNG, JPEG, WebP, BMP, TIFF and "
+        "GIF are read, of several frames the first; transparent parts are laid on white, 16-bit values scaled by "
+        "their full range, and the EXIF rotation is applied.\n\n"
+        "`Accept` chooses the answer: `application/json`, the heat map over the picture as `image/png`, or the bare "
+        "float32 map as `application/x-npy`. In the heat map the middle of the colours (red) is the threshold."
+    ),
+    "tags": ["prediction"],
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "multipart/form-data": {
+                    "schema": {"type": "object", "properties": {FIELD: _BINARY}, "required": [FIELD]},
+                    "encoding": {FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}},
+                },
+                "image/*": {"schema": _BINARY},
+                "application/octet-stream": {"schema": _BINARY},
+            },
+        }
+    },
+    "responses": {
+        200: {
+            "description": "what was found",
+            "headers": _HEADERS,
+            "content": {
+                "application/json": {"example": _EXAMPLE},
+                "image/png": {"schema": _BINARY},
+                "application/x-npy": {"schema": _BINARY},
+            },
+        },
+        404: _problem("no product of that name was learned"),
+        406: _problem("Accept asks for none of the forms of the answer"),
+        408: _problem("the upload took too long"),
+        413: _problem("more bytes or pixels than the limits allow"),
+        415: _problem("not a readable picture, or not a kind of body that is read"),
+        422: _problem("no picture in the body, or a query parameter that is not valid"),
+        429: _problem("all places are taken", Retry_After="seconds to wait"),
+        500: _problem("the service failed"),
+        503: _NOT_READY,
+    },
+}
+
+TASKS: dict[str, Any] = {
+    "summary": "What was learned",
+    "description": "The learned products in order of learning, each with its threshold and what it was learned from.",
+    "tags": ["products"],
+    "responses": {503: _NOT_READY},
+}
+
+TASK: dict[str, Any] = {
+    "summary": "One learned product",
+    "tags": ["products"],
+    "responses": {404: _problem("no product of that name was learned"), 503: _NOT_READY, "default": _problem("error")},
+}
+
+LIVE: dict[str, Any] = {"summary": "Does the process run?", "tags": ["operation"]}
+
+READY: dict[str, Any] = {
+    "summary": "Are pictures taken?",
+    "tags": ["operation"],
+    "responses": {503: _NOT_READY},
+}
+
+METRICS: dict[str, Any] = {
+    "summary": "Counts and durations, for Prometheus",
+    "tags": ["operation"],
+    "responses": {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+}

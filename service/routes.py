@@ -1,0 +1,158 @@
+"""The routes of the API. Each is thin: the engine does the work, ``openapi`` holds the words."""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+from urllib.parse import quote
+
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, Response
+
+from model.errors import UnknownTaskError
+from model.results import Prediction, TaskInfo
+from service import openapi
+from service.accept import choose_media_type
+from service.engine import Engine
+from service.metrics import Metrics
+from service.render import MEDIA_TYPES, AnswerForm, MapSize
+from service.schemas import Checkpoint, LiveResponse, PredictionResponse, ReadyResponse, TasksResponse
+from service.settings import Settings
+from service.upload import read_upload
+
+__all__ = ["PAGE", "router"]
+
+PAGE = Path(__file__).parent / "page"
+"""Folder of the page's files."""
+
+router = APIRouter()
+
+Result = TypeVar("Result")
+
+
+class PredictQuery(BaseModel):
+    """Query parameters of ``POST /predict``."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str | None = Field(None, description="name of the product; skips routing", examples=["bottle"])
+    map: Literal["none", "png", "npy"] = Field("png", description="how the anomaly map travels inside the JSON")
+    map_size: MapSize = Field("image", description="size of the map: the picture's, or that of the model's input")
+
+
+@router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
+async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
+    engine, settings = _engine(request), _settings(request)
+    media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
+    if media_type is None:
+        raise HTTPException(406, f"The answer can be {', '.join(MEDIA_TYPES)}; ask for one of them in Accept.")
+    engine.check_task(query.task)
+    with engine.admit():
+        data = await _read(request, settings)
+        form = AnswerForm(media_type, query.map, query.map_size)
+        answer = await _unless_client_leaves(request, engine.predict(data, task=query.task, form=form))
+    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.prediction)
+    return Response(answer.content, media_type=media_type, headers=headers)
+
+
+@router.get("/tasks", response_model=TasksResponse, **openapi.TASKS)
+async def tasks(request: Request) -> Response:
+    predictor = _engine(request).predictor
+    return _json(TasksResponse(checkpoint=Checkpoint.of(predictor.checkpoint), tasks=list(predictor.tasks)))
+
+
+@router.get("/tasks/{name}", response_model=TaskInfo, **openapi.TASK)
+async def task(request: Request, name: str) -> Response:
+    known = _engine(request).predictor.tasks
+    for info in known:
+        if info.name == name:
+            return _json(info)
+    raise UnknownTaskError(name, tuple(info.name for info in known))
+
+
+@router.get("/health/live", **openapi.LIVE)
+async def live() -> LiveResponse:
+    return LiveResponse()
+
+
+@router.get("/health/ready", response_model=ReadyResponse, **openapi.READY)
+async def ready(request: Request) -> Response:
+    predictor = _engine(request).check_ready()
+    return _json(
+        ReadyResponse(
+            checkpoint=Checkpoint.of(predictor.checkpoint),
+            tasks=len(predictor.tasks),
+            device=str(predictor.device),
+            precision=predictor.precision,
+        )
+    )
+
+
+@router.get("/metrics", **openapi.METRICS)
+async def metrics(request: Request) -> Response:
+    instruments: Metrics = request.app.state.metrics
+    return Response(instruments.render(), headers={"Content-Type": instruments.content_type})
+
+
+@router.get("/", include_in_schema=False)
+async def page() -> Response:
+    index = PAGE / "index.html"
+    if not index.is_file():
+        raise HTTPException(404, "This installation has no page; /docs describes the API.")
+    return FileResponse(index, headers={"Cache-Control": "no-cache"})
+
+
+def _engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def _settings(request: Request) -> Settings:
+    return request.app.state.settings
+
+
+def _json(model: BaseModel) -> Response:
+    return Response(model.model_dump_json(), media_type="application/json")
+
+
+async def _read(request: Request, settings: Settings) -> bytes:
+    """The picture in the request's body; 408 when it takes too long, since it holds one of the service's places."""
+    try:
+        async with asyncio.timeout(settings.upload_timeout_seconds), aclosing(request.stream()) as chunks:
+            return await read_upload(request.headers, chunks, settings.max_upload_bytes)
+    except TimeoutError as error:
+        seconds = settings.upload_timeout_seconds
+        raise HTTPException(408, f"The upload was not complete after {seconds:g} s; send it again, faster.") from error
+
+
+async def _unless_client_leaves(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of ``work``, which is cancelled when the client closes its connection first."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for future in (working, leaving):
+            future.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return when the client is gone. The body must have been read to its end."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _verdict_headers(prediction: Prediction) -> dict[str, str]:
+    """The verdict beside an answer that is not JSON. The product's name is percent-encoded UTF-8."""
+    return {
+        "MoLEFlow-Task": quote(prediction.task.name),
+        "MoLEFlow-Score": repr(float(prediction.score)),
+        "MoLEFlow-Threshold": repr(float(prediction.threshold)),
+        "MoLEFlow-Anomalous": "true" if prediction.is_anomalous else "false",
+    }

@@ -1,0 +1,117 @@
+"""The process: one listening socket, one app, stopped by Ctrl-C or SIGTERM."""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+
+import uvicorn
+from fastapi import FastAPI
+
+from model.errors import ConfigurationError
+from service.app import create_app
+from service.predictor import Predictor
+from service.settings import Settings
+
+__all__ = ["bind", "make_server", "serve"]
+
+_KEEP_ALIVE_SECONDS = 75
+"""Idle connections are kept longer than proxies keep theirs (nginx and the clouds' balancers: 60 s), so that it is
+never the service that closes one while the proxy is sending on it."""
+
+_BACKLOG = 2048
+"""Connections that the kernel may hold ready; uvicorn's default."""
+
+_WILDCARDS = frozenset({"0.0.0.0", "::", ""})
+"""Hosts that stand for every interface; nobody can browse to them."""
+
+
+def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | None = None) -> None:
+    """Serve until told to stop; accepted requests are finished first.
+
+    ``on_ready`` gets the service's URL and the model once pictures are taken; unless given, a line is printed. Raises
+    ``ConfigurationError`` when the address cannot be listened on, and what loading the model raised.
+    """
+    tell = on_ready or _print_ready
+    failures: list[Exception] = []
+
+    def stop_after(error: Exception) -> None:
+        failures.append(error)
+        server.should_exit = True
+
+    with contextlib.closing(bind(settings.host, settings.port)) as listener:
+        url = _url(settings.host, listener.getsockname()[1])
+        app = create_app(settings, on_ready=lambda predictor: tell(url, predictor), on_failure=stop_after)
+        server = make_server(app, settings)
+        # After an orderly stop uvicorn raises the signal again; to the user who pressed Ctrl-C that is no error.
+        with contextlib.suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
+    if failures:
+        raise failures[0]
+
+
+def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+    """A server for the app, with defaults that are safe behind a proxy. Forwarded headers are believed from this
+    machine only, unless the environment's ``FORWARDED_ALLOW_IPS`` says otherwise."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            lifespan="on",
+            ws="none",
+            log_level=settings.log_level,
+            server_header=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+        )
+    )
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket; port 0 lets the system choose. Raises ``ConfigurationError``."""
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigurationError(
+            f"host (MOLEFLOW_HOST) cannot be {host!r}: no such address is known ({error.strerror or error}). "
+            "Use 127.0.0.1 for this machine only, or 0.0.0.0 for every interface."
+        ) from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # A port whose last connections are still being closed may be taken again at once.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigurationError(_explain(error, host, port)) from error
+    return listener
+
+
+def _explain(error: OSError, host: str, port: int) -> str:
+    """Why an address cannot be listened on, and what to do."""
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"port (MOLEFLOW_PORT) cannot be {port}: another program listens on {host}:{port}. "
+            "Stop that program, or choose another port."
+        )
+    if error.errno == errno.EACCES:
+        return f"port (MOLEFLOW_PORT) cannot be {port}: this user may not listen on it. Choose one from 1024 up."
+    if error.errno == errno.EADDRNOTAVAIL:
+        return (
+            f"host (MOLEFLOW_HOST) cannot be {host!r}: it is no address of this machine. "
+            "Use 127.0.0.1 for this machine only, or 0.0.0.0 for every interface."
+        )
+    return f"Listening on {host}:{port} failed: {error.strerror or error}. Choose another host or port."
+
+
+def _url(host: str, port: int) -> str:
+    """Where to browse to."""
+    if host in _WILDCARDS:
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _print_ready(url: str, predictor: Predictor) -> None:
+    products = ", ".join(info.name for info in predictor.tasks)
+    print(f"Serving {predictor.checkpoint.name} ({products}) on {predictor.device} at {url}", flush=True)

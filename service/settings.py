@@ -1,0 +1,91 @@
+"""What a deployment may choose, from ``MOLEFLOW_*`` environment variables and from the command line alike."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from model.errors import ConfigurationError
+
+__all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
+
+ENVIRONMENT_PREFIX = "MOLEFLOW_"
+"""What the names of all environment variables begin with."""
+
+_MOST_CPU_WORKERS = 4
+"""Decoding and encoding threads unless told otherwise: past four, the model is the slower part on any machine tried."""
+
+
+def _default_cpu_workers() -> int:
+    """The processors that this process may use, up to a few."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MOST_CPU_WORKERS, usable)
+
+
+class Settings(BaseSettings):
+    """Settings of the service. An argument wins over the environment variable, which wins over the default.
+
+    Use ``load_settings`` where a bad value should become a ``ConfigurationError``.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
+    )
+
+    checkpoint: Path = Field(description="the checkpoint file to serve")
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the model")
+    plugin: str | None = Field(None, description="module to import first; it registers further backbones with timm")
+    host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    max_upload_bytes: ByteSize = Field(
+        ByteSize(32 * 1024**2), gt=0, description="largest upload, in bytes or as 32MiB; larger ones get status 413"
+    )
+    max_pixels: int = Field(
+        40_000_000, gt=0, description="largest picture, in pixels; decoding takes about 10 bytes a pixel"
+    )
+    max_batch_size: int = Field(8, ge=1, le=1024, description="most pictures in one pass through the model")
+    max_batch_wait_ms: float = Field(
+        5.0, ge=0, le=10_000, description="longest time that a picture waits for others that are on their way"
+    )
+    queue_size: int = Field(
+        64, ge=1, le=100_000, description="most requests accepted and not yet answered; beyond it they get status 429"
+    )
+    cpu_workers: int = Field(
+        default_factory=_default_cpu_workers, ge=1, le=256, description="threads that decode, and as many that encode"
+    )
+    upload_timeout_seconds: float = Field(
+        30.0, gt=0, le=3600, description="time in which an upload must have arrived; slower ones get status 408"
+    )
+    shutdown_timeout_seconds: int = Field(
+        30, ge=1, le=3600, description="time given to accepted requests when the service is told to stop"
+    )
+    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+        "info", description="least serious messages to log; info includes one line per request"
+    )
+
+
+def load_settings(**arguments: Any) -> Settings:
+    """Settings from the environment, with the given arguments on top; ``None`` means that an argument was not given.
+
+    Raises ``ConfigurationError``, naming every key that is wrong, its value, and what would be valid.
+    """
+    try:
+        return Settings(**{key: value for key, value in arguments.items() if value is not None})
+    except ValidationError as error:
+        raise ConfigurationError(" ".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    """One sentence or two about one problem that pydantic found."""
+    key = str(problem["loc"][0]) if problem["loc"] else "settings"
+    variable = ENVIRONMENT_PREFIX + key.upper()
+    field = Settings.model_fields.get(key)
+    if field is None:
+        return f"There is no setting {key!r}; there are: {', '.join(Settings.model_fields)}."
+    if problem["type"] == "missing":
+        return f"{key} is not set: give {field.description} as an argument, or set {variable}."
+    reason = problem["msg"].rstrip(".").removeprefix("Input ").removeprefix("Value error, ")
+    return f"{key} ({variable}) cannot be {problem['input']!r}: it {reason}. It means: {field.description}."

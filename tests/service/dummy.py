@@ -1,0 +1,59 @@
+"""A model of thirty lines that satisfies the service, so that the API's tests need no weights."""
+
+import threading
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+
+from model.preprocessing import Preprocessing
+from model.results import Candidate, CheckpointInfo, Prediction, TaskInfo
+
+SIZE, CELLS = 64, 8
+
+
+def task_info(name: str, index: int) -> TaskInfo:
+    return TaskInfo(
+        name=name, index=index, learned_at=datetime(2026, 1, 1, tzinfo=UTC), train_images=20, held_out_images=5,
+        epochs=3, seed=0, threshold=100.0, threshold_quantile=0.99, parameters=1000, sha256="ab" * 32,
+    )  # fmt: skip
+
+
+class DummyDetector:
+    """Products are told by the picture's brightest channel; a patch is the more anomalous, the brighter it is.
+
+    A picture that is all white makes it fail, and with it the whole batch.
+    """
+
+    checkpoint = CheckpointInfo("dummy.safetensors", "cd" * 32)
+    preprocessing = Preprocessing(image_size=SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    device, precision = "cpu", "fp32"
+
+    def __init__(self, names: Sequence[str] = ("red", "green", "blue")) -> None:
+        self.tasks = tuple(task_info(name, index) for index, name in enumerate(names))
+        self.batches: list[int] = []  # sizes, in order
+        self.warmed_up: list[int] = []
+        self.gate = threading.Event()  # closed, it holds up the model
+        self.gate.set()
+        self.entered = threading.Event()  # set whenever a batch has reached the model
+
+    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Prediction]:
+        self.batches.append(len(images))
+        self.entered.set()
+        assert self.gate.wait(120)
+        if any(image.min() == 255 for image in images):
+            raise ArithmeticError("the dummy fails on white")
+        return [self._judge(image, task) for image, task in zip(images, tasks or [None] * len(images), strict=True)]
+
+    def _judge(self, image: np.ndarray, task: str | None) -> Prediction:
+        distances = 255 - image.mean((0, 1))[: len(self.tasks)]
+        found = [Candidate(info.name, info.index, float(distances[info.index])) for info in self.tasks]
+        nearest = tuple(sorted(found, key=lambda candidate: candidate.distance))
+        chosen = nearest[0] if task is None else next(c for c in found if c.name == task)
+        step = SIZE // CELLS
+        grid = image.astype(np.float32).mean(2).reshape(CELLS, step, CELLS, step).mean((1, 3)) - 50
+        score = float(np.sort(grid.ravel())[-3:].mean())
+        return Prediction(chosen, nearest, score, self.tasks[chosen.index].threshold, grid, SIZE)
+
+    def warm_up(self, batch_size: int = 1) -> None:
+        self.warmed_up.append(batch_size)

@@ -1,0 +1,99 @@
+"""A real server in a thread, with the dummy model behind it."""
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+from dummy import DummyDetector
+from pictures import encoded, picture
+
+from service.app import create_app
+from service.server import bind, make_server
+from service.settings import Settings
+
+PATIENCE = 120
+"""Seconds after which a test gives up waiting; generous, since machines that run tests may be busy."""
+
+
+class Running:
+    """A server in a thread, the dummy model behind it, and a client."""
+
+    def __init__(self, detector: DummyDetector, settings: Settings, server: Any, port: int) -> None:
+        self.detector, self.settings, self.server, self.port = detector, settings, server, port
+        self.url = f"http://127.0.0.1:{port}"
+        self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
+
+    def predict(self, data: bytes, headers: dict[str, str] | None = None, **query: str) -> httpx.Response:
+        """Send a picture as the raw body."""
+        content_type = {"content-type": "application/octet-stream"}
+        return self.client.post("/predict", content=data, params=query, headers=content_type | (headers or {}))
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The value of one sample of /metrics; 0 when there is none yet."""
+        wanted = {f'{key}="{value}"' for key, value in labels.items()}
+        for line in self.client.get("/metrics").text.splitlines():
+            series, _, value = line.rpartition(" ")
+            found, _, rest = series.partition("{")
+            if found == name and wanted <= set(rest.rstrip("}").split(",")):
+                return float(value)
+        return 0.0
+
+    def connect(self) -> socket.socket:
+        """A bare connection, for requests that no proper client sends."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
+
+    def hold(self) -> threading.Thread:
+        """Let one request keep the model busy until the model's gate opens."""
+        self.detector.gate.clear()
+        self.detector.entered.clear()
+        thread = threading.Thread(target=self.predict, args=(encoded(picture()),))
+        thread.start()
+        assert self.detector.entered.wait(PATIENCE)
+        return thread
+
+
+def request_head(length: int | str, content_type: str = "image/png", query: str = "") -> bytes:
+    """The head of a request to /predict that declares a length."""
+    return (
+        f"POST /predict{query} HTTP/1.1\r\nHost: test\r\nContent-Type: {content_type}\r\n"
+        f"Content-Length: {length}\r\n\r\n"
+    ).encode()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Whether something comes true within a generous time."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@contextmanager
+def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
+    """Run the service on a free port of this machine, with the dummy model unless told otherwise."""
+    chosen = Settings(checkpoint="dummy.safetensors", log_level="critical", **settings)
+    model = detector or DummyDetector()
+    ready = threading.Event()
+    app = create_app(chosen, model, on_ready=lambda _: ready.set())
+    listener = bind("127.0.0.1", 0)
+    server = make_server(app, chosen)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    running = Running(model, chosen, server, listener.getsockname()[1])
+    try:
+        if wait:
+            assert ready.wait(PATIENCE)
+        yield running
+    finally:
+        model.gate.set()
+        running.client.close()
+        server.should_exit = True
+        thread.join(PATIENCE)
+        listener.close()
+        assert not thread.is_alive()

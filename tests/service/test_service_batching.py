@@ -1,0 +1,229 @@
+"""The queue before the model: bounded, in batches, and never leaving anybody without an answer."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from dummy import DummyDetector
+
+from model.errors import OverloadedError
+from model.results import Prediction
+from service.batching import Batcher
+from service.errors import NotReadyError
+
+IMAGE = np.full((64, 64, 3), (0, 90, 0), np.uint8)
+
+WHITE = np.full((64, 64, 3), 255, np.uint8)
+
+
+def make(capacity: int = 10, max_batch_size: int = 4, max_wait_seconds: float = 0.0) -> Batcher:
+    return Batcher(capacity=capacity, max_batch_size=max_batch_size, max_wait_seconds=max_wait_seconds)
+
+
+@contextmanager
+def running(batcher: Batcher, model: DummyDetector) -> Iterator[None]:
+    """The batcher's thread; closed and joined at the end."""
+    thread = threading.Thread(target=batcher.run, args=(model.predict,))
+    thread.start()
+    try:
+        yield
+    finally:
+        model.gate.set()
+        batcher.close()
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+def hold(batcher: Batcher, model: DummyDetector) -> "Future[object]":
+    """Let one picture keep the model busy until its gate opens."""
+    model.gate.clear()
+    model.entered.clear()
+    held = batcher.submit(IMAGE, None)
+    assert model.entered.wait(120)
+    return held
+
+
+def test_a_picture_gets_its_own_prediction() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        colours = np.eye(3, dtype=np.uint8) * 90
+        results = [batcher.submit(np.broadcast_to(colour, (64, 64, 3)), None) for colour in colours]
+        assert [result.result(120).prediction.task.name for result in results] == ["red", "green", "blue"]
+
+
+def test_the_wanted_product_reaches_the_model() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        assert batcher.submit(IMAGE, "blue").result(120).prediction.task.name == "blue"
+
+
+def test_pictures_that_wait_together_share_a_batch() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        hold(batcher, model)
+        waiting = [batcher.submit(IMAGE, None) for _ in range(6)]
+        model.gate.set()
+        wait(waiting, 120)
+    assert model.batches == [1, 4, 2]
+
+
+def test_a_batch_waits_for_a_picture_that_is_on_its_way() -> None:
+    batcher, model = make(max_wait_seconds=30), DummyDetector()
+    with running(batcher, model), batcher.expecting():
+        first = batcher.submit(IMAGE, None)
+        assert not model.entered.wait(0.1)
+        second = batcher.submit(IMAGE, None)
+        third, fourth = batcher.submit(IMAGE, None), batcher.submit(IMAGE, None)
+        wait([first, second, third, fourth], 120)
+    assert model.batches == [4]
+
+
+def test_a_batch_starts_at_once_when_nothing_else_is_on_its_way() -> None:
+    batcher, model = make(max_wait_seconds=3600), DummyDetector()
+    with running(batcher, model):
+        assert batcher.submit(IMAGE, None).result(120)
+
+
+def test_a_batch_starts_when_the_picture_on_its_way_failed_to_come() -> None:
+    batcher, model = make(max_wait_seconds=3600), DummyDetector()
+    with running(batcher, model):
+        with batcher.expecting():
+            result = batcher.submit(IMAGE, None)
+        assert result.result(120)
+
+
+def test_a_batch_waits_no_longer_than_it_should() -> None:
+    batcher, model = make(max_wait_seconds=0.01), DummyDetector()
+    with running(batcher, model), batcher.expecting():
+        assert batcher.submit(IMAGE, None).result(120)
+
+
+def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
+    batcher, model = make(capacity=2), DummyDetector()
+    with running(batcher, model):
+        batcher.submit(IMAGE, None).result(120)  # so that the time a picture takes is known
+        hold(batcher, model)
+        batcher.submit(IMAGE, None)
+        batcher.submit(IMAGE, None)
+        with pytest.raises(OverloadedError) as caught:
+            batcher.submit(IMAGE, None)
+    assert caught.value.retry_after_seconds > 0
+
+
+def test_a_cancelled_picture_leaves_the_queue_at_once() -> None:
+    batcher, model = make(capacity=2), DummyDetector()
+    with running(batcher, model):
+        hold(batcher, model)
+        leaving, staying = batcher.submit(IMAGE, None), batcher.submit(IMAGE, None)
+        assert leaving.cancel()
+        assert len(batcher) == 1
+        batcher.submit(IMAGE, None)  # its place is free
+        model.gate.set()
+        staying.result(120)
+    assert model.batches == [1, 2]
+
+
+def test_a_queue_of_cancelled_pictures_costs_no_batch() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        held = hold(batcher, model)
+        for result in [batcher.submit(IMAGE, None) for _ in range(3)]:
+            result.cancel()
+        model.gate.set()
+        held.result(120)
+    assert model.batches == [1]
+
+
+def test_a_failure_of_the_model_fails_its_batch_only() -> None:
+    batcher, model = make(max_batch_size=2), DummyDetector()
+    with running(batcher, model):
+        before = hold(batcher, model)
+        doomed = [batcher.submit(IMAGE, None), batcher.submit(WHITE, None)]
+        after = batcher.submit(IMAGE, None)
+        model.gate.set()
+        assert before.result(120)
+        for result in doomed:
+            with pytest.raises(RuntimeError, match="batch of 2: ArithmeticError: the dummy fails on white"):
+                result.result(120)
+        assert after.result(120)
+
+
+def test_each_request_of_a_failed_batch_gets_an_error_of_its_own() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        hold(batcher, model)
+        doomed = [batcher.submit(WHITE, None), batcher.submit(WHITE, None)]
+        model.gate.set()
+        first, second = (result.exception(120) for result in doomed)
+    assert first is not None
+    assert second is not None
+    assert first is not second
+    assert first.__cause__ is second.__cause__
+
+
+def test_too_few_predictions_are_a_failure_not_a_hang() -> None:
+    def forgetful(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Prediction]:
+        return []
+
+    batcher = make()
+    thread = threading.Thread(target=batcher.run, args=(forgetful,))
+    thread.start()
+    with pytest.raises(RuntimeError, match="0 predictions for 1 pictures"):
+        batcher.submit(IMAGE, None).result(120)
+    batcher.close()
+    thread.join(120)
+
+
+def test_closing_finishes_what_was_accepted() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        hold(batcher, model)
+        waiting = [batcher.submit(IMAGE, None) for _ in range(5)]
+        batcher.close()
+        model.gate.set()
+        assert all(result.result(120) for result in waiting)
+
+
+def test_a_closed_queue_takes_nothing() -> None:
+    batcher = make()
+    batcher.close()
+    with pytest.raises(NotReadyError, match="stopping"):
+        batcher.submit(IMAGE, None)
+
+
+def test_a_thread_that_ends_early_leaves_nobody_waiting() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Prediction]:
+        entered.set()
+        leave.wait(120)
+        raise SystemExit
+
+    def run() -> None:
+        with pytest.raises(SystemExit):
+            batcher.run(ending)
+
+    batcher = make(max_batch_size=1)
+    thread = threading.Thread(target=run)
+    thread.start()
+    inside = batcher.submit(IMAGE, None)
+    assert entered.wait(120)
+    behind = [batcher.submit(IMAGE, None) for _ in range(3)]
+    leave.set()
+    with pytest.raises(RuntimeError, match="SystemExit"):
+        inside.result(120)
+    for result in behind:
+        with pytest.raises(RuntimeError, match="ended before"):
+            result.result(120)
+    thread.join(120)
+
+
+def test_the_time_a_picture_takes_is_learned() -> None:
+    batcher, model = make(), DummyDetector()
+    assert batcher.seconds_per_picture == 0
+    with running(batcher, model):
+        batcher.submit(IMAGE, None).result(120)
+    assert batcher.seconds_per_picture > 0

@@ -1,0 +1,86 @@
+"""What the service demands of a picture beyond being readable."""
+
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from pictures import encoded, picture, png_of_declared_size
+from PIL import Image
+
+from model.errors import ImageTooLargeError, UnsupportedImageError
+from model.preprocessing import Preprocessing
+from service.decode import MAX_JPEG_SCANS, MAX_SIDE, decode
+
+MODEL = Preprocessing(image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def progressive_jpeg(repeats: int) -> bytes:
+    """A progressive JPEG whose last scan is there ``repeats`` times more."""
+    data = encoded(picture(), "JPEG", progressive=True)
+    last_scan = data[data.rindex(b"\xff\xda") : -2]
+    return data[:-2] + last_scan * repeats + data[-2:]
+
+
+def test_a_picture_is_resized_as_the_checkpoint_says() -> None:
+    rgb = picture(90, 60)
+    decoded = decode(encoded(rgb), MODEL, max_pixels=10_000)
+    assert np.array_equal(decoded.model_input, MODEL.resize(rgb))
+
+
+def test_the_size_is_that_of_the_upright_picture() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    decoded = decode(encoded(picture(90, 60), "JPEG", exif=exif.tobytes()), MODEL, max_pixels=10_000)
+    assert (decoded.width, decoded.height) == (60, 90)
+
+
+def test_the_pixel_limit_holds_before_decoding() -> None:
+    with pytest.raises(ImageTooLargeError, match=r"30000 × 30000"):
+        decode(png_of_declared_size(30_000, 30_000), MODEL, max_pixels=40_000_000)
+
+
+def test_a_picture_at_the_pixel_limit_is_accepted() -> None:
+    assert decode(encoded(picture(90, 60)), MODEL, max_pixels=90 * 60).width == 90
+
+
+def test_a_picture_one_pixel_over_the_limit_is_refused() -> None:
+    with pytest.raises(ImageTooLargeError, match="at most 5,399"):
+        decode(encoded(picture(90, 60)), MODEL, max_pixels=90 * 60 - 1)
+
+
+def test_a_side_that_is_too_long_is_refused() -> None:
+    with pytest.raises(ImageTooLargeError, match=re.escape(f"{MAX_SIDE:,}")):
+        decode(encoded(np.zeros((1, MAX_SIDE + 1, 3), np.uint8)), MODEL, max_pixels=MAX_SIDE * 2)
+
+
+def test_an_ordinary_progressive_jpeg_is_accepted() -> None:
+    assert decode(progressive_jpeg(repeats=0), MODEL, max_pixels=10_000).width == 90
+
+
+def test_a_jpeg_of_very_many_scans_is_refused() -> None:
+    with pytest.raises(UnsupportedImageError, match="scans"):
+        decode(progressive_jpeg(repeats=MAX_JPEG_SCANS), MODEL, max_pixels=10_000)
+
+
+def test_what_follows_the_end_of_a_jpeg_counts_as_no_scan() -> None:
+    video = b"\xff\xda" * (MAX_JPEG_SCANS + 1)  # phones append one to a "motion photo"
+    assert decode(encoded(picture(), "JPEG") + video, MODEL, max_pixels=10_000).width == 90
+
+
+def test_a_marker_inside_metadata_counts_as_no_scan() -> None:
+    comment = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
+    data = encoded(picture(), "JPEG", comment=comment)
+    assert decode(data, MODEL, max_pixels=10_000).width == 90
+
+
+def test_a_small_file_of_many_pixels_is_refused_without_decoding_it() -> None:
+    side = 2_000
+    body = zlib.compress(bytes(side * 3 + 1) * side)
+    assert len(body) < 20_000  # of 12 MB
+    header = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
+    parts = [(b"IHDR", header), (b"IDAT", body), (b"IEND", b"")]
+    chunks = (struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in parts)
+    with pytest.raises(ImageTooLargeError):
+        decode(b"\x89PNG\r\n\x1a\n" + b"".join(chunks), MODEL, max_pixels=1_000_000)

@@ -1,0 +1,86 @@
+"""The JSON response, which the command line prints too."""
+
+import json
+import math
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from model.results import Candidate, CheckpointInfo, Prediction
+from service.encode import encode_map
+from service.schemas import MAX_CANDIDATES, PredictionResponse, Timing, build_response
+
+TIMING = Timing(decode=1, queue=2, inference=3, encode=4)
+
+
+def predict(products: int = 3, chosen: int = 0, score: float = 5.0) -> Prediction:
+    candidates = tuple(Candidate(f"product {i}", i, 10.0 * (i + 1)) for i in range(products))
+    return Prediction(candidates[chosen], candidates, score, 4.0, np.arange(4, dtype=np.float32).reshape(2, 2), 64)
+
+
+def build(prediction: Prediction, **options: Any) -> PredictionResponse:
+    info = CheckpointInfo("factory.safetensors", "12ab")
+    return build_response(prediction, checkpoint=info, width=30, height=20, timing=TIMING, **options)
+
+
+def test_the_response_has_the_fields_of_the_api() -> None:
+    values = np.array([[-1.0, 3.0]], np.float32)
+    found = json.loads(build(predict(), anomaly_map=encode_map(values, "npy")).model_dump_json())
+    assert found.pop("anomaly_map").keys() == {"encoding", "dtype", "shape", "minimum", "maximum", "data"}
+    assert found == {
+        "task": {"name": "product 0", "index": 0},
+        "routing": {
+            "distance": 10.0,
+            "margin": 10.0,
+            "candidates": [
+                {"name": "product 0", "index": 0, "distance": 10.0},
+                {"name": "product 1", "index": 1, "distance": 20.0},
+                {"name": "product 2", "index": 2, "distance": 30.0},
+            ],
+            "forced": False,
+        },
+        "score": 5.0,
+        "threshold": 4.0,
+        "is_anomalous": True,
+        "image": {"width": 30, "height": 20},
+        "checkpoint": {"name": "factory.safetensors", "digest": "12ab"},
+        "timing_ms": {"decode": 1.0, "queue": 2.0, "inference": 3.0, "encode": 4.0},
+    }
+
+
+def test_without_a_map_the_field_is_null() -> None:
+    assert json.loads(build(predict()).model_dump_json())["anomaly_map"] is None
+
+
+def test_with_one_product_there_is_no_margin() -> None:
+    assert math.isinf(predict(products=1).margin)
+    assert json.loads(build(predict(products=1)).model_dump_json())["routing"]["margin"] is None
+
+
+def test_only_the_nearest_products_are_listed() -> None:
+    candidates = build(predict(products=9)).routing.candidates
+    assert [candidate.index for candidate in candidates] == list(range(MAX_CANDIDATES))
+
+
+def test_a_forced_product_reports_its_own_distance_even_when_it_is_far() -> None:
+    response = build(predict(products=9, chosen=8), forced=True)
+    assert (response.task.index, response.routing.distance, response.routing.forced) == (8, 90.0, True)
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
+def test_a_number_that_json_cannot_carry_is_refused(score: float) -> None:
+    with pytest.raises(ValidationError, match="score"):
+        build(predict(score=score))
+
+
+def test_negative_scores_pass_unchanged() -> None:
+    assert build(predict(score=-1234.5)).score == -1234.5
+
+
+def test_the_schemas_need_no_web_framework() -> None:
+    code = "import sys, service.schemas, service.encode, service.overlay; sys.exit('fastapi' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
