@@ -1,0 +1,61 @@
+"""`moleflow demo`: the main job on pictures that are installed anyway, in under two minutes."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from service.predictor import Predictor
+
+__all__ = ["demo"]
+
+SCHEDULE = {"epochs": 8, "batch_size": 4}
+"""What fits into two minutes on two cores; small batches make many steps of few pictures."""
+
+
+def demo(
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where pictures and checkpoint go.")] = Path("demo"),
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it, or print the checkpoint's path.")] = True,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 8000]")] = None,
+) -> None:
+    """Make pictures of three products, learn them one after another, and serve the checkpoint.
+
+    Brick, grass and gravel are cut from photographs that scikit-image ships; defects are drawn on test pictures, for
+    showing. Learned once, a second call serves at once.
+    """
+    from model.checkpoint import Checkpoint
+    from model.runtime import configure_threads
+    from service.settings import load_settings
+    from training.config import preset
+    from training.continual import train_tasks
+    from training.demo import PRODUCTS, make_demo_data
+
+    configure_threads()
+    checkpoint = directory / "demo.safetensors"
+    # Settings first: a port that cannot be is better told before two minutes of training than after.
+    settings = load_settings(checkpoint=checkpoint, host=host, port=port) if serve else None
+    data = make_demo_data(directory / "pictures")
+    chosen = preset("small").with_changes(backbone={}, training=SCHEDULE)
+    known = {task.name for task in Checkpoint.open(checkpoint).header.tasks} if checkpoint.exists() else set()
+    missing = [name for name in PRODUCTS if name not in known]
+    if missing:
+        train_tasks(data, missing, checkpoint, preset=chosen)
+    if settings is None:
+        typer.echo(str(checkpoint))
+        return
+    from service.server import serve as run
+
+    example = data / PRODUCTS[0] / "test" / "scratch" / "000.png"
+    run(settings, on_ready=lambda url, predictor: _tell(url, predictor, example))
+
+
+def _tell(url: str, predictor: "Predictor", example: Path) -> None:
+    products = ", ".join(task.name for task in predictor.tasks)
+    typer.echo(
+        f"\nServing {products} from {predictor.checkpoint.name}\n\n"
+        f"  page   {url}\n"
+        f"  try    curl -F file=@{example} '{url}/predict?map=none'\n\n"
+        "Ctrl-C stops it."
+    )

@@ -1,0 +1,83 @@
+"""`moleflow inspect`: what a checkpoint holds."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moleflow.commands.options import CheckpointArgument
+
+if TYPE_CHECKING:
+    from rich.console import JustifyMethod
+
+    from model.checkpoint import Checkpoint
+
+__all__ = ["inspect"]
+
+
+_COLUMNS: "dict[str, JustifyMethod]" = {
+    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "MB": "right",
+    "learned": "left", "SHA-256": "left",
+}  # fmt: skip
+"""The table of products; pictures are those of the fit and those held out. Narrow enough for 80 columns."""
+
+
+def inspect(
+    checkpoint: CheckpointArgument,
+    json: Annotated[bool, typer.Option("--json", help="Print the header as JSON.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read every tensor and check all digests.")] = False,
+) -> None:
+    """Show a checkpoint's products, sizes, configuration, preprocessing and digests."""
+    from model.checkpoint import Checkpoint
+
+    opened = Checkpoint.open(checkpoint)
+    if verify:
+        opened.verify()
+    if json:
+        typer.echo(opened.header.model_dump_json(indent=2))
+        return
+    _print_report(opened, verified=verify)
+
+
+def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    header, config = opened.header, opened.header.config
+    sizes = opened.section_bytes()
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    facts.add_column(style="bold")
+    facts.add_column(overflow="fold")
+    network, flow, input_ = config.backbone, config.flow, header.preprocessing
+    strides = ", ".join(map(str, network.strides))
+    rows = {
+        "file": f"{opened.path} ({opened.path.stat().st_size / 1e6:.1f} MB, format {header.format_version})",
+        "digest": opened.info.digest + (" (all tensors checked)" if verified else ""),
+        "preset": header.preset,
+        "backbone": f"{network.name}, strides {strides}, embeddings of {network.embedding_dim} "
+        f"({sizes['backbone'] / 1e6:.1f} MB, {header.backbone_sha256[:12]}…)",
+        "input": f"{input_.image_size} × {input_.image_size}, {input_.interpolation}, "
+        f"mean {_listed(input_.mean)}, std {_listed(input_.std)}",
+        "flow": f"{flow.coupling_blocks} MoLE + {flow.dia_blocks} DIA blocks, rank {flow.lora_rank}, scale context "
+        f"{flow.scale_context_kernel}, spatial context {flow.spatial_context_kernel}",
+        "base": f"{sizes['base'] / 1e6:.1f} MB, {header.base_sha256[:12]}…",
+        "score": f"mean of the {config.score_top_k} highest patches",
+    }
+    for key, value in rows.items():
+        facts.add_row(key, value)
+    tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, side in _COLUMNS.items():
+        tasks.add_column(name, justify=side, no_wrap=True)
+    for task in header.tasks:
+        tasks.add_row(
+            str(task.index), task.name, f"{task.train_images} + {task.held_out_images}", str(task.epochs),
+            f"{task.threshold:.2f}", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
+            f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
+        )  # fmt: skip
+    console = Console()
+    console.print(facts)
+    console.print(tasks)
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)

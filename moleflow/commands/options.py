@@ -1,0 +1,31 @@
+"""Options that several subcommands share."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+__all__ = ["CheckpointArgument", "Device", "Plugin", "PrecisionName", "PrecisionOption"]
+
+
+class PrecisionName(StrEnum):
+    """Types of the matrix products."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
+CheckpointArgument = Annotated[
+    Path, typer.Argument(help="A checkpoint that `moleflow train` wrote.", metavar="CHECKPOINT")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto takes CUDA when there.")]
+PrecisionOption = Annotated[
+    PrecisionName, typer.Option(help="Type of the matrix products. auto takes bf16 where the hardware has it.")
+]
+Plugin = Annotated[
+    str | None,
+    typer.Option(metavar="MODULE", help="A module (name or .py file) that registers your backbone with timm."),
+]

@@ -1,0 +1,105 @@
+"""`moleflow train`: learn products one after another into one checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from moleflow.commands.options import Device, Plugin, PrecisionName, PrecisionOption
+
+if TYPE_CHECKING:
+    from model.config import ModelConfig
+
+__all__ = ["train"]
+
+
+def train(
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA", help="Folder with one folder a product (MVTec AD or VisA layout, or plain pictures)."
+        ),
+    ],
+    checkpoint: Annotated[Path, typer.Option(help="The file to create, or to add products to.")],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A product to learn; repeat for more, in that order. Default: all in DATA."),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="main (the full method) or small (embedded backbone, for CPUs). Default: main, or what CHECKPOINT "
+            "began with."
+        ),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
+    ] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
+    ] = None,
+    plugin: Plugin = None,
+    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")] = 0,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
+    ] = False,
+    device: Device = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
+) -> None:
+    """Learn products from pictures of good parts, one after another, into one checkpoint.
+
+    An existing checkpoint is added to: its earlier products stay as they are, bit for bit, and their pictures are not
+    needed. Stopped with Ctrl-C or killed, the same command goes on from the last whole epoch.
+    """
+    from model.backbone import import_plugin
+    from model.checkpoint import Checkpoint
+    from model.runtime import configure_threads
+    from training.config import preset as find_preset
+    from training.continual import train_tasks
+    from training.datasets import discover
+    from training.report import Reporter
+
+    configure_threads()
+    if plugin:
+        import_plugin(plugin)
+    reporter = Reporter()
+    stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
+    chosen = find_preset(preset or (stored.preset if stored else "main"))
+    schedule = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    network = _given({"name": backbone, "image_size": image_size})
+    if stored:
+        _check_against(stored.config, checkpoint, network)
+        if backbone_weights is not None:
+            # Not an error: a command that is given again to go on after an interruption says the same as before.
+            reporter.line(f"{checkpoint} holds its backbone already; {backbone_weights} is not read")
+    chosen = chosen.with_changes(backbone=network, training=_given(schedule))
+    try:
+        train_tasks(
+            data, task or list(discover(data)), checkpoint, preset=chosen, backbone_weights=backbone_weights,
+            replace=replace, device=device, precision=precision.value, reporter=reporter,
+        )  # fmt: skip
+    except KeyboardInterrupt:
+        reporter.line("stopped; give the same command again to go on from the last whole epoch")
+        raise typer.Exit(130) from None
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:
+    """What shapes the network was decided with the first task; say so instead of passing over an option."""
+    from model.errors import ConfigurationError
+
+    for key, value in network.items():
+        decided = getattr(stored.backbone, key)
+        if decided != value:
+            option = {"name": "--backbone", "image_size": "--image-size"}[key]
+            raise ConfigurationError(
+                f"{option} {value} differs from {decided} in {str(checkpoint)!r}, which decides; leave the "
+                "option out, or train a new checkpoint."
+            )

@@ -1,0 +1,189 @@
+"""The command line on a tiny checkpoint, in real processes: predict, inspect, serve and the errors that all share."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+from forked import Finished, Processes, moleflow_code
+from PIL import Image
+from tiny_model import PLUGIN, product_picture, tiny_checkpoint
+
+PRODUCTS = ("bolt", "nut", "gear")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("cli") / "factory.safetensors").path
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """One picture of each product, 80 × 60 pixels."""
+    paths = []
+    for kind, name in enumerate(PRODUCTS):
+        paths.append(tmp_path / f"{name}.png")
+        Image.fromarray(product_picture(kind, 50)).resize((80, 60)).save(paths[-1])
+    return paths
+
+
+def run(processes: Processes, *arguments: object) -> Finished:
+    return processes.run(moleflow_code(*arguments))
+
+
+def test_predict_names_product_and_verdict_of_each_picture(
+    processes: Processes, checkpoint: Path, pictures: list[Path]
+) -> None:
+    done = run(processes, "predict", checkpoint, *pictures, "--plugin", PLUGIN)
+    assert done.status == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 3
+    for line, path, product in zip(lines, pictures, PRODUCTS, strict=True):
+        assert line.startswith(f"{path}: ")
+        assert re.search(rf"(good|DEFECT) +{product} +score -?\d", line)
+
+
+def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
+    done = run(processes, "predict", checkpoint, *pictures, "--json", "--map", "npy", "--plugin", PLUGIN)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["task"]["name"] for answer in answers] == list(PRODUCTS)
+    assert set(answers[0]) == {
+        "path", "task", "routing", "score", "threshold", "is_anomalous", "anomaly_map", "image", "checkpoint",
+        "timing_ms",
+    }  # fmt: skip
+    assert answers[0]["image"] == {"width": 80, "height": 60}
+    assert answers[0]["anomaly_map"]["shape"] == [60, 80]
+
+
+def test_predict_takes_a_named_product(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
+    done = run(processes, "predict", checkpoint, pictures[0], "--task", "gear", "--json", "--plugin", PLUGIN)
+    answer = json.loads(done.stdout)
+    assert answer["task"]["name"] == "gear"
+    assert answer["routing"]["forced"] is True
+
+
+def test_predict_saves_overlays_of_the_pictures_size(
+    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    done = run(processes, "predict", checkpoint, *pictures, "--save-overlay", tmp_path / "out", "--plugin", PLUGIN)
+    assert done.status == 0, done.stderr
+    for product in PRODUCTS:
+        with Image.open(tmp_path / "out" / f"{product}_overlay.png") as overlay:
+            assert (overlay.format, overlay.size) == ("PNG", (80, 60))
+
+
+def test_pictures_of_the_same_name_get_overlays_of_their_own(
+    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    same = []
+    for folder, source in zip("ab", pictures, strict=False):
+        same.append(tmp_path / folder / "000.png")
+        same[-1].parent.mkdir()
+        same[-1].write_bytes(source.read_bytes())
+    out = tmp_path / "out"
+    done = run(processes, "predict", checkpoint, *same, "--save-overlay", out, "--plugin", PLUGIN)
+    assert done.status == 0, done.stderr
+    assert len(list(out.iterdir())) == 2
+
+
+def test_an_unreadable_picture_is_named_and_the_others_go_on(
+    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(pictures[0].read_bytes()[:60])
+    arguments = (pictures[0], broken, tmp_path / "missing.png", pictures[2])
+    done = run(processes, "predict", checkpoint, *arguments, "--plugin", PLUGIN)
+    assert done.status == 1
+    assert len(done.stdout.splitlines()) == 2
+    assert "broken.png" in done.stderr
+    assert "missing.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_inspect_lists_products_and_checks_digests(processes: Processes, checkpoint: Path) -> None:
+    done = run(processes, "inspect", checkpoint, "--verify")
+    assert done.status == 0, done.stderr
+    for text in (*PRODUCTS, "tiny_backbone", "all tensors checked", "2 MoLE + 2 DIA blocks"):
+        assert text in re.sub(r"\s+", " ", done.stdout)
+
+
+def test_inspect_json_is_the_header(processes: Processes, checkpoint: Path) -> None:
+    header = json.loads(run(processes, "inspect", checkpoint, "--json").stdout)
+    assert [task["name"] for task in header["tasks"]] == list(PRODUCTS)
+    assert header["preprocessing"]["image_size"] == 32
+
+
+def test_inspect_verify_finds_a_changed_tensor(processes: Processes, checkpoint: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.safetensors"
+    data = bytearray(checkpoint.read_bytes())
+    data[-10] ^= 1
+    damaged.write_bytes(data)
+    done = run(processes, "inspect", damaged, "--verify")
+    assert done.status == 1
+    assert "differs from what was written" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (("inspect", "missing.safetensors"), "moleflow train"),
+        (("predict", "missing.safetensors", "x.png"), "moleflow train"),
+        (("serve", "missing.safetensors", "--port", "0"), "moleflow train"),
+        (("serve",), "MOLEFLOW_CHECKPOINT"),
+        (("serve", "x", "--port", "70000"), "port"),
+        (("inspect", PLUGIN), "safetensors"),
+    ],
+)
+def test_an_error_is_one_line_that_says_what_to_do(
+    processes: Processes, arguments: tuple[object, ...], hint: str
+) -> None:
+    done = run(processes, *arguments)
+    assert done.status == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert hint in last
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["", "train", "predict", "inspect", "serve", "demo"])
+def test_every_command_explains_itself(processes: Processes, command: str) -> None:
+    done = run(processes, *([command] if command else []), "--help")
+    assert done.status == 0
+    assert "Usage:" in done.stdout
+
+
+def test_serve_answers_until_it_is_told_to_stop(
+    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    seen = tmp_path / "url"
+    # The chosen port is known only to the process itself, which prints it.
+    before = f"""
+import builtins
+plain = builtins.print
+def tell(*words, **options):
+    plain(*words, **options)
+    if "Serving" in str(words[0]):
+        open({str(seen)!r} + ".new", "w").write(str(words[0]).split()[-1])
+        import os; os.rename({str(seen)!r} + ".new", {str(seen)!r})
+builtins.print = tell
+"""
+    code = moleflow_code("serve", checkpoint, "--port", 0, "--plugin", PLUGIN, before=before)
+    server = processes.start(code)
+    try:
+        server.wait_for(seen.exists)
+        assert server.running(), server.finish().stderr
+        url = seen.read_text()
+        with urllib.request.urlopen(f"{url}/tasks") as answer:
+            assert [task["name"] for task in json.load(answer)["tasks"]] == list(PRODUCTS)
+        request = urllib.request.Request(
+            f"{url}/predict", data=pictures[1].read_bytes(),
+            headers={"Content-Type": "image/png", "Accept": "application/x-npy"},
+        )  # fmt: skip
+        with urllib.request.urlopen(request) as answer:
+            (tmp_path / "map.npy").write_bytes(answer.read())
+        assert np.load(tmp_path / "map.npy").shape == (60, 80)
+    finally:
+        server.kill(15)
+    assert server.finish().status in (0, -15)
