@@ -1,0 +1,133 @@
+"""The Dockerfile and what goes to the engine with it, read as text: no engine is needed."""
+
+import fnmatch
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def read_instructions() -> list[tuple[str, str]]:
+    """The Dockerfile's instructions as (name, rest), with comments dropped and continued lines joined."""
+    text = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+    joined = "\n".join(lines).replace("\\\n", " ")
+    return [(line.split(maxsplit=1)[0], line.split(maxsplit=1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+INSTRUCTIONS = read_instructions()
+
+
+def rests(name: str) -> list[str]:
+    return [rest for instruction, rest in INSTRUCTIONS if instruction == name]
+
+
+def copied_from_the_context() -> list[str]:
+    """Sources of COPY that are files of the project."""
+    copies = [rest.split() for rest in rests("COPY") if not rest.startswith("--from=")]
+    return [source for words in copies for source in words[:-1]]
+
+
+def is_sent_to_the_engine(path: str) -> bool:
+    """Whether ``.dockerignore`` lets a path through; the last pattern that matches decides, as in the engine."""
+    sent = True
+    for pattern in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
+        if pattern and not pattern.startswith("#"):
+            name = pattern.removeprefix("!").replace("**/", "*")
+            if fnmatch.fnmatch(path, name) or path.startswith(name + "/"):
+                sent = pattern.startswith("!")
+    return sent
+
+
+def test_the_default_base_is_the_slim_python_image() -> None:
+    assert INSTRUCTIONS[0] == ("ARG", "BASE_IMAGE=python:3.11-slim")
+    assert all(rest.split()[0] == "${BASE_IMAGE}" for rest in rests("FROM"))
+
+
+def test_nothing_needs_buildkit() -> None:
+    text = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*#\s*syntax\s*=", text, re.MULTILINE)
+    for name, rest in INSTRUCTIONS:
+        flags = re.findall(
+            r"(?:^|\s)--(mount|network|security|link|chmod|parents|exclude|checksum|keep-git-dir)\b", rest
+        )
+        assert not (flags and name in {"RUN", "COPY", "ADD"}), f"{name} {rest}"
+        assert "<<" not in rest, f"{name} {rest}"
+
+
+def test_the_image_runs_as_a_numbered_user_other_than_root() -> None:
+    user, _, group = rests("USER")[-1].partition(":")
+    assert int(user) > 0
+    assert int(group) > 0
+
+
+def test_the_last_steps_before_the_start_are_not_taken_as_another_user() -> None:
+    after_the_user = INSTRUCTIONS[INSTRUCTIONS.index(("USER", rests("USER")[-1])) + 1 :]
+    assert not {"RUN", "COPY", "ADD"} & {name for name, _ in after_the_user}
+
+
+def test_the_code_is_copied_after_the_dependencies_are_installed() -> None:
+    first_code = next(i for i, (name, rest) in enumerate(INSTRUCTIONS) if name == "COPY" and rest.startswith("model "))
+    installs = [i for i, (name, rest) in enumerate(INSTRUCTIONS) if name == "RUN" and "pip install" in rest]
+    assert [i > first_code for i in installs] == [False, False, True]
+
+
+def test_installing_the_code_installs_nothing_else() -> None:
+    (install,) = [rest for rest in rests("RUN") if rest.endswith(" /src")]
+    assert "--no-deps" in install
+    assert "--no-build-isolation" in install
+
+
+def test_no_package_cache_stays_in_a_layer() -> None:
+    for rest in rests("RUN"):
+        assert rest.count("pip install") == rest.count("pip install --no-cache-dir")
+
+
+@pytest.mark.parametrize("name", ["ENTRYPOINT", "HEALTHCHECK"])
+def test_the_start_and_the_health_check_run_without_a_shell_around_them(name: str) -> None:
+    (rest,) = rests(name)
+    command = json.loads(rest[rest.index("[") :])
+    assert all(isinstance(word, str) for word in command)
+
+
+def test_the_health_check_is_in_python() -> None:
+    (rest,) = rests("HEALTHCHECK")
+    assert '["python3", "/opt/moleflow/docker/healthcheck.py"]' in rest
+
+
+@pytest.mark.parametrize("source", copied_from_the_context())
+def test_what_is_copied_exists_and_is_sent_to_the_engine(source: str) -> None:
+    assert (ROOT / source).exists()
+    assert is_sent_to_the_engine(source)
+
+
+@pytest.mark.parametrize(
+    "path", [".git/config", ".venv/bin/python", "models/factory.safetensors", "data/bottle/a.png", "tests"]
+)
+def test_what_the_image_does_not_need_is_not_sent_to_the_engine(path: str) -> None:
+    assert not is_sent_to_the_engine(path)
+
+
+def test_compiled_python_files_are_not_sent_to_the_engine() -> None:
+    assert not is_sent_to_the_engine("model/__pycache__/flow.cpython-311.pyc")
+
+
+def installed_packages() -> list[str]:
+    """Names, or patterns of names, of the packages that setuptools installs."""
+    chosen = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    return chosen["find"]["include"] if isinstance(chosen, dict) else chosen
+
+
+def test_every_top_level_package_is_copied() -> None:
+    assert {name.partition(".")[0].rstrip("*") for name in installed_packages()} <= set(copied_from_the_context())
+
+
+@pytest.mark.parametrize("top", ["model", "training", "service", "moleflow"])
+def test_a_package_that_is_copied_is_installed_with_all_that_lie_in_it(top: str) -> None:
+    for path in (ROOT / top).rglob("__init__.py"):
+        name = ".".join(path.parent.relative_to(ROOT).parts)
+        assert any(fnmatch.fnmatchcase(name, pattern) for pattern in installed_packages()), name

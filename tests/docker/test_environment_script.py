@@ -1,0 +1,175 @@
+"""The script that sets up the Makefile's environment, run for real with a stand-in for Python: it costs nothing."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "scripts/environment.sh"
+
+STAND_IN = """#!/bin/sh
+case "$1 ${2:-}" in
+"-c "*version_info*) exit "${TOO_OLD:-0}" ;;
+"-c "*) exit 0 ;;
+"--version "*) echo "Python ${VERSION:-3.11.9}" ;;
+"-m venv") echo "venv $3" >> "$CALLS"; mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; echo package > "$3/package" ;;
+"-m pip")
+    [ "$3" != --version ] || exit 0
+    shift 2
+    echo "pip $*" >> "$CALLS"
+    [ -z "${KILLED:-}" ] || kill -9 "$PPID" ;;
+esac
+"""
+
+
+class Project:
+    """A project with the script, a ``pyproject.toml`` and a Python to make environments with."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.venv = root / "my venv"
+        self.log = root / "calls"
+        (root / "scripts").mkdir(parents=True)
+        shutil.copy(SCRIPT, root / "scripts")
+        self.python = root / "some python"
+        self.python.write_text(STAND_IN, encoding="utf-8")
+        self.python.chmod(0o755)
+        self.requirements = root / "pyproject.toml"
+        self.requirements.write_text("first", encoding="utf-8")
+
+    def set_up(self, extra: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {
+            "PYTHON": str(self.python),
+            "CALLS": str(self.log),
+            "TORCH": "",
+            "TORCH_INDEX_URL": "",
+        }
+        return subprocess.run(
+            ["sh", str(self.root / "scripts/environment.sh"), str(self.venv), extra],
+            env=environment | variables,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def calls(self) -> list[str]:
+        """What was done since this was last asked."""
+        done = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return done
+
+    @property
+    def all_steps(self) -> list[str]:
+        return [f"venv {self.venv}", "pip install torch torchvision", "pip install --editable ."]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path / "a project")
+
+
+def test_an_environment_is_made_where_there_is_none(project: Project) -> None:
+    assert project.set_up().returncode == 0
+    assert project.calls() == project.all_steps
+
+
+def test_an_environment_that_is_up_to_date_is_left_alone(project: Project) -> None:
+    project.set_up()
+    project.calls()
+    assert project.set_up().returncode == 0
+    assert project.calls() == []
+
+
+def test_nothing_is_said_on_standard_output(project: Project) -> None:
+    assert project.set_up().stdout == ""
+
+
+def test_a_change_of_the_requirements_updates_the_environment_without_making_it_again(project: Project) -> None:
+    project.set_up()
+    project.calls()
+    project.requirements.write_text("second", encoding="utf-8")
+    project.set_up()
+    assert project.calls() == project.all_steps[1:]
+
+
+def test_the_development_extra_is_added_to_a_runtime_environment(project: Project) -> None:
+    project.set_up()
+    project.calls()
+    project.set_up("dev")
+    assert project.calls()[-1] == "pip install --editable .[dev]"
+
+
+def test_an_environment_with_the_development_extra_serves_the_runtime_too(project: Project) -> None:
+    project.set_up("dev")
+    project.calls()
+    project.set_up()
+    assert project.calls() == []
+
+
+def test_an_environment_that_was_interrupted_is_made_again_from_the_start(project: Project) -> None:
+    assert project.set_up(KILLED="yes").returncode != 0
+    half_installed = project.venv / "half a package"
+    half_installed.write_text("", encoding="utf-8")
+    project.calls()
+    assert project.set_up().returncode == 0
+    assert project.calls() == project.all_steps
+    assert not half_installed.exists()
+
+
+def test_an_update_that_was_interrupted_is_made_again_from_the_start(project: Project) -> None:
+    project.set_up()
+    project.requirements.write_text("second", encoding="utf-8")
+    project.set_up(KILLED="yes")
+    project.calls()
+    project.set_up()
+    assert project.calls() == project.all_steps
+
+
+def test_an_environment_used_by_another_checkout_is_pointed_at_this_one(project: Project, tmp_path: Path) -> None:
+    project.set_up()
+    other = Project(tmp_path / "another")
+    other.venv = project.venv
+    other.set_up()
+    assert other.calls()[-1] == "pip install --editable ."
+
+
+def test_an_environment_that_somebody_else_made_is_used_and_never_emptied(project: Project) -> None:
+    (project.venv / "bin").mkdir(parents=True)
+    shutil.copy(project.python, project.venv / "bin/python")
+    theirs = project.venv / "theirs"
+    theirs.write_text("", encoding="utf-8")
+    project.set_up(KILLED="yes")
+    project.calls()
+    assert project.set_up().returncode == 0
+    assert project.calls() == project.all_steps[1:]
+    assert theirs.exists()
+
+
+def test_a_directory_with_other_files_is_refused(project: Project) -> None:
+    project.venv.mkdir()
+    (project.venv / "thesis.txt").write_text("years of work", encoding="utf-8")
+    result = project.set_up()
+    assert result.returncode != 0
+    assert "holds files" in result.stderr
+    assert (project.venv / "thesis.txt").exists()
+
+
+def test_a_python_that_is_too_old_is_named_with_its_version(project: Project) -> None:
+    result = project.set_up(TOO_OLD="1", VERSION="3.9.18")
+    assert result.returncode != 0
+    assert "Python 3.9.18; MoLE-Flow needs 3.11 or newer" in result.stderr
+    assert project.calls() == []
+
+
+def test_a_python_that_does_not_exist_is_named(project: Project) -> None:
+    result = project.set_up(PYTHON="no-such-python")
+    assert result.returncode != 0
+    assert "PYTHON=no-such-python does not run here" in result.stderr
+
+
+def test_the_choice_of_torch_reaches_pip_word_by_word(project: Project) -> None:
+    project.set_up(TORCH="torch>=2.6 torchvision", TORCH_INDEX_URL="https://packages.test/cpu")
+    assert project.calls()[1] == "pip install --index-url https://packages.test/cpu torch>=2.6 torchvision"
+    assert not (project.root / "=2.6").exists()

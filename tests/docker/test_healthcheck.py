@@ -1,0 +1,73 @@
+"""The container's health check, run as the engine runs it, against a small server."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+HEALTHCHECK = Path(__file__).parents[2] / "docker/healthcheck.py"
+
+
+@contextmanager
+def server(status: int) -> Iterator[int]:
+    """A server on the loopback that answers ``/health/ready`` with ``status``; its port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(status if self.path == "/health/ready" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Keep the test's output quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as http_server:
+        thread = threading.Thread(target=http_server.serve_forever)
+        thread.start()
+        try:
+            yield http_server.server_port
+        finally:
+            http_server.shutdown()
+            thread.join()
+
+
+def check(port: int, host: str = "0.0.0.0", **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"MOLEFLOW_HOST": host, "MOLEFLOW_PORT": str(port)} | variables
+    return subprocess.run(
+        [sys.executable, str(HEALTHCHECK)], env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_ready_server_is_healthy() -> None:
+    with server(200) as port:
+        assert check(port).returncode == 0
+
+
+def test_a_server_bound_to_one_address_is_asked_there() -> None:
+    with server(200) as port:
+        assert check(port, host="127.0.0.1").returncode == 0
+
+
+def test_a_server_that_is_not_ready_is_not_healthy_and_its_answer_is_told() -> None:
+    with server(503) as port:
+        result = check(port)
+    assert result.returncode == 1
+    assert "503" in result.stdout
+
+
+def test_no_server_is_not_healthy() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        result = check(unused.getsockname()[1])
+    assert result.returncode == 1
+    assert "does not answer" in result.stdout
+
+
+def test_the_check_never_goes_through_a_proxy() -> None:
+    with server(200) as port:
+        assert check(port, http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9").returncode == 0
