@@ -1,0 +1,56 @@
+"""Does an older product's output change when later products are learned? Compares two checkpoints bit by bit.
+
+    python benchmarks/forgetting.py BEFORE.safetensors AFTER.safetensors --data DATA --category bottle [--plugin MODULE]
+
+Predicts every test picture of the category with both, the product named (so that the later checkpoint's larger
+router has no say), and compares scores and patch maps for equality, not for closeness. Also compares the tensors'
+digests, and says how many pictures the later checkpoint routes elsewhere. Exit status 1 when anything differs.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from model.backbone import import_plugin
+from model.checkpoint import Checkpoint
+from model.detector import Detector
+from model.runtime import configure_threads
+from training.datasets import load_category, read_picture
+
+BATCH_SIZE = 8
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("before", type=Path)
+    parser.add_argument("after", type=Path)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--category", required=True)
+    parser.add_argument("--plugin")
+    options = parser.parse_args()
+    configure_threads()
+    if options.plugin:
+        import_plugin(options.plugin)
+    digests = [Checkpoint.open(path).header.task(options.category).sha256 for path in (options.before, options.after)]
+    before, after = Detector.load(options.before), Detector.load(options.after)
+    samples = load_category(options.data, options.category).test
+    differing = rerouted = 0
+    for start in range(0, len(samples), BATCH_SIZE):
+        pictures = [read_picture(sample.path) for sample in samples[start : start + BATCH_SIZE]]
+        named = [options.category] * len(pictures)
+        for old, new in zip(before.predict(pictures, named), after.predict(pictures, named), strict=True):
+            differing += old.score != new.score or not np.array_equal(old.grid_map, new.grid_map)
+            rerouted += new.candidates[0].name != options.category
+    same = digests[0] == digests[1]
+    print(
+        f"{options.category}: tensors {'identical' if same else 'DIFFER'} ({digests[0][:12]}… and {digests[1][:12]}…)"
+    )
+    print(f"{options.category}: {differing} of {len(samples)} test pictures differ in score or patch map")
+    print(f"{options.category}: {rerouted} of {len(samples)} are routed to another product by the later checkpoint")
+    return int(differing > 0 or not same)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

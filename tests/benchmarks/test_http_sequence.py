@@ -1,0 +1,150 @@
+"""The benchmark counts what a service answers, wrong routing included."""
+
+import base64
+import importlib.util
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from model.picture import open_rgb
+from training.datasets import load_category
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "http_sequence.py"
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("http_sequence", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["http_sequence"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def picture(path: Path, product: int, bright: bool) -> None:
+    """A picture whose red tells the product, and whose upper half is bright in green when it is defective."""
+    pixels = np.zeros((8, 8, 3), np.uint8)
+    pixels[..., 0] = product
+    pixels[:4, :, 1] = 255 * bright
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """``nut`` with masks, ``bolt`` without. One good bolt looks like a nut."""
+    for product, name in ((10, "nut"), (20, "bolt")):
+        folder = tmp_path / name
+        picture(folder / "train" / "good" / "0.png", product, False)
+        for number in range(3):
+            picture(folder / "test" / "good" / f"{number}.png", product, False)
+            picture(folder / "test" / "bad" / f"{number}.png", product, True)
+    picture(tmp_path / "bolt" / "test" / "good" / "2.png", 10, False)
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4] = 255
+    for number in range(3):
+        path = tmp_path / "nut" / "ground_truth" / "bad" / f"{number}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    return tmp_path
+
+
+def service(request: httpx.Request) -> httpx.Response:
+    """Routes by the red channel and scores by the green one; the expert for nuts calls everything anomalous."""
+    if request.url.path == "/tasks":
+        return httpx.Response(200, json={"checkpoint": {"name": "c", "digest": "d"}, "tasks": [{"name": "nut"}]})
+    pixels = open_rgb(request.content)
+    task = request.url.params.get("task") or {10: "nut", 20: "bolt"}[int(pixels[0, 0, 0])]
+    green = pixels[..., 1].astype(np.float32)
+    anomaly_map = None
+    if request.url.params["map"] == "npy":
+        buffer = io.BytesIO()
+        np.save(buffer, green)
+        anomaly_map = {"data": base64.b64encode(buffer.getvalue()).decode()}
+    score = float(green.mean()) + (1000 if task == "nut" else 0)
+    body = {"task": {"name": task}, "score": score, "is_anomalous": score > 50, "anomaly_map": anomaly_map}
+    return httpx.Response(200, json=body)
+
+
+def client(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.Client:
+    return httpx.Client(transport=httpx.MockTransport(handler), base_url="http://service")
+
+
+def test_the_figures_count_wrong_routing(benchmark: ModuleType, data: Path) -> None:
+    categories = [load_category(data, name) for name in ("nut", "bolt")]
+    result = benchmark.measure(client(service), categories, connections=3, forced=False)
+    nut, bolt = result["categories"]
+    assert (nut["good"], nut["defective"], nut["routing_accuracy"]) == (3, 3, 1)
+    assert (nut["image_auroc"], nut["image_ap"], nut["pixel_auroc"], nut["pixel_ap"]) == (1, 1, 1, 1)
+    assert (nut["false_alarm_rate"], nut["defect_recall"]) == (1, 1)
+    # The good bolt that was taken for a nut scores highest of all bolts, and is called anomalous.
+    assert bolt["routing_accuracy"] == pytest.approx(5 / 6)
+    assert bolt["image_auroc"] == pytest.approx(2 / 3)
+    assert bolt["false_alarm_rate"] == pytest.approx(1 / 3)
+    assert (bolt["pixel_auroc"], bolt["pixel_ap"]) == (None, None)
+    assert result["routing_accuracy"] == pytest.approx(11 / 12)
+    assert result["mean"]["image_auroc"] == pytest.approx(5 / 6)
+    assert result["mean"]["pixel_auroc"] == 1
+    json.dumps(result, allow_nan=False)
+
+
+def test_with_the_product_named_the_router_is_not_measured(benchmark: ModuleType, data: Path) -> None:
+    result = benchmark.measure(client(service), [load_category(data, "bolt")], connections=1, forced=True)
+    assert result["categories"][0]["image_auroc"] == 1
+    assert result["routing_accuracy"] is None
+
+
+def test_a_full_queue_is_waited_for(benchmark: ModuleType, data: Path) -> None:
+    refused = []
+
+    def busy_at_first(request: httpx.Request) -> httpx.Response:
+        if len(refused) < 2:
+            refused.append(request)
+            return httpx.Response(429, headers={"retry-after": "0"})
+        return service(request)
+
+    result = benchmark.measure(client(busy_at_first), [load_category(data, "nut")], connections=1, forced=False)
+    assert len(refused) == 2
+    assert result["pictures"] == 6
+
+
+def test_any_other_answer_ends_the_measurement_with_its_reason(benchmark: ModuleType, data: Path) -> None:
+    def broken(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(503, text="draining")
+
+    with pytest.raises(benchmark.BenchmarkError, match="answered 503: draining"):
+        benchmark.measure(client(broken), [load_category(data, "nut")], connections=2, forced=False)
+
+
+def test_a_service_that_is_not_there_is_named(
+    benchmark: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "nut"]
+    assert benchmark.main(arguments) == 1
+    assert "http://127.0.0.1:9 does not list its products" in capsys.readouterr().err
+
+
+def test_a_category_without_test_pictures_is_refused(
+    benchmark: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(data / "mug" / "0.png", 30, False)
+    assert benchmark.main(["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "mug"]) == 1
+    assert "mug holds no test pictures" in capsys.readouterr().err
+
+
+def test_a_result_is_printed_in_percent(benchmark: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = benchmark.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
+    benchmark.Console(width=200).print(benchmark.table_of(result))
+    printed = capsys.readouterr().out
+    assert "66.67" in printed
+    assert "–" in printed
