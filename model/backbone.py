@@ -1,5 +1,6 @@
 """The frozen backbone: any timm model with ``features_only``, cut after the last stage that is used."""
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -127,14 +128,7 @@ def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
     known = timm.get_pretrained_cfg(config.name)
     if known is not None and known.fixed_input_size:
         options["img_size"] = config.image_size  # a network whose layers are built for one size of picture
-    try:
-        with torch.device("meta"):
-            reductions = _feature_info(timm.create_model(config.name, **options)).reduction()
-    except Exception as error:
-        raise BackboneError(
-            f"backbone {config.name!r} cannot give feature maps ({one_line(error)}); choose a timm model that supports "
-            "features_only."
-        ) from error
+    reductions = _reductions(config.name, options.get("img_size"))
     missing = [stride for stride in config.strides if stride not in reductions]
     if missing:
         raise BackboneError(
@@ -154,6 +148,20 @@ def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
     except Exception as error:  # timm and its hub raise many kinds; the cause is kept and shown
         raise BackboneError(
             f"weights of backbone {config.name!r} cannot be had ({one_line(error)}). {WAYS_OUT}"
+        ) from error
+
+
+@functools.cache
+def _reductions(name: str, fixed_size: int | None) -> tuple[int, ...]:
+    """Strides of all stages that a network offers, finest first; built without memory, once."""
+    options = {} if fixed_size is None else {"img_size": fixed_size}
+    try:
+        with torch.device("meta"):
+            return tuple(_feature_info(timm.create_model(name, features_only=True, **options)).reduction())
+    except Exception as error:
+        raise BackboneError(
+            f"backbone {name!r} cannot give feature maps ({one_line(error)}); choose a timm model that supports "
+            "features_only."
         ) from error
 
 

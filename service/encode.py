@@ -57,7 +57,8 @@ def map_to_png(values: np.ndarray) -> bytes:
     stored = values - values.min()
     span = float(stored.max())
     if span > 0:
-        stored *= _FULL / span
+        stored /= span  # first: _FULL / span can be more than float32 holds
+        stored *= _FULL
     return _write_png(np.rint(stored, out=stored).astype(">u2"))
 
 

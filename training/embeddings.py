@@ -78,6 +78,8 @@ class EmbeddingStore:
         Raises:
             ConfigurationError: ``folder`` has no room for them.
         """
+        if not paths:
+            raise ValueError("paths must not be empty")
         resize = features.preprocessing.resize
         store: EmbeddingStore | None = None
         starts = range(0, len(paths), EXTRACTION_BATCH)
@@ -90,8 +92,7 @@ class EmbeddingStore:
                     store = cls._empty((len(paths), *values.shape[1:]), folder, memory_limit)
                 store.values[start : start + len(images)] = values.to("cpu")
                 on_progress(len(images))
-        if store is None:
-            raise ValueError("paths must not be empty")
+        assert store is not None  # there is a first batch
         return store
 
     @classmethod
@@ -103,7 +104,11 @@ class EmbeddingStore:
             # Without a name, so that a kill leaves nothing behind; its room is taken at once, since a disk that
             # fills up under a memory map ends the process.
             file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
-            os.posix_fallocate(file.fileno(), 0, size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError:
+                file.close()
+                raise
         except OSError as error:
             raise ConfigurationError(
                 f"the embeddings of this product take {size / 1e9:.1f} GB, which {str(folder)!r} cannot hold "

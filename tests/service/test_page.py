@@ -103,6 +103,8 @@ def overlay_alpha(page: Any, x: float, y: float) -> int:
 
 
 def screenshot(page: Any, selector: str) -> Image.Image:
+    # A change of style is seen after the next frame but one has been begun; a picture taken earlier may lack it.
+    page.evaluate("() => new Promise(drawn => requestAnimationFrame(() => requestAnimationFrame(drawn)))")
     return Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
 
 

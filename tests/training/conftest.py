@@ -10,14 +10,14 @@ from training.config import Preset, TrainingConfig
 
 
 @pytest.fixture(scope="session")
-def preset() -> Preset:
-    """Three epochs of a tiny model."""
-    training = TrainingConfig(epochs=3, batch_size=4, learning_rate=3e-3, min_held_out=3, threshold_quantile=0.9)
-    return Preset(name="small", description="tiny", model=tiny_config(), training=training)
+def tiny_preset() -> Preset:
+    """Two epochs of a tiny model."""
+    training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=2)
+    return Preset(name="tiny", description="for tests", model=tiny_config(), training=training)
 
 
 @pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bolt, nut and gear, ten pictures each; not to be changed."""
     root = tmp_path_factory.mktemp("data")
     for kind, name in enumerate(("bolt", "nut", "gear")):

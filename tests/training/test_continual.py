@@ -14,7 +14,7 @@ from model.detector import Detector
 from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
 from training.config import Preset
 from training.continual import split_held_out, train_tasks
-from training.datasets import load_category
+from training.datasets import load_category, read_picture
 from training.journal import exclusive, side_file
 from training.report import Reporter
 from training.task import TaskTrainer
@@ -40,18 +40,12 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def learned(products: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def learned(products: Path, tiny_preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same checkpoint after one, two and three products."""
-    from tiny_model import tiny_config
-
-    from training.config import TrainingConfig
-
-    training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=2)
-    preset = Preset(name="tiny", description="for tests", model=tiny_config(), training=training)
     folder, path = tmp_path_factory.mktemp("learned"), tmp_path_factory.mktemp("work") / "factory.safetensors"
     stages = {}
     for name in ("bolt", "nut", "gear"):
-        learn(products, [name], path, preset)
+        learn(products, [name], path, tiny_preset)
         stages[name] = folder / f"{name}.safetensors"
         stages[name].write_bytes(path.read_bytes())
     return stages
@@ -145,9 +139,7 @@ def test_held_out_pictures_are_never_fitted_and_make_the_threshold(
     scores = sections(learned["bolt"])["bolt"]["held_out_scores"]
     assert (info.train_images, info.held_out_images) == (len(fitted), len(held_out))
     assert info.threshold == pytest.approx(np.quantile(scores.double().numpy(), 0.99))
-    detector = Detector.load(learned["bolt"], device="cpu")
-    from training.datasets import read_picture
-
+    detector = Detector.load(learned["bolt"], device="cpu", precision="fp32")
     again = sorted(prediction.score for prediction in detector.predict([read_picture(path) for path in held_out]))
     assert again == pytest.approx(scores.tolist(), rel=1e-5)
 

@@ -26,8 +26,8 @@ def features() -> FeatureExtractor:
 
 
 @pytest.fixture(scope="module")
-def paths(data: Path) -> tuple[Path, ...]:
-    return load_category(data, "nut").train
+def paths(products: Path) -> tuple[Path, ...]:
+    return load_category(products, "nut").train
 
 
 def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options) -> EmbeddingStore:  # type: ignore[no-untyped-def]
