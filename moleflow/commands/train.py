@@ -57,13 +57,14 @@ def train(
     """
     from model.backbone import import_plugin
     from model.checkpoint import Checkpoint
-    from model.runtime import configure_threads
+    from model.runtime import configure_threads, keep_freed_memory
     from training.config import preset as find_preset
     from training.continual import train_tasks
     from training.datasets import discover
     from training.report import Reporter
 
     configure_threads()
+    keep_freed_memory()
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()

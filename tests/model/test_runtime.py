@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from forked import Processes
 
 from model.errors import ConfigurationError, DeviceError
 from model.runtime import at_least_float32, autocast, configure_threads, resolve_device, resolve_precision
@@ -101,3 +102,22 @@ def test_threads_that_are_no_number_of_threads_are_refused(monkeypatch: pytest.M
 def test_no_threads_at_all_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 1; got 0"):
         configure_threads(0)
+
+
+def test_kept_memory_is_used_again_without_asking_the_kernel(processes: Processes) -> None:
+    code = (
+        "import resource, torch\n"
+        "from model.runtime import keep_freed_memory\n"
+        "def faults():\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    for _ in range(3): torch.ones(12_000_000) + 1\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "before, kept, _, after = faults(), keep_freed_memory(), faults(), faults()\n"
+        "print(before, kept, after)\n"
+    )
+    done = processes.run(code)
+    before, kept, after = done.stdout.split()
+    if kept == "False":
+        pytest.skip("the C library is not glibc")
+    assert int(before) > 10_000
+    assert int(after) < 100
