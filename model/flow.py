@@ -6,6 +6,7 @@ Coupling as in Real NVP (arXiv 1605.08803), the soft clamp as in Glow-style flow
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -109,13 +110,33 @@ def mole_forward(
     s, t = subnet(x1)
     y2, log_det = MOLE_COUPLING.forward(x2, s, t)
     y = torch.cat((x1, y2), -1) * base.channel_scale
-    return y[..., base.permutation], log_det + base.channel_scale.log().sum()
+    y = _Permute.apply(y, base.permutation, base.inverse_permutation)
+    return y, log_det + base.channel_scale.log().sum()
 
 
 def mole_inverse(y: torch.Tensor, base: MoLEBase, subnet: Callable[[torch.Tensor], ScaleAndShift]) -> torch.Tensor:
     """The inverse of ``mole_forward``."""
-    x1, y2 = (y[..., base.inverse_permutation] / base.channel_scale).chunk(2, -1)
+    y = _Permute.apply(y, base.inverse_permutation, base.permutation)
+    x1, y2 = (y / base.channel_scale).chunk(2, -1)
     return torch.cat((x1, MOLE_COUPLING.inverse(y2, *subnet(x1))), -1)
+
+
+class _Permute(torch.autograd.Function):
+    """``x[..., permutation]``, whose gradient is the other permutation.
+
+    Autograd would scatter the gradient into zeros, and plain indexing of the last axis is five times as slow as
+    ``index_select`` on rows.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, permutation: torch.Tensor, inverse: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(inverse)
+        return x.flatten(0, -2).index_select(1, permutation).view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        return grads[0].flatten(0, -2).index_select(1, inverse).view(grads[0].shape), None, None
 
 
 class DIABlock(nn.Module):
