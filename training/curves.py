@@ -41,7 +41,7 @@ def operating_points(negatives: np.ndarray, groups: Sequence[np.ndarray], limit:
         for group in groups:
             found[:, corner] += (len(group) - np.searchsorted(group, thresholds, side)) / len(group)
     pairs = zip(rates.ravel().tolist(), (found.ravel() / len(groups)).tolist(), strict=True)
-    points = [(0.0, 0.0), *dict.fromkeys(pairs)]
+    points = list(dict.fromkeys([(0.0, 0.0), *pairs]))
     if limit >= 1 and points[-1] != (1.0, 1.0):
         points.append((1.0, 1.0))
     return Curve(tuple(rate for rate, _ in points), tuple(share for _, share in points))
