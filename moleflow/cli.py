@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from moleflow.commands import demo, inspect, predict, serve, train
+from moleflow.commands import demo, evaluate, inspect, predict, serve, summarise, train
 from moleflow.environment import prepare_environment
 
 __all__ = ["app", "main"]
@@ -21,6 +21,8 @@ app = typer.Typer(
 )
 app.command(name="train")(train.train)
 app.command(name="inspect")(inspect.inspect)
+app.command(name="evaluate")(evaluate.evaluate)
+app.command(name="summarise")(summarise.summarise)
 app.command(name="predict")(predict.predict)
 app.command(name="serve")(serve.serve)
 app.command(name="demo")(demo.demo)

@@ -97,8 +97,8 @@ def discover(root: Path) -> tuple[str, ...]:
     return names
 
 
-def load_category(root: Path, name: str) -> Category:
-    """Find one product's pictures, and check them: every training picture is decoded once.
+def load_category(root: Path, name: str, *, check: bool = True) -> Category:
+    """Find one product's pictures, and check them: every training picture is decoded once, unless ``check`` is false.
 
     Raises ``DatasetError``, naming the path and what to do, when a folder is missing, when there are no good
     pictures, when any of them cannot be read, or when a mask has no picture. A test picture of a defect may lack a
@@ -131,7 +131,8 @@ def load_category(root: Path, name: str) -> Category:
             f"{source} holds no good pictures to train on; put some there, ending in {_SUFFIXES_LISTED}. "
             f"{_what_is_in(source)}"
         )
-    _check_readable(train)
+    if check:
+        _check_readable(train)
     return Category(name=name, root=root, layout=layout, train=train, test=test)
 
 

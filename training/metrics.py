@@ -1,6 +1,6 @@
-"""How well scores tell defective from good: AUROC, average precision and best F1, of pictures and of pixels.
+"""How well scores tell defective from good: AUROC, average precision and best F1, of pictures and of pixels; and AUPRO.
 
-All three are computed exactly, ties included, from the two sets of scores sorted apart: for a threshold at each
+The first three are computed exactly, ties included, from the two sets of scores sorted apart: for a threshold at each
 positive score, two binary searches count the positives and negatives at or above it. What a category's pixels need is
 4 bytes each, and as much again while they are joined for sorting.
 """
@@ -11,7 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-__all__ = ["EVALUATION_SIDE", "PixelScores", "Ranking", "image_ranking", "ranking"]
+from training.aupro import FPR_LIMIT, aupro, region_scores
+from training.curves import Curve, operating_points
+
+__all__ = ["EVALUATION_SIDE", "PicturePixels", "PixelScores", "Ranking", "image_ranking", "picture_pixels", "ranking"]
 
 EVALUATION_SIDE = 256
 """Maps and masks are compared at this many pixels square, so that pictures of every size weigh the same and memory is
@@ -35,39 +38,81 @@ class Ranking:
     best_f1: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class PicturePixels:
+    """The scores of one picture at the evaluation size: defect-free pixels ``(N,)``, and those of each region."""
+
+    negatives: np.ndarray
+    regions: tuple[np.ndarray, ...]
+
+
+def picture_pixels(anomaly_map: np.ndarray, mask: np.ndarray | None, side: int = EVALUATION_SIDE) -> PicturePixels:
+    """One picture's map, ``(height, width)`` float, by its mask, of the same shape, bool; ``None`` on a good picture.
+
+    Both are brought to ``side`` × ``side``: the map bilinearly, the mask by the nearest pixel. ``ValueError`` when
+    the shapes differ or a value is not finite.
+    """
+    if anomaly_map.ndim != 2 or (mask is not None and mask.shape != anomaly_map.shape):
+        raise ValueError(
+            f"map and mask must be (height, width) and alike; got {anomaly_map.shape} and "
+            f"{None if mask is None else mask.shape}"
+        )
+    if not np.isfinite(anomaly_map).all():
+        raise ValueError("the anomaly map holds values that are not finite")
+    values = _resized(anomaly_map.astype(np.float32), side, Image.Resampling.BILINEAR)
+    if mask is None:
+        return PicturePixels(values.ravel(), ())
+    marked = _resized(mask.astype(np.uint8), side, Image.Resampling.NEAREST) > 0
+    return PicturePixels(values[~marked], tuple(region_scores(values, marked)))
+
+
 class PixelScores:
-    """Collects the anomaly maps of one category with their masks; ``ranking`` gives the metrics over all pixels."""
+    """Collects the anomaly maps of one category with their masks; gives the metrics over all pixels.
+
+    A defective picture without mask must be left out, since its pixels have no labels.
+    """
 
     def __init__(self, side: int = EVALUATION_SIDE) -> None:
         self.side = side
         self._negatives: list[np.ndarray] = []
-        self._positives: list[np.ndarray] = []
+        self._regions: list[np.ndarray] = []
+        self._sorted = False
 
     def add(self, anomaly_map: np.ndarray, mask: np.ndarray | None) -> None:
-        """Add one picture's map, ``(height, width)`` float, and mask, of the same shape, bool; ``None`` on a good one.
+        """Add one picture's map and mask; see ``picture_pixels``."""
+        self.append(picture_pixels(anomaly_map, mask, self.side))
 
-        Both are brought to ``side`` × ``side``: the map bilinearly, the mask by the nearest pixel. A defective picture
-        without mask must be left out, since its pixels have no labels. ``ValueError`` when the shapes differ or a
-        value is not finite.
-        """
-        if anomaly_map.ndim != 2 or (mask is not None and mask.shape != anomaly_map.shape):
-            raise ValueError(
-                f"map and mask must be (height, width) and alike; got {anomaly_map.shape} and "
-                f"{None if mask is None else mask.shape}"
-            )
-        if not np.isfinite(anomaly_map).all():
-            raise ValueError("the anomaly map holds values that are not finite")
-        values = _resized(anomaly_map.astype(np.float32), self.side, Image.Resampling.BILINEAR)
-        if mask is None:
-            self._negatives.append(values.ravel())
-            return
-        marked = _resized(mask.astype(np.uint8), self.side, Image.Resampling.NEAREST) > 0
-        self._negatives.append(values[~marked])
-        self._positives.append(values[marked])
+    def append(self, pixels: PicturePixels) -> None:
+        """Add one picture. Its arrays are kept, not copied, and may be shared with other collections."""
+        self._sorted = False
+        self._negatives.append(pixels.negatives)
+        self._regions.extend(pixels.regions)
 
     def ranking(self) -> Ranking:
-        """The metrics over every pixel added so far."""
-        return ranking(_joined(self._negatives), _joined(self._positives))
+        """AUROC, average precision and best F1 over every pixel added so far."""
+        return ranking(self._sorted_negatives(), _joined(self._regions))
+
+    def aupro(self, limit: float = FPR_LIMIT) -> float | None:
+        """Area below the overlap of regions, over every picture added so far; see ``training.aupro``."""
+        return aupro(self._sorted_negatives(), self._regions, limit)
+
+    def roc(self) -> Curve | None:
+        """Found share of defective pixels over the false-positive rate, to be drawn."""
+        positives = _joined(self._regions)
+        positives.sort()
+        return operating_points(self._sorted_negatives(), [positives] if len(positives) else [])
+
+    def pro(self, limit: float = FPR_LIMIT) -> Curve | None:
+        """Mean overlap of the regions over the false-positive rate, to be drawn."""
+        return operating_points(self._sorted_negatives(), self._regions, limit)
+
+    def _sorted_negatives(self) -> np.ndarray:
+        """All defect-free pixels ascending; kept as one part, so that they are joined and sorted once."""
+        if not self._sorted:
+            self._negatives = [_joined(self._negatives)]
+            self._negatives[0].sort()
+            self._sorted = True
+        return self._negatives[0]
 
 
 def image_ranking(scores: Sequence[float] | np.ndarray, anomalous: Sequence[bool] | np.ndarray) -> Ranking:

@@ -137,6 +137,41 @@ def test_the_backbone_runs_once_a_batch(detector: Detector) -> None:
     assert batches == [5]
 
 
+def test_predicting_both_ways_gives_what_each_gives_alone(detector: Detector) -> None:
+    truth = ["gear", "bolt", "gear", "bolt", "nut"]  # the third and the fifth picture are routed elsewhere
+    both = detector.predict_both(PICTURES, truth)
+    for (routed, named), free, forced in zip(
+        both, detector.predict(PICTURES), detector.predict(PICTURES, truth), strict=True
+    ):
+        assert alike(routed, free)
+        assert alike(named, forced)
+        assert named.candidates == routed.candidates
+
+
+def test_predicting_both_ways_costs_one_backbone_pass_and_scores_again_only_what_is_routed_elsewhere(
+    detector: Detector, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes, scored = [], []
+    score = detector.score
+    monkeypatch.setattr(detector, "score", lambda x, tasks: scored.extend(tasks) or score(x, tasks))
+    hook = detector._features.backbone.net.register_forward_hook(lambda module, given, out: passes.append(len(out)))
+    try:
+        both = detector.predict_both(PICTURES, ["gear", "bolt", "gear", "bolt", "gear"])
+    finally:
+        hook.remove()
+    assert len(passes) == 1
+    assert scored == [*KINDS, 2]
+    assert [routed is named for routed, named in both] == [True, True, False, True, True]
+
+
+def test_predicting_both_ways_needs_a_learned_name_for_each_picture(detector: Detector) -> None:
+    with pytest.raises(UnknownTaskError, match="screw"):
+        detector.predict_both(PICTURES[:1], ["screw"])
+    with pytest.raises(ValueError, match="got 1 for 2 pictures"):
+        detector.predict_both(PICTURES[:2], ["bolt"])
+    assert detector.predict_both([], []) == []
+
+
 def test_threads_on_different_products_get_what_they_get_alone(checkpoint: Checkpoint) -> None:
     detector = Detector.load(checkpoint.path, device="cpu", precision="fp32")
     names = ["bolt", "nut", "gear"]

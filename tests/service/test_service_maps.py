@@ -11,9 +11,10 @@ from hypothesis.extra import numpy as arrays
 from pictures import picture
 from PIL import Image
 
+from model.overlay import ColourScale, overlay
 from model.results import Candidate, Prediction
 from service.encode import encode_map, map_to_npy, map_to_png
-from service.overlay import ColourScale, overlay, overlay_png
+from service.overlay import overlay_png
 from service.schemas import AnomalyMap
 
 MAPS = arrays.arrays(

@@ -26,6 +26,7 @@ __all__ = [
     "tiny_config",
     "tiny_expert",
     "write_product",
+    "write_tested_product",
 ]
 
 PLUGIN = Path(__file__).with_name("tiny_backbone.py")
@@ -80,6 +81,26 @@ def write_product(root: Path, name: str, kind: int, count: int = 8, side: int = 
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         Image.fromarray(product_picture(kind, number, side)).save(folder / f"{number}.png")
+    return folder
+
+
+def write_tested_product(root: Path, name: str, kind: int, *, good: int = 4, bad: int = 3, masks: bool = True) -> Path:
+    """A product in MVTec AD's layout: two training pictures, ``good`` good ones and ``bad`` with a bright square."""
+    folder = root / name
+    numbers = {"train/good": range(2), "test/good": range(100, 100 + good), "test/spot": range(200, 200 + bad)}
+    for part, seeds in numbers.items():
+        (folder / part).mkdir(parents=True, exist_ok=True)
+        for seed in seeds:
+            pixels = product_picture(kind, seed)
+            if part == "test/spot":
+                pixels[8:16, 4:20] = 255
+            Image.fromarray(pixels).save(folder / part / f"{seed}.png")
+    if masks:
+        mask = np.zeros((32, 32), np.uint8)
+        mask[8:16, 4:20] = 255
+        (folder / "ground_truth" / "spot").mkdir(parents=True, exist_ok=True)
+        for seed in numbers["test/spot"]:
+            Image.fromarray(mask).save(folder / "ground_truth" / "spot" / f"{seed}_mask.png")
     return folder
 
 

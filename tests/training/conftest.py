@@ -1,12 +1,16 @@
-"""Three tiny products on disk, and a preset that learns one in a moment."""
+"""Three tiny products on disk, a preset that learns one in a moment, and test pictures with an evaluation of them."""
 
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from tiny_fixtures import one_thread, tiny_backbone  # noqa: F401
-from tiny_model import tiny_config, write_product
+from tiny_model import product_picture, tiny_checkpoint, tiny_config, write_product, write_tested_product
 
+from model.detector import Detector
 from training.config import Preset, TrainingConfig
+from training.evaluation import Measured, evaluate, load_test_categories
+from training.figures import Evaluation
 
 
 @pytest.fixture(scope="session")
@@ -23,3 +27,32 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for kind, name in enumerate(("bolt", "nut", "gear")):
         write_product(root, name, kind, count=10)
     return root
+
+
+@pytest.fixture(scope="session")
+def tested_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Test pictures of bolt and nut with masks, and of gear without; not to be changed.
+
+    One good bolt looks like a nut, and one defective nut has no mask.
+    """
+    root = tmp_path_factory.mktemp("tested")
+    write_tested_product(root, "bolt", 0)
+    write_tested_product(root, "nut", 1)
+    write_tested_product(root, "gear", 2, masks=False)
+    Image.fromarray(product_picture(1, 300)).save(root / "bolt" / "test" / "good" / "300.png")
+    (root / "nut" / "ground_truth" / "spot" / "202_mask.png").unlink()
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
+    """Knows bolt, nut and gear."""
+    path = tiny_checkpoint(tmp_path_factory.mktemp("detector") / "factory.safetensors").path
+    return Detector.load(path, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def evaluated(tiny_detector: Detector, tested_products: Path) -> tuple[Evaluation, list[Measured]]:
+    """All test pictures, measured."""
+    categories = load_test_categories(tested_products, ["bolt", "nut", "gear"])
+    return evaluate(tiny_detector, categories, batch_size=3)

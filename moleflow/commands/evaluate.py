@@ -1,0 +1,112 @@
+"""`moleflow evaluate`: how good a checkpoint is on labelled test pictures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moleflow.commands.options import CheckpointArgument, Device, Plugin, PrecisionName, PrecisionOption
+
+if TYPE_CHECKING:
+    from model.detector import Detector
+    from training.figures import Evaluation
+
+__all__ = ["evaluate"]
+
+WIDTH_WITHOUT_TERMINAL = 160
+"""Columns of the tables when they go to a file or a pipe."""
+
+
+def evaluate(
+    checkpoint: CheckpointArgument,
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder with one folder a product (MVTec AD or VisA layout).")
+    ],
+    task: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A product to evaluate; repeat for more. Default: all in both."),
+    ] = None,
+    history: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An earlier state of CHECKPOINT, or the .json that an evaluation of it wrote; repeat, oldest first. "
+            "Adds forgetting and backward transfer.",
+        ),
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write one HTML file with tables, charts and pictures.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass through the model.")] = 8,
+    plugin: Plugin = None,
+    device: Device = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
+) -> None:
+    """Measure a checkpoint on test pictures: AUROC, AP, F1 of pictures; AUROC, AP, AUPRO of pixels; routing; verdicts.
+
+    Each picture is scored as the router would have it and with its true product named; the backbone runs once for both.
+    Nothing is chosen on test pictures: thresholds are those that the checkpoint stores.
+    """
+    from rich.console import Console
+
+    from model.backbone import import_plugin
+    from model.detector import Detector
+    from model.runtime import configure_threads
+    from training.evaluation import evaluate as measure
+    from training.evaluation import load_test_categories
+    from training.figures import check_writable, write_json, write_text
+    from training.forgetting import check_sequence, continual_figures
+    from training.report import Reporter
+    from training.report_page import report_page
+    from training.tables import evaluation_tables
+
+    configure_threads()
+    check_writable(*(path for path in (json, report) if path))  # better told now than after the measurement
+    if plugin:
+        import_plugin(plugin)
+    reporter = Reporter()
+    detector = Detector.load(checkpoint, device=device, precision=precision.value)
+    categories = load_test_categories(data, [each.name for each in detector.tasks], task or (), reporter)
+    states: list[Evaluation | Detector] = [_state(path, device, precision) for path in history or ()]
+    check_sequence([*map(_name_and_products, states), _name_and_products(detector)], [each.name for each in categories])
+    evaluations = []
+    for state in (*states, detector):
+        if isinstance(state, Detector):
+            known = [each for each in categories if each.name in _name_and_products(state)[1]]
+            if state is not detector:
+                reporter.line(f"earlier state {state.checkpoint.name}")
+            evaluation, measured = measure(state, known, batch_size=batch_size, reporter=reporter)
+        else:
+            evaluation = state
+        evaluations.append(evaluation)
+    if states:
+        evaluation = evaluation.model_copy(update={"continual": continual_figures(evaluations)})
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH_WITHOUT_TERMINAL)
+    for table in evaluation_tables(evaluation):
+        console.print(table)
+    if json:
+        write_json(json, evaluation)
+    if report:
+        write_text(report, report_page(evaluation, measured))
+        reporter.line(f"report: {report}")
+
+
+def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | Detector":
+    """An earlier state: an evaluation of it that was written before, or a checkpoint that is to be measured."""
+    from model.detector import Detector
+    from training.figures import read_evaluation
+
+    if path.suffix == ".json":
+        return read_evaluation(path)
+    return Detector.load(path, device=device, precision=precision.value)
+
+
+def _name_and_products(state: "Evaluation | Detector") -> tuple[str, tuple[str, ...]]:
+    from model.detector import Detector
+
+    if isinstance(state, Detector):
+        return state.checkpoint.name, tuple(each.name for each in state.tasks)
+    return state.checkpoint, state.products

@@ -1,0 +1,154 @@
+"""An evaluation counts what the detector finds, as routed and as named, and chooses nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+from tiny_model import write_product, write_tested_product
+
+from model.detector import Detector
+from model.errors import DatasetError, UnknownTaskError
+from training.datasets import read_mask, read_picture
+from training.evaluation import Measured, load_test_categories
+from training.figures import METRICS, Evaluation, read_evaluation, write_json
+from training.report import Reporter
+
+PRODUCTS = ["bolt", "nut", "gear"]
+Evaluated = tuple[Evaluation, list[Measured]]
+
+
+def predictions(detector: Detector, folder: Path, task: str | None) -> tuple[list, list[bool]]:
+    """What ``predict`` says of all test pictures of one product, one at a time, and their labels."""
+    paths = sorted((folder / "test").glob("*/*.png"))
+    found = [detector.predict([read_picture(path)], [task])[0] for path in paths]
+    return found, [path.parent.name == "spot" for path in paths]
+
+
+@pytest.mark.parametrize("product", PRODUCTS)
+@pytest.mark.parametrize("way", ["routed", "named"])
+def test_image_figures_are_those_of_the_detectors_own_predictions(
+    evaluated: Evaluated, tiny_detector: Detector, tested_products: Path, product: str, way: str
+) -> None:
+    found, labels = predictions(tiny_detector, tested_products / product, product if way == "named" else None)
+    figures = evaluated[0].category(product)
+    assert figures is not None
+    scores = [each.score for each in found]
+    measured = getattr(figures, way)
+    assert measured.image_auroc == pytest.approx(roc_auc_score(labels, scores))
+    assert measured.image_ap == pytest.approx(average_precision_score(labels, scores))
+    called = np.array([each.is_anomalous for each in found])
+    assert measured.defect_recall == pytest.approx(called[labels].mean())
+    assert measured.false_alarm_rate == pytest.approx(called[~np.array(labels)].mean())
+
+
+def test_pixel_figures_leave_out_defective_pictures_without_mask(
+    evaluated: Evaluated, tiny_detector: Detector, tested_products: Path
+) -> None:
+    maps, masks = [], []
+    for path in sorted((tested_products / "nut" / "test").glob("*/*.png")):
+        mask = tested_products / "nut" / "ground_truth" / "spot" / f"{path.stem}_mask.png"
+        if path.parent.name == "good" or mask.exists():
+            found = tiny_detector.predict([read_picture(path)], ["nut"])[0]
+            maps.append(found.pixel_map(256, 256).ravel())
+            masks.append(read_mask(mask, 256, 256).ravel() if mask.exists() else np.zeros(256 * 256, bool))
+    assert len(maps) == 6
+    expected = roc_auc_score(np.concatenate(masks), np.concatenate(maps))
+    figures = evaluated[0].category("nut")
+    assert figures is not None
+    assert (figures.good, figures.defective, figures.masked) == (4, 3, 2)
+    assert figures.named.pixel_auroc == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_product_without_masks_has_image_figures_only(evaluated: Evaluated) -> None:
+    gear = evaluated[0].category("gear")
+    assert gear is not None
+    assert gear.routed.image_auroc is not None
+    assert (gear.routed.pixel_auroc, gear.routed.pixel_ap, gear.routed.aupro) == (None, None, None)
+
+
+def test_the_mean_is_over_those_categories_that_have_the_figure(evaluated: Evaluated) -> None:
+    evaluation = evaluated[0]
+    by_name = {each.category: each.routed for each in evaluation.categories}
+    assert evaluation.routed.aupro == pytest.approx((by_name["bolt"].aupro + by_name["nut"].aupro) / 2)
+    assert evaluation.routed.image_ap == pytest.approx(np.mean([each.image_ap for each in by_name.values()]))
+
+
+def test_a_picture_that_is_routed_elsewhere_is_counted_and_judged_by_that_expert(evaluated: Evaluated) -> None:
+    evaluation, measured = evaluated
+    assert evaluation.confusion.products == tuple(PRODUCTS)
+    row = evaluation.confusion.counts[0]
+    assert sum(row) == 8
+    assert row[1] >= 1
+    bolt = evaluation.category("bolt")
+    assert bolt is not None
+    assert bolt.routing_accuracy == pytest.approx(row[0] / 8)
+    stray = next(each for each in measured[0].outcomes if each.sample.path.name == "300.png")
+    assert (stray.routed.task.name, stray.named.task.name) == ("nut", "bolt")
+    assert bolt.routed != bolt.named
+
+
+def test_the_threshold_and_seed_are_those_that_the_checkpoint_stores(
+    evaluated: Evaluated, tiny_detector: Detector
+) -> None:
+    for each, task in zip(evaluated[0].categories, tiny_detector.tasks, strict=True):
+        assert (each.category, each.threshold, each.seed) == (task.name, task.threshold, task.seed)
+
+
+def test_an_evaluation_comes_back_from_its_json(evaluated: Evaluated, tmp_path: Path) -> None:
+    write_json(tmp_path / "out.json", evaluated[0])
+    assert read_evaluation(tmp_path / "out.json") == evaluated[0]
+
+
+def test_every_figure_is_a_share(evaluated: Evaluated) -> None:
+    for each in evaluated[0].categories:
+        values = [getattr(figures, name) for figures in (each.routed, each.named) for name in METRICS]
+        assert all(value is None or 0 <= value <= 1 for value in values)
+
+
+def test_by_default_all_that_is_learned_and_has_test_pictures_is_evaluated_and_the_rest_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_tested_product(tmp_path, "bolt", 0)
+    write_tested_product(tmp_path, "screw", 3)
+    write_product(tmp_path, "nut", 1, count=2)
+    found = load_test_categories(tmp_path, PRODUCTS, reporter=Reporter())
+    assert [each.name for each in found] == ["bolt"]
+    told = capsys.readouterr().err
+    assert "not learned: screw" in told
+    assert "gear" in told
+    assert "without test pictures: nut" in told
+
+
+def test_products_come_in_the_order_of_learning(tested_products: Path) -> None:
+    wanted = ["gear", "bolt"]
+    assert [each.name for each in load_test_categories(tested_products, PRODUCTS, wanted)] == ["bolt", "gear"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "error", "message"),
+    [
+        (["screw"], UnknownTaskError, "No product named 'screw' was learned; learned: bolt, nut, gear"),
+        (["gear"], DatasetError, "gear"),
+        (["nut"], DatasetError, "holds no test pictures"),
+    ],
+)
+def test_a_product_that_cannot_be_evaluated_is_refused(
+    tmp_path: Path, wanted: list[str], error: type[Exception], message: str
+) -> None:
+    write_tested_product(tmp_path, "bolt", 0)
+    write_product(tmp_path, "nut", 1, count=2)
+    with pytest.raises(error, match=message):
+        load_test_categories(tmp_path, PRODUCTS, wanted)
+
+
+def test_without_any_common_product_both_sides_are_named(tmp_path: Path) -> None:
+    write_tested_product(tmp_path, "screw", 3)
+    with pytest.raises(DatasetError, match="it holds screw; learned were bolt, nut, gear"):
+        load_test_categories(tmp_path, PRODUCTS)
+
+
+def test_training_pictures_are_not_read(tmp_path: Path) -> None:
+    folder = write_tested_product(tmp_path, "bolt", 0)
+    (folder / "train" / "good" / "0.png").write_bytes(b"broken")
+    assert len(load_test_categories(tmp_path, PRODUCTS, ["bolt"])[0].test) == 7

@@ -1,0 +1,104 @@
+"""The pictures that a report shows: those that came closest to a wrong verdict, and those found most clearly."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from model.overlay import overlay
+from training.datasets import read_mask, read_picture
+from training.evaluation import Outcome, judgement
+
+__all__ = ["Case", "CaseGroup", "case_groups"]
+
+_CASES = 3
+"""Pictures of each group."""
+
+_SIDE = 256
+"""Longer side of a shown picture, in pixels."""
+
+_OUTLINE = (0, 220, 255)
+"""Colour of the mask's outline; the heat map's colours have no blue as bright."""
+
+_QUALITY = 85
+"""JPEG quality, without reducing colours: thin outlines stay sharp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One picture for a report; ``picture`` and ``heat_map`` are ``data:`` addresses of JPEG files."""
+
+    name: str
+    defect: str | None
+    score: float
+    is_anomalous: bool
+    product: str
+    picture: str
+    heat_map: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the verdict is that of the label."""
+        return self.is_anomalous == (self.defect is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseGroup:
+    """Some pictures of one category that have something in common."""
+
+    title: str
+    cases: tuple[Case, ...]
+
+
+def case_groups(outcomes: Sequence[Outcome]) -> list[CaseGroup]:
+    """The good pictures that score highest, the defects that score lowest, and those that score highest (as routed).
+
+    No picture is in two groups. Groups without pictures are left out. ``DatasetError`` when a picture cannot be read.
+    """
+    good = sorted((each for each in outcomes if not each.sample.is_anomalous), key=_score, reverse=True)
+    bad = sorted((each for each in outcomes if each.sample.is_anomalous), key=_score)
+    missed, rest = bad[:_CASES], bad[_CASES:]
+    chosen = {
+        "Good, but scored highest": good[:_CASES],
+        "Defective, but scored lowest": missed,
+        "Defective, and clearest": rest[: -_CASES - 1 : -1],
+    }
+    return [CaseGroup(title, tuple(_case(each) for each in group)) for title, group in chosen.items() if group]
+
+
+def _score(outcome: Outcome) -> float:
+    return judgement(outcome.routed).score
+
+
+def _case(outcome: Outcome) -> Case:
+    sample, found = outcome.sample, judgement(outcome.routed)
+    picture = _reduced(read_picture(sample.path))
+    shown = overlay(picture, outcome.routed)
+    if sample.mask is not None:
+        shown[find_boundaries(read_mask(sample.mask, *picture.shape[:2]), mode="outer")] = _OUTLINE
+    return Case(
+        name=sample.path.name,
+        defect=sample.defect,
+        score=found.score,
+        is_anomalous=found.is_anomalous,
+        product=found.product,
+        picture=_data_address(picture),
+        heat_map=_data_address(shown),
+    )
+
+
+def _reduced(picture: np.ndarray) -> np.ndarray:
+    """At most ``_SIDE`` pixels wide and high, its shape kept."""
+    image = Image.fromarray(picture)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return np.array(image)
+
+
+def _data_address(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

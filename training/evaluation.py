@@ -1,0 +1,252 @@
+"""How good a checkpoint is on test pictures: every picture scored as routed and with its true product named.
+
+Nothing is chosen here: thresholds are those that the checkpoint stores, smoothing and scores those of prediction.
+The backbone runs once a picture. What is kept of a picture is its patch map (a few kB); the maps at the evaluation
+size exist for one category at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from model.detector import Detector
+from model.errors import DatasetError, UnknownTaskError
+from model.results import Prediction
+from training.aupro import FPR_LIMIT
+from training.curves import Curve, operating_points
+from training.datasets import Category, Sample, discover, load_category, read_mask, read_picture
+from training.figures import CategoryFigures, Confusion, Evaluation, Figures, Protocol, mean_of
+from training.metrics import EVALUATION_SIDE, PicturePixels, PixelScores, image_ranking, picture_pixels
+from training.report import Reporter
+
+__all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "load_test_categories", "measure"]
+
+_DECODE_THREADS = 2
+
+_CURVE_LIMIT = 1.0
+"""ROC curves are drawn over the whole range of false-positive rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What an evaluation reads off a prediction: the product whose expert scored it, score, and verdict."""
+
+    product: str
+    score: float
+    threshold: float
+    is_anomalous: bool
+
+
+def judgement(prediction: Prediction) -> Judgement:
+    """The one place where an evaluation looks at verdicts."""
+    return Judgement(prediction.task.name, prediction.score, prediction.threshold, prediction.is_anomalous)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One test picture, as routed and with its true product named; one object twice where the route was right."""
+
+    sample: Sample
+    routed: Prediction
+    named: Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Curves to be drawn; ``None`` where there is nothing to measure them on."""
+
+    image_roc: Curve | None
+    pixel_roc: Curve | None
+    pro: Curve | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything about one category: the figures, and what a report draws of it (as routed)."""
+
+    figures: CategoryFigures
+    curves: Curves
+    outcomes: tuple[Outcome, ...]
+
+
+def load_test_categories(
+    data: Path, learned: Sequence[str], wanted: Sequence[str] = (), reporter: Reporter | None = None
+) -> list[Category]:
+    """The categories to evaluate: ``wanted``, or else all of ``data`` that were learned and have test pictures.
+
+    In order of learning. What the default leaves out is told to ``reporter``.
+
+    Raises:
+        UnknownTaskError: a wanted category was not learned.
+        DatasetError: a wanted category is not there or has no test pictures, or none is left.
+    """
+    for name in wanted:
+        if name not in learned:
+            raise UnknownTaskError(name, tuple(learned))
+    if wanted:
+        categories = [load_category(data, name, check=False) for name in learned if name in wanted]
+        for category in categories:
+            if not category.test:
+                raise DatasetError(
+                    f"{category.root / category.name} holds no test pictures ({category.layout}); put good ones into "
+                    "test/good and defective ones into test/DEFECT, or leave the product out."
+                )
+        return categories
+    found = discover(data)
+    categories = [load_category(data, name, check=False) for name in learned if name in found]
+    tested = [category for category in categories if category.test]
+    if not tested:
+        raise DatasetError(
+            f"no product of {data} can be evaluated: it holds {', '.join(found)}; learned were {', '.join(learned)}; "
+            f"with test pictures among both: none."
+        )
+    if reporter is not None:
+        _tell("not learned", [name for name in found if name not in learned], reporter)
+        _tell(f"not in {data}", [name for name in learned if name not in found], reporter)
+        _tell("without test pictures", [each.name for each in categories if not each.test], reporter)
+    return tested
+
+
+def _tell(reason: str, names: Sequence[str], reporter: Reporter) -> None:
+    if names:
+        reporter.line(f"left out, {reason}: {', '.join(names)}")
+
+
+def evaluate(
+    detector: Detector, categories: Sequence[Category], *, batch_size: int = 8, reporter: Reporter | None = None
+) -> tuple[Evaluation, list[Measured]]:
+    """Score every test picture of ``categories``, and sum up.
+
+    Raises:
+        UnknownTaskError: a category that was not learned.
+        DatasetError: a picture or mask cannot be read.
+    """
+    reporter = reporter or Reporter()
+    measured = []
+    for category in categories:
+        with reporter.phase(category.name, len(category.test)) as phase:
+            outcomes = list(_outcomes(detector, category, batch_size, phase.advance))
+        measured.append(measure(category.name, outcomes, seed=_seed(detector, category.name)))
+    figures = [each.figures for each in measured]
+    evaluation = Evaluation(
+        created=datetime.now(UTC),
+        checkpoint=detector.checkpoint.name,
+        digest=detector.checkpoint.digest,
+        products=tuple(task.name for task in detector.tasks),
+        precision=detector.precision,
+        protocol=Protocol(evaluation_side=EVALUATION_SIDE, fpr_limit=FPR_LIMIT),
+        categories=tuple(figures),
+        routing_accuracy=fmean(each.routing_accuracy for each in figures),
+        routed=mean_of([each.routed for each in figures]),
+        named=mean_of([each.named for each in figures]),
+        confusion=_confusion(measured, [task.name for task in detector.tasks]),
+    )
+    return evaluation, measured
+
+
+def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
+    """Every figure of one category from what was found in its pictures."""
+    samples = [outcome.sample for outcome in outcomes]
+    routed = [judgement(outcome.routed) for outcome in outcomes]
+    named = [judgement(outcome.named) for outcome in outcomes]
+    pixels = _pixel_scores(outcomes)
+    as_routed = _figures(samples, routed, pixels[0])
+    same = all(outcome.routed is outcome.named for outcome in outcomes)
+    good = sorted(each.score for each, sample in zip(routed, samples, strict=True) if not sample.is_anomalous)
+    bad = sorted(each.score for each, sample in zip(routed, samples, strict=True) if sample.is_anomalous)
+    return Measured(
+        figures=CategoryFigures(
+            category=name,
+            good=len(good),
+            defective=len(bad),
+            masked=sum(sample.mask is not None for sample in samples),
+            seed=seed,
+            threshold=named[0].threshold,
+            routing_accuracy=fmean(each.product == name for each in routed),
+            routed=as_routed,
+            named=as_routed if same else _figures(samples, named, pixels[1]),
+        ),
+        curves=Curves(
+            image_roc=operating_points(np.array(good), [np.array(bad)] if bad else [], _CURVE_LIMIT),
+            pixel_roc=pixels[0].roc(),
+            pro=pixels[0].pro(),
+        ),
+        outcomes=tuple(outcomes),
+    )
+
+
+def _outcomes(
+    detector: Detector, category: Category, batch_size: int, on_progress: Callable[[int], None]
+) -> Iterator[Outcome]:
+    """Judge the test pictures in order; the next batch is decoded while this one is judged."""
+
+    def read(sample: Sample) -> np.ndarray:
+        # At once to the model's size: a batch of large pictures would take gigabytes.
+        return detector.preprocessing.resize(read_picture(sample.path))
+
+    batches = [category.test[start : start + batch_size] for start in range(0, len(category.test), batch_size)]
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        pending = [pool.submit(read, sample) for sample in batches[0]]
+        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+            images, pending = [future.result() for future in pending], [pool.submit(read, each) for each in following]
+            both = detector.predict_both(images, [category.name] * len(batch))
+            for sample, (routed, named) in zip(batch, both, strict=True):
+                yield Outcome(sample, routed, named)
+            on_progress(len(batch))
+
+
+def _pixel_scores(outcomes: Sequence[Outcome]) -> tuple[PixelScores, PixelScores]:
+    """All labelled pixels as routed and as named; what both have in common is kept once."""
+    routed, named = PixelScores(), PixelScores()
+    if not any(outcome.sample.mask for outcome in outcomes):
+        return routed, named
+    for outcome in outcomes:
+        sample = outcome.sample
+        if sample.is_anomalous and sample.mask is None:
+            continue  # its pixels have no labels
+        mask = None if sample.mask is None else read_mask(sample.mask, EVALUATION_SIDE, EVALUATION_SIDE)
+        pixels = _pixels(outcome.routed, mask)
+        routed.append(pixels)
+        named.append(pixels if outcome.named is outcome.routed else _pixels(outcome.named, mask))
+    return routed, named
+
+
+def _pixels(prediction: Prediction, mask: np.ndarray | None) -> PicturePixels:
+    return picture_pixels(prediction.pixel_map(EVALUATION_SIDE, EVALUATION_SIDE), mask)
+
+
+def _figures(samples: Sequence[Sample], found: Sequence[Judgement], pixels: PixelScores) -> Figures:
+    """The figures of one category in one of the two ways."""
+    images = image_ranking([each.score for each in found], [sample.is_anomalous for sample in samples])
+    on_pixels = pixels.ranking()
+    called: dict[bool, list[bool]] = {True: [], False: []}
+    for sample, each in zip(samples, found, strict=True):
+        called[sample.is_anomalous].append(each.is_anomalous)
+    return Figures(
+        image_auroc=images.auroc,
+        image_ap=images.average_precision,
+        image_f1=images.best_f1,
+        pixel_auroc=on_pixels.auroc,
+        pixel_ap=on_pixels.average_precision,
+        aupro=pixels.aupro(),
+        false_alarm_rate=fmean(called[False]) if called[False] else None,
+        defect_recall=fmean(called[True]) if called[True] else None,
+    )
+
+
+def _confusion(measured: Sequence[Measured], products: Sequence[str]) -> Confusion:
+    chosen = {each.figures.category: [judgement(one.routed).product for one in each.outcomes] for each in measured}
+    return Confusion(
+        categories=tuple(chosen),
+        products=tuple(products),
+        counts=tuple(tuple(row.count(product) for product in products) for row in chosen.values()),
+    )
+
+
+def _seed(detector: Detector, name: str) -> int:
+    return next((task.seed for task in detector.tasks if task.name == name), 0)

@@ -1,0 +1,179 @@
+"""What an evaluation found, as typed values: the JSON that `moleflow evaluate --json` writes and others read back."""
+
+import os
+from datetime import datetime
+from pathlib import Path
+from statistics import fmean
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from model.atomic import atomic_write
+from model.errors import ConfigurationError, one_line
+
+__all__ = [
+    "METRICS",
+    "CategoryFigures",
+    "Confusion",
+    "Continual",
+    "Evaluation",
+    "Figures",
+    "OverSequence",
+    "Protocol",
+    "check_writable",
+    "mean_of",
+    "read_evaluation",
+    "write_json",
+    "write_text",
+]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Figures(_Record):
+    """One category's results, or their mean: shares 0…1, ``None`` where there is nothing to measure them on."""
+
+    image_auroc: float | None
+    image_ap: float | None
+    image_f1: float | None = Field(description="best F1 of any threshold: a bound, since it is chosen on the labels")
+    pixel_auroc: float | None
+    pixel_ap: float | None
+    aupro: float | None
+    false_alarm_rate: float | None = Field(description="good pictures called anomalous at the stored threshold")
+    defect_recall: float | None = Field(description="defective pictures called anomalous at the stored threshold")
+
+
+METRICS = tuple(Figures.model_fields)
+"""Names of the figures, in the order in which they are shown."""
+
+
+class CategoryFigures(_Record):
+    """One category. ``routed`` is what a user gets; ``named`` is with the true product given instead of routed."""
+
+    category: str
+    good: int = Field(ge=0, description="good test pictures")
+    defective: int = Field(ge=0, description="defective test pictures; those without mask count for image figures only")
+    masked: int = Field(ge=0, description="defective test pictures with a mask")
+    seed: int = Field(description="of the training of this product")
+    threshold: float = Field(description="stored with the product; found on good pictures held out of training")
+    routing_accuracy: float = Field(ge=0, le=1)
+    routed: Figures
+    named: Figures
+
+
+class Confusion(_Record):
+    """How many pictures of each category (rows) were routed to which learned product (columns)."""
+
+    categories: tuple[str, ...]
+    products: tuple[str, ...]
+    counts: tuple[tuple[int, ...], ...]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        shape = [len(row) for row in self.counts]
+        if shape != [len(self.products)] * len(self.categories):
+            raise ValueError(f"counts must be {len(self.categories)} rows of {len(self.products)}; got {shape}")
+        return self
+
+
+class Protocol(_Record):
+    """How it was measured; figures of another protocol cannot be compared."""
+
+    evaluation_side: int = Field(ge=1, description="maps and masks are compared at this many pixels square")
+    fpr_limit: float = Field(gt=0, le=1, description="upper end of AUPRO's false-positive rate")
+
+
+class OverSequence(_Record):
+    """One figure over the states of a checkpoint; see ``training.forgetting`` for the formulae."""
+
+    after: tuple[tuple[float | None, ...], ...] = Field(
+        description="rows: states, in order of learning; columns: categories; null where it was not learned yet"
+    )
+    forgetting: float | None = Field(description="FM: 0 is none, and negative where later products helped")
+    backward_transfer: float | None = Field(description="BWT: 0 is none, and negative where later products harmed")
+
+
+class Continual(_Record):
+    """What learning later products did to earlier ones; the last state is the checkpoint that was evaluated."""
+
+    states: tuple[tuple[str, ...], ...] = Field(description="the products that each state has learned")
+    categories: tuple[str, ...] = Field(description="those measured, in order of learning")
+    routed: dict[str, OverSequence] = Field(description="by figure; the routing accuracy is one of them")
+    named: dict[str, OverSequence]
+
+
+class Evaluation(_Record):
+    """Every figure of one checkpoint on the test pictures of some of its products."""
+
+    created: datetime
+    checkpoint: str = Field(description="the file's name")
+    digest: str = Field(description="over the checkpoint's whole content")
+    products: tuple[str, ...] = Field(description="all that the checkpoint has learned, in order of learning")
+    precision: str = Field(description="type of the matrix products")
+    protocol: Protocol
+    categories: tuple[CategoryFigures, ...] = Field(min_length=1)
+    routing_accuracy: float = Field(ge=0, le=1, description="mean over categories")
+    routed: Figures = Field(description="mean over those categories that have the figure")
+    named: Figures
+    confusion: Confusion
+    continual: Continual | None = Field(None, description="where earlier states were given")
+
+    def category(self, name: str) -> CategoryFigures | None:
+        """The category of that name, if it was measured."""
+        return next((each for each in self.categories if each.category == name), None)
+
+
+def mean_of(figures: list[Figures]) -> Figures:
+    """The mean of each figure over those that have it."""
+    values = {name: [getattr(each, name) for each in figures] for name in METRICS}
+    defined = {name: [value for value in column if value is not None] for name, column in values.items()}
+    return Figures(**{name: fmean(column) if column else None for name, column in defined.items()})
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read what ``moleflow evaluate --json`` wrote. ``ConfigurationError`` when the file is none such."""
+    try:
+        return Evaluation.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigurationError(
+            f"{str(path)!r} cannot be read ({error.strerror or error}); give a file that `moleflow evaluate --json` "
+            "wrote."
+        ) from error
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"{str(path)!r} is no evaluation ({one_line(error)[:200]}); give a file that `moleflow evaluate --json` "
+            "of this version wrote."
+        ) from error
+
+
+def check_writable(*paths: Path) -> None:
+    """``ConfigurationError`` unless files can be written to each of ``paths``; makes their folders."""
+    for path in paths:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise _unwritable(path, error.strerror or str(error)) from error
+        if path.is_dir():
+            raise _unwritable(path, "it is a folder")
+        if not os.access(path.parent, os.W_OK):
+            raise _unwritable(path, "its folder may not be written to")
+
+
+def write_json(path: Path, record: BaseModel) -> None:
+    """Write a record as indented JSON, atomically. ``ConfigurationError`` when the place cannot be written to."""
+    write_text(path, record.model_dump_json(indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically. ``ConfigurationError`` when the place cannot be written to."""
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise _unwritable(path, error.strerror or str(error)) from error
+
+
+def _unwritable(path: Path, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{str(path)!r} cannot be written ({reason}); name a file in a folder that can.")
