@@ -1,0 +1,145 @@
+"""Peers that are fitted to the good pictures of one category and score pictures: for the comparison of accuracy.
+
+They are anomalib's models, imported from its package and used below its pre- and post-processing: every peer gets the
+same input tensor as MoLE-Flow, and hands out its score and map as they are, neither normalised nor clamped.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from coreset import farthest_first
+from timm import create_model
+from timm.data import resolve_data_config
+
+from model.errors import ConfigurationError
+from model.features import stack_images
+from model.preprocessing import Preprocessing
+from training.datasets import read_picture
+
+__all__ = ["METHODS", "Scored", "Scorer", "Setting", "make_scorer"]
+
+CORESET_RATIO = 0.1
+"""Share of the patches that PatchCore keeps: anomalib's default, and the paper's PatchCore-10 %."""
+
+PADIM_FEATURES = 550
+"""Channels that PaDiM draws; anomalib's (and the paper's) number for WideResNet-50-2, whose stages are as wide."""
+
+BATCH_SIZE = 8
+"""Pictures at a time. No peer's result depends on it."""
+
+Scored = tuple[float, np.ndarray]
+"""A picture's raw score, and its raw map ``(height, width)`` float32 at the picture's own size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What a peer is built from. ``layers`` are timm's names of the backbone's stages."""
+
+    backbone: str
+    layers: tuple[str, ...]
+    image_size: int
+    seed: int
+
+
+class Scorer(Protocol):
+    """One model of one category."""
+
+    def fit(self, good: Sequence[Path]) -> None:
+        """Learn from good pictures; called once, before ``score``."""
+
+    def score(self, paths: Sequence[Path]) -> Iterator[Scored]:
+        """Scores and maps, in the order of ``paths``."""
+
+
+class AnomalibScorer:
+    """Any of anomalib's PyTorch models that collects features in train mode and is then fitted at once.
+
+    Args:
+        network: the model; called in train mode it stores features, in eval mode it gives ``pred_score`` and
+            ``anomaly_map``.
+        finish: what turns the stored features into the fitted model.
+        preprocessing: how a picture becomes the network's input.
+    """
+
+    def __init__(self, network: torch.nn.Module, finish: Callable[[], None], preprocessing: Preprocessing) -> None:
+        self.network, self._finish, self.preprocessing = network, finish, preprocessing
+        self._scale, self._offset = preprocessing.scale_and_offset()
+
+    def fit(self, good: Sequence[Path]) -> None:
+        """Collect the features of all pictures, then fit."""
+        self.network.train()
+        with torch.no_grad():
+            for _, batch in self._batches(good):
+                self.network(batch)
+            self._finish()
+        self.network.eval()
+
+    def score(self, paths: Sequence[Path]) -> Iterator[Scored]:
+        """Raw scores and maps; a map is brought from the model's size to the picture's bilinearly."""
+        with torch.no_grad():
+            for pictures, batch in self._batches(paths):
+                found = self.network(batch)
+                scores = found.pred_score.reshape(-1).tolist()
+                for picture, score, anomaly_map in zip(pictures, scores, found.anomaly_map, strict=True):
+                    size = picture.shape[:2]
+                    resized = F.interpolate(anomaly_map[None], size=size, mode="bilinear", align_corners=False)
+                    yield score, resized[0, 0].float().numpy()
+
+    def _batches(self, paths: Sequence[Path]) -> Iterator[tuple[list[np.ndarray], torch.Tensor]]:
+        for start in range(0, len(paths), BATCH_SIZE):
+            pictures = [read_picture(path) for path in paths[start : start + BATCH_SIZE]]
+            stacked = stack_images(pictures, self.preprocessing.resize, torch.device("cpu"))
+            yield pictures, torch.addcmul(self._offset, stacked.float(), self._scale).permute(0, 3, 1, 2).contiguous()
+
+
+def make_scorer(method: str, setting: Setting) -> Scorer:
+    """A fresh model of ``method``. ``ConfigurationError`` when there is no such method."""
+    if method not in METHODS:
+        raise ConfigurationError(f"method {method!r} is not known; use some of {', '.join(METHODS)}.")
+    torch.manual_seed(setting.seed)
+    return METHODS[method](setting)
+
+
+def _preprocessing(setting: Setting) -> Preprocessing:
+    """Size as wanted, mean and std as the backbone's weights were trained with: what MoLE-Flow does too."""
+    net = create_model(setting.backbone, features_only=True)
+    data = resolve_data_config({}, model=net)
+    return Preprocessing(image_size=setting.image_size, mean=tuple(data["mean"]), std=tuple(data["std"]))
+
+
+def _patchcore(setting: Setting) -> Scorer:
+    from anomalib.models.components import KCenterGreedy
+    from anomalib.models.image.patchcore import torch_model
+
+    torch_model.KCenterGreedy = _by_farthest_first(KCenterGreedy)
+    network = torch_model.PatchcoreModel(layers=list(setting.layers), backbone=setting.backbone)
+    return AnomalibScorer(network, lambda: network.subsample_embedding(CORESET_RATIO), _preprocessing(setting))
+
+
+def _by_farthest_first(greedy: Any) -> Any:
+    """anomalib's coreset selection, with its random projection and start, choosing the same points in less time."""
+
+    class FarthestFirst(greedy):  # type: ignore[misc]
+        def select_coreset_idxs(self) -> list[int]:
+            self.model.fit(self.embedding)
+            features = self.model.transform(self.embedding)
+            first = int(torch.randint(high=self.n_observations, size=(1,)))
+            return farthest_first(features, first, self.coreset_size)
+
+    return FarthestFirst
+
+
+def _padim(setting: Setting) -> Scorer:
+    from anomalib.models.image.padim.torch_model import PadimModel
+
+    network = PadimModel(backbone=setting.backbone, layers=list(setting.layers), n_features=PADIM_FEATURES)
+    return AnomalibScorer(network, network.fit, _preprocessing(setting))
+
+
+METHODS: dict[str, Callable[[Setting], Scorer]] = {"patchcore": _patchcore, "padim": _padim}
+"""The peers by name."""
