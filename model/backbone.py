@@ -154,7 +154,7 @@ def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
 @functools.cache
 def _reductions(name: str, fixed_size: int | None) -> tuple[int, ...]:
     """Strides of all stages that a network offers, finest first; built without memory, once."""
-    options = {} if fixed_size is None else {"img_size": fixed_size}
+    options: dict[str, Any] = {} if fixed_size is None else {"img_size": fixed_size}
     try:
         with torch.device("meta"):
             return tuple(_feature_info(timm.create_model(name, features_only=True, **options)).reduction())
