@@ -1,5 +1,6 @@
 """Every variant learns products one after another, is served from its checkpoint, and forgets only if it should."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,17 @@ from model.detector import Detector
 from model.errors import ConfigurationError
 from model.results import Prediction
 from training.config import Preset
-from training.continual import train_tasks
+from training.continual import split_held_out, train_tasks
+from training.datasets import load_category, read_picture
 from training.journal import side_file
 from training.report import Reporter
 from training.task import TaskTrainer
 
 NAMES = ("bolt", "nut", "gear")
 FORGETTING = "sequential"
+
+Learned = Callable[[str], tuple[Path, Path]]
+"""A variant's name to its checkpoint after one product, and after three."""
 
 
 def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **options: object) -> Path:
@@ -50,7 +55,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def learned(products: Path, tiny_preset: Preset, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+def learned(products: Path, tiny_preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> Learned:
     """Makes, once for each variant, the checkpoint after one product and after three."""
     made: dict[str, tuple[Path, Path]] = {}
 
@@ -68,7 +73,7 @@ def learned(products: Path, tiny_preset: Preset, tmp_path_factory: pytest.TempPa
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_older_products_move_only_where_the_base_learns_on(learned, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_older_products_move_only_where_the_base_learns_on(learned: Learned, name: str) -> None:
     first, last = learned(name)
     for before, after in zip(predictions(first, "bolt"), predictions(last, "bolt"), strict=True):
         assert (before.grid_map == after.grid_map).all() == (name != FORGETTING)
@@ -78,7 +83,7 @@ def test_older_products_move_only_where_the_base_learns_on(learned, name: str) -
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_a_variant_is_served_from_its_checkpoint(learned, name: str) -> None:  # type: ignore[no-untyped-def]
+def test_a_variant_is_served_from_its_checkpoint(learned: Learned, name: str) -> None:
     _, last = learned(name)
     Checkpoint.open(last).verify()
     detector = Detector.load(last, device="cpu", precision="fp32")
@@ -90,44 +95,31 @@ def test_a_variant_is_served_from_its_checkpoint(learned, name: str) -> None:  #
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_the_held_out_scores_are_those_that_prediction_gives(learned, products: Path, name: str) -> None:  # type: ignore[no-untyped-def]
-    from training.continual import split_held_out
-    from training.datasets import load_category, read_picture
-
+def test_the_held_out_scores_are_those_that_prediction_gives(
+    learned: Learned, products: Path, tiny_preset: Preset, name: str
+) -> None:
     _, last = learned(name)
-    info = Checkpoint.open(last).header.tasks[2]
-    training = Preset.model_fields  # the split is the tiny preset's
-    assert training
     scores = section(last, "tasks.2")["held_out_scores"]
-    from training.config import TrainingConfig
-
-    settings = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=2)
-    _, held_out = split_held_out(load_category(products, "gear"), settings)
-    assert len(held_out) == info.held_out_images == len(scores)
+    _, held_out = split_held_out(load_category(products, "gear"), tiny_preset.training)
     detector = Detector.load(last, device="cpu", precision="fp32")
     again = detector.predict([read_picture(path) for path in held_out], ["gear"] * len(held_out))
     assert sorted(prediction.score for prediction in again) == pytest.approx(scores.tolist(), rel=1e-5)
 
 
 def test_a_separated_product_is_learned_as_if_it_were_alone(
-    learned,
+    learned: Learned,
     products: Path,
     tmp_path: Path,
-    tiny_preset: Preset,  # type: ignore[no-untyped-def]
+    tiny_preset: Preset,
 ) -> None:
     _, together = learned("separated")
     alone = learn(products, ("gear",), tmp_path / "alone.safetensors", variant(tiny_preset, "full"))
-    section_together, expert_alone, base_alone = (
-        section(together, "tasks.2"),
-        section(alone, "tasks.0"),
-        section(alone, "base"),
-    )
-    expected = expert_alone | {f"base.{key}": value for key, value in base_alone.items()}
-    assert same(section_together, expected)
+    base = {f"base.{key}": value for key, value in section(alone, "base").items()}
+    assert same(section(together, "tasks.2"), section(alone, "tasks.0") | base)
     assert not section(together, "base")
 
 
-def test_parameters_of_a_task_are_counted_with_what_it_brings(learned) -> None:  # type: ignore[no-untyped-def]
+def test_parameters_of_a_task_are_counted_with_what_it_brings(learned: Learned) -> None:
     counted = {name: Checkpoint.open(learned(name)[1]).header.tasks[1].parameters for name in VARIANTS}
     base = sum(value.numel() for value in section(learned("full")[1], "base").values())
     assert counted["separated"] == counted["full"] + base
@@ -136,11 +128,11 @@ def test_parameters_of_a_task_are_counted_with_what_it_brings(learned) -> None: 
 
 
 def test_a_sequential_fit_that_was_stopped_goes_on_and_ends_with_the_same_weights(
-    learned,
+    learned: Learned,
     products: Path,
     tmp_path: Path,
     tiny_preset: Preset,
-    monkeypatch: pytest.MonkeyPatch,  # type: ignore[no-untyped-def]
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class StoppedError(Exception):
         """Stands for the power cut."""
@@ -170,13 +162,13 @@ def test_a_sequential_fit_that_was_stopped_goes_on_and_ends_with_the_same_weight
     ("separated", "bolt", None),
 ])  # fmt: skip
 def test_a_product_can_be_replaced_only_where_no_other_stands_on_its_base(
-    learned,
+    learned: Learned,
     products: Path,
     tmp_path: Path,
     tiny_preset: Preset,
     name: str,
     product: str,
-    refused: str | None,  # type: ignore[no-untyped-def]
+    refused: str | None,
 ) -> None:
     _, last = learned(name)
     path = tmp_path / "factory.safetensors"
