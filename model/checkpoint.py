@@ -139,13 +139,22 @@ class Checkpoint:
 
     def section_bytes(self) -> dict[str, int]:
         """Bytes of tensor data in each section, by the section's name; reads no tensor."""
-        sizes: dict[str, int] = {}
+        return {section: size for section, (_, size) in self._sizes().items()}
+
+    def section_parameters(self) -> dict[str, int]:
+        """Numbers in each section, by the section's name; reads no tensor."""
+        return {section: count for section, (count, _) in self._sizes().items()}
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """How many numbers each section has, and in how many bytes; an empty section is left out."""
+        sizes: dict[str, tuple[int, int]] = {}
         with safe_open(self.path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping, in spite of the name
                 section = ".".join(key.split(".")[: 2 if key.startswith("tasks.") else 1])
                 part = file.get_slice(key)
-                bits = _BITS[part.get_dtype()]
-                sizes[section] = sizes.get(section, 0) + math.prod(part.get_shape()) * bits // 8
+                count = math.prod(part.get_shape())
+                numbers, size = sizes.get(section, (0, 0))
+                sizes[section] = numbers + count, size + count * _BITS[part.get_dtype()] // 8
         return sizes
 
     def backbone(self) -> Backbone:

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from moleflow.commands import demo, inspect, predict, serve, train
+from moleflow.commands import ablate, demo, inspect, predict, serve, train
 from moleflow.environment import prepare_environment
 
 __all__ = ["app", "main"]
@@ -24,6 +24,7 @@ app.command(name="inspect")(inspect.inspect)
 app.command(name="predict")(predict.predict)
 app.command(name="serve")(serve.serve)
 app.command(name="demo")(demo.demo)
+app.command(name="ablate")(ablate.ablate)
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 

@@ -9,7 +9,9 @@ removed: delete the folder, or a source in it, when it is no longer wanted.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -24,6 +26,9 @@ from model.features import FeatureExtractor
 from training.embeddings import extract
 
 __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_picture"]
+
+_STALE_SECONDS = 24 * 3600
+"""A temporary file that is older was left behind by a writer that was killed."""
 
 CACHE_FORMAT = 1
 """Raised whenever the arithmetic from picture to embedding changes: it is part of ``SOURCE``."""
@@ -73,6 +78,7 @@ class EmbeddingCache:
         }
         document = json.dumps(source, indent=1, sort_keys=True)
         cache = cls(folder, hashlib.sha256(document.encode()).hexdigest())
+        cache._remove_stale()
         described = cache.folder / "source.json"
         if not described.is_file():
             cache._write(described, lambda path: path.write_text(document, encoding="utf-8"))
@@ -113,13 +119,19 @@ class EmbeddingCache:
             )
         return CachedEmbeddings([row for row in rows if row is not None])
 
+    def _remove_stale(self) -> None:
+        for path in self.folder.rglob(".*.tmp"):
+            with suppress(FileNotFoundError):  # another process may remove it too
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
     def _file_of(self, path: Path) -> Path:
         digest = digest_picture(path)
         return self.folder / digest[:2] / f"{digest}.npy"
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
         try:
-            with atomic_write(path) as temporary:
+            with atomic_write(path, alone=False) as temporary:
                 write(temporary)
         except OSError as error:
             raise ConfigurationError(
