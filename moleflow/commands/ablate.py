@@ -120,10 +120,10 @@ def _print_table(table: "StudyTable") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # Differences go on a line of their own, so that 80 columns are enough.
+    # Headings and differences go on lines of their own, so that 80 columns are enough.
     shown = Table(title=table.study.title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(table.headings()):
-        shown.add_column(heading, justify="right" if number else "left", overflow="fold")
+        shown.add_column(heading.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")
     for cells in table.cells():
         shown.add_row(*(cell.replace(" (", "\n(") for cell in cells))
     Console().print(shown)
