@@ -32,7 +32,7 @@ class StudyTable:
     def headings(self) -> list[str]:
         """One for each cell of a row."""
         forgetting = FORGETTING.values() if self.study.forgetting else ()
-        return ["configuration", *METRICS.values(), *forgetting, "parameters / later task", "train s"]
+        return ["configuration", *METRICS.values(), *forgetting, "params / later task", "train s"]
 
     def cells(self) -> list[list[str]]:
         """One list of texts a row: value and, but for the first row, the difference to the full one."""

@@ -69,7 +69,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     }
     for key, value in rows.items():
         facts.add_row(key, value)
-    tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, side in _COLUMNS.items():
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
