@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["WhiteningAdapter"]
+__all__ = ["FixedLayerNorm", "WhiteningAdapter"]
 
 GAMMA_MIN, GAMMA_SPAN = 0.5, 1.5
 """γ = 0.5 + 1.5·sigmoid(γ̂), in (0.5, 2) (method, section 3)."""
@@ -32,3 +32,23 @@ class WhiteningAdapter(nn.Module):
         """``(..., D)`` to the same shape."""
         scale, shift = self.scale_and_shift()
         return F.layer_norm(x, (x.shape[-1],), scale, shift)
+
+    def folded(self, dtype: torch.dtype) -> "FixedLayerNorm":
+        """The same function with γ and β computed once; it has no matrices, so ``dtype`` says nothing to it."""
+        return FixedLayerNorm(*self.scale_and_shift())
+
+
+class FixedLayerNorm(nn.Module):
+    """LayerNorm over D with a given scale and shift, each ``(D,)``."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, scale: torch.Tensor, shift: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("scale", scale)
+        self.register_buffer("shift", shift)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """``(..., D)`` to the same shape."""
+        return F.layer_norm(x, (x.shape[-1],), self.scale, self.shift)

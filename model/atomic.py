@@ -11,15 +11,16 @@ __all__ = ["atomic_write"]
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path, *, alone: bool = True) -> Iterator[Path]:
     """Give a temporary path beside ``path``; when the block ends well, sync it and rename it to ``path``.
 
-    Temporary files left behind by earlier kills of writers of the same ``path`` are removed.
+    Temporary files left behind by earlier kills of writers of the same ``path`` are removed, unless this writer may
+    not be ``alone``: then they may belong to others who are at work.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # mkstemp's own pattern, no wider: `.a.b.XXXXXXXX.tmp` belongs to a writer of `a.b`, who may be at work.
     left_behind = re.compile(rf"\.{re.escape(path.name)}\.[a-z0-9_]{{8}}\.tmp")
-    for stale in path.parent.iterdir():
+    for stale in path.parent.iterdir() if alone else ():
         if left_behind.fullmatch(stale.name):
             with suppress(OSError):
                 stale.unlink()

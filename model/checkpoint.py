@@ -3,7 +3,8 @@
 The file's metadata carry one JSON document, the :class:`Header`: format version, full configuration, resolved
 preprocessing, and the learned tasks in order, with a SHA-256 for every section. Sections are groups of tensors by
 the first parts of their names: ``backbone.…``, ``base.…`` and ``tasks.INDEX.…``. Sections are read, and their
-digests checked, one by one, so a program that needs one expert does not read the others.
+digests checked, one by one, so a program that needs one expert does not read the others. Where every task has a whole
+base of its own (``FlowConfig.sharing``), it lies in the task's section and ``base`` is empty.
 """
 
 import hashlib
@@ -37,8 +38,11 @@ from model.router import Prototype
 
 __all__ = ["FORMAT_VERSION", "Checkpoint", "Header", "Tensors", "digest_tensors", "task_tensors", "write_checkpoint"]
 
-FORMAT_VERSION = 1
-"""Raised whenever an older program could not read the file rightly."""
+FORMAT_VERSION = 2
+"""Raised whenever an older program could not read the file rightly. 2: the flow's configuration has variants."""
+
+_READABLE_VERSIONS = (1, FORMAT_VERSION)
+"""A file of version 1 has no word of variants: the defaults are what it was trained with."""
 
 _METADATA_KEY = "moleflow"
 
@@ -135,13 +139,22 @@ class Checkpoint:
 
     def section_bytes(self) -> dict[str, int]:
         """Bytes of tensor data in each section, by the section's name; reads no tensor."""
-        sizes: dict[str, int] = {}
+        return {section: size for section, (_, size) in self._sizes().items()}
+
+    def section_parameters(self) -> dict[str, int]:
+        """Numbers in each section, by the section's name; reads no tensor."""
+        return {section: count for section, (count, _) in self._sizes().items()}
+
+    def _sizes(self) -> dict[str, tuple[int, int]]:
+        """How many numbers each section has, and in how many bytes; an empty section is left out."""
+        sizes: dict[str, tuple[int, int]] = {}
         with safe_open(self.path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - no mapping, in spite of the name
                 section = ".".join(key.split(".")[: 2 if key.startswith("tasks.") else 1])
                 part = file.get_slice(key)
-                bits = _BITS[part.get_dtype()]
-                sizes[section] = sizes.get(section, 0) + math.prod(part.get_shape()) * bits // 8
+                count = math.prod(part.get_shape())
+                numbers, size = sizes.get(section, (0, 0))
+                sizes[section] = numbers + count, size + count * _BITS[part.get_dtype()] // 8
         return sizes
 
     def backbone(self) -> Backbone:
@@ -150,16 +163,19 @@ class Checkpoint:
         self._load(backbone.net, self.section("backbone"), "backbone")
         return backbone
 
-    def base(self) -> Base:
-        """The shared base."""
+    def base(self, task: int = 0) -> Base:
+        """The base that the task at index ``task`` stands on: the shared one, or where bases are separate its own."""
         base = Base(self.header.config)
-        self._load(base, self.section("base"), "base")
+        if self.header.config.flow.sharing == "separated":
+            self._load(base, _part(self.section(f"tasks.{task}"), "base"), f"tasks.{task}.base")
+        else:
+            self._load(base, self.section("base"), "base")
         return base.requires_grad_(False)
 
     def task(self, index: int) -> tuple[Expert, Prototype]:
         """Expert and prototype of the task at ``index``."""
         tensors = self.section(f"tasks.{index}")
-        expert = Expert(self.header.config, first=index == 0)
+        expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
         self._load(expert, _part(tensors, "expert"), f"tasks.{index}.expert")
         described = _part(tensors, "prototype")
         # A prototype's rank is its own; whatever is not as it should be is found by loading.
@@ -192,10 +208,11 @@ class Checkpoint:
 def _parse_header(path: Path, document: str) -> Header:
     try:
         version = json.loads(document)["format_version"]
-        if version != FORMAT_VERSION:
+        if version not in _READABLE_VERSIONS:
             raise CheckpointVersionError(
-                f"{str(path)!r} has format version {version!r}; this program reads version {FORMAT_VERSION}. "
-                "Use the MoLE-Flow version that wrote it, or train again."
+                f"{str(path)!r} has format version {version!r}; this program reads versions "
+                f"{' and '.join(map(str, _READABLE_VERSIONS))}. Use the MoLE-Flow version that wrote it, or train "
+                "again."
             )
         return Header.model_validate_json(document)
     except (ValueError, KeyError, TypeError, ValidationError) as error:

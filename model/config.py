@@ -1,10 +1,20 @@
 """The network's configuration: typed, stored in the checkpoint, and the same for training and serving."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BackboneConfig", "FlowConfig", "ModelConfig", "RouterConfig"]
+__all__ = ["Adapter", "BackboneConfig", "FlowConfig", "ModelConfig", "RouterConfig", "Sharing", "Subnet"]
+
+Adapter = Literal["whitening", "soft_ln"]
+"""What prepares a task's embeddings for the flow: ``model.adapter`` or ``model.soft_ln``."""
+
+Subnet = Literal["lora", "linear"]
+"""What a task brings to a MoLE block: low-rank changes to shared layers, or plain dense layers of its own."""
+
+Sharing = Literal["frozen", "sequential", "separated"]
+"""The base: learned with the first task and then frozen; trained on with every task, which moves it under the older
+ones; or a whole one for each task."""
 
 
 class _Config(BaseModel):
@@ -33,19 +43,33 @@ class BackboneConfig(_Config):
 class FlowConfig(_Config):
     """The flow and its experts (method, sections 3 and 4); the defaults are the MAIN configuration."""
 
-    coupling_blocks: int = Field(8, ge=1, description="MoLE coupling blocks, shared base plus low-rank experts")
-    dia_blocks: int = Field(4, ge=1, description="deep invertible adapter blocks, one set a task")
+    coupling_blocks: int = Field(8, ge=0, description="MoLE coupling blocks, shared base plus low-rank experts")
+    dia_blocks: int = Field(4, ge=0, description="deep invertible adapter blocks, one set a task")
     lora_rank: int = Field(64, ge=1, description="r, rank of an expert's change to a shared weight")
     lora_alpha: float = Field(1.0, gt=0, description="a; an expert's change is scaled by a / r")
-    spatial_context_kernel: int = Field(3, ge=3, description="side of the mixer's depthwise kernel, odd")
-    scale_context_kernel: int = Field(5, ge=3, description="side of the scale context's depthwise kernel, odd")
+    spatial_context_kernel: int | None = Field(
+        3, ge=3, description="side of the mixer's depthwise kernel, odd; none: there is no mixer"
+    )
+    scale_context_kernel: int | None = Field(
+        5, ge=3, description="side of the scale context's depthwise kernel, odd; none: the scale sees its patch alone"
+    )
+    adapter: Adapter = Field("whitening", description="what prepares a task's embeddings for the flow")
+    subnet: Subnet = Field("lora", description="what a task brings to a MoLE block: low-rank changes, or whole layers")
+    sharing: Sharing = Field("frozen", description="whose the base is, and when it learns")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         for key in ("spatial_context_kernel", "scale_context_kernel"):
-            if getattr(self, key) % 2 == 0:
-                raise ValueError(f"{key} must be odd; got {getattr(self, key)}")
+            side = getattr(self, key)
+            if side is not None and side % 2 == 0:
+                raise ValueError(f"{key} must be odd; got {side}")
+        if not self.coupling_blocks and not self.dia_blocks:
+            raise ValueError("coupling_blocks and dia_blocks are both 0; a flow needs a block of either kind")
         return self
+
+    def starts_base(self, index: int) -> bool:
+        """Whether the task at ``index`` in the order of learning begins with a new base, as the first one does."""
+        return index == 0 or self.sharing == "separated"
 
 
 class RouterConfig(_Config):

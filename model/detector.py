@@ -49,7 +49,8 @@ class Detector:
         self._checkpoint = checkpoint
         self._top_k = checkpoint.header.config.score_top_k
         self._features = FeatureExtractor(checkpoint.header.config, checkpoint.backbone()).to(self.device)
-        self._base = checkpoint.base().to(self.device)
+        separated = checkpoint.header.config.flow.sharing == "separated"
+        self._shared_base = None if separated else checkpoint.base().to(self.device)
         # Reading every task once gives the router its prototypes and checks every digest before the first request.
         self._router = Router([checkpoint.task(task.index)[1] for task in self.tasks]).to(self.device)
         self._experts = _ExpertCache(self._merge, max_experts)
@@ -163,7 +164,8 @@ class Detector:
 
     def _merge(self, index: int) -> MergedExpert:
         expert, _ = self._checkpoint.task(index)
-        return MergedExpert(self._base, expert.to(self.device), _DTYPES[self.precision])
+        base = self._shared_base or self._checkpoint.base(index).to(self.device)
+        return MergedExpert(base, expert.to(self.device), _DTYPES[self.precision])
 
     def _results(self, table: np.ndarray, chosen: list[int], maps: np.ndarray, scores: list[float]) -> list[Prediction]:
         results = []

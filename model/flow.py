@@ -6,7 +6,7 @@ Coupling as in Real NVP (arXiv 1605.08803), the soft clamp as in Glow-style flow
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,7 +16,17 @@ from model.context import ScaleContext
 from model.lora import LoRADelta, lora_linear
 from model.runtime import at_least_float32
 
-__all__ = ["Coupling", "DIABlock", "MoLEBase", "MoLEDelta", "ScaleAndShift", "mole_forward", "mole_inverse"]
+__all__ = [
+    "Coupling",
+    "DIABlock",
+    "MoLEBase",
+    "MoLEDelta",
+    "ScaleAndShift",
+    "SubnetWeights",
+    "mole_forward",
+    "mole_inverse",
+    "scale_inputs",
+]
 
 SCALE_CLAMP = 1.9
 """c: the log-scale of a coupling stays within ±c (method, section 4)."""
@@ -32,6 +42,20 @@ FIXED_CHANNEL_SCALE = 1.0
 
 ScaleAndShift = tuple[torch.Tensor, torch.Tensor]
 """Raw scale ``s`` and shift ``t`` of a coupling, each ``(B, H, W, D/2)``."""
+
+
+class SubnetWeights(NamedTuple):
+    """Weight ``(out, in)`` and bias ``(out,)`` of the four plain linear layers that a task's subnet amounts to."""
+
+    shift_in: tuple[torch.Tensor, torch.Tensor]
+    shift_out: tuple[torch.Tensor, torch.Tensor]
+    scale_in: tuple[torch.Tensor, torch.Tensor]
+    scale_out: tuple[torch.Tensor, torch.Tensor]
+
+
+def scale_inputs(dim: int, config: FlowConfig) -> int:
+    """What the scale branch sees of a patch: D/2 channels and as many of context, or the channels alone."""
+    return dim // 2 if config.scale_context_kernel is None else dim
 
 
 class Coupling:
@@ -62,7 +86,8 @@ class MoLEBase(nn.Module):
     """The shared half of one MoLE coupling block: base weights, scale context, channel scale and permutation.
 
     The subnet has two branches of two linear layers with ReLU between, hidden width D. The shift branch
-    sees ``x1``; the scale branch sees ``x1`` and its neighbours.
+    sees ``x1``; the scale branch sees ``x1`` and its neighbours. Without scale context it is as wide as the shift
+    branch, D/2 → D → D/2. Where tasks bring whole layers of their own, there are none here.
     """
 
     permutation: torch.Tensor
@@ -72,9 +97,11 @@ class MoLEBase(nn.Module):
     def __init__(self, dim: int, config: FlowConfig, generator: torch.Generator) -> None:
         super().__init__()
         half = dim // 2
-        self.shift_in, self.shift_out = nn.Linear(half, dim), nn.Linear(dim, half)
-        self.scale_in, self.scale_out = nn.Linear(dim, dim), nn.Linear(dim, half)
-        self.context = ScaleContext(half, config.scale_context_kernel)
+        if config.subnet == "lora":
+            self.shift_in, self.shift_out = nn.Linear(half, dim), nn.Linear(dim, half)
+            self.scale_in, self.scale_out = nn.Linear(scale_inputs(dim, config), dim), nn.Linear(dim, half)
+        kernel = config.scale_context_kernel
+        self.context = None if kernel is None else ScaleContext(half, kernel)
         permutation = torch.randperm(dim, generator=generator)
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", permutation.argsort(), persistent=False)
@@ -84,6 +111,10 @@ class MoLEBase(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.inverse_permutation = self.permutation.argsort()
 
+    def scale_input(self, x1: torch.Tensor) -> torch.Tensor:
+        """What the scale branch sees: ``x1``, ``(B, H, W, D/2)``, and behind it the context, where there is one."""
+        return x1 if self.context is None else torch.cat((x1, self.context(x1)), -1)
+
 
 class MoLEDelta(nn.Module):
     """A task's low-rank changes to the four linear layers of one MoLE block."""
@@ -92,14 +123,24 @@ class MoLEDelta(nn.Module):
         super().__init__()
         half, rank, alpha = dim // 2, config.lora_rank, config.lora_alpha
         self.shift_in, self.shift_out = LoRADelta(half, dim, rank, alpha), LoRADelta(dim, half, rank, alpha)
-        self.scale_in, self.scale_out = LoRADelta(dim, dim, rank, alpha), LoRADelta(dim, half, rank, alpha)
+        self.scale_in = LoRADelta(scale_inputs(dim, config), dim, rank, alpha)
+        self.scale_out = LoRADelta(dim, half, rank, alpha)
 
     def scale_and_shift(self, base: MoLEBase, x1: torch.Tensor) -> ScaleAndShift:
         """Raw scale and shift for the half ``x1``, ``(B, H, W, D/2)``, through base plus change."""
         hidden = lora_linear(x1, base.shift_in, self.shift_in).relu()
         t = lora_linear(hidden, base.shift_out, self.shift_out)
-        hidden = lora_linear(torch.cat((x1, base.context(x1)), -1), base.scale_in, self.scale_in).relu()
+        hidden = lora_linear(base.scale_input(x1), base.scale_in, self.scale_in).relu()
         return lora_linear(hidden, base.scale_out, self.scale_out), t
+
+    def merge(self, base: MoLEBase) -> SubnetWeights:
+        """The plain layers that base and change amount to."""
+        return SubnetWeights(
+            self.shift_in.merge(base.shift_in),
+            self.shift_out.merge(base.shift_out),
+            self.scale_in.merge(base.scale_in),
+            self.scale_out.merge(base.scale_out),
+        )
 
 
 def mole_forward(
@@ -161,6 +202,13 @@ class DIABlock(nn.Module):
         """The ``x`` that ``forward`` turns into ``y``."""
         kept, changed = self._halves(y)
         return self._join(kept, DIA_COUPLING.inverse(changed, self.scale_net(kept), self.shift_net(kept)))
+
+    def copy(self, dtype: torch.dtype) -> "DIABlock":
+        """A block of the same function that later training does not change, its matrices in ``dtype``."""
+        weight = next(self.parameters())
+        copy = DIABlock(2 * weight.shape[0], flip=self.flip)
+        copy.load_state_dict(self.state_dict())
+        return copy.to(device=weight.device, dtype=dtype)
 
     def _halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         first, second = x.chunk(2, -1)

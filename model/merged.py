@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from model.context import depthwise
-from model.flow import DIABlock, MoLEBase, MoLEDelta, ScaleAndShift, mole_forward
+from model.flow import MoLEBase, ScaleAndShift, mole_forward
 from model.network import Base, Expert, module_list
 from model.runtime import at_least_float32
 from model.scoring import negative_log_likelihood
+from model.subnet import TaskSubnet
 
 __all__ = ["MergedExpert"]
 
@@ -23,25 +24,27 @@ class _MergedBlock(nn.Module):
 
     input_weight: torch.Tensor
     input_bias: torch.Tensor
-    context_weight: torch.Tensor
-    context_kernel: torch.Tensor
+    context_weight: torch.Tensor | None
+    context_kernel: torch.Tensor | None
     shift_weight: torch.Tensor
     shift_bias: torch.Tensor
     scale_weight: torch.Tensor
     scale_bias: torch.Tensor
 
-    def __init__(self, base: MoLEBase, delta: MoLEDelta) -> None:
+    def __init__(self, base: MoLEBase, subnet: TaskSubnet) -> None:
         super().__init__()
-        shift_in, shift_in_bias = delta.shift_in.merge(base.shift_in)
-        scale_in, scale_in_bias = delta.scale_in.merge(base.scale_in)
+        weights = subnet.merge(base)
+        shift_in, shift_in_bias = weights.shift_in
+        scale_in, scale_in_bias = weights.scale_in
         half = shift_in.shape[1]
-        shift_out, shift_out_bias = delta.shift_out.merge(base.shift_out)
-        scale_out, scale_out_bias = delta.scale_out.merge(base.scale_out)
+        shift_out, shift_out_bias = weights.shift_out
+        scale_out, scale_out_bias = weights.scale_out
+        context = base.context
         parts = {
             "input_weight": torch.cat((shift_in, scale_in[:, :half])),
             "input_bias": torch.cat((shift_in_bias, scale_in_bias)),
-            "context_weight": scale_in[:, half:].contiguous(),
-            "context_kernel": base.context.folded_kernel(),
+            "context_weight": None if context is None else scale_in[:, half:].contiguous(),
+            "context_kernel": None if context is None else context.folded_kernel(),
             "shift_weight": shift_out,
             "shift_bias": shift_out_bias,
             "scale_weight": scale_out,
@@ -53,7 +56,8 @@ class _MergedBlock(nn.Module):
     def forward(self, x1: torch.Tensor) -> ScaleAndShift:
         hidden = F.linear(x1, self.input_weight, self.input_bias)
         to_shift, to_scale = hidden.chunk(2, -1)
-        to_scale = to_scale + F.linear(depthwise(x1, self.context_kernel), self.context_weight)
+        if self.context_kernel is not None and self.context_weight is not None:
+            to_scale = to_scale + F.linear(depthwise(x1, self.context_kernel), self.context_weight)
         t = F.linear(to_shift.relu(), self.shift_weight, self.shift_bias)
         return F.linear(to_scale.relu(), self.scale_weight, self.scale_bias), t
 
@@ -67,33 +71,27 @@ class MergedExpert(nn.Module):
         dtype: type of the matrices; run the forward pass under the matching ``model.runtime.autocast``.
     """
 
-    adapter_scale: torch.Tensor
-    adapter_shift: torch.Tensor
-    mixer_kernel: torch.Tensor
+    mixer_kernel: torch.Tensor | None
 
     def __init__(self, base: Base, expert: Expert, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         with torch.no_grad():
-            scale, shift = expert.adapter.scale_and_shift()
-            self.register_buffer("adapter_scale", scale)
-            self.register_buffer("adapter_shift", shift)
-            self.register_buffer("mixer_kernel", base.mixer.folded_kernel())
+            self.adapter = expert.adapter.folded(dtype)
+            self.register_buffer("mixer_kernel", None if base.mixer is None else base.mixer.folded_kernel())
             self.blocks = module_list(
-                _MergedBlock(shared, delta).to(dtype) for shared, delta in zip(base.blocks, expert.deltas, strict=True)
+                _MergedBlock(shared, subnet).to(dtype)
+                for shared, subnet in zip(base.blocks, expert.deltas, strict=True)
             )
-            dim = scale.shape[0]
-            self.dia = module_list(DIABlock(dim, flip=block.flip) for block in expert.dia)
-            for copy, block in zip(self.dia, expert.dia, strict=True):
-                copy.load_state_dict(block.state_dict())
-                copy.to(device=scale.device, dtype=dtype)
+            self.dia = module_list(block.copy(dtype) for block in expert.dia)
         # A plain list, so that the base's own blocks are not taken for parts of this module.
         self._shared = list(base.blocks)
         self.eval().requires_grad_(False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each patch."""
-        x = F.layer_norm(x, (x.shape[-1],), self.adapter_scale, self.adapter_shift)
-        x = at_least_float32(depthwise(x, self.mixer_kernel))
+        x = self.adapter(x)
+        if self.mixer_kernel is not None:
+            x = at_least_float32(depthwise(x, self.mixer_kernel))
         log_det = x.new_zeros(x.shape[:-1])
         for shared, subnet in zip(self._shared, self.blocks, strict=True):
             x, step = mole_forward(x, shared, subnet)

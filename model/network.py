@@ -11,9 +11,11 @@ from model.adapter import WhiteningAdapter
 from model.config import ModelConfig
 from model.context import SpatialContextMixer
 from model.embedding import position_code
-from model.flow import DIABlock, MoLEBase, MoLEDelta, mole_forward, mole_inverse
+from model.flow import DIABlock, MoLEBase, mole_forward, mole_inverse
+from model.soft_ln import SoftLN
+from model.subnet import task_subnet
 
-__all__ = ["Base", "Expert", "flow_forward", "flow_inverse", "module_list", "with_position"]
+__all__ = ["Base", "Expert", "flow_forward", "flow_input", "flow_inverse", "module_list", "with_position"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -26,7 +28,8 @@ def module_list(modules: Iterable[M]) -> list[M]:
 class Base(nn.Module):
     """What every task shares: the spatial mixer and the base of the MoLE blocks.
 
-    Learned with the first task, then frozen for good. ``seed`` fixes the permutations and the start values.
+    Learned with the first task, then frozen for good, unless ``FlowConfig.sharing`` says otherwise. ``seed`` fixes the
+    permutations and the start values.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -34,12 +37,13 @@ class Base(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         dim = config.backbone.embedding_dim
         with _seeded(seed):
-            self.mixer = SpatialContextMixer(dim, config.flow.spatial_context_kernel)
+            kernel = config.flow.spatial_context_kernel
+            self.mixer = None if kernel is None else SpatialContextMixer(dim, kernel)
             self.blocks = module_list(MoLEBase(dim, config.flow, generator) for _ in range(config.flow.coupling_blocks))
 
 
 class Expert(nn.Module):
-    """What one task adds: its adapter, its low-rank changes to the base, and its deep invertible adapter.
+    """What one task adds: its adapter, its part of each MoLE block's subnet, and its deep invertible adapter.
 
     ``first`` starts the adapter as the task that learns the base wants it; ``seed`` fixes the start values.
     """
@@ -48,8 +52,9 @@ class Expert(nn.Module):
         super().__init__()
         dim = config.backbone.embedding_dim
         with _seeded(seed):
-            self.adapter = WhiteningAdapter(dim, first=first)
-            self.deltas = module_list(MoLEDelta(dim, config.flow) for _ in range(config.flow.coupling_blocks))
+            adapter = WhiteningAdapter if config.flow.adapter == "whitening" else SoftLN
+            self.adapter = adapter(dim, first=first)
+            self.deltas = module_list(task_subnet(dim, config.flow) for _ in range(config.flow.coupling_blocks))
             self.dia = module_list(DIABlock(dim, flip=bool(i % 2)) for i in range(config.flow.dia_blocks))
 
 
@@ -59,12 +64,18 @@ def with_position(embeddings: torch.Tensor) -> torch.Tensor:
     return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)
 
 
+def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
+    """What the flow is given for position-coded embeddings ``(B, H, W, D)``: adapted, then mixed if wanted."""
+    x = expert.adapter(x)
+    return x if base.mixer is None else base.mixer(x)
+
+
 def flow_forward(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Position-coded embeddings ``(B, H, W, D)`` to latents ``(B, H, W, D)`` and ``log|det J|`` ``(B, H, W)``.
 
     The log-determinant is that of the flow (MoLE and DIA blocks); adapter and mixer prepare its input.
     """
-    x = base.mixer(expert.adapter(x))
+    x = flow_input(base, expert, x)
     log_det = x.new_zeros(x.shape[:-1])
     for shared, delta in zip(base.blocks, expert.deltas, strict=True):
         x, step = mole_forward(x, shared, partial(delta.scale_and_shift, shared))
@@ -76,7 +87,7 @@ def flow_forward(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Ten
 
 
 def flow_inverse(base: Base, expert: Expert, z: torch.Tensor) -> torch.Tensor:
-    """The flow's input, after adapter and mixer, that ``flow_forward`` turns into ``z``."""
+    """The flow's input (see ``flow_input``) that ``flow_forward`` turns into ``z``."""
     for block in reversed(expert.dia):
         z = block.inverse(z)
     for shared, delta in zip(reversed(base.blocks), reversed(expert.deltas), strict=True):

@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from moleflow.commands import demo, evaluate, inspect, predict, serve, summarise, train
+from moleflow.commands import ablate, demo, evaluate, inspect, predict, serve, summarise, train
 from moleflow.environment import prepare_environment
 
 __all__ = ["app", "main"]
@@ -26,6 +26,7 @@ app.command(name="summarise")(summarise.summarise)
 app.command(name="predict")(predict.predict)
 app.command(name="serve")(serve.serve)
 app.command(name="demo")(demo.demo)
+app.command(name="ablate")(ablate.ablate)
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 

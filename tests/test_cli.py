@@ -11,6 +11,8 @@ from forked import Finished, Processes, moleflow_code
 from PIL import Image
 from tiny_model import PLUGIN, product_picture, tiny_checkpoint, write_tested_product
 
+from model.checkpoint import Checkpoint
+
 PRODUCTS = ("bolt", "nut", "gear")
 
 
@@ -182,7 +184,9 @@ def test_evaluate_says_at_once_what_is_wrong(
 def test_inspect_lists_products_and_checks_digests(processes: Processes, checkpoint: Path) -> None:
     done = run(processes, "inspect", checkpoint, "--verify")
     assert done.status == 0, done.stderr
-    for text in (*PRODUCTS, "tiny_backbone", "all tensors checked", "2 MoLE + 2 DIA blocks"):
+    counted = Checkpoint.open(checkpoint).header.tasks[0].parameters
+    sizes = ("frozen, 0.00 M parameters", f"{counted / 1e6:.2f} M")
+    for text in (*PRODUCTS, "tiny_backbone", "all tensors checked", "2 MoLE + 2 DIA blocks, rank 2", *sizes):
         assert text in re.sub(r"\s+", " ", done.stdout)
 
 
@@ -227,7 +231,9 @@ def test_an_error_is_one_line_that_says_what_to_do(
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("command", ["", "train", "evaluate", "summarise", "predict", "inspect", "serve", "demo"])
+@pytest.mark.parametrize(
+    "command", ["", "train", "evaluate", "summarise", "ablate", "predict", "inspect", "serve", "demo"]
+)
 def test_every_command_explains_itself(processes: Processes, command: str) -> None:
     done = run(processes, *([command] if command else []), "--help")
     assert done.status == 0

@@ -1,5 +1,7 @@
 """How a task is trained: typed, with the method's constants as defaults, and the named presets."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -8,7 +10,10 @@ from model.backbone import EMBEDDED_BACKBONE
 from model.config import BackboneConfig, FlowConfig, ModelConfig
 from model.errors import ConfigurationError
 
-__all__ = ["PRESETS", "Preset", "TrainingConfig", "preset"]
+__all__ = ["NO_CHANGES", "PRESETS", "Preset", "TrainingConfig", "preset"]
+
+NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
+"""Fields of a configuration that are to be set otherwise: none."""
 
 
 class TrainingConfig(BaseModel):
@@ -43,24 +48,36 @@ class Preset(BaseModel):
     model: ModelConfig
     training: TrainingConfig
 
-    def with_changes(self, *, backbone: dict[str, Any], training: dict[str, Any]) -> Self:
-        """The same preset with some fields of its backbone and training configuration set otherwise, checked.
+    def with_changes(
+        self,
+        *,
+        backbone: Mapping[str, Any] = NO_CHANGES,
+        flow: Mapping[str, Any] = NO_CHANGES,
+        model: Mapping[str, Any] = NO_CHANGES,
+        training: Mapping[str, Any] = NO_CHANGES,
+    ) -> Self:
+        """The same preset with some fields of its configurations set otherwise, checked.
+
+        ``model`` names fields of the model's configuration itself, such as ``score_top_k``; ``backbone`` and ``flow``
+        name fields of these parts of it.
 
         Raises:
             ConfigurationError: a value that cannot be used.
         """
         try:
-            network = BackboneConfig.model_validate(self.model.backbone.model_dump() | backbone)
-            schedule = TrainingConfig.model_validate(self.training.model_dump() | training)
+            parts = {
+                "backbone": BackboneConfig.model_validate({**self.model.backbone.model_dump(), **backbone}),
+                "flow": FlowConfig.model_validate({**self.model.flow.model_dump(), **flow}),
+            }
+            network = ModelConfig.model_validate({**self.model.model_dump(), **parts, **model})
+            schedule = TrainingConfig.model_validate({**self.training.model_dump(), **training})
         except ValidationError as error:
             first = error.errors()[0]
             # A check of several fields together has no field of its own; its message names what is wrong.
             field = f"{first['loc'][0]} {first['input']!r}" if first["loc"] else "this configuration"
             reason = first["msg"].removeprefix("Value error, ")
             raise ConfigurationError(f"{field} cannot be used: {reason}.") from error
-        return self.model_copy(
-            update={"model": self.model.model_copy(update={"backbone": network}), "training": schedule}
-        )
+        return self.model_copy(update={"model": network, "training": schedule})
 
 
 PRESETS: dict[str, Preset] = {

@@ -1,5 +1,6 @@
 """The continual trainer: learn products one after another into one checkpoint, never touching the earlier ones."""
 
+import dataclasses
 import hashlib
 import time
 from collections.abc import Sequence
@@ -20,23 +21,27 @@ from model.results import TaskInfo
 from model.router import Prototype, image_descriptor
 from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score
+from training.cache import EmbeddingCache
 from training.config import Preset, TrainingConfig
 from training.datasets import Category, load_category, read_picture
-from training.embeddings import EmbeddingStore
+from training.embeddings import Embeddings, EmbeddingStore
 from training.journal import Journal, exclusive, side_file
 from training.report import Reporter
 from training.task import TaskTrainer, task_seed
 
 __all__ = ["ContinualTrainer", "split_held_out", "train_tasks"]
 
+_CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True, slots=True)
 class _Shared:
-    """The parts of a checkpoint that no later task changes."""
+    """The parts of a checkpoint that no later task changes, unless ``FlowConfig.sharing`` says so of the base."""
 
     config: ModelConfig
     features: FeatureExtractor
     base: Base
+    cache: EmbeddingCache | None
 
 
 def train_tasks(
@@ -49,6 +54,7 @@ def train_tasks(
     replace: bool = False,
     device: str = "auto",
     precision: str = "auto",
+    cache: Path | None = None,
     reporter: Reporter | None = None,
 ) -> None:
     """Learn ``tasks`` from ``data`` in the order given, each written to ``checkpoint`` as soon as it is learned.
@@ -56,12 +62,15 @@ def train_tasks(
     Every picture is checked before any training. An existing checkpoint is added to, and its own configuration
     counts; ``preset.model`` and ``backbone_weights`` are for a new one. Given again after an interruption, the same
     call goes on where it stopped. Files beside the checkpoint, with its name in front: ``.history.jsonl``
-    (stays), ``.training`` and ``.journal`` (until the call is through), ``.lock``.
+    (stays), ``.training`` and ``.journal`` (until the call is through), ``.lock``. ``cache`` is a folder that keeps
+    embeddings for later calls (``training.cache``).
 
     Raises:
         DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError.
     """
-    trainer = ContinualTrainer(checkpoint, preset, device=device, precision=precision, reporter=reporter or Reporter())
+    trainer = ContinualTrainer(
+        checkpoint, preset, device=device, precision=precision, cache=cache, reporter=reporter or Reporter()
+    )
     repeated = {name for name in tasks if list(tasks).count(name) > 1}
     if repeated:
         raise DuplicateTaskError(f"task {min(repeated)!r} is named more than once; name each product once.")
@@ -110,8 +119,18 @@ def split_held_out(category: Category, training: TrainingConfig) -> tuple[list[P
 class ContinualTrainer:
     """Adds tasks to one checkpoint file."""
 
-    def __init__(self, path: Path, preset: Preset, *, device: str, precision: str, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        path: Path,
+        preset: Preset,
+        *,
+        device: str,
+        precision: str,
+        reporter: Reporter,
+        cache: Path | None = None,
+    ) -> None:
         self.path, self.preset, self.training, self.reporter = path, preset, preset.training, reporter
+        self.cache = cache
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.reporter.history = self.reporter.history or side_file(path, ".history.jsonl")
@@ -128,8 +147,14 @@ class ContinualTrainer:
             DuplicateTaskError, ConfigurationError, UnknownTaskError.
         """
         known = self.known()
+        sharing = Checkpoint.open(self.path).header.config.flow.sharing if known else "frozen"
+        if replace and sharing == "sequential":
+            raise ConfigurationError(
+                "the base of this checkpoint learns with every task (sharing: sequential), so replacing one would "
+                "change every other product; train a new checkpoint instead."
+            )
         for name in names:
-            if replace and known and name == known[0]:
+            if replace and known and name == known[0] and sharing != "separated":
                 raise ConfigurationError(
                     f"task {name!r} was learned first and the base with it, so replacing it would change every other "
                     "product; train a new checkpoint instead."
@@ -156,9 +181,16 @@ class ContinualTrainer:
         else:
             config = self.preset.model
             backbone = Backbone.pretrained(config.backbone, backbone_weights)
-            base = Base(config, seed=task_seed(self.training.seed, "", "base"))
+            base = self._new_base(config)
         features = FeatureExtractor(config, backbone).to(self.device)
-        return _Shared(config, features, base.to(self.device))
+        cache = self.cache and EmbeddingCache.open(
+            self.cache, config.backbone, features, device=self.device, precision=self.precision
+        )
+        return _Shared(config, features, base.to(self.device), cache or None)
+
+    def _new_base(self, config: ModelConfig) -> Base:
+        """A base as it is before the first task; its seed is the run's alone, so that it is the same for every task."""
+        return Base(config, seed=task_seed(self.training.seed, "", "base"))
 
     def learn(self, category: Category, shared: _Shared) -> TaskInfo:
         """Learn one product and write the checkpoint with it. An interrupted fit is continued.
@@ -168,7 +200,10 @@ class ContinualTrainer:
         """
         started = time.perf_counter()
         fit_paths, held_out_paths = split_held_out(category, self.training)
-        first = not self.path.exists()
+        flow = shared.config.flow
+        first = flow.starts_base(self._index_of(category.name))
+        if first and self.path.exists():
+            shared = dataclasses.replace(shared, base=self._new_base(shared.config).to(self.device))
         trainer = TaskTrainer(
             category.name, shared.config, self.training, shared.base,
             first=first, device=self.device, precision=self.precision,
@@ -181,13 +216,16 @@ class ContinualTrainer:
             self.reporter.line(f"{category.name}: starts anew, since {error}")
         with self._embed(category.name, fit_paths, shared) as store:
             self._fit(trainer, store, fingerprint)
-            descriptors = torch.cat([image_descriptor(part) for part in store.values.split(64)])
+            every = torch.arange(len(store))
+            descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
         prototype = Prototype.fit(descriptors, shared.config.router)
         shared.base.requires_grad_(False)
         trainer.expert.requires_grad_(False)
         with self._embed(category.name, held_out_paths, shared) as store:
             scores = self._held_out_scores(trainer, store, shared)
         tensors = task_tensors(trainer.expert, prototype, scores)
+        if flow.sharing == "separated":
+            tensors |= {f"base.{key}": value for key, value in _state(shared.base).items()}
         info = TaskInfo(
             name=category.name,
             index=self._index_of(category.name),
@@ -237,14 +275,19 @@ class ContinualTrainer:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
-    def _embed(self, name: str, paths: Sequence[Path], shared: _Shared) -> EmbeddingStore:
+    def _embed(self, name: str, paths: Sequence[Path], shared: _Shared) -> Embeddings:
         with self.reporter.phase(f"{name}: embeddings", len(paths)) as phase:
+            if shared.cache is not None:
+                return shared.cache.embed(
+                    shared.features, paths, read_picture, device=self.device, precision=self.precision,
+                    on_progress=phase.advance,
+                )  # fmt: skip
             return EmbeddingStore.compute(
                 shared.features, paths, read_picture, device=self.device, precision=self.precision,
                 folder=self.path.parent, on_progress=phase.advance,
             )  # fmt: skip
 
-    def _fit(self, trainer: TaskTrainer, store: EmbeddingStore, fingerprint: str) -> None:
+    def _fit(self, trainer: TaskTrainer, store: Embeddings, fingerprint: str) -> None:
         total = len(store) * self.training.epochs
         with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
 
@@ -252,19 +295,23 @@ class ContinualTrainer:
                 # Reading the loss waits for the device, so it is read only where it is shown.
                 phase.advance(images, f"loss {loss.item():.1f}" if phase.shows_bar else "")
 
+            started = time.perf_counter()
             for result in trainer.epochs(store, on_step):
+                seconds = time.perf_counter() - started
                 trainer.save(self._state_path, fingerprint)
                 self.reporter.record(
                     "epoch", name=trainer.name, epoch=result.epoch, loss=result.loss, nll=result.nll,
                     learning_rate=result.learning_rate, images_per_second=round(phase.rate, 2),
+                    seconds=round(seconds, 3),
                 )  # fmt: skip
                 if not phase.shows_bar:
                     self.reporter.line(
                         f"{trainer.name}: epoch {result.epoch}/{self.training.epochs}  loss {result.loss:.1f}  "
                         f"NLL {result.nll:.1f}  {phase.rate:.1f} images/s"
                     )
+                started = time.perf_counter()
 
-    def _held_out_scores(self, trainer: TaskTrainer, store: EmbeddingStore, shared: _Shared) -> torch.Tensor:
+    def _held_out_scores(self, trainer: TaskTrainer, store: Embeddings, shared: _Shared) -> torch.Tensor:
         """Image scores of the held-out pictures, ascending, computed as prediction does it."""
         expert = MergedExpert(shared.base, trainer.expert)
         scores = []
@@ -280,11 +327,18 @@ class ContinualTrainer:
         if old is not None:
             infos = list(old.header.tasks)
             sections: list[Tensors] = [old.section(f"tasks.{task.index}") for task in infos]
-            backbone, base = old.section("backbone"), old.section("base")
+            backbone = old.section("backbone")
             infos[info.index : info.index + 1], sections[info.index : info.index + 1] = [info], [tensors]
         else:
             infos, sections = [info], [tensors]
-            backbone, base = _state(shared.features.backbone.net), _state(shared.base)
+            backbone = _state(shared.features.backbone.net)
+        match shared.config.flow.sharing:
+            case "frozen":
+                base = old.section("base") if old is not None else _state(shared.base)
+            case "sequential":
+                base = _state(shared.base)
+            case "separated":
+                base = {}  # each task's section has its own
         header = Header(
             preset=old.header.preset if old else self.preset.name,
             config=shared.config,

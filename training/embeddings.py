@@ -2,10 +2,10 @@
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol, Self
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from model.errors import ConfigurationError
 from model.features import FeatureExtractor, stack_images
 from model.runtime import autocast
 
-__all__ = ["MEMORY_LIMIT", "EmbeddingStore"]
+__all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "extract"]
 
 MEMORY_LIMIT = 8 * 2**30
 """Embeddings of one task up to this many bytes stay in memory; beyond it they go to a nameless file."""
@@ -23,6 +23,19 @@ EXTRACTION_BATCH = 16
 """Pictures a backbone pass. Fixed, so that the embeddings do not depend on the batch size of training."""
 
 _DECODE_THREADS = 2
+
+
+class Embeddings(Protocol):
+    """Patch embeddings of ``len`` pictures, wherever they are kept; close them by ``with``."""
+
+    def __len__(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)`` float32."""
 
 
 class EmbeddingStore:
@@ -80,18 +93,12 @@ class EmbeddingStore:
         """
         if not paths:
             raise ValueError("paths must not be empty")
-        resize = features.preprocessing.resize
         store: EmbeddingStore | None = None
-        starts = range(0, len(paths), EXTRACTION_BATCH)
-        with ThreadPoolExecutor(_DECODE_THREADS) as pool, torch.inference_mode(), autocast(device, precision):
-            batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
-            decoded = _ahead(pool, batches, lambda path: resize(read(path)))
-            for start, images in zip(starts, decoded, strict=True):
-                values = features(stack_images(images, resize, device))
-                if store is None:
-                    store = cls._empty((len(paths), *values.shape[1:]), folder, memory_limit)
-                store.values[start : start + len(images)] = values.to("cpu")
-                on_progress(len(images))
+        for start, values in extract(features, paths, read, device=device, precision=precision):
+            if store is None:
+                store = cls._empty((len(paths), *values.shape[1:]), folder, memory_limit)
+            store.values[start : start + len(values)] = values
+            on_progress(len(values))
         assert store is not None  # there is a first batch
         return store
 
@@ -115,6 +122,31 @@ class EmbeddingStore:
                 f"({error.strerror}); make room there, or choose a smaller --image-size."
             ) from error
         return cls(torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape)), file)
+
+
+def extract(
+    features: FeatureExtractor,
+    paths: Sequence[Path],
+    read: Callable[[Path], np.ndarray],
+    *,
+    device: torch.device,
+    precision: str,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Embed ``paths`` a few at a time: where the few begin, and their embeddings ``(b, H, W, D)`` on the CPU.
+
+    Decoding of the next pictures runs beside the backbone's work on these.
+    """
+    if not paths:
+        return
+    resize = features.preprocessing.resize
+    starts = range(0, len(paths), EXTRACTION_BATCH)
+    batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
+    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+        decoded = _ahead(pool, batches, lambda path: resize(read(path)))
+        for start, images in zip(starts, decoded, strict=True):
+            with torch.inference_mode(), autocast(device, precision):
+                values = features(stack_images(images, resize, device)).to("cpu")
+            yield start, values
 
 
 def _ahead(pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]], work: Callable[[Path], np.ndarray]):  # type: ignore[no-untyped-def]

@@ -16,7 +16,7 @@ from model.network import Base, Expert, flow_forward, with_position
 from model.runtime import autocast
 from model.scoring import negative_log_likelihood
 from training.config import TrainingConfig
-from training.embeddings import EmbeddingStore
+from training.embeddings import Embeddings
 from training.loss import tail_aware_loss
 
 __all__ = ["EpochResult", "TaskTrainer", "task_seed"]
@@ -38,7 +38,10 @@ class EpochResult:
 
 
 class TaskTrainer:
-    """Trains the expert of one task, and ``base`` too where ``first``; everything else stays as it is.
+    """Trains the expert of one task, and ``base`` too where it learns; everything else stays as it is.
+
+    ``first`` tells the task that begins with a new base. The base learns with it, and with every task where the
+    configuration says so (``FlowConfig.sharing``).
 
     The state after each whole epoch can be saved and restored; continuing from it gives the same weights as
     never having stopped (same machine, same number of threads).
@@ -57,9 +60,10 @@ class TaskTrainer:
     ) -> None:
         self.name, self.training, self.first = name, training, first
         self.device, self.precision = device, precision
-        self.base = base.to(device).requires_grad_(first)
+        self.trains_base = first or config.flow.sharing == "sequential"
+        self.base = base.to(device).requires_grad_(self.trains_base)
         self.expert = Expert(config, first=first, seed=task_seed(training.seed, name, "expert")).to(device)
-        modules = (base, self.expert) if first else (self.expert,)
+        modules = (base, self.expert) if self.trains_base else (self.expert,)
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
@@ -81,7 +85,7 @@ class TaskTrainer:
         return loss.detach(), nll.detach().mean()
 
     def epochs(
-        self, store: EmbeddingStore, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
+        self, store: Embeddings, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
     ) -> Iterator[EpochResult]:
         """Train from the epoch reached to the last one, yielding after each; ``on_step`` gets pictures and loss."""
         steps = math.ceil(len(store) / self.training.batch_size)
@@ -121,7 +125,7 @@ class TaskTrainer:
             "fingerprint": fingerprint,
             "epoch": self.epoch,
             "expert": self.expert.state_dict(),
-            "base": self.base.state_dict() if self.first else None,
+            "base": self.base.state_dict() if self.trains_base else None,
             "optimizer": self.optimizer.state_dict(),
         }
         try:
@@ -148,7 +152,7 @@ class TaskTrainer:
         except Exception as error:  # on bytes that are no pickle the restricted reader fails in every way there is
             raise ValueError(f"{str(path)!r} is no whole state of training ({one_line(error)})") from error
         self.expert.load_state_dict(state["expert"])
-        if self.first:
+        if self.trains_base:
             self.base.load_state_dict(state["base"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]

@@ -10,13 +10,14 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
     from model.checkpoint import Checkpoint
+    from model.config import FlowConfig
 
 __all__ = ["inspect"]
 
 
 _COLUMNS: "dict[str, JustifyMethod]" = {
-    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "MB": "right",
-    "learned": "left", "SHA-256": "left",
+    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "params": "right",
+    "MB": "right", "learned": "left", "SHA-256": "left",
 }  # fmt: skip
 """The table of products; pictures are those of the fit and those held out. Narrow enough for 80 columns."""
 
@@ -45,6 +46,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
 
     header, config = opened.header, opened.header.config
     sizes = opened.section_bytes()
+    base_parameters = opened.section_parameters().get("base", 0)  # where bases are separate, they count with the tasks
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
@@ -58,25 +60,31 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         f"({sizes['backbone'] / 1e6:.1f} MB, {header.backbone_sha256[:12]}…)",
         "input": f"{input_.image_size} × {input_.image_size}, {input_.interpolation}, "
         f"mean {_listed(input_.mean)}, std {_listed(input_.std)}",
-        "flow": f"{flow.coupling_blocks} MoLE + {flow.dia_blocks} DIA blocks, rank {flow.lora_rank}, scale context "
-        f"{flow.scale_context_kernel}, spatial context {flow.spatial_context_kernel}",
-        "base": f"{sizes['base'] / 1e6:.1f} MB, {header.base_sha256[:12]}…",
+        "flow": f"{flow.coupling_blocks} MoLE + {flow.dia_blocks} DIA blocks, {_subnet(flow)}, scale context "
+        f"{flow.scale_context_kernel or 'none'}, spatial context {flow.spatial_context_kernel or 'none'}, "
+        f"adapter {flow.adapter}",
+        "base": f"{flow.sharing}, {base_parameters / 1e6:.2f} M parameters, {sizes.get('base', 0) / 1e6:.1f} MB, "
+        f"{header.base_sha256[:12]}…",
         "score": f"mean of the {config.score_top_k} highest patches",
     }
     for key, value in rows.items():
         facts.add_row(key, value)
-    tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, side in _COLUMNS.items():
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
         tasks.add_row(
             str(task.index), task.name, f"{task.train_images} + {task.held_out_images}", str(task.epochs),
-            f"{task.threshold:.2f}", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
+            f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip
     console = Console()
     console.print(facts)
     console.print(tasks)
+
+
+def _subnet(flow: "FlowConfig") -> str:
+    return f"rank {flow.lora_rank}" if flow.subnet == "lora" else "dense layers of each task's own"
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["CheckpointArgument", "Device", "Plugin", "PrecisionName", "PrecisionOption"]
+__all__ = ["Cache", "CheckpointArgument", "Device", "Plugin", "PrecisionName", "PrecisionOption"]
 
 
 class PrecisionName(StrEnum):
@@ -24,6 +24,12 @@ CheckpointArgument = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto takes CUDA when there.")]
 PrecisionOption = Annotated[
     PrecisionName, typer.Option(help="Type of the matrix products. auto takes bf16 where the hardware has it.")
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Keep patch embeddings in DIR; later runs on the same pictures and backbone read them."
+    ),
 ]
 Plugin = Annotated[
     str | None,

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moleflow.commands.options import Device, Plugin, PrecisionName, PrecisionOption
+from moleflow.commands.options import Cache, Device, Plugin, PrecisionName, PrecisionOption
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -47,6 +47,7 @@ def train(
     replace: Annotated[
         bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
     ] = False,
+    cache: Cache = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
@@ -81,7 +82,7 @@ def train(
     try:
         train_tasks(
             data, task or list(discover(data)), checkpoint, preset=chosen, backbone_weights=backbone_weights,
-            replace=replace, device=device, precision=precision.value, reporter=reporter,
+            replace=replace, device=device, precision=precision.value, cache=cache, reporter=reporter,
         )  # fmt: skip
     except KeyboardInterrupt:
         reporter.line("stopped; give the same command again to go on from the last whole epoch")

@@ -72,7 +72,7 @@ def test_a_copy_predicts_the_same_bits(checkpoint: Checkpoint, detector: Detecto
 
 def test_the_header_tells_configuration_preprocessing_and_tasks_in_order(checkpoint: Checkpoint) -> None:
     header = Checkpoint.open(checkpoint.path).header
-    assert header.format_version == FORMAT_VERSION == 1
+    assert header.format_version == FORMAT_VERSION == 2
     assert header.config == tiny_config()
     assert header.preprocessing.mean == (0.5, 0.45, 0.4)
     assert [task.name for task in header.tasks] == list(NAMES)
@@ -177,13 +177,27 @@ def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Check
         damaged.task(1)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_an_unknown_format_version_is_refused_with_both_versions(
     checkpoint: Checkpoint, tmp_path: Path, version: object
 ) -> None:
     path = rewritten(checkpoint.path, tmp_path / "f", lambda document, _: document.update(format_version=version))
-    with pytest.raises(CheckpointVersionError, match=f"format version {version!r}; this program reads version 1"):
+    with pytest.raises(CheckpointVersionError, match=f"version {version!r}; this program reads versions 1 and 2"):
         Checkpoint.open(path)
+
+
+def test_a_file_of_version_1_has_no_word_of_variants_and_predicts_as_ever(
+    checkpoint: Checkpoint, detector: Detector, tmp_path: Path
+) -> None:
+    def age(document: dict, tensors: dict) -> None:
+        document["format_version"] = 1
+        for key in ("adapter", "subnet", "sharing"):
+            del document["config"]["flow"][key]
+
+    old = Detector.load(rewritten(checkpoint.path, tmp_path / "old", age), device="cpu", precision="fp32")
+    pictures = [product_picture(kind, 70) for kind in (0, 1, 2)]
+    for one, other in zip(old.predict(pictures), detector.predict(pictures), strict=True):
+        assert (one.task, one.score) == (other.task, other.score)
 
 
 def break_order(document: dict, tensors: dict) -> None:

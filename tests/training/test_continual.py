@@ -222,6 +222,22 @@ def test_a_second_trainer_on_the_same_checkpoint_is_refused(
         learn(products, ["bolt"], path, tiny_preset)
 
 
+def test_kept_embeddings_give_the_same_checkpoint_and_are_not_computed_again(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing_to_embed(features: object, paths: list[Path], *_: object, **__: object) -> list:
+        assert not paths
+        return []
+
+    cache = tmp_path / "cache"
+    for name in ("first", "second"):
+        path = learn(products, ["bolt"], tmp_path / name / "factory.safetensors", tiny_preset, cache=cache)
+        assert same(sections(path)["bolt"], sections(learned["bolt"])["bolt"])
+        assert same(sections(path)["base"], sections(learned["bolt"])["base"])
+        monkeypatch.setattr("training.cache.extract", nothing_to_embed)
+    assert len(list(cache.rglob("*.npy"))) == 10
+
+
 def test_longer_training_lowers_the_loss(products: Path, tmp_path: Path, tiny_preset: Preset) -> None:
     path = tmp_path / "factory.safetensors"
     learn(products, ["bolt"], path, tiny_preset.with_changes(backbone={}, training={"epochs": 8}))

@@ -1,0 +1,129 @@
+"""`moleflow ablate`: run the rows of one table of the ablation study."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from moleflow.commands.options import Cache, Device, Plugin, PrecisionName, PrecisionOption
+
+if TYPE_CHECKING:
+    from training.study_table import StudyTable
+
+__all__ = ["StudyName", "ablate"]
+
+
+class StudyName(StrEnum):
+    """The tables of the ablation study."""
+
+    CORE = "core"
+    SUBNET = "subnet"
+    BLOCKS = "blocks"
+    SHARING = "sharing"
+    LORA_RANK = "lora_rank"
+    LAMBDA_LOGDET = "lambda_logdet"
+    SCALE_CONTEXT_KERNEL = "scale_context_kernel"
+    SPATIAL_CONTEXT_KERNEL = "spatial_context_kernel"
+    TAIL_WEIGHT = "tail_weight"
+    SCORE_TOP_K = "score_top_k"
+
+
+def ablate(
+    study: Annotated[StudyName, typer.Argument(metavar="STUDY", help=f"One of {', '.join(StudyName)}.")],
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="Folder with one folder a product, each with labelled test pictures.")
+    ],
+    task: Annotated[
+        list[str], typer.Option(metavar="NAME", help="A product of the sequence; repeat for more, in that order.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and results are kept; shared by all studies.")],
+    markdown: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown, with the published figures.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
+    preset: Annotated[str, typer.Option(help="The full configuration: main or small.")] = "main",
+    backbone: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
+    ] = None,
+    backbone_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
+    ] = None,
+    plugin: Plugin = None,
+    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")] = 0,
+    cache: Cache = None,
+    device: Device = "auto",
+    precision: PrecisionOption = PrecisionName.AUTO,
+) -> None:
+    """Train and judge every row of one table of the ablation study, each on the same sequence of products.
+
+    Results are kept in the folder --out as they come. The same command again, after Ctrl-C, a kill or with another
+    study, runs only what is missing; the full configuration is trained once for all of them. Embeddings are computed
+    once and kept in --cache (default: DIR/embeddings).
+    """
+    from json import dumps
+
+    from model.backbone import import_plugin
+    from model.runtime import configure_threads
+    from training.ablation import Ablation
+    from training.config import preset as find_preset
+    from training.report import Reporter
+    from training.studies import STUDIES
+    from training.study_table import StudyTable
+
+    configure_threads()
+    if plugin:
+        import_plugin(plugin)
+    reporter = Reporter()
+    network = {"name": backbone, "image_size": image_size}
+    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed}
+    chosen = find_preset(preset).with_changes(
+        backbone={key: value for key, value in network.items() if value is not None},
+        training={key: value for key, value in schedule.items() if value is not None},
+    )
+    ablation = Ablation(
+        data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision.value,
+        cache=cache, reporter=reporter,
+    )  # fmt: skip
+    wanted = STUDIES[study.value]
+    try:
+        table = StudyTable(wanted, ablation.run(wanted))
+    except KeyboardInterrupt:
+        reporter.line("stopped; give the same command again to go on from the last whole epoch")
+        raise typer.Exit(130) from None
+    if markdown is not None:
+        _write(markdown, table.markdown())
+    if json:
+        typer.echo(dumps(table.document(), indent=1))
+    else:
+        _print_table(table)
+
+
+def _write(path: Path, text: str) -> None:
+    from model.atomic import atomic_write
+    from model.errors import ConfigurationError
+
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise ConfigurationError(
+            f"{str(path)!r} cannot be written ({error.strerror}); the results are kept: name another --markdown."
+        ) from error
+
+
+def _print_table(table: "StudyTable") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    # Headings and differences go on lines of their own, so that 80 columns are enough.
+    shown = Table(title=table.study.title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for number, heading in enumerate(table.headings()):
+        shown.add_column(heading.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")
+    for cells in table.cells():
+        shown.add_row(*(cell.replace(" (", "\n(") for cell in cells))
+    Console().print(shown)

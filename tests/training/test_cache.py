@@ -1,0 +1,243 @@
+"""Embeddings are kept by content: found again, never mistaken for others, and whole or not there."""
+
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forked import Processes
+from tiny_model import product_picture, tiny_config
+
+from model.backbone import Backbone
+from model.config import ModelConfig
+from model.errors import ConfigurationError, DatasetError
+from model.features import FeatureExtractor
+from training import cache as module
+from training.cache import CachedEmbeddings, EmbeddingCache
+from training.datasets import load_category, read_picture
+from training.embeddings import EmbeddingStore
+
+CPU = torch.device("cpu")
+CONFIG = tiny_config()
+
+
+def extractor(config: ModelConfig = CONFIG) -> FeatureExtractor:
+    return FeatureExtractor(config, Backbone.pretrained(config.backbone))
+
+
+@pytest.fixture(scope="module")
+def features() -> FeatureExtractor:
+    return extractor()
+
+
+@pytest.fixture(scope="module")
+def paths(products: Path) -> tuple[Path, ...]:
+    return load_category(products, "nut").train
+
+
+def opened(folder: Path, features: FeatureExtractor, config: ModelConfig = CONFIG, precision: str = "fp32"):  # type: ignore[no-untyped-def]
+    return EmbeddingCache.open(folder, config.backbone, features, device=CPU, precision=precision)
+
+
+def embed(cache: EmbeddingCache, features: FeatureExtractor, paths: tuple[Path, ...], **options) -> CachedEmbeddings:  # type: ignore[no-untyped-def]
+    return cache.embed(features, paths, read_picture, device=CPU, precision="fp32", **options)
+
+
+def values(embeddings: CachedEmbeddings) -> torch.Tensor:
+    return embeddings.batch(torch.arange(len(embeddings)), CPU)
+
+
+class Unused(FeatureExtractor):
+    """A backbone that must not be asked."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("embedded again")
+
+
+def test_the_embeddings_are_the_bits_of_those_computed_without_a_cache(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    options = {"device": CPU, "precision": "fp32", "folder": tmp_path}
+    with EmbeddingStore.compute(features, paths, read_picture, **options) as store:  # type: ignore[arg-type]
+        found = embed(opened(tmp_path / "cache", features), features, paths)
+        assert len(found) == len(paths)
+        assert torch.equal(values(found), store.values)
+        indices = torch.tensor([7, 0, 3])
+        assert torch.equal(found.batch(indices, CPU), store.batch(indices, CPU))
+
+
+def test_what_is_there_is_not_computed_again_whatever_the_order_and_the_name(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    first = values(embed(opened(tmp_path / "cache", features), features, paths))
+    moved = tmp_path / "elsewhere.png"
+    shutil.copy(paths[4], moved)
+    unused = Unused(CONFIG, features.backbone)
+    again = embed(opened(tmp_path / "cache", unused), unused, (paths[6], moved, paths[0], paths[0]))
+    assert torch.equal(values(again), first[[6, 4, 0, 0]])
+
+
+def test_only_what_is_missing_is_computed(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+    cache = opened(tmp_path / "cache", features)
+    embed(cache, features, paths[:4])
+    decoded: list[Path] = []
+
+    def read(path: Path) -> np.ndarray:
+        decoded.append(path)
+        return read_picture(path)
+
+    done: list[int] = []
+    found = cache.embed(features, paths, read, device=CPU, precision="fp32", on_progress=done.append)
+    assert sorted(decoded) == sorted(paths[4:])
+    assert sum(done) == len(paths)
+    assert torch.allclose(
+        values(found), values(embed(opened(tmp_path / "other", features), features, paths)), atol=1e-5
+    )
+
+
+def test_a_picture_changed_in_place_is_another_picture(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    cache, path = opened(tmp_path / "cache", features), tmp_path / "picture.png"
+    shutil.copy(paths[0], path)
+    before = values(embed(cache, features, (path,))).clone()
+    Image.fromarray(product_picture(2, 5)).save(path)
+    assert not torch.allclose(values(embed(cache, features, (path,))), before, atol=0.1)
+
+
+@pytest.mark.parametrize("change", ["weights", "stages", "width", "size", "precision", "preprocessing"])
+def test_whatever_decides_an_embedding_decides_where_it_is_kept(
+    features: FeatureExtractor, tmp_path: Path, change: str
+) -> None:
+    usual = opened(tmp_path, features).folder
+    assert opened(tmp_path, features).folder == usual
+    config, other, precision = CONFIG, extractor(), "fp32"
+    if change == "weights":
+        with torch.no_grad():
+            next(other.backbone.net.parameters()).add_(1)
+    elif change == "precision":
+        precision = "bf16"
+    elif change == "preprocessing":
+        kept = other.backbone.preprocessing
+        other.backbone.preprocessing = kept.model_copy(update={"mean": (0.1, 0.1, 0.1)})
+    else:
+        changes = {"stages": {"strides": (8,)}, "width": {"embedding_dim": 8}, "size": {"image_size": 64}}[change]
+        config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=changes)})
+        other = extractor(config)
+    assert opened(tmp_path, other, config, precision).folder != usual
+
+
+def files(cache: EmbeddingCache) -> list[Path]:
+    return sorted(cache.folder.rglob("*.npy"))
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(features: FeatureExtractor, tmp_path: Path) -> None:
+    folder = opened(tmp_path, features).folder
+    old, new = folder / ".old.npy.abcdefgh.tmp", folder / ".new.npy.abcdefgh.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    opened(tmp_path, features)
+    assert new.exists()
+    assert not old.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_half_a_file_is_as_good_as_none(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, share: float
+) -> None:
+    cache = opened(tmp_path, features)
+    expected = values(embed(cache, features, paths))
+    damaged = files(cache)[3]
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: int(len(data) * share)])
+    assert torch.allclose(values(embed(cache, features, paths)), expected, atol=1e-5)
+    assert damaged.stat().st_size == len(data)
+
+
+def test_using_the_embeddings_does_not_change_the_files(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    cache = opened(tmp_path, features)
+    found = embed(cache, features, paths)
+    before = [path.read_bytes() for path in files(cache)]
+    values(found).zero_()
+    found._rows[0].zero_()  # the mapped memory itself
+    assert [path.read_bytes() for path in files(cache)] == before
+
+
+def test_what_is_mapped_stays_readable_when_another_process_writes_it_anew(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    cache = opened(tmp_path, features)
+    found = embed(cache, features, paths)
+    expected = values(found)
+    for path in files(cache):
+        shutil.copy(path, path.with_suffix(".new")).replace(path)
+    assert torch.equal(values(found), expected)
+
+
+def test_a_picture_that_has_gone_is_an_error_that_names_it(features: FeatureExtractor, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"gone\.png cannot be read"):
+        embed(opened(tmp_path, features), features, (tmp_path / "gone.png",))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
+    features: FeatureExtractor, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigurationError, match="embedding cache .* cannot be written to .*--cache"):
+        opened(tmp_path / "file", features)
+
+
+def test_a_cache_emptied_while_it_is_filled_is_an_error(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_save", lambda path, value: path.write_bytes(b""))
+    with pytest.raises(ConfigurationError, match="was removed while it was needed"):
+        embed(opened(tmp_path, features), features, paths)
+
+
+WRITER = """
+import os, sys
+sys.path[:0] = [{support!r}]
+import torch
+from pathlib import Path
+from tiny_model import PLUGIN, tiny_config
+from model.backbone import Backbone, import_plugin
+from model.features import FeatureExtractor
+from training.cache import EmbeddingCache
+from training.datasets import load_category, read_picture
+torch.set_num_threads(1)
+import_plugin(str(PLUGIN))
+config, cpu, folder = tiny_config(), torch.device("cpu"), Path({folder!r})
+features = FeatureExtractor(config, Backbone.pretrained(config.backbone))
+paths = load_category(Path({data!r}), "nut").train
+(folder / f"ready.{{os.getpid()}}").touch()
+for number in range(10**6):
+    cache = EmbeddingCache.open(folder / str(number), config.backbone, features, device=cpu, precision="fp32")
+    cache.embed(features, paths, read_picture, device=cpu, precision="fp32")
+"""
+
+
+def test_a_kill_of_two_writers_at_once_leaves_whole_files_only(
+    features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
+) -> None:
+    support = str(Path(__file__).parents[1] / "support")
+    code = WRITER.format(support=support, folder=str(tmp_path), data=str(products))
+    writers = [processes.start(code) for _ in range(2)]
+    for writer in writers:
+        writer.wait_for((tmp_path / f"ready.{writer.pid}").exists)
+    time.sleep(random.uniform(0, 0.3))
+    for writer in writers:
+        writer.kill()
+    assert [writer.finish().status for writer in writers] == [-9, -9]  # neither stumbled over the other
+    assert all(np.load(path).shape == (4, 4, 16) for path in tmp_path.rglob("*.npy"))
+    found, expected = (embed(opened(tmp_path / name, features), features, paths) for name in ("0", "expected"))
+    assert torch.allclose(values(found), values(expected), atol=1e-5)

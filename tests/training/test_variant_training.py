@@ -1,0 +1,185 @@
+"""Every variant learns products one after another, is served from its checkpoint, and forgets only if it should."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from tiny_model import product_picture, tiny_config
+from variants import VARIANTS
+
+from model.checkpoint import Checkpoint
+from model.detector import Detector
+from model.errors import ConfigurationError
+from model.results import Prediction
+from training.config import Preset
+from training.continual import split_held_out, train_tasks
+from training.datasets import load_category, read_picture
+from training.journal import side_file
+from training.report import Reporter
+from training.task import TaskTrainer
+
+NAMES = ("bolt", "nut", "gear")
+FORGETTING = "sequential"
+
+Learned = Callable[[str], tuple[Path, Path]]
+"""A variant's name to its checkpoint after one product, and after three."""
+
+
+def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **options: object) -> Path:
+    train_tasks(
+        data, tasks, path, preset=preset, device="cpu", precision="fp32",
+        reporter=Reporter(console=Console(quiet=True)), **options,  # type: ignore[arg-type]
+    )  # fmt: skip
+    return path
+
+
+def variant(preset: Preset, name: str) -> Preset:
+    return preset.model_copy(update={"model": tiny_config(**VARIANTS[name])})
+
+
+def predictions(path: Path, name: str) -> list[Prediction]:
+    """Of four pictures that nobody has seen, with the product named."""
+    kind = NAMES.index(name)
+    detector = Detector.load(path, device="cpu", precision="fp32")
+    return detector.predict([product_picture(kind, seed) for seed in range(20, 24)], [name] * 4)
+
+
+def section(path: Path, name: str) -> dict[str, torch.Tensor]:
+    return Checkpoint.open(path).section(name)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+@pytest.fixture(scope="module")
+def learned(products: Path, tiny_preset: Preset, tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    """Makes, once for each variant, the checkpoint after one product and after three."""
+    made: dict[str, tuple[Path, Path]] = {}
+
+    def make(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            folder = tmp_path_factory.mktemp("variant")
+            preset = variant(tiny_preset, name)
+            last = learn(products, NAMES[:1], folder / "all.safetensors", preset)
+            first = folder / "first.safetensors"
+            first.write_bytes(last.read_bytes())
+            made[name] = first, learn(products, NAMES[1:], last, preset)
+        return made[name]
+
+    return make
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_older_products_move_only_where_the_base_learns_on(learned: Learned, name: str) -> None:
+    first, last = learned(name)
+    for before, after in zip(predictions(first, "bolt"), predictions(last, "bolt"), strict=True):
+        assert (before.grid_map == after.grid_map).all() == (name != FORGETTING)
+        assert (before.score == after.score) == (name != FORGETTING)
+    assert same(section(first, "tasks.0"), section(last, "tasks.0"))
+    assert same(section(first, "base"), section(last, "base")) == (name != FORGETTING)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_is_served_from_its_checkpoint(learned: Learned, name: str) -> None:
+    _, last = learned(name)
+    Checkpoint.open(last).verify()
+    detector = Detector.load(last, device="cpu", precision="fp32")
+    found = detector.predict([product_picture(kind, 30) for kind in (2, 0, 1)])
+    assert [prediction.task.name for prediction in found] == ["gear", "bolt", "nut"]
+    # Of the three experts' scores for one picture no two are alike: each task has its own.
+    scores = {detector.predict([product_picture(0, 30)], [product])[0].score for product in NAMES}
+    assert len(scores) == 3
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_held_out_scores_are_those_that_prediction_gives(
+    learned: Learned, products: Path, tiny_preset: Preset, name: str
+) -> None:
+    _, last = learned(name)
+    scores = section(last, "tasks.2")["held_out_scores"]
+    _, held_out = split_held_out(load_category(products, "gear"), tiny_preset.training)
+    detector = Detector.load(last, device="cpu", precision="fp32")
+    again = detector.predict([read_picture(path) for path in held_out], ["gear"] * len(held_out))
+    assert sorted(prediction.score for prediction in again) == pytest.approx(scores.tolist(), rel=1e-5)
+
+
+def test_a_separated_product_is_learned_as_if_it_were_alone(
+    learned: Learned,
+    products: Path,
+    tmp_path: Path,
+    tiny_preset: Preset,
+) -> None:
+    _, together = learned("separated")
+    alone = learn(products, ("gear",), tmp_path / "alone.safetensors", variant(tiny_preset, "full"))
+    base = {f"base.{key}": value for key, value in section(alone, "base").items()}
+    assert same(section(together, "tasks.2"), section(alone, "tasks.0") | base)
+    assert not section(together, "base")
+
+
+def test_parameters_of_a_task_are_counted_with_what_it_brings(learned: Learned) -> None:
+    counted = {name: Checkpoint.open(learned(name)[1]).header.tasks[1].parameters for name in VARIANTS}
+    base = sum(value.numel() for value in section(learned("full")[1], "base").values())
+    assert counted["separated"] == counted["full"] + base
+    assert counted["sequential"] == counted["no mixer"] == counted["full"]
+    assert counted["no scale context"] < counted["full"] < counted["linear"]
+
+
+def test_a_sequential_fit_that_was_stopped_goes_on_and_ends_with_the_same_weights(
+    learned: Learned,
+    products: Path,
+    tmp_path: Path,
+    tiny_preset: Preset,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class StoppedError(Exception):
+        """Stands for the power cut."""
+
+    plain = TaskTrainer.step
+
+    def step(self: TaskTrainer, embeddings: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.name == "nut" and self.epoch == 1:
+            raise StoppedError
+        return plain(self, embeddings, rate)
+
+    path, preset = tmp_path / "factory.safetensors", variant(tiny_preset, "sequential")
+    with monkeypatch.context() as patch:
+        patch.setattr(TaskTrainer, "step", step)
+        with pytest.raises(StoppedError):
+            learn(products, NAMES, path, preset)
+    assert side_file(path, ".training").is_file()
+    learn(products, NAMES, path, preset)
+    _, expected = learned("sequential")
+    for part in ("base", "tasks.0", "tasks.1", "tasks.2"):
+        assert same(section(path, part), section(expected, part)), part
+
+
+@pytest.mark.parametrize(("name", "product", "refused"), [
+    ("sequential", "nut", "the base of this checkpoint learns with every task"),
+    ("full", "bolt", "the base with it"),
+    ("separated", "bolt", None),
+])  # fmt: skip
+def test_a_product_can_be_replaced_only_where_no_other_stands_on_its_base(
+    learned: Learned,
+    products: Path,
+    tmp_path: Path,
+    tiny_preset: Preset,
+    name: str,
+    product: str,
+    refused: str | None,
+) -> None:
+    _, last = learned(name)
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(last.read_bytes())
+    preset = variant(tiny_preset, name).with_changes(backbone={}, training={"seed": 5})
+    if refused is not None:
+        with pytest.raises(ConfigurationError, match=refused):
+            learn(products, (product,), path, preset, replace=True)
+        assert path.read_bytes() == last.read_bytes()
+        return
+    learn(products, (product,), path, preset, replace=True)
+    assert [same(section(path, f"tasks.{index}"), section(last, f"tasks.{index}")) for index in range(3)] == [
+        False, True, True,
+    ]  # fmt: skip

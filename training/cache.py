@@ -1,0 +1,164 @@
+"""Embeddings on disk, found again by content: whoever needs those of a picture that was seen before maps its file.
+
+One file a picture, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything but the picture that decides
+an embedding: the backbone's weights and stages, the preprocessing, the embedding's width, the products' precision and
+the kind of device. The file's name is the SHA-256 of the picture's bytes. Files are written atomically, so a kill
+leaves whole ones only, and two processes that compute the same one merely repeat each other. Nothing is ever
+removed: delete the folder, or a source in it, when it is no longer wanted.
+"""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from model.atomic import atomic_write
+from model.checkpoint import digest_tensors
+from model.config import BackboneConfig
+from model.errors import ConfigurationError, DatasetError
+from model.features import FeatureExtractor
+from training.embeddings import extract
+
+__all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_picture"]
+
+_STALE_SECONDS = 24 * 3600
+"""A temporary file that is older was left behind by a writer that was killed."""
+
+CACHE_FORMAT = 1
+"""Raised whenever the arithmetic from picture to embedding changes: it is part of ``SOURCE``."""
+
+
+class CachedEmbeddings:
+    """Embeddings ``(n, H, W, D)`` float32 of a sequence of pictures, each memory-mapped from its file."""
+
+    def __init__(self, rows: Sequence[torch.Tensor]) -> None:
+        self._rows = list(rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._rows = []
+
+    def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``, a copy."""
+        rows = torch.stack([self._rows[index] for index in indices.tolist()])
+        if device.type != "cuda":
+            return rows
+        return rows.pin_memory().to(device, non_blocking=True)
+
+
+class EmbeddingCache:
+    """The embeddings of one source in ``folder``; see this module."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder = folder / source[:16]
+
+    @classmethod
+    def open(
+        cls, folder: Path, config: BackboneConfig, features: FeatureExtractor, *, device: torch.device, precision: str
+    ) -> Self:
+        """The cache below ``folder`` for what ``features`` computes on ``device`` in the resolved ``precision``."""
+        source = {
+            "format": CACHE_FORMAT,
+            "backbone": config.model_dump(mode="json"),
+            "backbone_sha256": digest_tensors(features.backbone.net.state_dict()),
+            "preprocessing": features.preprocessing.model_dump(mode="json"),
+            "precision": precision,
+            "device": device.type,
+        }
+        document = json.dumps(source, indent=1, sort_keys=True)
+        cache = cls(folder, hashlib.sha256(document.encode()).hexdigest())
+        cache._remove_stale()
+        described = cache.folder / "source.json"
+        if not described.is_file():
+            cache._write(described, lambda path: path.write_text(document, encoding="utf-8"))
+        return cache
+
+    def embed(
+        self,
+        features: FeatureExtractor,
+        paths: Sequence[Path],
+        read: Callable[[Path], np.ndarray],
+        *,
+        device: torch.device,
+        precision: str,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> CachedEmbeddings:
+        """The embeddings of ``paths`` in their order; pictures that were not seen before are embedded and kept.
+
+        Raises:
+            ConfigurationError: a file cannot be written, as on a full disk.
+            DatasetError: a picture cannot be read.
+        """
+        files = [self._file_of(path) for path in paths]
+        # Of pictures with the same bytes one is enough. What is damaged, as after a power cut, is missing too.
+        missing = {file: path for file, path in zip(files, paths, strict=True) if _open(file) is None}
+        on_progress(len(paths) - len(missing))
+        targets = list(missing)
+        for start, values in extract(
+            features, list(missing.values()), read, device=device, precision=precision
+        ):  # fmt: skip
+            for target, value in zip(targets[start:], values.numpy(), strict=False):
+                self._write(target, lambda path, value=value: _save(path, value))  # type: ignore[misc]
+            on_progress(len(values))
+        rows = [_open(file) for file in files]
+        gone = next((file for file, row in zip(files, rows, strict=True) if row is None), None)
+        if gone is not None:
+            raise ConfigurationError(
+                f"{str(gone)!r} was removed while it was needed; leave the cache alone while it is used."
+            )
+        return CachedEmbeddings([row for row in rows if row is not None])
+
+    def _remove_stale(self) -> None:
+        for path in self.folder.rglob(".*.tmp"):
+            with suppress(FileNotFoundError):  # another process may remove it too
+                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
+                    path.unlink()
+
+    def _file_of(self, path: Path) -> Path:
+        digest = digest_picture(path)
+        return self.folder / digest[:2] / f"{digest}.npy"
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        try:
+            with atomic_write(path, alone=False) as temporary:
+                write(temporary)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the embedding cache {str(path.parent)!r} cannot be written to ({error.strerror}); make room there, "
+                "or name another folder with --cache."
+            ) from error
+
+
+def digest_picture(path: Path) -> str:
+    """SHA-256 of a picture file's bytes; raises ``DatasetError`` when it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise DatasetError(
+            f"{path} cannot be read: {error.strerror or error}; check that it is still there."
+        ) from error
+
+
+def _save(path: Path, value: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, value)
+
+
+def _open(path: Path) -> torch.Tensor | None:
+    """One picture's embeddings ``(H, W, D)``, mapped; nothing where there is no whole file."""
+    try:
+        # Copy on write: PyTorch wants memory that it may write to, and the file stays as it is.
+        return torch.from_numpy(np.load(path, mmap_mode="c"))
+    except (OSError, ValueError, EOFError):
+        return None
