@@ -1,8 +1,8 @@
 """AUPRO is the area that its definition says, ties included; perfect is 1 and nothing is above; memory stays small."""
 
+import itertools
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ def by_definition(maps: np.ndarray, masks: np.ndarray, limit: float = FPR_LIMIT)
         overlaps.append(float(np.mean([(region >= threshold).mean() for region in regions])))
     grid = np.unique([*(rate for rate in rates if rate < limit), limit])
     area = 0.0
-    for low, high in pairwise(grid):
+    for low, high in itertools.pairwise(grid):
         # The curve jumps where several thresholds share a rate: it is followed from the upper end of each jump.
         start = max(overlap for rate, overlap in zip(rates, overlaps, strict=True) if rate == low)
         after = next(number for number, rate in enumerate(rates) if rate > low)
