@@ -6,6 +6,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from training.aupro import FPR_LIMIT
 from training.cases import case_groups
 from training.charts import curve_chart, histogram
 from training.curves import Curve
@@ -59,7 +60,7 @@ def _section(measured: Measured) -> dict[str, Any]:
     charts = {
         "Image scores": histogram(scores[False], scores[True], figures.threshold),
         "ROC": curve_chart(_drawn(rocs), limit=1.0, rise="found"),
-        "PRO of regions": curve_chart(_drawn([("pixels", curves.pro)]), limit=0.3, rise="mean overlap"),
+        "PRO of regions": curve_chart(_drawn([("pixels", curves.pro)]), limit=FPR_LIMIT, rise="mean overlap"),
     }
     return {
         "figures": figures,

@@ -1,5 +1,6 @@
 """`moleflow evaluate`: how good a checkpoint is on labelled test pictures."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,10 @@ from moleflow.commands.options import CheckpointArgument, Device, Plugin, Precis
 
 if TYPE_CHECKING:
     from model.detector import Detector
+    from training.datasets import Category
+    from training.evaluation import Measured
     from training.figures import Evaluation
+    from training.report import Reporter
 
 __all__ = ["evaluate"]
 
@@ -53,7 +57,6 @@ def evaluate(
     from model.backbone import import_plugin
     from model.detector import Detector
     from model.runtime import configure_threads
-    from training.evaluation import evaluate as measure
     from training.evaluation import load_test_categories
     from training.figures import check_writable, write_json, write_text
     from training.forgetting import check_sequence, continual_figures
@@ -70,16 +73,8 @@ def evaluate(
     categories = load_test_categories(data, [each.name for each in detector.tasks], task or (), reporter)
     states: list[Evaluation | Detector] = [_state(path, device, precision) for path in history or ()]
     check_sequence([*map(_name_and_products, states), _name_and_products(detector)], [each.name for each in categories])
-    evaluations = []
-    for state in (*states, detector):
-        if isinstance(state, Detector):
-            known = [each for each in categories if each.name in _name_and_products(state)[1]]
-            if state is not detector:
-                reporter.line(f"earlier state {state.checkpoint.name}")
-            evaluation, measured = measure(state, known, batch_size=batch_size, reporter=reporter)
-        else:
-            evaluation = state
-        evaluations.append(evaluation)
+    evaluations, measured = _measure_states([*states, detector], categories, batch_size, reporter)
+    evaluation = evaluations[-1]
     if states:
         evaluation = evaluation.model_copy(update={"continual": continual_figures(evaluations)})
     console = Console()
@@ -102,6 +97,28 @@ def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | D
     if path.suffix == ".json":
         return read_evaluation(path)
     return Detector.load(path, device=device, precision=precision.value)
+
+
+def _measure_states(
+    states: "Sequence[Evaluation | Detector]", categories: "Sequence[Category]", batch_size: int, reporter: "Reporter"
+) -> "tuple[list[Evaluation], list[Measured]]":
+    """Evaluations of all states, and everything about the last one, which is the checkpoint that was asked for."""
+    from model.detector import Detector
+    from training.evaluation import evaluate as measure
+
+    evaluations = []
+    measured: list[Measured] = []
+    for state in states:
+        if not isinstance(state, Detector):
+            evaluations.append(state)
+            continue
+        name, products = _name_and_products(state)
+        if state is not states[-1]:
+            reporter.line(f"earlier state {name}")
+        known = [each for each in categories if each.name in products]
+        evaluation, measured = measure(state, known, batch_size=batch_size, reporter=reporter)
+        evaluations.append(evaluation)
+    return evaluations, measured
 
 
 def _name_and_products(state: "Evaluation | Detector") -> tuple[str, tuple[str, ...]]:

@@ -114,7 +114,7 @@ def test_an_overlay_does_not_change_the_picture_it_was_given() -> None:
 def test_an_overlay_of_several_bands_equals_the_one_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = prediction(grid_with_spot(500), threshold=50)
     at_once = overlay(picture(40, 300), found)
-    monkeypatch.setattr("service.overlay._BAND", 7)
+    monkeypatch.setattr("model.overlay._BAND", 7)
     assert np.array_equal(overlay(picture(40, 300), found), at_once)
 
 
