@@ -290,7 +290,7 @@ def _train_seconds(history: Path) -> float:
             continue  # a kill cut this line off
         if entry["event"] == "epoch":
             seconds[entry["name"], entry["epoch"]] = entry["seconds"]
-    return round(sum(seconds.values()), 1)
+    return round(sum(seconds.values()), 3)
 
 
 def _write(path: Path, value: BaseModel) -> None:

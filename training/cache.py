@@ -9,6 +9,7 @@ removed: delete the folder, or a source in it, when it is no longer wanted.
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -120,10 +121,10 @@ class EmbeddingCache:
         return CachedEmbeddings([row for row in rows if row is not None])
 
     def _remove_stale(self) -> None:
-        for path in self.folder.rglob(".*.tmp"):
+        for path in list(self.folder.rglob(".*.tmp")):
             with suppress(FileNotFoundError):  # another process may remove it too
                 if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    path.unlink()
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _file_of(self, path: Path) -> Path:
         digest = digest_picture(path)

@@ -141,7 +141,8 @@ def test_what_a_killed_writer_left_is_removed_once_it_is_old(features: FeatureEx
     folder = opened(tmp_path, features).folder
     old, new = folder / ".old.npy.abcdefgh.tmp", folder / ".new.npy.abcdefgh.tmp"
     for path in (old, new):
-        path.write_bytes(b"half")
+        path.mkdir()
+        (path / "half.npy").write_bytes(b"half")
     os.utime(old, (0, 0))
     opened(tmp_path, features)
     assert new.exists()
