@@ -50,7 +50,8 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, proces
     killed = processes.run(
         "import os, signal\nfrom pathlib import Path\nfrom model.atomic import atomic_write\n"
         f"with atomic_write(Path({str(path)!r})) as temporary:\n"
-        "    temporary.write_text('half')\n    temporary.with_name('.tmpOfALibrary').touch()\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    temporary.write_text('half')\n    temporary.with_name('.tmpOfALibrary').touch()\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert killed.status == -9
     assert len(list(tmp_path.iterdir())) == 1
