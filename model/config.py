@@ -4,7 +4,12 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["BackboneConfig", "FlowConfig", "ModelConfig", "RouterConfig"]
+__all__ = ["DEFAULT_UNKNOWN_LIMIT", "BackboneConfig", "FlowConfig", "ModelConfig", "RouterConfig"]
+
+DEFAULT_UNKNOWN_LIMIT = 0.43
+"""Share (``model.router``) up to which a picture belongs to a product, unless told otherwise. Of the good *training*
+pictures of a product that was left out, 95 % lie beyond it; ``benchmarks/unknown_products.py`` chooses it so, and
+measures what it does to test pictures."""
 
 
 class _Config(BaseModel):
@@ -53,7 +58,7 @@ class RouterConfig(_Config):
 
     axes: int = Field(16, ge=0, description="r, axes of the covariance kept beside the isotropic floor, at most")
     relative_floor: float = Field(
-        0.03, ge=0, description="least variance of any direction, as a share of the mean descriptor's mean square"
+        0.003, ge=0, description="least variance of any direction, as a share of the mean descriptor's mean square"
     )
 
 

@@ -10,15 +10,17 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
     from model.checkpoint import Checkpoint
+    from model.results import TaskInfo
 
 __all__ = ["inspect"]
 
 
 _COLUMNS: "dict[str, JustifyMethod]" = {
-    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "MB": "right",
+    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "pixels": "right",
+    "MB": "right",
     "learned": "left", "SHA-256": "left",
 }  # fmt: skip
-"""The table of products; pictures are those of the fit and those held out. Narrow enough for 80 columns."""
+"""The table of products. Narrow enough for 80 columns."""
 
 
 def inspect(
@@ -70,13 +72,24 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
         tasks.add_row(
-            str(task.index), task.name, f"{task.train_images} + {task.held_out_images}", str(task.epochs),
-            f"{task.threshold:.2f}", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
+            str(task.index), task.name, _pictures(task), str(task.epochs),
+            f"{task.threshold:.1f}", f"{task.pixel_threshold:.1f}", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip
     console = Console()
     console.print(facts)
     console.print(tasks)
+    if header.tasks:
+        rate = header.tasks[0].false_alarm_rate
+        console.print(
+            "pictures: of the fit, + those held out or × the folds that calibrate; thresholds of picture and pixels "
+            f"at a false-alarm rate of {rate:g}: predict and serve take another",
+            style="dim", highlight=False,
+        )  # fmt: skip
+
+
+def _pictures(task: "TaskInfo") -> str:
+    return f"{task.train_images} + {task.held_out_images}" if task.folds == 1 else f"{task.train_images} × {task.folds}"
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -52,7 +52,7 @@ def section_of(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.T
 
 def test_what_was_saved_is_loaded_to_the_bit(checkpoint: Checkpoint) -> None:
     config = checkpoint.header.config
-    base, (expert, _) = checkpoint.base(), checkpoint.task(1)
+    base, expert = checkpoint.base(), checkpoint.task(1).expert
     for loaded, original in ((base, tiny_base(config)), (expert, tiny_expert(config, 101))):
         state = original.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
@@ -72,7 +72,7 @@ def test_a_copy_predicts_the_same_bits(checkpoint: Checkpoint, detector: Detecto
 
 def test_the_header_tells_configuration_preprocessing_and_tasks_in_order(checkpoint: Checkpoint) -> None:
     header = Checkpoint.open(checkpoint.path).header
-    assert header.format_version == FORMAT_VERSION == 1
+    assert header.format_version == FORMAT_VERSION == 2
     assert header.config == tiny_config()
     assert header.preprocessing.mean == (0.5, 0.45, 0.4)
     assert [task.name for task in header.tasks] == list(NAMES)
@@ -177,12 +177,12 @@ def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Check
         damaged.task(1)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_an_unknown_format_version_is_refused_with_both_versions(
     checkpoint: Checkpoint, tmp_path: Path, version: object
 ) -> None:
     path = rewritten(checkpoint.path, tmp_path / "f", lambda document, _: document.update(format_version=version))
-    with pytest.raises(CheckpointVersionError, match=f"format version {version!r}; this program reads version 1"):
+    with pytest.raises(CheckpointVersionError, match=f"format version {version!r}; this program reads version 2"):
         Checkpoint.open(path)
 
 

@@ -68,7 +68,7 @@ def test_the_answer_tells_product_verdict_and_map(service: Running) -> None:
     assert found["routing"]["distance"] == found["routing"]["candidates"][0]["distance"]
     assert found["routing"]["margin"] > 0
     assert found["is_anomalous"] is True
-    assert found["score"] > found["threshold"] == 100.0
+    assert found["score"] > found["threshold"] == pytest.approx(100.0)
     assert found["checkpoint"] == {"name": "dummy.safetensors", "digest": "cd" * 32}
     assert found["timing_ms"].keys() == {"decode", "queue", "inference", "encode"}
     assert min(found["timing_ms"].values()) >= 0
