@@ -6,9 +6,9 @@ Each category must have been learned under its own name. Pictures go over HTTP a
 and with the products mixed, as the cameras of a factory would send them. Thresholds and verdicts are the service's own.
 
 Every figure is that of the whole service: where the router took the wrong product, the score, map and verdict of that
-wrong expert count for the category that the picture belongs to. A picture that is refused as an unknown product counts as
-routed wrongly and as an alarm, since it is not passed; for the ranking it is sent again for the nearest product, and
-``response_ms`` tells of the first answer. ``--true-task`` measures a second time with the product
+wrong expert count for the category that the picture belongs to. A picture that is refused counts as routed wrongly and
+as an alarm, since it is not passed; for the ranking it is sent again, for the nearest product, and ``response_ms`` is
+that of the first answer. ``--true-task`` measures a second time with the product
 named in each request, which tells what the router cost. Defective pictures without mask count for the image figures
 only; maps and masks are compared at 256 × 256 pixels.
 """

@@ -185,7 +185,8 @@ def main() -> int:
 
 
 def report(described: dict[str, Described], without: dict[str, Learned], everything: Learned) -> None:
-    limits = (DEFAULT_UNKNOWN_LIMIT, *LIMITS)
+    limits = tuple(sorted({DEFAULT_UNKNOWN_LIMIT, *LIMITS}))
+    usual = limits.index(DEFAULT_UNKNOWN_LIMIT)
     foreign = {name: without[name].refused(d.test, limits) for name, d in described.items()}
     good = {name: everything.refused(d.good, limits) for name, d in described.items()}
     defective = {name: everything.refused(d.defective, limits) for name, d in described.items()}
@@ -193,11 +194,11 @@ def report(described: dict[str, Described], without: dict[str, Learned], everyth
     print(f"{'category':<16}{'left out, refused':<24}{'known good, refused':<24}{'known defective, refused':<24}  home")
     for name, d in described.items():
         home = np.mean([found == name for found in everything.routed(d.test)])
-        cells = [f"{interval(part[name][0]):<24}" for part in (foreign, good, defective)]
+        cells = [f"{interval(part[name][usual]):<24}" for part in (foreign, good, defective)]
         print(f"{name:<16}" + "".join(cells) + f"  {home:.1%}")
     joined = [np.concatenate(list(part.values()), axis=1) for part in (foreign, good, defective)]
     print("\nAll pictures together, by limit:")
-    for index, limit in enumerate(limits[1:], start=1):
+    for index, limit in enumerate(limits):
         print(f"{limit:<16}" + "".join(f"{interval(part[index]):<24}" for part in joined))
 
 

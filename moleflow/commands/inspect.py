@@ -16,8 +16,7 @@ __all__ = ["inspect"]
 
 
 _COLUMNS: "dict[str, JustifyMethod]" = {
-    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "pixels": "right",
-    "MB": "right",
+    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "MB": "right",
     "learned": "left", "SHA-256": "left",
 }  # fmt: skip
 """The table of products. Narrow enough for 80 columns."""
@@ -73,7 +72,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     for task in header.tasks:
         tasks.add_row(
             str(task.index), task.name, _pictures(task), str(task.epochs),
-            f"{task.threshold:.1f}", f"{task.pixel_threshold:.1f}", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
+            f"{task.threshold:.2f}", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip
     console = Console()
@@ -82,8 +81,8 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     if header.tasks:
         rate = header.tasks[0].false_alarm_rate
         console.print(
-            "pictures: of the fit, + those held out or × the folds that calibrate; thresholds of picture and pixels "
-            f"at a false-alarm rate of {rate:g}: predict and serve take another",
+            "pictures: of the fit, + those held out or × the folds that calibrate; "
+            f"thresholds at a false-alarm rate of {rate:g}, others on request",
             style="dim", highlight=False,
         )  # fmt: skip
 
