@@ -40,7 +40,8 @@ def main() -> int:
     for start in range(0, len(samples), BATCH_SIZE):
         pictures = [read_picture(sample.path) for sample in samples[start : start + BATCH_SIZE]]
         named = [options.category] * len(pictures)
-        for old, new in zip(before.predict(pictures, named), after.predict(pictures, named), strict=True):
+        found = [each.predict(pictures, named, refuse_unknown=False) for each in (before, after)]
+        for old, new in zip(*found, strict=True):
             differing += old.score != new.score or not np.array_equal(old.grid_map, new.grid_map)
             rerouted += new.candidates[0].name != options.category
     same = digests[0] == digests[1]

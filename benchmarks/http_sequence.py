@@ -6,7 +6,9 @@ Each category must have been learned under its own name. Pictures go over HTTP a
 and with the products mixed, as the cameras of a factory would send them. Thresholds and verdicts are the service's own.
 
 Every figure is that of the whole service: where the router took the wrong product, the score, map and verdict of that
-wrong expert count for the category that the picture belongs to. ``--true-task`` measures a second time with the product
+wrong expert count for the category that the picture belongs to. A picture that is refused counts as routed wrongly and
+as an alarm, since it is not passed; for the ranking it is sent again, for the nearest product, and ``response_ms`` is
+that of the first answer. ``--true-task`` measures a second time with the product
 named in each request, which tells what the router cost. Defective pictures without mask count for the image figures
 only; maps and masks are compared at 256 × 256 pixels.
 """
@@ -21,7 +23,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +50,9 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the service said of one picture; ``anomaly_map`` at the picture's size, where it was asked for."""
+    """What the service said of one picture: its product, ``None`` if refused; ``anomaly_map`` at the picture's size."""
 
-    task: str
+    task: str | None
     score: float
     is_anomalous: bool
     anomaly_map: np.ndarray | None
@@ -160,6 +162,9 @@ def ask(client: httpx.Client, sample: Sample, task: str | None, wants_map: bool)
     if response.status_code != httpx.codes.OK:
         raise BenchmarkError(f"{sample.path}: the service answered {response.status_code}: {response.text[:500]}")
     body = response.json()
+    if body["verdict"] == "unknown_product":
+        nearest = body["routing"]["candidates"][0]["name"]
+        return replace(ask(client, sample, nearest, wants_map), task=None, is_anomalous=True, seconds=seconds)
     anomaly_map = np.load(io.BytesIO(base64.b64decode(body["anomaly_map"]["data"]))) if wants_map else None
     return Answer(body["task"]["name"], body["score"], body["is_anomalous"], anomaly_map, seconds)
 

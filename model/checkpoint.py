@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from model.atomic import atomic_write
 from model.backbone import Backbone
+from model.calibration import TaskCalibration
 from model.config import ModelConfig
 from model.errors import (
     CheckpointDigestError,
@@ -36,13 +37,19 @@ from model.preprocessing import Preprocessing
 from model.results import CheckpointInfo, TaskInfo
 from model.router import Prototype
 
-__all__ = ["FORMAT_VERSION", "Checkpoint", "Header", "Tensors", "digest_tensors", "task_tensors", "write_checkpoint"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Checkpoint",
+    "Header",
+    "LearnedTask",
+    "Tensors",
+    "digest_tensors",
+    "task_tensors",
+    "write_checkpoint",
+]
 
 FORMAT_VERSION = 2
-"""Raised whenever an older program could not read the file rightly. 2: the flow's configuration has variants."""
-
-_READABLE_VERSIONS = (1, FORMAT_VERSION)
-"""A file of version 1 has no word of variants: the defaults are what it was trained with."""
+"""Raised whenever an older program could not read the file rightly, or this one an older file."""
 
 _METADATA_KEY = "moleflow"
 
@@ -80,6 +87,14 @@ class Header(BaseModel):
             if task.name == name:
                 return task
         raise UnknownTaskError(name, tuple(task.name for task in self.tasks))
+
+
+class LearnedTask(NamedTuple):
+    """What a checkpoint holds of one product."""
+
+    expert: Expert
+    prototype: Prototype
+    calibration: TaskCalibration
 
 
 class Checkpoint:
@@ -172,8 +187,8 @@ class Checkpoint:
             self._load(base, self.section("base"), "base")
         return base.requires_grad_(False)
 
-    def task(self, index: int) -> tuple[Expert, Prototype]:
-        """Expert and prototype of the task at ``index``."""
+    def task(self, index: int) -> LearnedTask:
+        """Expert, prototype and calibration of the task at ``index``."""
         tensors = self.section(f"tasks.{index}")
         expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
         self._load(expert, _part(tensors, "expert"), f"tasks.{index}.expert")
@@ -182,7 +197,16 @@ class Checkpoint:
         rank = described["axes"].shape[-1] if "axes" in described and described["axes"].ndim else 0
         prototype = Prototype(self.header.config.backbone.embedding_dim, rank)
         self._load(prototype, described, f"tasks.{index}.prototype")
-        return expert.requires_grad_(False), prototype
+        return LearnedTask(expert.requires_grad_(False), prototype, self._calibration(tensors, index))
+
+    def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
+        try:
+            return TaskCalibration.fit({key: value.tolist() for key, value in _part(tensors, "held_out").items()})
+        except (KeyError, ValueError, TypeError) as error:
+            raise CheckpointFormatError(
+                f"section 'tasks.{index}.held_out' of {str(self.path)!r} does not calibrate: {one_line(error)}; train "
+                "the product again."
+            ) from error
 
     def verify(self) -> None:
         """Check the digest of every section."""
@@ -208,11 +232,10 @@ class Checkpoint:
 def _parse_header(path: Path, document: str) -> Header:
     try:
         version = json.loads(document)["format_version"]
-        if version not in _READABLE_VERSIONS:
+        if version != FORMAT_VERSION:
             raise CheckpointVersionError(
-                f"{str(path)!r} has format version {version!r}; this program reads versions "
-                f"{' and '.join(map(str, _READABLE_VERSIONS))}. Use the MoLE-Flow version that wrote it, or train "
-                "again."
+                f"{str(path)!r} has format version {version!r}; this program reads version {FORMAT_VERSION}. "
+                "Use the MoLE-Flow version that wrote it, or train again."
             )
         return Header.model_validate_json(document)
     except (ValueError, KeyError, TypeError, ValidationError) as error:
@@ -225,11 +248,14 @@ def _part(tensors: Tensors, name: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
-def task_tensors(expert: Expert, prototype: Prototype, held_out_scores: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A task's section: expert, prototype, and the sorted scores of its held-out good pictures."""
+def task_tensors(expert: Expert, prototype: Prototype, held_out: Tensors) -> dict[str, torch.Tensor]:
+    """A task's section: expert, prototype, and what its held-out good pictures came to.
+
+    ``held_out`` has one vector for each field of ``TaskCalibration``; they are sorted, so that they tell of no picture.
+    """
     parts = {"expert": expert.state_dict(), "prototype": prototype.state_dict()}
     tensors = {f"{part}.{key}": value.detach().cpu() for part, state in parts.items() for key, value in state.items()}
-    return tensors | {"held_out_scores": held_out_scores.detach().float().cpu()}
+    return tensors | {f"held_out.{key}": value.detach().float().cpu().sort().values for key, value in held_out.items()}
 
 
 def digest_tensors(tensors: Tensors) -> str:

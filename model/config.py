@@ -4,7 +4,16 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["Adapter", "BackboneConfig", "FlowConfig", "ModelConfig", "RouterConfig", "Sharing", "Subnet"]
+__all__ = [
+    "DEFAULT_UNKNOWN_LIMIT",
+    "Adapter",
+    "BackboneConfig",
+    "FlowConfig",
+    "ModelConfig",
+    "RouterConfig",
+    "Sharing",
+    "Subnet",
+]
 
 Adapter = Literal["whitening", "soft_ln"]
 """What prepares a task's embeddings for the flow: ``model.adapter`` or ``model.soft_ln``."""
@@ -15,6 +24,11 @@ Subnet = Literal["lora", "linear"]
 Sharing = Literal["frozen", "sequential", "separated"]
 """The base: learned with the first task and then frozen; trained on with every task, which moves it under the older
 ones; or a whole one for each task."""
+
+DEFAULT_UNKNOWN_LIMIT = 0.43
+"""Share (``model.router``) up to which a picture belongs to a product, unless told otherwise. Of the good *training*
+pictures of a product that was left out, 95 % lie beyond it; ``benchmarks/unknown_products.py`` chooses it so, and
+measures what it does to test pictures."""
 
 
 class _Config(BaseModel):
@@ -77,7 +91,7 @@ class RouterConfig(_Config):
 
     axes: int = Field(16, ge=0, description="r, axes of the covariance kept beside the isotropic floor, at most")
     relative_floor: float = Field(
-        0.03, ge=0, description="least variance of any direction, as a share of the mean descriptor's mean square"
+        0.003, ge=0, description="least variance of any direction, as a share of the mean descriptor's mean square"
     )
 
 

@@ -1,22 +1,26 @@
 """The detector: pictures in, typed results out. Works without HTTP, on CPU and CUDA."""
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, overload
 
 import numpy as np
 import torch
 
 from model.backbone import import_plugin
+from model.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
 from model.checkpoint import Checkpoint
+from model.config import DEFAULT_UNKNOWN_LIMIT
+from model.errors import ConfigurationError
 from model.features import FeatureExtractor, stack_images
 from model.merged import MergedExpert
 from model.network import with_position
 from model.preprocessing import Preprocessing
-from model.results import Candidate, CheckpointInfo, Prediction, TaskInfo
-from model.router import Router, image_descriptor
+from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
+from model.router import Router, image_descriptor, is_outside
 from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score
 
@@ -34,6 +38,13 @@ class Detector:
     One backbone pass a batch; the router reads the same features; each product's pictures then go through its
     expert together. The active tasks and the grid's shape are arguments throughout, so several threads may
     predict at once.
+
+    Args:
+        checkpoint: what was learned.
+        device, precision: see ``model.runtime``.
+        max_experts: merged experts kept on the device.
+        false_alarm_rate: share of good pictures that may be called anomalous, above 0 and below 1.
+        unknown_limit: share up to which a picture belongs to a product (``model.router``); 0 refuses nothing.
     """
 
     def __init__(
@@ -43,21 +54,35 @@ class Detector:
         device: str = "auto",
         precision: str = "auto",
         max_experts: int = MAX_EXPERTS,
+        false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
+        self.false_alarm_rate = check_rate(false_alarm_rate, "the false-alarm rate")
+        self.unknown_limit = _check_limit(unknown_limit)
         self._checkpoint = checkpoint
         self._top_k = checkpoint.header.config.score_top_k
         self._features = FeatureExtractor(checkpoint.header.config, checkpoint.backbone()).to(self.device)
         separated = checkpoint.header.config.flow.sharing == "separated"
         self._shared_base = None if separated else checkpoint.base().to(self.device)
         # Reading every task once gives the router its prototypes and checks every digest before the first request.
-        self._router = Router([checkpoint.task(task.index)[1] for task in self.tasks]).to(self.device)
+        learned = [checkpoint.task(task.index) for task in checkpoint.header.tasks]
+        self._router = Router([each.prototype for each in learned]).to(self.device)
+        self._calibrations = [each.calibration for each in learned]
+        self._tasks = tuple(self._at_rate(info) for info in checkpoint.header.tasks)
         self._experts = _ExpertCache(self._merge, max_experts)
 
     @classmethod
     def load(
-        cls, path: Path | str, *, device: str = "auto", precision: str = "auto", plugin: str | None = None
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        precision: str = "auto",
+        plugin: str | None = None,
+        false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
+        unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
     ) -> Self:
         """Open a checkpoint and make it ready. ``plugin`` names a module that registers the backbone with timm.
 
@@ -66,7 +91,13 @@ class Detector:
         """
         if plugin:
             import_plugin(plugin)
-        return cls(Checkpoint.open(path), device=device, precision=precision)
+        return cls(
+            Checkpoint.open(path),
+            device=device,
+            precision=precision,
+            false_alarm_rate=false_alarm_rate,
+            unknown_limit=unknown_limit,
+        )
 
     @property
     def checkpoint(self) -> CheckpointInfo:
@@ -75,18 +106,36 @@ class Detector:
 
     @property
     def tasks(self) -> tuple[TaskInfo, ...]:
-        """The learned products, in order of learning."""
-        return self._checkpoint.header.tasks
+        """The learned products, in order of learning, with their thresholds at this detector's false-alarm rate."""
+        return self._tasks
 
     @property
     def preprocessing(self) -> Preprocessing:
         """How pictures are resized and normalised."""
         return self._checkpoint.header.preprocessing
 
-    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Prediction]:
-        """Score RGB pictures, each ``(height, width, 3)`` uint8 of any size; batches of mixed products are fine.
+    @overload
+    def predict(
+        self,
+        images: Sequence[np.ndarray],
+        tasks: Sequence[str | None] | None = None,
+        *,
+        refuse_unknown: Literal[False],
+    ) -> list[Prediction]: ...
 
-        ``tasks[i]`` names the expert for picture ``i``; ``None`` lets the router choose.
+    @overload
+    def predict(
+        self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
+    ) -> list[Finding]: ...
+
+    def predict(
+        self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
+    ) -> list[Finding] | list[Prediction]:
+        """Judge RGB pictures, each ``(height, width, 3)`` uint8 of any size; batches of mixed products are fine.
+
+        ``tasks[i]`` names the expert for picture ``i``; ``None`` lets the router choose. A picture that no product
+        explains gets a ``Refusal``, unless its expert was named or ``refuse_unknown`` is off, as evaluations need it;
+        then the nearest product's expert scores it.
 
         Raises:
             UnknownTaskError: a name that was not learned.
@@ -99,19 +148,31 @@ class Detector:
             return []
         with torch.inference_mode():
             batch = stack_images(list(images), self.preprocessing.resize, self.device)
-            embeddings, distances = self.embed_and_route(batch)
+            embeddings, distances, shares = self.embed_and_route(batch)
             # The one read that waits for the device: which experts this batch needs.
-            table = distances.cpu().numpy()
+            table = torch.stack((distances, shares), 1).tolist()
+            routed = [self._candidates(*row) for row in table]
+            refuses = refuse_unknown and self.unknown_limit > 0
             chosen = [
-                index if index is not None else int(row.argmin()) for index, row in zip(forced, table, strict=True)
+                index if index is not None else None if refuses and self._is_unknown(found) else found[0].index
+                for index, found in zip(forced, routed, strict=True)
             ]
-            maps, scores = self.score(embeddings, chosen)
-            return self._results(table, chosen, maps.cpu().numpy(), scores.tolist())
+            known = [row for row, task in enumerate(chosen) if task is not None]
+            if len(known) < len(chosen):
+                embeddings = embeddings[torch.tensor(known, dtype=torch.long, device=self.device)]
+            maps, scores = self.score(embeddings, [task for task in chosen if task is not None])
+            scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
+        rate = self.false_alarm_rate
+        return [
+            self._prediction(found, task, *next(scored)) if task is not None else Refusal(found, false_alarm_rate=rate)
+            for found, task in zip(routed, chosen, strict=True)
+        ]
 
     def predict_both(self, images: Sequence[np.ndarray], tasks: Sequence[str]) -> list[tuple[Prediction, Prediction]]:
         """Each picture as the router would have it, and with its true task ``tasks[i]`` named; for evaluation.
 
-        The backbone runs once. A picture that is routed to its true task is scored once, and the two are one object.
+        Nothing is refused. The backbone runs once. A picture that is routed to its true task is scored once, and the
+        two are one object.
 
         Raises:
             UnknownTaskError: a name that was not learned.
@@ -123,21 +184,25 @@ class Detector:
             return []
         with torch.inference_mode():
             batch = stack_images(list(images), self.preprocessing.resize, self.device)
-            embeddings, distances = self.embed_and_route(batch)
-            table = distances.cpu().numpy()
-            routed = [int(row.argmin()) for row in table]
-            wrong = [row for row, (found, true) in enumerate(zip(routed, named, strict=True)) if found != true]
-            rows, chosen = [*range(len(images)), *wrong], [*routed, *(named[row] for row in wrong)]
+            embeddings, distances, shares = self.embed_and_route(batch)
+            routed = [self._candidates(*row) for row in torch.stack((distances, shares), 1).tolist()]
+            wrong = [row for row, (found, true) in enumerate(zip(routed, named, strict=True)) if found[0].index != true]
+            rows = [*range(len(images)), *wrong]
+            chosen = [*(found[0].index for found in routed), *(named[row] for row in wrong)]
             maps, scores = self.score(embeddings[rows] if wrong else embeddings, chosen)
-            results = self._results(table[rows], chosen, maps.cpu().numpy(), scores.tolist())
+            scored = zip(rows, chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
+            results = [self._prediction(routed[row], task, grid_map, score) for row, task, grid_map, score in scored]
         again = dict(zip(wrong, results[len(images) :], strict=True))
         return [(result, again.get(row, result)) for row, result in enumerate(results[: len(images)])]
 
-    def embed_and_route(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """``(B, S, S, 3)`` uint8 on the device to embeddings ``(B, H, W, D)`` and distances ``(B, T)``; never waits."""
+    def embed_and_route(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """``(B, S, S, 3)`` uint8 on the device to embeddings ``(B, H, W, D)``, distances and shares ``(B, T)``.
+
+        Never waits for the device.
+        """
         with autocast(self.device, self.precision):
             embeddings = self._features(batch)
-        return embeddings, self._router(image_descriptor(embeddings))
+        return embeddings, *self._router(image_descriptor(embeddings))
 
     def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings and the task of each picture to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits."""
@@ -159,29 +224,63 @@ class Detector:
         for task in self.tasks[: self._experts.limit]:
             self._experts.get(task.index)
         size = self.preprocessing.image_size
-        results = self.predict([np.zeros((size, size, 3), dtype=np.uint8)] * batch_size)
+        results = self.predict([np.zeros((size, size, 3), dtype=np.uint8)] * batch_size, refuse_unknown=False)
         results[0].pixel_map()  # makes the matrices that bring maps to the model's size, which are kept
 
+    def _at_rate(self, info: TaskInfo) -> TaskInfo:
+        """A product's record with its thresholds at this detector's false-alarm rate."""
+        rate, calibration = self.false_alarm_rate, self._calibrations[info.index]
+        return info.model_copy(
+            update={
+                "false_alarm_rate": rate,
+                "threshold": calibration.scores.threshold(rate),
+                "pixel_threshold": calibration.peaks.threshold(rate),
+            }
+        )
+
     def _merge(self, index: int) -> MergedExpert:
-        expert, _ = self._checkpoint.task(index)
+        expert = self._checkpoint.task(index).expert
         base = self._shared_base or self._checkpoint.base(index).to(self.device)
         return MergedExpert(base, expert.to(self.device), _DTYPES[self.precision])
 
-    def _results(self, table: np.ndarray, chosen: list[int], maps: np.ndarray, scores: list[float]) -> list[Prediction]:
-        results = []
-        for row, task, grid_map, score in zip(table, chosen, maps, scores, strict=True):
-            candidates = [Candidate(info.name, info.index, float(row[info.index])) for info in self.tasks]
-            results.append(
-                Prediction(
-                    task=candidates[task],
-                    candidates=tuple(sorted(candidates, key=lambda c: (c.distance, c.index))),
-                    score=score,
-                    threshold=self.tasks[task].threshold,
-                    grid_map=grid_map,
-                    model_size=self.preprocessing.image_size,
-                )
+    def _candidates(self, distances: list[float], shares: list[float]) -> tuple[Candidate, ...]:
+        """The learned products with their distances and shares, nearest first."""
+        found = [
+            Candidate(info.name, info.index, distance, calibration.distances.p_value(distance), share)
+            for info, distance, share, calibration in zip(
+                self.tasks, distances, shares, self._calibrations, strict=True
             )
-        return results
+        ]
+        return tuple(sorted(found, key=lambda candidate: (candidate.distance, candidate.index)))
+
+    def _is_unknown(self, candidates: tuple[Candidate, ...]) -> bool:
+        """Whether the picture lies outside of every product."""
+        return all(
+            is_outside(each.distance, each.share, self._calibrations[each.index].distances.median, self.unknown_limit)
+            for each in candidates
+        )
+
+    def _prediction(
+        self, candidates: tuple[Candidate, ...], task: int, grid_map: np.ndarray, score: float
+    ) -> Prediction:
+        return Prediction(
+            candidates=candidates,
+            task=next(candidate for candidate in candidates if candidate.index == task),
+            score=score,
+            grid_map=grid_map,
+            model_size=self.preprocessing.image_size,
+            calibration=self._calibrations[task],
+            false_alarm_rate=self.false_alarm_rate,
+        )
+
+
+def _check_limit(limit: float) -> float:
+    if not 0 <= limit < math.inf:
+        raise ConfigurationError(
+            f"the unknown limit cannot be {limit!r}; it is a share of the way to the nearest other product, as 0.43, "
+            "or 0 to refuse nothing."
+        )
+    return limit
 
 
 class _ExpertCache:

@@ -1,15 +1,27 @@
 """Typed values that the model hands out: what was learned, and what was found in a picture."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from enum import StrEnum
+from typing import Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
+from model.regions import Region, find_regions
 from model.scoring import pixel_map
 
-__all__ = ["Candidate", "CheckpointInfo", "Prediction", "TaskInfo"]
+__all__ = ["Candidate", "CheckpointInfo", "Finding", "Prediction", "Refusal", "TaskInfo", "Verdict"]
+
+
+class Verdict(StrEnum):
+    """What is said about a picture."""
+
+    GOOD = "good"
+    ANOMALOUS = "anomalous"
+    UNKNOWN_PRODUCT = "unknown_product"
 
 
 class TaskInfo(BaseModel):
@@ -21,11 +33,17 @@ class TaskInfo(BaseModel):
     index: int = Field(ge=0, description="position in the order of learning; 0 also learned the shared base")
     learned_at: datetime = Field(description="when training ended, UTC")
     train_images: int = Field(ge=1, description="good pictures that the expert was fitted to")
-    held_out_images: int = Field(ge=1, description="good pictures kept out of the fit, for the threshold")
+    held_out_images: int = Field(
+        ge=2, description="good pictures that calibrate, each scored by an expert that was not fitted to it"
+    )
+    folds: int = Field(
+        ge=1, description="1: those were kept out of the fit; more: cross-fitted, by one temporary expert a fold"
+    )
     epochs: int = Field(ge=1)
     seed: int
+    false_alarm_rate: float = Field(gt=0, lt=1, description="share of good pictures above each of the two thresholds")
     threshold: float = Field(description="image scores above it are called anomalous")
-    threshold_quantile: float = Field(gt=0, le=1, description="quantile of the held-out scores at the threshold")
+    pixel_threshold: float = Field(description="parts of the anomaly map above it are regions")
     parameters: int = Field(ge=0, description="numbers that this product added to the checkpoint")
     sha256: str = Field(description="digest of this product's tensors")
 
@@ -40,33 +58,33 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A learned product and the router's Mahalanobis distance (no unit) of the picture to it."""
+    """A learned product and the router's distance (no unit) of the picture to it.
+
+    ``p_value`` says what the distance means: the chance that a good picture of the product is at least as far.
+    ``share`` is how far it leads to other products: 0 at this one, 1 as far as the nearest other; 0 without another.
+    """
 
     name: str
     index: int
     distance: float
+    p_value: float
+    share: float
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the detector found in one picture.
+class _Routed:
+    """What is said of every picture: ``candidates`` holds all learned products, the nearest first."""
 
-    ``candidates`` holds every learned product, nearest first. ``task`` is the one that scored the picture: the
-    nearest, unless the caller named one. ``grid_map`` is the negative log-likelihood of each patch, ``(H, W)``
-    float32 in nats; unbounded, may be negative. ``score`` is the mean of its k highest values.
-    """
-
-    task: Candidate
     candidates: tuple[Candidate, ...]
-    score: float
-    threshold: float
-    grid_map: np.ndarray
-    model_size: int
+    false_alarm_rate: float = field(default=DEFAULT_FALSE_ALARM_RATE, kw_only=True)
 
-    @property
-    def is_anomalous(self) -> bool:
-        """Whether the score exceeds the task's threshold."""
-        return self.score > self.threshold
+    def at(self, false_alarm_rate: float) -> Self:
+        """The same finding, judged at another false-alarm rate.
+
+        Raises:
+            ConfigurationError: the rate is no probability.
+        """
+        return replace(self, false_alarm_rate=check_rate(false_alarm_rate, "the false-alarm rate"))
 
     @property
     def margin(self) -> float:
@@ -75,6 +93,69 @@ class Prediction:
             return math.inf
         return self.candidates[1].distance - self.candidates[0].distance
 
+
+@dataclass(frozen=True, slots=True)
+class Refusal(_Routed):
+    """No learned product explains the picture: no expert was asked, and there is neither score nor map."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """``unknown_product``."""
+        return Verdict.UNKNOWN_PRODUCT
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction(_Routed):
+    """What an expert found in one picture.
+
+    ``task`` is the product whose expert scored the picture: the nearest, unless the caller named one. ``grid_map`` is
+    the negative log-likelihood of each patch, ``(H, W)`` float32 in nats; unbounded, may be negative. ``score`` is the
+    mean of its k highest values. Both are raw: what they mean is the ``calibration``'s to say.
+    """
+
+    task: Candidate
+    score: float
+    grid_map: np.ndarray
+    model_size: int
+    calibration: TaskCalibration
+
+    @property
+    def p_value(self) -> float:
+        """Chance that a good picture of this product scores at least as high: the calibrated score."""
+        return self.calibration.scores.p_value(self.score)
+
+    @property
+    def threshold(self) -> float:
+        """The score that good pictures exceed at the false-alarm rate."""
+        return self.calibration.scores.threshold(self.false_alarm_rate)
+
+    @property
+    def pixel_threshold(self) -> float:
+        """The value that the pixel maps of good pictures reach anywhere at the false-alarm rate."""
+        return self.calibration.peaks.threshold(self.false_alarm_rate)
+
+    @property
+    def is_anomalous(self) -> bool:
+        """Whether the score exceeds the threshold."""
+        return self.score > self.threshold
+
+    @property
+    def verdict(self) -> Verdict:
+        """``good`` or ``anomalous``."""
+        return Verdict.ANOMALOUS if self.is_anomalous else Verdict.GOOD
+
     def pixel_map(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The smoothed anomaly map, ``(height, width)`` float32; at the model's input size unless told otherwise."""
         return pixel_map(self.grid_map, self.model_size, height or self.model_size, width or self.model_size)
+
+    def regions(self, height: int, width: int) -> tuple[Region, ...]:
+        """Connected areas above the pixel threshold, in pixels of a picture of that size, the highest peak first.
+
+        They are looked for on the map at the model's size, where its threshold was calibrated; a larger one holds no
+        more. They do not depend on the verdict: a good picture has any at the false-alarm rate.
+        """
+        return find_regions(self.pixel_map(), self.pixel_threshold, height, width)
+
+
+Finding = Prediction | Refusal
+"""What is said about one picture."""

@@ -11,7 +11,7 @@ from time import perf_counter
 import numpy as np
 
 from model.errors import OverloadedError
-from model.results import Prediction
+from model.results import Finding
 from service.errors import NotReadyError
 
 __all__ = ["Batcher", "Inferred"]
@@ -19,15 +19,15 @@ __all__ = ["Batcher", "Inferred"]
 _SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of the time per picture: about the last ten batches count."""
 
-Predict = Callable[[Sequence[np.ndarray], Sequence[str | None]], list[Prediction]]
-"""The model: pictures ``(S, S, 3)`` uint8 and the wanted expert of each (``None`` routes), to one prediction each."""
+Predict = Callable[[Sequence[np.ndarray], Sequence[str | None]], list[Finding]]
+"""The model: pictures ``(S, S, 3)`` uint8 and the wanted expert of each (``None`` routes), to one finding each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """One picture's prediction, how long the picture waited, and how long its whole batch then took."""
+    """What was found in one picture, how long the picture waited, and how long its whole batch then took."""
 
-    prediction: Prediction
+    finding: Finding
     queue_seconds: float
     inference_seconds: float
 
@@ -152,9 +152,9 @@ class Batcher:
         """Run the model on one batch and hand out the results, or its failure."""
         started = perf_counter()
         try:
-            predictions = predict([item.image for item in batch], [item.task for item in batch])
-            if len(predictions) != len(batch):
-                raise ValueError(f"the model returned {len(predictions)} predictions for {len(batch)} pictures")
+            findings = predict([item.image for item in batch], [item.task for item in batch])
+            if len(findings) != len(batch):
+                raise ValueError(f"the model returned {len(findings)} findings for {len(batch)} pictures")
         except BaseException as error:
             # Whatever the model raises belongs to these requests alone: the thread lives on for the next ones, unless
             # it was told to exit.
@@ -167,8 +167,8 @@ class Batcher:
         share = seconds / len(batch)
         known = self._seconds_per_picture
         self._seconds_per_picture = share if known == 0 else known + _SMOOTHING * (share - known)
-        for item, prediction in zip(batch, predictions, strict=True):
-            item.result.set_result(Inferred(prediction, started - item.since, seconds))
+        for item, finding in zip(batch, findings, strict=True):
+            item.result.set_result(Inferred(finding, started - item.since, seconds))
 
     def _abandon(self) -> None:
         """Fail whatever still waits when the thread ends early, so that no request hangs."""

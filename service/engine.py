@@ -16,7 +16,7 @@ from typing import TypeVar
 import numpy as np
 
 from model.errors import OverloadedError, UnknownTaskError
-from model.results import Prediction
+from model.results import Finding, Prediction
 from service.batching import Batcher
 from service.decode import decode
 from service.errors import NotReadyError
@@ -122,12 +122,19 @@ class Engine:
             if not self._accepted:
                 self._idle.set()
 
-    async def predict(self, data: bytes, *, task: str | None = None, form: AnswerForm | None = None) -> Answer:
+    async def predict(
+        self,
+        data: bytes,
+        *,
+        task: str | None = None,
+        false_alarm_rate: float | None = None,
+        form: AnswerForm | None = None,
+    ) -> Answer:
         """Judge one picture, given as its file's bytes. To be called inside ``admit``.
 
-        ``task`` names the product and skips routing. Cancelling takes the picture out of whatever queue it is in.
-        Raises ``UnknownTaskError``, ``UnsupportedImageError`` and ``ImageTooLargeError``; a failure of the model is a
-        ``RuntimeError``.
+        ``task`` names the product and skips routing; ``false_alarm_rate`` replaces the deployment's. Cancelling takes
+        the picture out of whatever queue it is in. Raises ``UnknownTaskError``, ``UnsupportedImageError``,
+        ``ImageTooLargeError`` and ``UnknownProductError``; a failure of the model is a ``RuntimeError``.
         """
         predictor, metrics = self.predictor, self._metrics
         self.check_task(task)
@@ -138,14 +145,19 @@ class Engine:
             metrics.decode_seconds.observe(decode_seconds)
             result = self._batcher.submit(decoded.model_input, task)
         inferred = await asyncio.wrap_future(result)
-        _check_finite(inferred.prediction)
+        finding = inferred.finding
+        if isinstance(finding, Prediction):
+            _check_finite(finding)
+        if false_alarm_rate is not None:
+            finding = finding.at(false_alarm_rate)
+        metrics.predictions.labels(_product(finding), finding.verdict.value).inc()
         queue_seconds = waited + inferred.queue_seconds
         metrics.queue_seconds.observe(queue_seconds)
         job = Job(
             data=data,
             width=decoded.width,
             height=decoded.height,
-            prediction=inferred.prediction,
+            finding=finding,
             checkpoint=predictor.checkpoint,
             forced=task is not None,
             decode_seconds=decode_seconds,
@@ -154,8 +166,6 @@ class Engine:
         )
         answer, _, encode_seconds = await _in_thread(self._encoders, lambda: render(job, form or AnswerForm()))
         metrics.encode_seconds.observe(encode_seconds)
-        verdict = "anomalous" if answer.prediction.is_anomalous else "good"
-        metrics.predictions.labels(answer.prediction.task.name, verdict).inc()
         return answer
 
     def _work(self, load: Callable[[], Predictor]) -> None:
@@ -176,9 +186,7 @@ class Engine:
         self._loaded.set_result(predictor)
         self._batcher.run(lambda images, tasks: self._infer(predictor, images, tasks))
 
-    def _infer(
-        self, predictor: Predictor, images: Sequence[np.ndarray], tasks: Sequence[str | None]
-    ) -> list[Prediction]:
+    def _infer(self, predictor: Predictor, images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Finding]:
         """One batch through the model, counted and timed."""
         self._metrics.batch_size.observe(len(images))
         try:
@@ -199,6 +207,11 @@ async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result
         return result, started - submitted, perf_counter() - started
 
     return await asyncio.get_running_loop().run_in_executor(pool, timed)
+
+
+def _product(finding: Finding) -> str:
+    """The product for the metrics' label; empty, which to Prometheus is as if absent, where none was recognised."""
+    return finding.task.name if isinstance(finding, Prediction) else ""
 
 
 def _check_finite(prediction: Prediction) -> None:

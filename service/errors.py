@@ -1,9 +1,13 @@
-"""The one error that only a running service knows."""
+"""The errors that only the service knows."""
 
 from model.errors import MoLEFlowError
 
-__all__ = ["NotReadyError"]
+__all__ = ["NotReadyError", "UnknownProductError"]
 
 
 class NotReadyError(MoLEFlowError):
     """The service takes no pictures at this moment: its model is being loaded, failed to load, or it is stopping."""
+
+
+class UnknownProductError(MoLEFlowError):
+    """A picture of no learned product has no map, and the client asked for nothing but the map."""

@@ -22,7 +22,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
-        self.predictions = self._counter("predictions", "pictures judged", "task", "verdict")
+        self.predictions = self._counter("predictions", "pictures judged, by product and verdict", "task", "verdict")
         self.inference_failures = self._counter("inference_failures", "batches that the model failed on")
         self.request_seconds = self._histogram("request_duration_seconds", "whole request, upload included", "route")
         self.decode_seconds = self._histogram("decode_seconds", "decoding and resizing one picture")

@@ -17,26 +17,44 @@ Every error is a problem document (RFC 9457, `application/problem+json`) whose `
 _BINARY = {"type": "string", "format": "binary"}
 
 _HEADERS = {
+    "MoLEFlow-Verdict": {"description": "good or anomalous; not with JSON", "schema": {"type": "string"}},
     "MoLEFlow-Task": {"description": "product, percent-encoded; not with JSON", "schema": {"type": "string"}},
     "MoLEFlow-Score": {"description": "image score; not with JSON", "schema": {"type": "number"}},
+    "MoLEFlow-P-Value": {"description": "calibrated score; not with JSON", "schema": {"type": "number"}},
     "MoLEFlow-Threshold": {"description": "the product's threshold; not with JSON", "schema": {"type": "number"}},
-    "MoLEFlow-Anomalous": {"description": "the verdict; not with JSON", "schema": {"type": "boolean"}},
+    "MoLEFlow-Anomalous": {"description": "the verdict as true or false; not with JSON", "schema": {"type": "boolean"}},
 }
 
 _EXAMPLE = {
+    "verdict": "anomalous",
     "task": {"name": "bottle", "index": 0},
     "routing": {
         "distance": 27.1,
         "margin": 301.2,
         "candidates": [
-            {"name": "bottle", "index": 0, "distance": 27.1},
-            {"name": "grid", "index": 1, "distance": 328.3},
+            {"name": "bottle", "index": 0, "distance": 27.1, "p_value": 0.42, "share": 0.08},
+            {"name": "grid", "index": 1, "distance": 328.3, "p_value": 3.1e-17, "share": 0.97},
         ],
         "forced": False,
     },
     "score": 812.3,
+    "p_value": 0.0021,
     "threshold": 640.1,
+    "false_alarm_rate": 0.01,
     "is_anomalous": True,
+    "pixel_threshold": 512.6,
+    "regions": [
+        {
+            "x": 612,
+            "y": 188,
+            "width": 97,
+            "height": 141,
+            "area_share": 0.0123,
+            "peak": 774.9,
+            "peak_x": 660,
+            "peak_y": 251,
+        }
+    ],
     "anomaly_map": {
         "encoding": "png",
         "dtype": "uint16",
@@ -70,7 +88,12 @@ PREDICT: dict[str, Any] = {
         "GIF are read, of several frames the first; transparent parts are laid on white, 16-bit values scaled by "
         "their full range, and the EXIF rotation is applied.\n\n"
         "`Accept` chooses the answer: `application/json`, the heat map over the picture as `image/png`, or the bare "
-        "float32 map as `application/x-npy`. In the heat map the middle of the colours (red) is the threshold."
+        "float32 map as `application/x-npy`. In the heat map the middle of the colours (red) is the threshold.\n\n"
+        "`p_value` is the calibrated score: the chance that a good picture of this product scores as high or higher. "
+        "The threshold is the score that good pictures exceed at the `false_alarm_rate`, the pixel threshold what the "
+        "peaks of their maps exceed; both come from good pictures that were held out of training. A picture that no "
+        "learned product explains gets the verdict `unknown_product`, without score and map, unless `task` names its "
+        "product; a request for nothing but the map then gets status 422."
     ),
     "tags": ["prediction"],
     "openapi_extra": {
@@ -101,7 +124,7 @@ PREDICT: dict[str, Any] = {
         408: _problem("the upload took too long"),
         413: _problem("more bytes or pixels than the limits allow"),
         415: _problem("not a readable picture, or not a kind of body that is read"),
-        422: _problem("no picture in the body, or a query parameter that is not valid"),
+        422: _problem("no picture in the body, a query parameter that is not valid, or no map of an unknown product"),
         429: _problem("all places are taken", Retry_After="seconds to wait"),
         500: _problem("the service failed"),
         503: _NOT_READY,

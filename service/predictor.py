@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from model.preprocessing import Preprocessing
-from model.results import CheckpointInfo, Prediction, TaskInfo
+from model.results import CheckpointInfo, Finding, TaskInfo
 from service.settings import Settings
 
 __all__ = ["Predictor", "load_predictor"]
@@ -35,8 +35,8 @@ class Predictor(Protocol):
     def precision(self) -> str:
         """The number format that the model computes in."""
 
-    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Prediction]:
-        """Judge RGB pictures ``(height, width, 3)`` uint8; ``tasks[i]`` names the expert, ``None`` routes."""
+    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
+        """Judge RGB pictures ``(height, width, 3)`` uint8; ``tasks[i]`` names the expert, else routed or refused."""
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Run once on blank pictures, so that the first request does not pay for set-up."""
@@ -48,5 +48,10 @@ def load_predictor(settings: Settings) -> Predictor:
     from model.detector import Detector
 
     return Detector.load(
-        settings.checkpoint, device=settings.device, precision=settings.precision, plugin=settings.plugin
+        settings.checkpoint,
+        device=settings.device,
+        precision=settings.precision,
+        plugin=settings.plugin,
+        false_alarm_rate=settings.false_alarm_rate,
+        unknown_limit=settings.unknown_limit,
     )

@@ -21,7 +21,7 @@ from model.errors import (
     UnknownTaskError,
     UnsupportedImageError,
 )
-from service.errors import NotReadyError
+from service.errors import NotReadyError, UnknownProductError
 
 __all__ = ["MEDIA_TYPE", "STATUS_CLIENT_LEFT", "Problem", "add_problem_handlers"]
 
@@ -53,6 +53,7 @@ class Problem(BaseModel):
 _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     UnsupportedImageError: (415, "unsupported-image", "Not a readable picture"),
     ImageTooLargeError: (413, "image-too-large", "The picture is too large"),
+    UnknownProductError: (422, "unknown-product", "No learned product is in the picture"),
     UnknownTaskError: (404, "unknown-task", "No such product was learned"),
     OverloadedError: (429, "overloaded", "Too many requests at this moment"),
     NotReadyError: (503, "not-ready", "The service takes no pictures at this moment"),

@@ -7,8 +7,9 @@ from typing import Literal
 import numpy as np
 
 from model.picture import open_rgb
-from model.results import CheckpointInfo, Prediction
+from model.results import CheckpointInfo, Finding, Prediction
 from service.encode import encode_map, map_to_npy
+from service.errors import UnknownProductError
 from service.overlay import overlay_png
 from service.schemas import Timing, build_response
 
@@ -41,7 +42,7 @@ class Job:
     data: bytes
     width: int
     height: int
-    prediction: Prediction
+    finding: Finding
     checkpoint: CheckpointInfo
     forced: bool
     decode_seconds: float
@@ -51,26 +52,31 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The bytes to send, their media type, and the prediction that they tell of."""
+    """The bytes to send, their media type, and the finding that they tell of."""
 
     content: bytes
     media_type: str
-    prediction: Prediction
+    finding: Finding
 
 
 def render(job: Job, form: AnswerForm) -> Answer:
-    """Make the answer. Slow in proportion to the map's pixels."""
+    """Make the answer. Slow in proportion to the map's pixels.
+
+    Raises ``UnknownProductError`` when there is no map and the form is nothing else.
+    """
     started = perf_counter()
     if form.media_type == "image/png":
+        prediction = _scored(job.finding)
         # The upload was accepted by its pixel count already.
         picture = open_rgb(job.data, max_pixels=job.width * job.height)
-        return Answer(overlay_png(picture, job.prediction), form.media_type, job.prediction)
+        return Answer(overlay_png(picture, prediction), form.media_type, prediction)
     if form.media_type == "application/x-npy":
-        return Answer(map_to_npy(_map(job, form.map_size)), form.media_type, job.prediction)
-    encoding = form.map_encoding
-    anomaly_map = None if encoding == "none" else encode_map(_map(job, form.map_size), encoding)
+        return Answer(map_to_npy(_map(_scored(job.finding), job, form.map_size)), form.media_type, job.finding)
+    encoding, anomaly_map = form.map_encoding, None
+    if encoding != "none" and isinstance(job.finding, Prediction):
+        anomaly_map = encode_map(_map(job.finding, job, form.map_size), encoding)
     response = build_response(
-        job.prediction,
+        job.finding,
         checkpoint=job.checkpoint,
         width=job.width,
         height=job.height,
@@ -83,12 +89,23 @@ def render(job: Job, form: AnswerForm) -> Answer:
         anomaly_map=anomaly_map,
         forced=job.forced,
     )
-    return Answer(response.model_dump_json().encode(), form.media_type, job.prediction)
+    return Answer(response.model_dump_json().encode(), form.media_type, job.finding)
 
 
-def _map(job: Job, size: MapSize) -> np.ndarray:
+def _map(prediction: Prediction, job: Job, size: MapSize) -> np.ndarray:
     """The pixel map at the wanted size, float32."""
-    return job.prediction.pixel_map(job.height, job.width) if size == "image" else job.prediction.pixel_map()
+    return prediction.pixel_map(job.height, job.width) if size == "image" else prediction.pixel_map()
+
+
+def _scored(finding: Finding) -> Prediction:
+    if isinstance(finding, Prediction):
+        return finding
+    nearest = finding.candidates[0]
+    raise UnknownProductError(
+        f"The picture shows no product that was learned, so there is no map; the nearest is {nearest.name!r}, at a "
+        f"distance of {nearest.distance:.1f}. Ask for application/json, or name the product with ?task= to have it "
+        "scored all the same."
+    )
 
 
 def _milliseconds(seconds: float) -> float:

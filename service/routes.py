@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
 from model.errors import UnknownTaskError
-from model.results import Prediction, TaskInfo
+from model.results import Finding, Prediction, TaskInfo
 from service import openapi
 from service.accept import choose_media_type
 from service.engine import Engine
@@ -39,6 +39,9 @@ class PredictQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     task: str | None = Field(None, description="name of the product; skips routing", examples=["bottle"])
+    false_alarm_rate: float | None = Field(
+        None, gt=0, lt=1, description="share of good pictures that may be called anomalous; moves the thresholds"
+    )
     map: Literal["none", "png", "npy"] = Field("png", description="how the anomaly map travels inside the JSON")
     map_size: MapSize = Field("image", description="size of the map: the picture's, or that of the model's input")
 
@@ -53,8 +56,9 @@ async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> 
     with engine.admit():
         data = await _read(request, settings)
         form = AnswerForm(media_type, query.map, query.map_size)
-        answer = await _unless_client_leaves(request, engine.predict(data, task=query.task, form=form))
-    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.prediction)
+        work = engine.predict(data, task=query.task, false_alarm_rate=query.false_alarm_rate, form=form)
+        answer = await _unless_client_leaves(request, work)
+    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.finding)
     return Response(answer.content, media_type=media_type, headers=headers)
 
 
@@ -148,11 +152,15 @@ async def _wait_for_disconnect(request: Request) -> None:
         pass
 
 
-def _verdict_headers(prediction: Prediction) -> dict[str, str]:
+def _verdict_headers(finding: Finding) -> dict[str, str]:
     """The verdict beside an answer that is not JSON. The product's name is percent-encoded UTF-8."""
-    return {
-        "MoLEFlow-Task": quote(prediction.task.name),
-        "MoLEFlow-Score": repr(float(prediction.score)),
-        "MoLEFlow-Threshold": repr(float(prediction.threshold)),
-        "MoLEFlow-Anomalous": "true" if prediction.is_anomalous else "false",
-    }
+    headers = {"MoLEFlow-Verdict": finding.verdict.value}
+    if isinstance(finding, Prediction):
+        headers |= {
+            "MoLEFlow-Task": quote(finding.task.name),
+            "MoLEFlow-Score": repr(float(finding.score)),
+            "MoLEFlow-P-Value": repr(float(finding.p_value)),
+            "MoLEFlow-Threshold": repr(float(finding.threshold)),
+            "MoLEFlow-Anomalous": "true" if finding.is_anomalous else "false",
+        }
+    return headers

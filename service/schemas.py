@@ -5,7 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from model.results import CheckpointInfo, Prediction, TaskInfo
+from model.regions import MAX_REGIONS, Region
+from model.results import CheckpointInfo, Finding, Prediction, TaskInfo, Verdict
 
 __all__ = [
     "MAX_CANDIDATES",
@@ -15,6 +16,7 @@ __all__ = [
     "LiveResponse",
     "PredictionResponse",
     "ReadyResponse",
+    "RegionBox",
     "Routing",
     "RoutingCandidate",
     "TaskReference",
@@ -45,18 +47,41 @@ class RoutingCandidate(Schema):
 
     name: str = Field(examples=["bottle"])
     index: int = Field(ge=0, description="position in the order of learning")
-    distance: float = Field(description="Mahalanobis distance of the picture to the product")
+    distance: float = Field(description="distance of the picture to the product; no unit")
+    p_value: float = Field(ge=0, le=1, description="chance that a good picture of the product is at least as far")
+    share: float = Field(ge=0, description="of the way to the nearest other product: 0 at this one, 1 at the other")
 
 
 class Routing(Schema):
     """How the product was chosen."""
 
-    distance: float = Field(description="distance of the picture to the product that scored it")
+    distance: float = Field(description="distance of the picture to the product that scored it, else to the nearest")
     margin: float | None = Field(description="the runner-up's distance minus the nearest one's; null with one product")
     candidates: Annotated[list[RoutingCandidate], Field(max_length=MAX_CANDIDATES)] = Field(
         description="the nearest products, nearest first"
     )
     forced: bool = Field(description="whether the request named the product, so that routing was skipped")
+
+
+class RegionBox(Schema):
+    """A connected part of the anomaly map above the pixel threshold, in pixels of the picture.
+
+    ``x`` and ``y`` are its leftmost column and topmost row, counted from 0 at the upper left.
+    """
+
+    x: int = Field(ge=0)
+    y: int = Field(ge=0)
+    width: int = Field(ge=1)
+    height: int = Field(ge=1)
+    area_share: float = Field(gt=0, le=1, description="share of the picture that the region covers, not its box")
+    peak: float = Field(description="highest value of the map inside, in nats")
+    peak_x: int = Field(ge=0, description="column of the peak")
+    peak_y: int = Field(ge=0, description="row of the peak")
+
+    @classmethod
+    def of(cls, region: Region) -> "RegionBox":
+        """The same, from the model's record."""
+        return cls(**{name: getattr(region, name) for name in cls.model_fields})
 
 
 class AnomalyMap(Schema):
@@ -103,14 +128,29 @@ class Timing(Schema):
 
 
 class PredictionResponse(Schema):
-    """What was found in one picture."""
+    """What was found in one picture.
 
-    task: TaskReference
+    With the verdict ``unknown_product`` no expert was asked: what it would have told is null, and ``routing`` lists
+    the products that came nearest.
+    """
+
+    verdict: Verdict = Field(description="good, anomalous, or unknown_product: no learned product explains the picture")
+    task: TaskReference | None = Field(description="the product; null when it is unknown")
     routing: Routing
-    score: float = Field(description="anomaly of the picture, in nats; unbounded, may be negative")
-    threshold: float = Field(description="high quantile of this product's good pictures kept out of training")
-    is_anomalous: bool = Field(description="whether the score is above the threshold")
-    anomaly_map: AnomalyMap | None = Field(description="null when the request said map=none")
+    score: float | None = Field(description="raw anomaly of the picture, in nats; unbounded, may be negative")
+    p_value: float | None = Field(
+        ge=0,
+        le=1,
+        description="calibrated score: chance that a good picture of this product scores at least as high",
+    )
+    threshold: float | None = Field(description="the score that good pictures exceed at the false-alarm rate")
+    false_alarm_rate: float = Field(gt=0, lt=1, description="share of good pictures that may be called anomalous")
+    is_anomalous: bool | None = Field(description="whether the score is above the threshold")
+    pixel_threshold: float | None = Field(description="parts of the anomaly map above it are regions")
+    regions: Annotated[list[RegionBox], Field(max_length=MAX_REGIONS)] = Field(
+        description="where the map is above the pixel threshold, the highest peak first"
+    )
+    anomaly_map: AnomalyMap | None = Field(description="null when the request said map=none, or the product is unknown")
     image: ImageSize
     checkpoint: Checkpoint
     timing_ms: Timing
@@ -140,7 +180,7 @@ class ReadyResponse(Schema):
 
 
 def build_response(
-    prediction: Prediction,
+    finding: Finding,
     *,
     checkpoint: CheckpointInfo,
     width: int,
@@ -149,24 +189,33 @@ def build_response(
     anomaly_map: AnomalyMap | None = None,
     forced: bool = False,
 ) -> PredictionResponse:
-    """Put one prediction into the form of the API.
+    """Put one finding into the form of the API.
 
     ``width`` and ``height`` are those of the upright picture, in pixels; ``forced`` says that the caller named the
     product. Raises ``pydantic.ValidationError`` when a number is not finite.
     """
-    task, margin = prediction.task, prediction.margin
-    nearest = prediction.candidates[:MAX_CANDIDATES]
+    scored = finding if isinstance(finding, Prediction) else None
+    routed = scored.task if scored else finding.candidates[0]
+    margin = finding.margin
     return PredictionResponse(
-        task=TaskReference(name=task.name, index=task.index),
+        verdict=finding.verdict,
+        task=TaskReference(name=routed.name, index=routed.index) if scored else None,
         routing=Routing(
-            distance=task.distance,
+            distance=routed.distance,
             margin=None if math.isinf(margin) else margin,
-            candidates=[RoutingCandidate(name=c.name, index=c.index, distance=c.distance) for c in nearest],
+            candidates=[
+                RoutingCandidate(name=c.name, index=c.index, distance=c.distance, p_value=c.p_value, share=c.share)
+                for c in finding.candidates[:MAX_CANDIDATES]
+            ],
             forced=forced,
         ),
-        score=prediction.score,
-        threshold=prediction.threshold,
-        is_anomalous=prediction.is_anomalous,
+        score=scored.score if scored else None,
+        p_value=scored.p_value if scored else None,
+        threshold=scored.threshold if scored else None,
+        false_alarm_rate=finding.false_alarm_rate,
+        is_anomalous=scored.is_anomalous if scored else None,
+        pixel_threshold=scored.pixel_threshold if scored else None,
+        regions=[RegionBox.of(region) for region in scored.regions(height, width)] if scored else [],
         anomaly_map=anomaly_map,
         image=ImageSize(width=width, height=height),
         checkpoint=Checkpoint.of(checkpoint),

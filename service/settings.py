@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from model.calibration import DEFAULT_FALSE_ALARM_RATE
+from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
@@ -38,6 +40,14 @@ class Settings(BaseSettings):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the model")
     plugin: str | None = Field(None, description="module to import first; it registers further backbones with timm")
+    false_alarm_rate: float = Field(
+        DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="share of good pictures that may be called anomalous"
+    )
+    unknown_limit: float = Field(
+        DEFAULT_UNKNOWN_LIMIT, ge=0, allow_inf_nan=False,
+        description="share of the way to the nearest other product beyond which a picture is of an unknown product; 0 "
+        "refuses nothing",
+    )  # fmt: skip
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     max_upload_bytes: ByteSize = Field(

@@ -52,11 +52,38 @@ def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["task"]["name"] for answer in answers] == list(PRODUCTS)
     assert set(answers[0]) == {
-        "path", "task", "routing", "score", "threshold", "is_anomalous", "anomaly_map", "image", "checkpoint",
-        "timing_ms",
+        "path", "verdict", "task", "routing", "score", "p_value", "threshold", "false_alarm_rate", "is_anomalous",
+        "pixel_threshold", "regions", "anomaly_map", "image", "checkpoint", "timing_ms",
     }  # fmt: skip
     assert answers[0]["image"] == {"width": 80, "height": 60}
     assert answers[0]["anomaly_map"]["shape"] == [60, 80]
+
+
+def test_predict_says_that_a_product_is_unknown_and_writes_no_overlay_of_it(
+    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    foreign = tmp_path / "foreign.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(foreign)
+    arguments = ("predict", checkpoint, foreign, pictures[0], "--plugin", PLUGIN)
+    done = run(processes, *arguments, "--save-overlay", tmp_path / "out")
+    assert done.status == 0, done.stderr
+    assert re.search(r"foreign.png: UNKNOWN +no learned product; nearest (bolt|nut|gear)", done.stdout)
+    assert "no overlay of foreign" in done.stderr
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["bolt_overlay.png"]
+    assert "UNKNOWN" not in run(processes, *arguments, "--unknown-limit", 0).stdout
+    assert "UNKNOWN" not in run(processes, *arguments, "--task", "nut").stdout
+
+
+def test_predict_takes_another_false_alarm_rate(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
+    def answer(*options: object) -> dict:
+        return json.loads(
+            run(processes, "predict", checkpoint, pictures[0], "--json", "--plugin", PLUGIN, *options).stdout
+        )
+
+    usual, lax = answer(), answer("--false-alarm-rate", 0.3)
+    assert (usual["false_alarm_rate"], lax["false_alarm_rate"]) == (0.01, 0.3)
+    assert lax["threshold"] < usual["threshold"]
+    assert lax["score"] == usual["score"]
 
 
 def test_predict_takes_a_named_product(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
@@ -214,6 +241,7 @@ def test_inspect_verify_finds_a_changed_tensor(processes: Processes, checkpoint:
         (("serve", "missing.safetensors", "--port", "0"), "moleflow train"),
         (("serve",), "MOLEFLOW_CHECKPOINT"),
         (("serve", "x", "--port", "70000"), "port"),
+        (("serve", "x", "--false-alarm-rate", "2"), "MOLEFLOW_FALSE_ALARM_RATE"),
         (("inspect", PLUGIN), "safetensors"),
         (("evaluate", "missing.safetensors", "data"), "moleflow train"),
         (("summarise", "missing.json", "missing.json"), "moleflow evaluate --json"),

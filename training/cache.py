@@ -57,6 +57,10 @@ class CachedEmbeddings:
             return rows
         return rows.pin_memory().to(device, non_blocking=True)
 
+    def subset(self, rows: Sequence[int]) -> "CachedEmbeddings":
+        """The pictures at ``rows``, from the same files."""
+        return CachedEmbeddings([self._rows[row] for row in rows])
+
 
 class EmbeddingCache:
     """The embeddings of one source in ``folder``; see this module."""

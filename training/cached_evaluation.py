@@ -51,7 +51,7 @@ class CachedEvaluation:
     ) -> None:
         self._checkpoint, self._top_k, self._device, self._precision = checkpoint, top_k, device, precision
         self._named = named
-        self._router = Router([checkpoint.task(task.index)[1] for task in checkpoint.header.tasks]).to(device)
+        self._router = Router([checkpoint.task(task.index).prototype for task in checkpoint.header.tasks]).to(device)
         self._experts: dict[int, MergedExpert] = {}
 
     def category(
@@ -64,7 +64,7 @@ class CachedEvaluation:
         pixels, routed = PixelScores(), 0
         for rows in torch.arange(len(embeddings)).split(BATCH_SIZE):
             batch = embeddings.batch(rows, self._device)
-            chosen = self._router(image_descriptor(batch)).argmin(1).tolist()
+            chosen = self._router(image_descriptor(batch))[0].argmin(1).tolist()
             routed += chosen.count(own)
             maps = self._score(batch, [own] * len(rows) if self._named else chosen)
             scores += image_score(maps, self._top_k).tolist()
@@ -100,6 +100,6 @@ class CachedEvaluation:
 
     def _expert(self, task: int) -> MergedExpert:
         if task not in self._experts:
-            base, (expert, _) = self._checkpoint.base(task), self._checkpoint.task(task)
+            base, expert = self._checkpoint.base(task), self._checkpoint.task(task).expert
             self._experts[task] = MergedExpert(base.to(self._device), expert.to(self._device))
         return self._experts[task]

@@ -32,9 +32,10 @@ class TrainingConfig(BaseModel):
     tail_weight: float = Field(0.7, ge=0, le=1, description="w, weight of the worst patches in the loss")
     tail_fraction: float = Field(0.02, gt=0, le=1, description="share of an image's patches that are its tail")
     lambda_logdet: float = Field(1e-4, ge=0, description="λ, weight of mean(log|det J|²)")
-    held_out_fraction: float = Field(0.1, gt=0, lt=1, description="good pictures kept out of the fit")
-    min_held_out: int = Field(5, ge=1, description="held-out pictures at least, but never more than a third of all")
-    threshold_quantile: float = Field(0.99, gt=0, le=1, description="of the held-out scores; the task's threshold")
+    folds: int = Field(5, ge=1, description="of the calibration where pictures are few; 1 holds some out instead")
+    cross_fit_below: int = Field(100, ge=0, description="good pictures under which a product is cross-fitted")
+    held_out_fraction: float = Field(0.1, gt=0, lt=1, description="good pictures kept out of the fit otherwise")
+    min_held_out: int = Field(20, ge=2, description="held-out pictures at least, but never more than a third of all")
     seed: int = Field(0, ge=0)
 
 

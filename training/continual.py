@@ -1,6 +1,7 @@
 """The continual trainer: learn products one after another into one checkpoint, never touching the earlier ones."""
 
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Sequence
@@ -11,25 +12,26 @@ from pathlib import Path
 import torch
 
 from model.backbone import Backbone
+from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from model.checkpoint import Checkpoint, Header, Tensors, digest_tensors, task_tensors, write_checkpoint
 from model.config import ModelConfig
-from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
+from model.errors import ConfigurationError, DuplicateTaskError
 from model.features import FeatureExtractor
-from model.merged import MergedExpert
-from model.network import Base, with_position
+from model.network import Base
 from model.results import TaskInfo
 from model.router import Prototype, image_descriptor
-from model.runtime import autocast, resolve_device, resolve_precision
-from model.scoring import image_score
+from model.runtime import resolve_device, resolve_precision
 from training.cache import EmbeddingCache
-from training.config import Preset, TrainingConfig
+from training.calibrate import HeldOutScores, Split, cross_fit, cross_fitted_distances, score_held_out, split
+from training.config import Preset
 from training.datasets import Category, load_category, read_picture
 from training.embeddings import Embeddings, EmbeddingStore
 from training.journal import Journal, exclusive, side_file
 from training.report import Reporter
+from training.resume import ResumableFit
 from training.task import TaskTrainer, task_seed
 
-__all__ = ["ContinualTrainer", "split_held_out", "train_tasks"]
+__all__ = ["ContinualTrainer", "train_tasks"]
 
 _CPU = torch.device("cpu")
 
@@ -62,8 +64,8 @@ def train_tasks(
     Every picture is checked before any training. An existing checkpoint is added to, and its own configuration
     counts; ``preset.model`` and ``backbone_weights`` are for a new one. Given again after an interruption, the same
     call goes on where it stopped. Files beside the checkpoint, with its name in front: ``.history.jsonl``
-    (stays), ``.training`` and ``.journal`` (until the call is through), ``.lock``. ``cache`` is a folder that keeps
-    embeddings for later calls (``training.cache``).
+    (stays), ``.training``, ``.folds`` and ``.journal`` (until the call is through), ``.lock``. ``cache`` is a folder
+    that keeps embeddings for later calls (``training.cache``).
 
     Raises:
         DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError.
@@ -87,7 +89,8 @@ def train_tasks(
         trainer.check_names([name for name in tasks if name not in journal.done], replace=replace)
         categories = [load_category(data, name) for name in tasks if name not in journal.done]
         for category in categories:
-            split_held_out(category, preset.training)  # too few pictures are an error now, not after hours
+            # Too few pictures are an error now, not after hours.
+            split(category.name, len(category.train), preset.training)
         journal.write(journal_path)
         shared = trainer.shared_parts(backbone_weights)
         for category in categories:
@@ -95,25 +98,6 @@ def train_tasks(
             journal.done.append(category.name)
             journal.write(journal_path)
         journal_path.unlink(missing_ok=True)
-
-
-def split_held_out(category: Category, training: TrainingConfig) -> tuple[list[Path], list[Path]]:
-    """Good pictures for the fit, and good pictures held out of it; drawn by the task's own seed.
-
-    Raises:
-        DatasetError: fewer than two good pictures.
-    """
-    count = len(category.train)
-    if count < 2:
-        raise DatasetError(
-            f"product {category.name!r} has {count} good picture; at least 2 are needed, 30 or more are better."
-        )
-    wanted = max(round(training.held_out_fraction * count), min(training.min_held_out, count // 3), 1)
-    wanted = min(wanted, count - 1)
-    generator = torch.Generator().manual_seed(task_seed(training.seed, category.name, "held out"))
-    chosen = set(torch.randperm(count, generator=generator)[:wanted].tolist())
-    kept = [path for index, path in enumerate(category.train) if index not in chosen]
-    return kept, [category.train[index] for index in sorted(chosen)]
 
 
 class ContinualTrainer:
@@ -134,7 +118,7 @@ class ContinualTrainer:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.reporter.history = self.reporter.history or side_file(path, ".history.jsonl")
-        self._state_path = side_file(path, ".training")
+        self._state_path, self._folds_path = side_file(path, ".training"), side_file(path, ".folds")
 
     def known(self) -> list[str]:
         """Names of the tasks in the checkpoint, in order of learning; none while there is no file."""
@@ -199,60 +183,81 @@ class ContinualTrainer:
             DatasetError: too few good pictures, or one became unreadable.
         """
         started = time.perf_counter()
-        fit_paths, held_out_paths = split_held_out(category, self.training)
-        flow = shared.config.flow
-        first = flow.starts_base(self._index_of(category.name))
+        index = self._index_of(category.name)
+        first = shared.config.flow.starts_base(index)
         if first and self.path.exists():
             shared = dataclasses.replace(shared, base=self._new_base(shared.config).to(self.device))
-        trainer = TaskTrainer(
-            category.name, shared.config, self.training, shared.base,
-            first=first, device=self.device, precision=self.precision,
-        )  # fmt: skip
         fingerprint = self._fingerprint(category, shared)
-        try:
-            if trainer.restore(self._state_path, fingerprint):
-                self.reporter.line(f"{category.name}: continues after epoch {trainer.epoch} of {self.training.epochs}")
-        except ValueError as error:
-            self.reporter.line(f"{category.name}: starts anew, since {error}")
-        with self._embed(category.name, fit_paths, shared) as store:
-            self._fit(trainer, store, fingerprint)
+        parts = split(category.name, len(category.train), self.training)
+        fitting = ResumableFit(self._state_path, self.reporter)
+        make_trainer = functools.partial(self._trainer, shared.config, first)
+        with self._embed(category, shared) as store:
+            held_out = HeldOutScores()
+            if parts.is_cross_fitted:
+                self.reporter.line(
+                    f"{category.name}: cross-fits its {len(store)} pictures in {len(parts.folds)} folds to calibrate"
+                )
+                held_out = cross_fit(
+                    category.name, store, parts.folds, make_trainer, shared.base, shared.config, fitting,
+                    self._folds_path, fingerprint,
+                )  # fmt: skip
+            trainer = make_trainer(category.name, shared.base)
+            fitting.run(trainer, store.subset(parts.fit), fingerprint)
+            shared.base.requires_grad_(False)
+            trainer.expert.requires_grad_(False)
+            if not parts.is_cross_fitted:
+                held_out = score_held_out(trainer, store.subset(parts.folds[0]), shared.config)
             every = torch.arange(len(store))
             descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
         prototype = Prototype.fit(descriptors, shared.config.router)
-        shared.base.requires_grad_(False)
-        trainer.expert.requires_grad_(False)
-        with self._embed(category.name, held_out_paths, shared) as store:
-            scores = self._held_out_scores(trainer, store, shared)
-        tensors = task_tensors(trainer.expert, prototype, scores)
-        if flow.sharing == "separated":
+        values = {
+            "scores": torch.tensor(held_out.scores),
+            "peaks": torch.tensor(held_out.peaks),
+            "distances": cross_fitted_distances(descriptors, shared.config.router),
+        }
+        tensors = task_tensors(trainer.expert, prototype, values)
+        if shared.config.flow.sharing == "separated":
             tensors |= {f"base.{key}": value for key, value in _state(shared.base).items()}
-        info = TaskInfo(
-            name=category.name,
-            index=self._index_of(category.name),
+        info = self._info(category.name, parts, values, tensors)
+        self._write(shared, info, tensors)
+        fitting.forget()
+        self._folds_path.unlink(missing_ok=True)
+        self._report(info, tensors, time.perf_counter() - started)
+        return info
+
+    def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
+        return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
+
+    def _info(self, name: str, parts: Split, held_out: Tensors, tensors: Tensors) -> TaskInfo:
+        calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
+        return TaskInfo(
+            name=name,
+            index=self._index_of(name),
             learned_at=datetime.now(UTC),
-            train_images=len(fit_paths),
-            held_out_images=len(held_out_paths),
+            train_images=len(parts.fit),
+            held_out_images=sum(map(len, parts.folds)),
+            folds=len(parts.folds),
             epochs=self.training.epochs,
             seed=self.training.seed,
-            threshold=torch.quantile(scores.double(), self.training.threshold_quantile).item(),
-            threshold_quantile=self.training.threshold_quantile,
+            false_alarm_rate=DEFAULT_FALSE_ALARM_RATE,
+            threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
+            pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
             parameters=sum(value.numel() for value in tensors.values()),
             sha256=digest_tensors(tensors),
         )
-        self._write(shared, info, tensors)
-        self._state_path.unlink(missing_ok=True)
-        seconds = time.perf_counter() - started
+
+    def _report(self, info: TaskInfo, tensors: Tensors, seconds: float) -> None:
         size = self.path.stat().st_size
+        how = "held-out" if info.folds == 1 else "cross-fitted"
         self.reporter.line(
-            f"{category.name}: learned from {info.train_images} pictures in {seconds:.0f} s, threshold "
-            f"{info.threshold:.1f} from {info.held_out_images} held-out; {self.path.name} is {size / 1e6:.1f} MB"
+            f"{info.name}: learned from {info.train_images} pictures in {seconds:.0f} s, threshold "
+            f"{info.threshold:.1f} from {info.held_out_images} {how}; {self.path.name} is {size / 1e6:.1f} MB"
         )
         added = sum(value.numel() * value.element_size() for value in tensors.values())
         self.reporter.record(
             "task", name=info.name, seconds=round(seconds, 1), images=info.train_images, epochs=info.epochs,
             threshold=info.threshold, task_bytes=added, checkpoint_bytes=size,
         )  # fmt: skip
-        return info
 
     def _index_of(self, name: str) -> int:
         known = self.known()
@@ -275,51 +280,17 @@ class ContinualTrainer:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
-    def _embed(self, name: str, paths: Sequence[Path], shared: _Shared) -> Embeddings:
-        with self.reporter.phase(f"{name}: embeddings", len(paths)) as phase:
+    def _embed(self, category: Category, shared: _Shared) -> Embeddings:
+        with self.reporter.phase(f"{category.name}: embeddings", len(category.train)) as phase:
             if shared.cache is not None:
                 return shared.cache.embed(
-                    shared.features, paths, read_picture, device=self.device, precision=self.precision,
+                    shared.features, category.train, read_picture, device=self.device, precision=self.precision,
                     on_progress=phase.advance,
                 )  # fmt: skip
             return EmbeddingStore.compute(
-                shared.features, paths, read_picture, device=self.device, precision=self.precision,
+                shared.features, category.train, read_picture, device=self.device, precision=self.precision,
                 folder=self.path.parent, on_progress=phase.advance,
             )  # fmt: skip
-
-    def _fit(self, trainer: TaskTrainer, store: Embeddings, fingerprint: str) -> None:
-        total = len(store) * self.training.epochs
-        with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
-
-            def on_step(images: int, loss: torch.Tensor) -> None:
-                # Reading the loss waits for the device, so it is read only where it is shown.
-                phase.advance(images, f"loss {loss.item():.1f}" if phase.shows_bar else "")
-
-            started = time.perf_counter()
-            for result in trainer.epochs(store, on_step):
-                seconds = time.perf_counter() - started
-                trainer.save(self._state_path, fingerprint)
-                self.reporter.record(
-                    "epoch", name=trainer.name, epoch=result.epoch, loss=result.loss, nll=result.nll,
-                    learning_rate=result.learning_rate, images_per_second=round(phase.rate, 2),
-                    seconds=round(seconds, 3),
-                )  # fmt: skip
-                if not phase.shows_bar:
-                    self.reporter.line(
-                        f"{trainer.name}: epoch {result.epoch}/{self.training.epochs}  loss {result.loss:.1f}  "
-                        f"NLL {result.nll:.1f}  {phase.rate:.1f} images/s"
-                    )
-                started = time.perf_counter()
-
-    def _held_out_scores(self, trainer: TaskTrainer, store: Embeddings, shared: _Shared) -> torch.Tensor:
-        """Image scores of the held-out pictures, ascending, computed as prediction does it."""
-        expert = MergedExpert(shared.base, trainer.expert)
-        scores = []
-        with torch.inference_mode(), autocast(self.device, self.precision):
-            for indices in torch.arange(len(store)).split(8):
-                nll = expert(with_position(store.batch(indices, self.device)))
-                scores.append(image_score(nll, shared.config.score_top_k).cpu())
-        return torch.cat(scores).sort().values
 
     def _write(self, shared: _Shared, info: TaskInfo, tensors: Tensors) -> None:
         """Write the checkpoint with ``info`` added or replaced; sections of the others are copied as they are."""

@@ -37,6 +37,9 @@ class Embeddings(Protocol):
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)`` float32."""
 
+    def subset(self, rows: Sequence[int]) -> "Embeddings":
+        """The pictures at ``rows``, sharing this one's memory and ending with it."""
+
 
 class EmbeddingStore:
     """Patch embeddings ``(n, H, W, D)`` float32 of a task's pictures, in memory or memory-mapped from a file.
@@ -44,11 +47,11 @@ class EmbeddingStore:
     Close it (or use ``with``) to give the file back.
     """
 
-    def __init__(self, values: torch.Tensor, file: IO[bytes] | None = None) -> None:
-        self.values, self._file = values, file
+    def __init__(self, values: torch.Tensor, file: IO[bytes] | None = None, rows: torch.Tensor | None = None) -> None:
+        self.values, self._file, self._rows = values, file, rows
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.values) if self._rows is None else len(self._rows)
 
     def __enter__(self) -> "EmbeddingStore":
         return self
@@ -65,10 +68,15 @@ class EmbeddingStore:
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``."""
-        rows = self.values[indices]
+        rows = self.values[indices if self._rows is None else self._rows[indices]]
         if device.type != "cuda":
             return rows
         return rows.pin_memory().to(device, non_blocking=True)
+
+    def subset(self, rows: Sequence[int]) -> "EmbeddingStore":
+        """The pictures at ``rows``, as a store that shares this one's memory and ends with it."""
+        chosen = torch.tensor(rows)
+        return EmbeddingStore(self.values, rows=chosen if self._rows is None else self._rows[chosen])
 
     @classmethod
     def compute(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from model.checkpoint import Checkpoint
     from model.config import FlowConfig
+    from model.results import TaskInfo
 
 __all__ = ["inspect"]
 
@@ -19,7 +20,7 @@ _COLUMNS: "dict[str, JustifyMethod]" = {
     "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "params": "right",
     "MB": "right", "learned": "left", "SHA-256": "left",
 }  # fmt: skip
-"""The table of products; pictures are those of the fit and those held out. Narrow enough for 80 columns."""
+"""The table of products. Narrow enough for 80 columns."""
 
 
 def inspect(
@@ -74,13 +75,24 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
         tasks.add_row(
-            str(task.index), task.name, f"{task.train_images} + {task.held_out_images}", str(task.epochs),
+            str(task.index), task.name, _pictures(task), str(task.epochs),
             f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip
     console = Console()
     console.print(facts)
     console.print(tasks)
+    if header.tasks:
+        rate = header.tasks[0].false_alarm_rate
+        console.print(
+            "pictures: of the fit, + those held out or × the folds that calibrate; "
+            f"thresholds at a false-alarm rate of {rate:g}, others on request",
+            style="dim", highlight=False,
+        )  # fmt: skip
+
+
+def _pictures(task: "TaskInfo") -> str:
+    return f"{task.train_images} + {task.held_out_images}" if task.folds == 1 else f"{task.train_images} × {task.folds}"
 
 
 def _subnet(flow: "FlowConfig") -> str:

@@ -6,7 +6,16 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Cache", "CheckpointArgument", "Device", "Plugin", "PrecisionName", "PrecisionOption"]
+__all__ = [
+    "Cache",
+    "CheckpointArgument",
+    "Device",
+    "FalseAlarmRate",
+    "Plugin",
+    "PrecisionName",
+    "PrecisionOption",
+    "UnknownLimit",
+]
 
 
 class PrecisionName(StrEnum):
@@ -34,4 +43,14 @@ Cache = Annotated[
 Plugin = Annotated[
     str | None,
     typer.Option(metavar="MODULE", help="A module (name or .py file) that registers your backbone with timm."),
+]
+FalseAlarmRate = Annotated[
+    float | None, typer.Option(help="Share of good pictures that may be called anomalous. [default: 0.01]")
+]
+UnknownLimit = Annotated[
+    float | None,
+    typer.Option(
+        help="Share of the way to the nearest other product beyond which a picture is of an unknown product; 0 refuses "
+        "nothing. [default: 0.43]"
+    ),
 ]

@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moleflow.commands.options import CheckpointArgument, Device, Plugin, PrecisionName, PrecisionOption
+from moleflow.commands.options import (
+    CheckpointArgument,
+    Device,
+    FalseAlarmRate,
+    Plugin,
+    PrecisionName,
+    PrecisionOption,
+    UnknownLimit,
+)
 
 if TYPE_CHECKING:
     from model.detector import Detector
@@ -40,6 +48,8 @@ def predict(
     json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object a picture, with the API's fields.")
     ] = False,
+    false_alarm_rate: FalseAlarmRate = None,
+    unknown_limit: UnknownLimit = None,
     map_: Annotated[MapName, typer.Option("--map", help="With --json: the anomaly map too, in base64.")] = MapName.NONE,
     plugin: Plugin = None,
     device: Device = "auto",
@@ -47,13 +57,18 @@ def predict(
 ) -> None:
     """Find defects in picture files: product, score, verdict, and an overlay of the anomaly map if wanted.
 
-    A picture that cannot be read is named on standard error, the others go on; the exit status is then 1.
+    A picture of no learned product is said to be UNKNOWN, without score and overlay, unless --task names its product. A
+    picture that cannot be read is named on standard error, the others go on; the exit status is then 1.
     """
     from model.detector import Detector
     from model.runtime import configure_threads
 
     configure_threads()
-    detector = Detector.load(checkpoint, device=device, precision=precision.value, plugin=plugin)
+    rates = {"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit}
+    detector = Detector.load(
+        checkpoint, device=device, precision=precision.value, plugin=plugin,
+        **{name: rate for name, rate in rates.items() if rate is not None},
+    )  # fmt: skip
     names = _overlay_names(pictures, save_overlay) if save_overlay else {}
     failed = 0
     for start in range(0, len(pictures), BATCH_SIZE):
@@ -92,11 +107,11 @@ def _jobs(detector: "Detector", paths: Sequence[Path], task: str | None) -> Iter
             continue
         print(f"error: {path}: {problem}", file=sys.stderr)
     started = perf_counter()
-    predictions = detector.predict([decoded.model_input for _, _, decoded, _ in readable], [task] * len(readable))
+    findings = detector.predict([decoded.model_input for _, _, decoded, _ in readable], [task] * len(readable))
     seconds = perf_counter() - started
-    for (path, data, decoded, decoding), prediction in zip(readable, predictions, strict=True):
+    for (path, data, decoded, decoding), finding in zip(readable, findings, strict=True):
         yield path, Job(
-            data=data, width=decoded.width, height=decoded.height, prediction=prediction,
+            data=data, width=decoded.width, height=decoded.height, finding=finding,
             checkpoint=detector.checkpoint, forced=task is not None,
             decode_seconds=decoding, queue_seconds=0.0, inference_seconds=seconds,
         )  # fmt: skip
@@ -106,15 +121,23 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
     """One line: JSON when ``json_map`` names the map's encoding, else for people."""
     import json
 
+    from model.results import Refusal
     from service.render import AnswerForm, render
 
     if json_map is not None:
         answer = json.loads(render(job, AnswerForm(map_encoding=json_map)).content)  # type: ignore[arg-type]
         typer.echo(json.dumps({"path": str(path)} | answer))
         return
-    found = job.prediction
+    found = job.finding
+    if isinstance(found, Refusal):
+        nearest = found.candidates[0]
+        typer.echo(f"{path}: UNKNOWN  no learned product; nearest {nearest.name}, distance {nearest.distance:.1f}")
+        return
     verdict = "DEFECT" if found.is_anomalous else "good"
-    typer.echo(f"{path}: {verdict:6}  {found.task.name}  score {found.score:.2f}  threshold {found.threshold:.2f}")
+    typer.echo(
+        f"{path}: {verdict:6}  {found.task.name}  score {found.score:.2f}  threshold {found.threshold:.2f}  "
+        f"p {found.p_value:.2g}"
+    )
 
 
 def _overlay_names(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
@@ -133,7 +156,12 @@ def _overlay_names(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def _save_overlay(target: Path, job: "Job") -> None:
     from model.atomic import atomic_write
+    from model.results import Refusal
     from service.render import AnswerForm, render
+
+    if isinstance(job.finding, Refusal):
+        print(f"  no overlay of {target.stem.removesuffix('_overlay')}: its product is unknown", file=sys.stderr)
+        return
 
     with atomic_write(target) as temporary:
         temporary.write_bytes(render(job, AnswerForm(media_type="image/png")).content)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from moleflow.commands.options import Plugin, PrecisionName
+from moleflow.commands.options import FalseAlarmRate, Plugin, PrecisionName, UnknownLimit
 
 __all__ = ["serve"]
 
@@ -23,6 +23,8 @@ def serve(
         PrecisionName | None, typer.Option(help="Type of the matrix products. [default: auto]")
     ] = None,
     plugin: Plugin = None,
+    false_alarm_rate: FalseAlarmRate = None,
+    unknown_limit: UnknownLimit = None,
     max_upload_bytes: Annotated[str | None, typer.Option(help="Largest upload, as in 32MiB. [default: 32MiB]")] = None,
     max_pixels: Annotated[int | None, typer.Option(help="Largest picture. [default: 40000000]")] = None,
     max_batch_size: Annotated[int | None, typer.Option(help="Pictures in one pass. [default: 8]")] = None,
@@ -46,8 +48,9 @@ def serve(
 
     settings = load_settings(
         checkpoint=checkpoint, host=host, port=port, device=device,
-        precision=precision.value if precision else None, plugin=plugin, max_upload_bytes=max_upload_bytes,
-        max_pixels=max_pixels, max_batch_size=max_batch_size, max_batch_wait_ms=max_batch_wait_ms,
+        precision=precision.value if precision else None, plugin=plugin, false_alarm_rate=false_alarm_rate,
+        unknown_limit=unknown_limit, max_upload_bytes=max_upload_bytes, max_pixels=max_pixels,
+        max_batch_size=max_batch_size, max_batch_wait_ms=max_batch_wait_ms,
         queue_size=queue_size, log_level=log_level,
     )  # fmt: skip
     configure_threads()

@@ -43,6 +43,14 @@ def train(
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Further fits that calibrate a product of under 100 pictures; 1 holds some pictures out instead. "
+            "Default: 5.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")] = 0,
     replace: Annotated[
         bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
@@ -71,7 +79,9 @@ def train(
     reporter = Reporter()
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
     chosen = find_preset(preset or (stored.preset if stored else "main"))
-    schedule = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "seed": seed}
+    schedule = {
+        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "folds": folds, "seed": seed,
+    }  # fmt: skip
     network = _given({"name": backbone, "image_size": image_size})
     if stored:
         _check_against(stored.config, checkpoint, network)

@@ -2,7 +2,9 @@
 
 import { Problem, curlLine, fetchReadiness, fetchTasks, predict } from "./api.js";
 import { paintLegend, paintMap, readMap, scaleOf } from "./heatmap.js";
-import { busyView, element, problemView, productsView, resultSentence, resultView } from "./view.js";
+import {
+  busyView, element, problemView, productsView, regionBoxes, resultSentence, resultView, unknownView,
+} from "./view.js";
 
 const READINESS_POLL_SECONDS = 2;
 const MOST_RETRIES = 4; // of one picture, while the service is busy; then a button is offered
@@ -11,7 +13,7 @@ const byId = (id) => document.getElementById(id);
 const [stage, findings, preview, overlay, product, opacity] =
   ["stage", "findings", "preview", "overlay", "product", "opacity"].map(byId);
 
-let state = "empty"; // then busy, good, defect or problem
+let state = "empty"; // then busy, good, defect, unknown or problem
 let current = null; // the picture under examination: a File, or null before the first one
 let canPreview = false; // whether the browser can show it
 let reconnection; // timer, while the service does not answer or is not ready
@@ -56,13 +58,18 @@ function pause(seconds, signal) {
 }
 
 function showResult(answer, file, milliseconds) {
+  setProportions(answer.image);
+  announce(resultSentence(answer));
+  byId("regions").replaceChildren(...regionBoxes(answer));
+  if (answer.verdict === "unknown_product") {
+    show("unknown", unknownView(answer, file.name, milliseconds));
+    return;
+  }
   const map = readMap(answer.anomaly_map);
   const scale = scaleOf(answer, map);
-  setProportions(answer.image);
   paintMap(overlay, map, scale, answer.image);
   overlay.setAttribute("aria-label", answer.is_anomalous ? "Anomaly map; the defect is coloured" : "Anomaly map");
   show(answer.is_anomalous ? "defect" : "good", resultView(answer, scale, file.name, milliseconds));
-  announce(resultSentence(answer));
 }
 
 function showProblem(error) {
@@ -91,8 +98,9 @@ function arrange() {
   byId("progress").hidden = state !== "busy";
   byId("map-tools").hidden = !hasResult;
   overlay.hidden = !hasResult;
+  byId("regions").hidden = !hasResult || !byId("show-regions").checked;
   preview.hidden = !canPreview;
-  byId("no-preview").hidden = canPreview || !hasResult;
+  byId("no-preview").hidden = canPreview || !(hasResult || state === "unknown");
 }
 
 function announce(sentence) {
@@ -205,6 +213,7 @@ product.addEventListener("change", () => {
   if (current) examine();
 });
 opacity.addEventListener("input", setOpacity);
+byId("show-regions").addEventListener("change", arrange);
 byId("copy").addEventListener("click", copyCurlLine);
 listenForPictures();
 paintLegend(byId("legend"));

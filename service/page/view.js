@@ -5,6 +5,7 @@ const ICONS = {
   good: "M5 12.5l4.5 4.5L19 7.5",
   defect: "M12 5v9M12 18.5v.5",
   problem: "M7 7l10 10M17 7L7 17",
+  unknown: "M9 9.2a3.1 3.1 0 1 1 4.6 2.7c-1 .6-1.6 1.2-1.6 2.4M12 18v.3",
 };
 const STAGES = ["decode", "queue", "inference", "encode"];
 
@@ -27,8 +28,19 @@ export function number(value) {
   return value.toLocaleString("en", options).replace("-", "−");
 }
 
+/** A share as per cent at a precision that suits it: 12 % · 1.5 % · 0.02 %, and below that “under 0.01 %”. */
+export function percent(share) {
+  const value = 100 * share;
+  if (value > 0 && value < 0.01) return "under 0.01 %";
+  const digits = value >= 10 ? 0 : value >= 1 ? 1 : 2;
+  return `${Number(value.toFixed(digits)).toLocaleString("en")} %`;
+}
+
 /** One sentence with the whole result, for those who hear the page. */
 export function resultSentence(answer) {
+  if (answer.verdict === "unknown_product") {
+    return `Unknown product. The nearest learned one is ${answer.routing.candidates[0].name}.`;
+  }
   const verdict = answer.is_anomalous ? "Defect found" : "Good";
   const numbers = `score ${number(answer.score)}, threshold ${number(answer.threshold)}`;
   return `${verdict}. Product ${answer.task.name}, ${numbers}.`;
@@ -36,9 +48,34 @@ export function resultSentence(answer) {
 
 /** The result of one picture; `scale` is that of heatmap.js, `milliseconds` the round trip seen from here. */
 export function resultView(answer, scale, fileName, milliseconds) {
-  return [verdictView(answer), scoreView(answer, scale), routingView(answer), timingView(answer, milliseconds),
-    element("p", { class: "quiet source" }, element("span", { class: "file-name" }, fileName),
-      ` · ${answer.image.width} × ${answer.image.height} pixels`)];
+  return [verdictView(answer), scoreView(answer, scale), ...regionsView(answer), routingView(answer),
+    timingView(answer, milliseconds), sourceView(answer, fileName)];
+}
+
+/** The result of a picture that no learned product explains. */
+export function unknownView(answer, fileName, milliseconds) {
+  const words = element("div", {},
+    element("h2", { id: "verdict" }, "Unknown product"),
+    element("p", { class: "quiet" }, "No learned product explains this picture, so it was not scored."));
+  return [element("div", { class: "verdict unknown" }, icon("unknown"), words), routingView(answer),
+    timingView(answer, milliseconds), sourceView(answer, fileName)];
+}
+
+/** The regions as boxes to lie over the picture, numbered as in the list. */
+export function regionBoxes({ regions, image }) {
+  return regions.map(({ x, y, width, height }, index) => {
+    const box = element("span", { class: "region" }, element("span", {}, String(index + 1)));
+    box.style.left = `${(100 * x) / image.width}%`;
+    box.style.top = `${(100 * y) / image.height}%`;
+    box.style.width = `${(100 * width) / image.width}%`;
+    box.style.height = `${(100 * height) / image.height}%`;
+    return box;
+  });
+}
+
+function sourceView({ image }, fileName) {
+  return element("p", { class: "quiet source" }, element("span", { class: "file-name" }, fileName),
+    ` · ${image.width} × ${image.height} pixels`);
 }
 
 function verdictView({ is_anomalous: isAnomalous, task, routing }) {
@@ -51,7 +88,21 @@ function verdictView({ is_anomalous: isAnomalous, task, routing }) {
         element("span", { class: "quiet" }, routing.forced ? " · chosen by you" : " · recognised"))));
 }
 
-function scoreView({ score, threshold, is_anomalous: isAnomalous }, scale) {
+function regionsView({ regions, is_anomalous: isAnomalous }) {
+  if (!regions.length && !isAnomalous) return [];
+  const rows = regions.map((region) => element("li", {},
+    element("span", {}, `${region.width} × ${region.height} at ${region.x}, ${region.y}`),
+    element("span", { class: "figure" }, `${percent(region.area_share)} · peak ${number(region.peak)}`)));
+  const none = "No single spot stands out; what is unusual is spread over the picture.";
+  return [element("div", { class: "block" },
+    element("div", { class: "headline" }, element("h3", {}, "Regions"),
+      element("span", { class: "quiet" }, "pixels, share of the picture")),
+    rows.length ? element("ol", { class: "region-list", id: "region-list" }, ...rows)
+      : element("p", { class: "quiet" }, none))];
+}
+
+function scoreView(answer, scale) {
+  const { score, threshold, p_value: pValue, false_alarm_rate: rate, is_anomalous: isAnomalous } = answer;
   const marker = element("span", { class: "marker" });
   marker.style.setProperty("--position", scale.ofScore(score));
   const side = isAnomalous ? "above" : "below";
@@ -63,7 +114,9 @@ function scoreView({ score, threshold, is_anomalous: isAnomalous }, scale) {
       "aria-label": `Score ${number(score)}, ${sentence} of ${number(threshold)}` }, marker),
     element("div", { class: "ticks", "aria-hidden": "true" },
       tick(scale.low, "ordinary"), tick(threshold, "threshold"), tick(scale.top, "")),
-    element("p", { class: "quiet" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}.`));
+    element("p", { class: "quiet" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}, which ${percent(rate)} of good `
+      + "pictures exceed. A score this high is reached by ", element("strong", { id: "p-value" }, percent(pValue)),
+    " of them."));
 }
 
 function tick(value, word) {
@@ -76,7 +129,7 @@ function routingView({ routing, task }) {
     const bar = element("span", { class: "bar" });
     bar.style.width = `${Math.max(1, (100 * distance) / farthest)}%`;
     const track = element("span", { class: "track", "aria-hidden": "true" }, bar);
-    const used = name === task.name;
+    const used = name === task?.name;
     return element("li", used ? { class: "used", "aria-current": "true" } : {},
       element("span", { class: "name" }, name), element("span", { class: "figure" }, number(distance)),
       ...(routing.candidates.length > 1 ? [track] : [])); // a length says nothing without another
@@ -89,6 +142,7 @@ function routingView({ routing, task }) {
 }
 
 function routingSentence({ forced, margin, candidates }, task) {
+  if (!task) return "Choose a product above to have the picture scored all the same.";
   const nearest = candidates[0]?.name;
   if (forced && nearest !== task.name) return `You chose ${task.name}; automatic routing would have taken ${nearest}.`;
   if (forced) return "Automatic routing would have chosen the same product.";
@@ -143,9 +197,9 @@ export function productsView({ tasks, checkpoint }) {
   }
   const rows = tasks.map((task) => element("tr", {},
     element("th", { scope: "row" }, task.name, date(task.learned_at)),
-    element("td", { class: "figure", title: `${task.held_out_images} more were held out for the threshold` },
+    element("td", { class: "figure", title: calibrationWords(task) },
       task.train_images.toLocaleString("en")),
-    element("td", { class: "figure", title: `Quantile ${task.threshold_quantile} of held-out good pictures` },
+    element("td", { class: "figure", title: `${percent(task.false_alarm_rate)} of good pictures score above it` },
       number(task.threshold))));
   const head = ["Product", "Pictures", "Threshold"].map((text, column) =>
     element("th", { scope: "col", class: column > 0 ? "figure" : "" }, text));
@@ -155,6 +209,11 @@ export function productsView({ tasks, checkpoint }) {
     element("p", { class: "quiet checkpoint" }, `${checkpoint.name} · `,
       element("code", { title: checkpoint.digest }, checkpoint.digest.slice(0, 12))),
   ];
+}
+
+function calibrationWords({ held_out_images: count, folds }) {
+  return folds > 1 ? `the threshold comes from the same pictures, cross-fitted in ${folds} folds`
+    : `${count} more were held out for the threshold`;
 }
 
 function date(iso) {

@@ -64,7 +64,10 @@ def service(request: httpx.Request) -> httpx.Response:
     if request.url.path == "/tasks":
         return httpx.Response(200, json={"checkpoint": {"name": "c", "digest": "d"}, "tasks": [{"name": "nut"}]})
     pixels = open_rgb(request.content)
-    task = request.url.params.get("task") or {10: "nut", 20: "bolt"}[int(pixels[0, 0, 0])]
+    task = request.url.params.get("task") or {10: "nut", 20: "bolt"}.get(int(pixels[0, 0, 0]))
+    if task is None:
+        routing = {"candidates": [{"name": "bolt"}, {"name": "nut"}]}
+        return httpx.Response(200, json={"verdict": "unknown_product", "task": None, "routing": routing})
     green = pixels[..., 1].astype(np.float32)
     anomaly_map = None
     if request.url.params["map"] == "npy":
@@ -73,6 +76,7 @@ def service(request: httpx.Request) -> httpx.Response:
         anomaly_map = {"data": base64.b64encode(buffer.getvalue()).decode()}
     score = float(green.mean()) + (1000 if task == "nut" else 0)
     body = {"task": {"name": task}, "score": score, "is_anomalous": score > 50, "anomaly_map": anomaly_map}
+    body["verdict"] = "anomalous" if score > 50 else "good"
     return httpx.Response(200, json=body)
 
 
@@ -96,6 +100,17 @@ def test_the_figures_count_wrong_routing(benchmark: ModuleType, data: Path) -> N
     assert result["mean"]["image_auroc"] == pytest.approx(5 / 6)
     assert result["mean"]["pixel_auroc"] == 1
     json.dumps(result, allow_nan=False)
+
+
+def test_a_refused_picture_is_an_alarm_and_routed_wrongly_and_ranked_by_the_nearest_product(
+    benchmark: ModuleType, data: Path
+) -> None:
+    picture(data / "bolt" / "test" / "good" / "2.png", 99, False)
+    result = benchmark.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
+    [bolt] = result["categories"]
+    assert bolt["routing_accuracy"] == pytest.approx(5 / 6)
+    assert bolt["false_alarm_rate"] == pytest.approx(1 / 3)
+    assert bolt["image_auroc"] == 1
 
 
 def test_with_the_product_named_the_router_is_not_measured(benchmark: ModuleType, data: Path) -> None:

@@ -17,7 +17,8 @@ from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from model.backbone import Backbone
-from model.checkpoint import Checkpoint
+from model.calibration import Calibration, TaskCalibration
+from model.checkpoint import Checkpoint, LearnedTask
 from model.detector import Detector
 from model.lora import _FrozenBaseLinear
 from model.network import Base, Expert
@@ -27,6 +28,7 @@ from training.task import TaskTrainer
 
 CUDA = torch.device("cuda")
 DIM = 16
+CALIBRATION = TaskCalibration(*[Calibration.fit([1.0, 2.0, 3.0])] * 3)
 
 
 def converted(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
@@ -65,8 +67,9 @@ class Unread:
     def base(self) -> Base:
         return Base(self.header.config).requires_grad_(False)
 
-    def task(self, index: int) -> tuple[Expert, Prototype]:
-        return Expert(self.header.config, first=index == 0).requires_grad_(False), Prototype(DIM, 4)
+    def task(self, index: int) -> LearnedTask:
+        expert = Expert(self.header.config, first=index == 0).requires_grad_(False)
+        return LearnedTask(expert, Prototype(DIM, 4), CALIBRATION)
 
 
 @pytest.fixture
@@ -80,10 +83,10 @@ def pictures(device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def test_prediction_stays_on_cuda_and_waits_for_nothing(on_cuda: Detector) -> None:
-    embeddings, distances = on_cuda.embed_and_route(pictures(CUDA))
-    assert embeddings.device.type == distances.device.type == "cuda"
+    embeddings, distances, shares = on_cuda.embed_and_route(pictures(CUDA))
+    assert embeddings.device.type == distances.device.type == shares.device.type == "cuda"
     assert embeddings.shape == (3, 4, 4, DIM)
-    assert distances.shape == (3, 3)
+    assert distances.shape == shares.shape == (3, 3)
     for tasks in ([0, 0, 0], [2, 0, 1], [1, 1, 2]):
         maps, scores = on_cuda.score(embeddings, tasks)
         assert maps.device.type == scores.device.type == "cuda"
@@ -107,7 +110,7 @@ def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
 
 @torch.no_grad()
 def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
-    embeddings, _ = on_cuda.embed_and_route(pictures(CUDA))
+    embeddings, _, _ = on_cuda.embed_and_route(pictures(CUDA))
     on_cuda._experts.get(1).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
         on_cuda.score(embeddings, [1, 1, 1])
@@ -115,7 +118,7 @@ def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
 
 @torch.no_grad()
 def test_a_hidden_wait_for_the_device_is_found(on_cuda: Detector) -> None:
-    _, distances = on_cuda.embed_and_route(pictures(CUDA))
+    _, distances, _ = on_cuda.embed_and_route(pictures(CUDA))
     with pytest.raises(DataDependentOutputException):
         distances.argmin(1).tolist()
 

@@ -12,14 +12,17 @@ from tiny_model import product_picture, tiny_checkpoint, tiny_config
 
 from model.checkpoint import Checkpoint
 from model.detector import Detector
-from model.errors import UnknownTaskError
+from model.errors import ConfigurationError, UnknownTaskError
 from model.network import flow_forward, with_position
-from model.results import Prediction
+from model.results import Prediction, Refusal, Verdict
 from model.router import image_descriptor
 from model.scoring import image_score, negative_log_likelihood
 
 PICTURES = [product_picture(kind, seed) for kind, seed in ((2, 60), (0, 61), (1, 62), (0, 63), (2, 64))]
 KINDS = [2, 0, 1, 0, 2]
+
+FOREIGN = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+"""Noise: a picture of no product."""
 
 
 def alike(one: Prediction, other: Prediction) -> bool:
@@ -55,7 +58,7 @@ def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpo
     found = detector.predict([PICTURES[0]])[0]
     mean, std = (torch.tensor(values) for values in ((0.5, 0.45, 0.4), (0.25, 0.2, 0.3)))
     x = ((torch.from_numpy(PICTURES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
-    expert, prototype = checkpoint.task(2)
+    expert, prototype, _ = checkpoint.task(2)
     with torch.inference_mode():
         embeddings = detector._features.embedder(checkpoint.backbone()(x))
         nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, with_position(embeddings)))
@@ -226,9 +229,74 @@ def test_warming_up_merges_every_expert_before_the_first_request(
     detector.predict(PICTURES)
 
 
-def test_one_learned_product_takes_every_picture_with_an_infinite_margin(tmp_path: Path) -> None:
+def test_a_picture_that_no_product_explains_is_refused_and_the_others_of_its_batch_are_scored(
+    detector: Detector,
+) -> None:
+    batch = [PICTURES[1], FOREIGN, PICTURES[0], FOREIGN]
+    found = detector.predict(batch)
+    assert [type(each) for each in found] == [Prediction, Refusal, Prediction, Refusal]
+    assert [each.verdict == Verdict.UNKNOWN_PRODUCT for each in found] == [False, True, False, True]
+    alone = [detector.predict([picture])[0] for picture in (PICTURES[1], PICTURES[0])]
+    assert all(alike(one, other) for one, other in zip(found[::2], alone, strict=True))
+    assert found[1].candidates == found[3].candidates
+    assert {candidate.name for candidate in found[1].candidates} == {"bolt", "nut", "gear"}
+
+
+def test_a_batch_of_unknown_pictures_asks_no_expert(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(detector._experts, "get", lambda index: pytest.fail("an expert was asked"))
+    assert [type(each) for each in detector.predict([FOREIGN] * 3)] == [Refusal] * 3
+
+
+def test_a_named_product_scores_even_what_would_be_refused(detector: Detector) -> None:
+    found = detector.predict([FOREIGN, FOREIGN], ["nut", None])
+    assert isinstance(found[0], Prediction)
+    assert found[0].task.name == "nut"
+    assert isinstance(found[1], Refusal)
+
+
+def test_refusing_can_be_left_to_the_caller_or_turned_off(checkpoint: Checkpoint, detector: Detector) -> None:
+    scored = detector.predict([FOREIGN], refuse_unknown=False)[0]
+    never = Detector(checkpoint, device="cpu", precision="fp32", unknown_limit=0).predict([FOREIGN])[0]
+    assert isinstance(never, Prediction)
+    assert same_bits(scored, never)
+    assert scored.task == scored.candidates[0]
+
+
+def test_a_lower_limit_refuses_more(checkpoint: Checkpoint) -> None:
+    strict = Detector(checkpoint, device="cpu", precision="fp32", unknown_limit=1e-6)
+    assert [type(each) for each in strict.predict(PICTURES)] == [Refusal] * 5
+
+
+@pytest.mark.parametrize("rates", [{"false_alarm_rate": 0.0}, {"false_alarm_rate": 1.0}, {"unknown_limit": -0.1}])
+def test_a_rate_or_limit_that_means_nothing_is_refused(checkpoint: Checkpoint, rates: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be"):
+        Detector(checkpoint, device="cpu", precision="fp32", **rates)
+
+
+def test_the_false_alarm_rate_of_the_detector_moves_every_threshold_and_no_score(
+    checkpoint: Checkpoint, detector: Detector
+) -> None:
+    lax = Detector(checkpoint, device="cpu", precision="fp32", false_alarm_rate=0.2)
+    for usual, moved in zip(detector.tasks, lax.tasks, strict=True):
+        assert (usual.false_alarm_rate, moved.false_alarm_rate) == (0.01, 0.2)
+        assert moved.threshold < usual.threshold
+        assert moved.pixel_threshold < usual.pixel_threshold
+    for one, other in zip(detector.predict(PICTURES), lax.predict(PICTURES), strict=True):
+        assert same_bits(one, other)
+        assert one.p_value == other.p_value
+        assert other.threshold == lax.tasks[other.task.index].threshold
+        assert one.at(0.2).threshold == other.threshold
+
+
+def test_a_score_at_the_threshold_has_the_false_alarm_rate_as_its_p_value(detector: Detector) -> None:
+    each = detector.predict(PICTURES)[0]
+    assert each.calibration.scores.p_value(each.threshold) == pytest.approx(each.false_alarm_rate)
+    assert each.is_anomalous == (each.p_value < each.false_alarm_rate)
+
+
+def test_one_learned_product_has_an_infinite_margin(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "one.safetensors", names=("bolt",))
-    each = Detector.load(tmp_path / "one.safetensors", device="cpu").predict([PICTURES[0]])[0]
+    each = Detector.load(tmp_path / "one.safetensors", device="cpu").predict([PICTURES[1]])[0]
     assert each.task.name == "bolt"
     assert each.margin == math.inf
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.config import RouterConfig
-from model.router import Prototype, Router, image_descriptor
+from model.router import FAR_MULTIPLE, Prototype, Router, image_descriptor, is_outside
 
 DIM = 12
 
@@ -25,10 +25,19 @@ def dense_distance(point: torch.Tensor, prototype: Prototype) -> torch.Tensor:
     return (difference @ torch.linalg.solve(covariance, difference)).sqrt()
 
 
-def test_the_descriptor_is_the_mean_over_the_grid() -> None:
-    embeddings = torch.randn(3, 4, 5, DIM)
-    assert torch.allclose(image_descriptor(embeddings), embeddings.flatten(1, 2).mean(1), atol=1e-6)
+def test_the_descriptor_is_the_median_over_the_grid() -> None:
+    embeddings = torch.randn(3, 3, 5, DIM)
+    assert torch.equal(image_descriptor(embeddings), embeddings.flatten(1, 2).sort(1).values[:, 7])
     assert image_descriptor(embeddings.bfloat16()).dtype == torch.float32
+
+
+def test_a_defect_of_a_quarter_of_the_picture_hardly_moves_the_descriptor() -> None:
+    embeddings = torch.randn(1, 8, 8, DIM, generator=torch.Generator().manual_seed(0))
+    defective = embeddings.clone()
+    defective[:, :4, :4] += 1000
+    moved = (image_descriptor(defective) - image_descriptor(embeddings)).abs().max()
+    assert moved < 1.0
+    assert (defective - embeddings).mean((1, 2)).min() == 250
 
 
 @pytest.mark.parametrize("axes", [0, 3, 8])
@@ -36,7 +45,7 @@ def test_distances_equal_the_dense_mahalanobis_form(axes: int) -> None:
     prototype = Prototype.fit(descriptors(30), RouterConfig(axes=axes, relative_floor=0.001))
     points = descriptors(6, seed=1)
     expected = [dense_distance(point, prototype).item() for point in points]
-    assert Router([prototype])(points)[:, 0].tolist() == pytest.approx(expected, rel=1e-4)
+    assert Router([prototype])(points)[0][:, 0].tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_prototypes_of_different_rank_share_one_router() -> None:
@@ -44,7 +53,7 @@ def test_prototypes_of_different_rank_share_one_router() -> None:
     prototypes = [Prototype.fit(descriptors(count, seed=count), config) for count in (30, 5, 1, 2)]
     assert [p.axes.shape[1] for p in prototypes] == [8, 3, 0, 0]
     points = descriptors(4, seed=9)
-    distances = Router(prototypes)(points)
+    distances, _ = Router(prototypes)(points)
     assert distances.shape == (4, 4)
     for index, prototype in enumerate(prototypes):
         expected = [dense_distance(point, prototype).item() for point in points]
@@ -74,19 +83,21 @@ def test_no_direction_varies_less_than_the_least_share_of_the_mean_square() -> N
 def test_a_product_of_very_few_pictures_has_a_prototype_that_knows_them(count: int) -> None:
     points = descriptors(count)
     router = Router([Prototype.fit(points, RouterConfig()), Prototype.fit(points + 20, RouterConfig())])
-    distances = router(points)
+    distances, _ = router(points)
     assert torch.isfinite(distances).all()
     assert (distances.argmin(1) == 0).all()
 
 
 def test_pictures_that_are_all_alike_even_black_ones_have_a_finite_prototype() -> None:
-    distances = Router([Prototype.fit(torch.zeros(4, DIM), RouterConfig())])(torch.zeros(2, DIM))
+    distances, _ = Router([Prototype.fit(torch.zeros(4, DIM), RouterConfig())])(torch.zeros(2, DIM))
     assert not distances.any()
 
 
 def test_one_product_is_always_the_nearest() -> None:
     router = Router([Prototype.fit(descriptors(10), RouterConfig())])
-    assert router(descriptors(3, seed=4)).shape == (3, 1)
+    distances, shares = router(descriptors(3, seed=4))
+    assert distances.shape == (3, 1)
+    assert not shares.any()  # there is no other product to measure the way by
 
 
 def test_unseen_pictures_of_separated_products_are_routed_home() -> None:
@@ -94,7 +105,7 @@ def test_unseen_pictures_of_separated_products_are_routed_home() -> None:
     prototypes = [Prototype.fit(descriptors(12, seed=k) * 0.2 + c, RouterConfig()) for k, c in enumerate(centres)]
     for index, centre in enumerate(centres):
         unseen = descriptors(20, seed=50 + index) * 0.2 + centre
-        assert (Router(prototypes)(unseen).argmin(1) == index).all()
+        assert (Router(prototypes)(unseen)[0].argmin(1) == index).all()
 
 
 def test_a_fit_is_the_same_bits_each_time() -> None:
@@ -105,3 +116,52 @@ def test_a_fit_is_the_same_bits_each_time() -> None:
 def test_a_router_costs_a_few_tens_of_kilobytes_a_product_at_full_width() -> None:
     prototype = Prototype.fit(torch.randn(30, 768), RouterConfig())
     assert sum(4 * value.numel() for value in prototype.state_dict().values()) < 64_000
+
+
+def separated(count: int = 4, distance: float = 50.0) -> list[Prototype]:
+    """Prototypes of products that lie far apart."""
+    centres = distance * torch.randn(count, DIM, generator=torch.Generator().manual_seed(7))
+    return [Prototype.fit(descriptors(30, seed=k) + centre, RouterConfig()) for k, centre in enumerate(centres)]
+
+
+def test_whitened_lengths_are_the_distances() -> None:
+    prototype = separated()[0]
+    points = descriptors(5, seed=3)
+    lengths = prototype.whiten(points - prototype.mean).norm(dim=1)
+    assert torch.allclose(lengths, Router([prototype])(points)[0][:, 0], rtol=1e-3)
+
+
+def test_the_share_is_0_at_a_product_and_1_at_the_nearest_other() -> None:
+    prototypes = separated()
+    _, shares = Router(prototypes)(torch.stack([p.mean for p in prototypes]))
+    assert torch.allclose(shares.diagonal(), torch.zeros(4), atol=1e-5)
+    for index in range(4):
+        others = [shares[row, index].item() for row in range(4) if row != index]
+        assert min(others) == pytest.approx(1.0, rel=1e-4)
+
+
+def test_what_leads_to_no_other_product_adds_to_the_distance_and_not_to_the_share() -> None:
+    prototypes = separated()
+    first = prototypes[0]
+    # A direction whose whitened form is orthogonal to the whitened directions to all others.
+    others = torch.stack([first.whiten((p.mean - first.mean)[None])[0] for p in prototypes[1:]])
+    null = torch.linalg.svd(others).Vh[-1]
+    unwhitened = torch.linalg.solve(first.whiten(torch.eye(DIM)), null)
+    distances, shares = Router(prototypes)((first.mean + 30 * unwhitened)[None])
+    assert distances[0, 0].item() == pytest.approx(30, rel=1e-2)
+    assert shares[0, 0].item() < 1e-3
+
+
+def test_two_names_of_one_product_push_none_of_its_pictures_out() -> None:
+    points = descriptors(40)
+    twins = [Prototype.fit(points, RouterConfig()), Prototype.fit(points, RouterConfig())]
+    _, shares = Router(twins)(points)
+    assert shares.max() < 1
+
+
+@pytest.mark.parametrize(
+    ("distance", "share", "outside"),
+    [(1.0, 0.4, False), (1.0, 0.6, True), (FAR_MULTIPLE * 2 + 1, 0.1, True), (FAR_MULTIPLE * 2 - 1, 0.1, False)],
+)
+def test_a_picture_is_outside_by_its_share_or_because_it_is_far(distance: float, share: float, outside: bool) -> None:
+    assert is_outside(distance, share, typical=2.0, limit=0.5) is outside

@@ -6,23 +6,34 @@ from datetime import UTC, datetime
 
 import numpy as np
 
+from model.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration, TaskCalibration
 from model.preprocessing import Preprocessing
-from model.results import Candidate, CheckpointInfo, Prediction, TaskInfo
+from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
 
 SIZE, CELLS = 64, 8
+
+
+def calibration(threshold: float) -> Calibration:
+    """A calibration of a hundred scores with that threshold at the default rate."""
+    shape = Calibration.fit(-np.log((np.arange(100) + 0.5) / 100))
+    return Calibration.fit(shape.scores + (threshold - shape.threshold(DEFAULT_FALSE_ALARM_RATE)))
+
+
+CALIBRATION = TaskCalibration(scores=calibration(100.0), peaks=calibration(90.0), distances=calibration(250.0))
 
 
 def task_info(name: str, index: int) -> TaskInfo:
     return TaskInfo(
         name=name, index=index, learned_at=datetime(2026, 1, 1, tzinfo=UTC), train_images=20, held_out_images=5,
-        epochs=3, seed=0, threshold=100.0, threshold_quantile=0.99, parameters=1000, sha256="ab" * 32,
+        folds=1, epochs=3, seed=0, false_alarm_rate=0.01, threshold=100.0, pixel_threshold=90.0, parameters=1000,
+        sha256="ab" * 32,
     )  # fmt: skip
 
 
 class DummyDetector:
     """Products are told by the picture's brightest channel; a patch is the more anomalous, the brighter it is.
 
-    A picture that is all white makes it fail, and with it the whole batch.
+    A picture that is all black shows no product it knows. One that is all white makes it fail, and with it the batch.
     """
 
     checkpoint = CheckpointInfo("dummy.safetensors", "cd" * 32)
@@ -37,7 +48,7 @@ class DummyDetector:
         self.gate.set()
         self.entered = threading.Event()  # set whenever a batch has reached the model
 
-    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Prediction]:
+    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
         self.batches.append(len(images))
         self.entered.set()
         assert self.gate.wait(120)
@@ -45,15 +56,16 @@ class DummyDetector:
             raise ArithmeticError("the dummy fails on white")
         return [self._judge(image, task) for image, task in zip(images, tasks or [None] * len(images), strict=True)]
 
-    def _judge(self, image: np.ndarray, task: str | None) -> Prediction:
+    def _judge(self, image: np.ndarray, task: str | None) -> Finding:
         distances = 255 - image.mean((0, 1))[: len(self.tasks)]
-        found = [Candidate(info.name, info.index, float(distances[info.index])) for info in self.tasks]
+        found = [Candidate(info.name, info.index, float(distances[info.index]), 0.5, 0.1) for info in self.tasks]
         nearest = tuple(sorted(found, key=lambda candidate: candidate.distance))
+        if task is None and image.max() == 0:
+            return Refusal(nearest)
         chosen = nearest[0] if task is None else next(c for c in found if c.name == task)
         step = SIZE // CELLS
         grid = image.astype(np.float32).mean(2).reshape(CELLS, step, CELLS, step).mean((1, 3)) - 50
-        score = float(np.sort(grid.ravel())[-3:].mean())
-        return Prediction(chosen, nearest, score, self.tasks[chosen.index].threshold, grid, SIZE)
+        return Prediction(nearest, chosen, float(np.sort(grid.ravel())[-3:].mean()), grid, SIZE, CALIBRATION)
 
     def warm_up(self, batch_size: int = 1) -> None:
         self.warmed_up.append(batch_size)

@@ -3,6 +3,7 @@
 import base64
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from pictures import encoded, picture
 from running import Running, eventually, request_head, run_server
 
 import service.engine
-from model.results import Prediction
+from model.results import Finding
 
 WHITE = encoded(np.full((60, 90, 3), 255, np.uint8))
 
@@ -120,9 +121,8 @@ def test_an_unknown_product_harms_nobody_else() -> None:
 
 def test_a_score_that_is_no_number_is_a_failure_and_not_a_verdict() -> None:
     class Broken(DummyDetector):
-        def _judge(self, image: np.ndarray, task: str | None) -> Prediction:
-            found = super()._judge(image, task)
-            return Prediction(found.task, found.candidates, float("nan"), 1.0, found.grid_map, found.model_size)
+        def _judge(self, image: np.ndarray, task: str | None) -> Finding:
+            return replace(super()._judge(image, task), score=float("nan"))
 
     with run_server(Broken()) as running:
         for accept in ("application/json", "image/png", "application/x-npy"):

@@ -68,7 +68,7 @@ def test_the_answer_tells_product_verdict_and_map(service: Running) -> None:
     assert found["routing"]["distance"] == found["routing"]["candidates"][0]["distance"]
     assert found["routing"]["margin"] > 0
     assert found["is_anomalous"] is True
-    assert found["score"] > found["threshold"] == 100.0
+    assert found["score"] > found["threshold"] == pytest.approx(100.0)
     assert found["checkpoint"] == {"name": "dummy.safetensors", "digest": "cd" * 32}
     assert found["timing_ms"].keys() == {"decode", "queue", "inference", "encode"}
     assert min(found["timing_ms"].values()) >= 0
@@ -211,3 +211,73 @@ def test_a_form_without_the_field_is_refused(service: Running) -> None:
     response = service.client.post("/predict", files={"picture": ("a.png", encoded(picture()), "image/png")})
     assert response.status_code == 422
     assert "'file' is missing" in response.json()["detail"]
+
+
+BLACK = encoded(np.zeros((60, 90, 3), np.uint8))
+
+
+def test_a_picture_of_no_learned_product_is_told_so_with_the_nearest(service: Running) -> None:
+    before = service.metric("moleflow_predictions_total", verdict="unknown_product")
+    response = service.predict(BLACK)
+    found = response.json()
+    assert response.status_code == 200
+    assert found["verdict"] == "unknown_product"
+    assert (found["task"], found["score"], found["anomaly_map"], found["regions"]) == (None, None, None, [])
+    assert [candidate["name"] for candidate in found["routing"]["candidates"]] == ["red", "green", "blue"]
+    assert service.metric("moleflow_predictions_total", verdict="unknown_product") == before + 1
+
+
+def test_a_named_product_is_scored_even_if_it_would_be_refused(service: Running) -> None:
+    found = service.predict(BLACK, task="blue").json()
+    assert (found["verdict"], found["task"]["name"]) == ("good", "blue")
+
+
+@pytest.mark.parametrize("accept", ["image/png", "application/x-npy"])
+def test_where_nothing_but_the_map_is_wanted_an_unknown_product_is_a_problem(service: Running, accept: str) -> None:
+    response = service.predict(BLACK, {"accept": accept})
+    assert response.status_code == 422
+    assert response.json()["type"] == "urn:moleflow:problem:unknown-product"
+    assert "the nearest is 'red'" in response.json()["detail"]
+    assert service.predict(BLACK, {"accept": accept}, task="red").status_code == 200
+
+
+def test_the_answer_carries_raw_and_calibrated_score_and_the_rate_of_the_threshold(service: Running) -> None:
+    found = service.predict(encoded(picture(spot=True))).json()
+    assert (found["verdict"], found["false_alarm_rate"]) == ("anomalous", 0.01)
+    assert found["p_value"] < found["false_alarm_rate"]
+    assert service.predict(encoded(picture())).json()["p_value"] > 0.01
+
+
+def test_the_false_alarm_rate_of_a_request_moves_its_thresholds_only(service: Running) -> None:
+    data = encoded(picture(spot=True))
+    usual, strict, after = (
+        service.predict(data, **query).json() for query in ({}, {"false_alarm_rate": "0.00001"}, {})
+    )
+    assert strict["false_alarm_rate"] == 0.00001
+    assert strict["threshold"] > usual["threshold"]
+    assert strict["pixel_threshold"] > usual["pixel_threshold"]
+    assert (strict["score"], strict["p_value"]) == (usual["score"], usual["p_value"])
+    assert after["threshold"] == usual["threshold"]
+
+
+@pytest.mark.parametrize("rate", ["0", "1", "-1", "often", "nan"])
+def test_a_false_alarm_rate_that_is_no_probability_is_refused(service: Running, rate: str) -> None:
+    response = service.predict(encoded(picture()), false_alarm_rate=rate)
+    assert response.status_code == 422
+    assert "false_alarm_rate" in response.json()["detail"]
+
+
+def test_a_region_lies_on_the_defect_in_pixels_of_the_picture(service: Running) -> None:
+    [region] = service.predict(encoded(picture(900, 600, spot=True)), map="none").json()["regions"]
+    # The spot covers columns 225 to 450 and rows 150 to 300; the map is coarser than that by its cells.
+    assert region["x"] == pytest.approx(225, abs=900 / 8)
+    assert region["x"] + region["width"] == pytest.approx(450, abs=900 / 8)
+    assert region["y"] == pytest.approx(150, abs=600 / 8)
+    assert region["y"] + region["height"] == pytest.approx(300, abs=600 / 8)
+    assert 225 <= region["peak_x"] < 450
+    assert 150 <= region["peak_y"] < 300
+    assert 0 < region["area_share"] < 0.15
+
+
+def test_a_good_picture_has_no_region(service: Running) -> None:
+    assert service.predict(encoded(picture())).json()["regions"] == []

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from dummy import DummyDetector
 from pictures import encoded, picture
@@ -197,6 +198,43 @@ def test_the_map_of_a_good_picture_is_clear(page: Any) -> None:
     choose(page, GOOD)
     expect(page, "#verdict").to_be_visible()
     assert {overlay_alpha(page, x / 10, y / 10) for x in range(10) for y in range(10)} == {0}
+
+
+def test_a_defect_is_boxed_and_listed(page: Any) -> None:
+    choose(page, DEFECT)
+    expect(page, "#regions .region").to_have_count(1)
+    expect(page, "#region-list li").to_have_count(1)
+    picture_box, box = page.locator("#preview").bounding_box(), page.locator("#regions .region").bounding_box()
+    assert box["x"] - picture_box["x"] == pytest.approx(picture_box["width"] / 4, abs=picture_box["width"] / 8)
+    assert box["width"] == pytest.approx(picture_box["width"] / 4, abs=picture_box["width"] / 8)
+    page.get_by_label("Regions").uncheck()
+    expect(page, "#regions").to_be_hidden()
+    page.get_by_label("Regions").check()
+    expect(page, "#regions").to_be_visible()
+
+
+def test_a_good_picture_has_no_boxes(page: Any) -> None:
+    choose(page, DEFECT)
+    expect(page, "#regions .region").to_have_count(1)
+    choose(page, GOOD)
+    expect(page, "#verdict").to_have_text("Good")
+    expect(page, "#regions .region").to_have_count(0)
+
+
+def test_an_unknown_product_is_told_with_the_nearest_and_can_be_scored_all_the_same(page: Any) -> None:
+    choose(page, encoded(np.zeros((120, 180, 3), np.uint8)))
+    expect(page, "#verdict").to_have_text("Unknown product")
+    expect(page, "#candidates li").to_have_count(3)
+    expect(page, "[aria-live]").to_contain_text("Unknown product. The nearest learned one is red.")
+    expect(page, "#overlay").to_be_hidden()
+    page.get_by_label("Product", exact=True).select_option("blue")
+    expect(page, "#verdict").to_have_text("Good")
+
+
+def test_the_score_is_explained_by_how_often_good_pictures_reach_it(page: Any) -> None:
+    choose(page, DEFECT)
+    expect(page, "#findings").to_contain_text("which 1 % of good pictures exceed")
+    expect(page, "#p-value").to_contain_text("under 0.01 %")
 
 
 def test_the_opacity_slider_fades_the_map(page: Any) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dummy import DummyDetector
 
 from model.errors import OverloadedError
-from model.results import Prediction
+from model.results import Finding
 from service.batching import Batcher
 from service.errors import NotReadyError
 
@@ -51,13 +51,13 @@ def test_a_picture_gets_its_own_prediction() -> None:
     with running(batcher, model):
         colours = np.eye(3, dtype=np.uint8) * 90
         results = [batcher.submit(np.broadcast_to(colour, (64, 64, 3)), None) for colour in colours]
-        assert [result.result(120).prediction.task.name for result in results] == ["red", "green", "blue"]
+        assert [result.result(120).finding.task.name for result in results] == ["red", "green", "blue"]
 
 
 def test_the_wanted_product_reaches_the_model() -> None:
     batcher, model = make(), DummyDetector()
     with running(batcher, model):
-        assert batcher.submit(IMAGE, "blue").result(120).prediction.task.name == "blue"
+        assert batcher.submit(IMAGE, "blue").result(120).finding.task.name == "blue"
 
 
 def test_pictures_that_wait_together_share_a_batch() -> None:
@@ -164,14 +164,14 @@ def test_each_request_of_a_failed_batch_gets_an_error_of_its_own() -> None:
     assert first.__cause__ is second.__cause__
 
 
-def test_too_few_predictions_are_a_failure_not_a_hang() -> None:
-    def forgetful(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Prediction]:
+def test_too_few_findings_are_a_failure_not_a_hang() -> None:
+    def forgetful(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Finding]:
         return []
 
     batcher = make()
     thread = threading.Thread(target=batcher.run, args=(forgetful,))
     thread.start()
-    with pytest.raises(RuntimeError, match="0 predictions for 1 pictures"):
+    with pytest.raises(RuntimeError, match="0 findings for 1 pictures"):
         batcher.submit(IMAGE, None).result(120)
     batcher.close()
     thread.join(120)
@@ -197,7 +197,7 @@ def test_a_closed_queue_takes_nothing() -> None:
 def test_a_thread_that_ends_early_leaves_nobody_waiting() -> None:
     entered, leave = threading.Event(), threading.Event()
 
-    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Prediction]:
+    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Finding]:
         entered.set()
         leave.wait(120)
         raise SystemExit

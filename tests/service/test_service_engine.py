@@ -36,7 +36,7 @@ def test_bytes_go_in_and_an_answer_comes_out() -> None:
             with engine.admit():
                 answer = await engine.predict(encoded(picture(spot=True)))
             found = PredictionResponse.model_validate_json(answer.content)
-            assert found.task.name == answer.prediction.task.name == "green"
+            assert found.task.name == answer.finding.task.name == "green"
 
     asyncio.run(main())
 

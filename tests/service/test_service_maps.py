@@ -5,12 +5,14 @@ import io
 
 import numpy as np
 import pytest
+from dummy import calibration
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pictures import picture
 from PIL import Image
 
+from model.calibration import TaskCalibration
 from model.overlay import ColourScale, overlay
 from model.results import Candidate, Prediction
 from service.encode import encode_map, map_to_npy, map_to_png
@@ -32,9 +34,11 @@ def real_values(encoded: AnomalyMap) -> np.ndarray:
 
 
 def prediction(grid: np.ndarray, threshold: float) -> Prediction:
-    task = Candidate("red", 0, 1.0)
+    task = Candidate("red", 0, 1.0, 0.5, 0.1)
     score = float(np.sort(grid.ravel())[-3:].mean())
-    return Prediction(task, (task,), score, threshold, grid.astype(np.float32), 64)
+    scores = calibration(threshold)
+    calibrated = TaskCalibration(scores=scores, peaks=scores, distances=scores)
+    return Prediction((task,), task, score, grid.astype(np.float32), 64, calibrated)
 
 
 def grid_with_spot(level: float) -> np.ndarray:

@@ -40,6 +40,8 @@ def test_every_setting_has_a_description() -> None:
         ("queue_size", "5", 5),
         ("cpu_workers", "2", 2),
         ("log_level", "warning", "warning"),
+        ("false_alarm_rate", "0.002", 0.002),
+        ("unknown_limit", "0", 0.0),
     ],
 )
 def test_the_environment_sets(name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,6 +75,9 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ("queue_size", "many", "integer"),
         ("max_upload_bytes", "0", "greater than 0"),
         ("log_level", "loud", "'warning'"),
+        ("false_alarm_rate", "0", "greater than 0"),
+        ("false_alarm_rate", "1", "less than 1"),
+        ("unknown_limit", "-1", "greater than or equal to 0"),
     ],
 )
 def test_a_bad_value_is_refused_with_its_name_and_what_is_valid(

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from model.backbone import Backbone, import_plugin
+from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from model.checkpoint import Checkpoint, Header, digest_tensors, task_tensors, write_checkpoint
 from model.config import BackboneConfig, FlowConfig, ModelConfig, RouterConfig
 from model.features import FeatureExtractor, stack_images
@@ -25,9 +26,13 @@ __all__ = [
     "tiny_checkpoint",
     "tiny_config",
     "tiny_expert",
+    "tiny_held_out",
     "write_product",
     "write_tested_product",
 ]
+
+HELD_OUT = 20
+"""Good pictures that calibrate each product of the tiny checkpoint."""
 
 PLUGIN = Path(__file__).with_name("tiny_backbone.py")
 
@@ -104,6 +109,13 @@ def write_tested_product(root: Path, name: str, kind: int, *, good: int = 4, bad
     return folder
 
 
+def tiny_held_out(index: int) -> dict[str, torch.Tensor]:
+    """What the held-out pictures of product number ``index`` came to: by the names of ``TaskCalibration``'s fields."""
+    generator = torch.Generator().manual_seed(index)
+    draws = -torch.rand(3, HELD_OUT, generator=generator).log()
+    return {"scores": 20 + index + draws[0], "peaks": 10 + index + draws[1], "distances": 6 + 5 * draws[2]}
+
+
 def tiny_checkpoint(
     path: Path, names: tuple[str, ...] = ("bolt", "nut", "gear"), config: ModelConfig | None = None
 ) -> Checkpoint:
@@ -120,7 +132,9 @@ def tiny_checkpoint(
             batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
             descriptors = image_descriptor(features(batch))
         expert = tiny_expert(config, 100 + index, first=index == 0)
-        tensors = task_tensors(expert, Prototype.fit(descriptors.clone(), config.router), torch.arange(3.0))
+        prototype = Prototype.fit(descriptors.clone(), config.router)
+        tensors = task_tensors(expert, prototype, tiny_held_out(index))
+        calibration = TaskCalibration.fit({key: value.tolist() for key, value in tiny_held_out(index).items()})
         sections.append(tensors)
         infos.append(
             TaskInfo(
@@ -128,11 +142,13 @@ def tiny_checkpoint(
                 index=index,
                 learned_at=datetime(2026, 1, 1, tzinfo=UTC),
                 train_images=8,
-                held_out_images=3,
+                held_out_images=HELD_OUT,
+                folds=1,
                 epochs=1,
                 seed=0,
-                threshold=2.0 + index,
-                threshold_quantile=0.99,
+                false_alarm_rate=DEFAULT_FALSE_ALARM_RATE,
+                threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
+                pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
                 parameters=sum(value.numel() for value in tensors.values()),
                 sha256=digest_tensors(tensors),
             )

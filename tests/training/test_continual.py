@@ -12,8 +12,9 @@ from tiny_model import product_picture, write_product
 from model.checkpoint import Checkpoint
 from model.detector import Detector
 from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
+from training.calibrate import split
 from training.config import Preset
-from training.continual import split_held_out, train_tasks
+from training.continual import train_tasks
 from training.datasets import load_category, read_picture
 from training.journal import exclusive, side_file
 from training.report import Reporter
@@ -128,26 +129,36 @@ def test_every_product_is_checked_before_any_training(products: Path, tmp_path: 
     assert not path.exists()
 
 
-def test_held_out_pictures_are_never_fitted_and_make_the_threshold(
+def test_held_out_pictures_are_never_fitted_and_calibrate(
     learned: dict[str, Path], products: Path, tiny_preset: Preset
 ) -> None:
     category = load_category(products, "bolt")
-    fitted, held_out = split_held_out(category, tiny_preset.training)
-    assert set(fitted) | set(held_out) == set(category.train)
-    assert not set(fitted) & set(held_out)
+    parts = split("bolt", len(category.train), tiny_preset.training)
     info = Checkpoint.open(learned["bolt"]).header.tasks[0]
-    scores = sections(learned["bolt"])["bolt"]["held_out_scores"]
-    assert (info.train_images, info.held_out_images) == (len(fitted), len(held_out))
-    assert info.threshold == pytest.approx(np.quantile(scores.double().numpy(), 0.99))
-    detector = Detector.load(learned["bolt"], device="cpu", precision="fp32")
-    again = sorted(prediction.score for prediction in detector.predict([read_picture(path) for path in held_out]))
-    assert again == pytest.approx(scores.tolist(), rel=1e-5)
+    held_out = sections(learned["bolt"])["bolt"]
+    assert (
+        (info.train_images, info.held_out_images, info.folds) == (len(parts.fit), len(parts.folds[0]), 1) == (7, 3, 1)
+    )
+    pictures = [read_picture(category.train[row]) for row in parts.folds[0]]
+    again = Detector.load(learned["bolt"], device="cpu", precision="fp32").predict(pictures, ["bolt"] * 3)
+    assert sorted(each.score for each in again) == pytest.approx(held_out["held_out.scores"].tolist(), rel=1e-5)
+    peaks = [float(each.pixel_map().max()) for each in again]
+    assert sorted(peaks) == pytest.approx(held_out["held_out.peaks"].tolist(), rel=1e-5)
+    assert len(held_out["held_out.distances"]) == 10  # the router is cross-fitted over all pictures
 
 
-def test_a_single_picture_is_too_few(tmp_path: Path, tiny_preset: Preset) -> None:
-    write_product(tmp_path / "data", "lone", 0, count=1)
-    with pytest.raises(DatasetError, match="at least 2"):
-        learn(tmp_path / "data", ["lone"], tmp_path / "factory.safetensors", tiny_preset)
+def test_the_recorded_thresholds_are_those_of_the_held_out_pictures(learned: dict[str, Path]) -> None:
+    checkpoint = Checkpoint.open(learned["gear"])
+    for info in checkpoint.header.tasks:
+        calibration = checkpoint.task(info.index).calibration
+        assert info.threshold == pytest.approx(calibration.scores.threshold(info.false_alarm_rate))
+        assert info.pixel_threshold == pytest.approx(calibration.peaks.threshold(info.false_alarm_rate))
+
+
+def test_two_pictures_are_too_few(tmp_path: Path, tiny_preset: Preset) -> None:
+    write_product(tmp_path / "data", "pair", 0, count=2)
+    with pytest.raises(DatasetError, match="at least 3"):
+        learn(tmp_path / "data", ["pair"], tmp_path / "factory.safetensors", tiny_preset)
 
 
 class StoppedError(Exception):

@@ -1,0 +1,218 @@
+"""Are pictures of products that were never learned refused, and those of learned ones not?
+
+    python benchmarks/unknown_products.py DATA --backbone resnet50_v1 [--plugin MODULE] [--descriptors DIR] [--thin 60]
+
+Leaves each category out of the router in turn and shows it the category's test pictures: the share that is refused.
+With all categories learned: the shares of good and of defective test pictures that are wrongly refused, and of pictures
+that are routed to their own product. Needs no expert: refusing and routing take the descriptor alone.
+
+What is chosen, is chosen on good training pictures and printed first: the likelihood of held-out ones for the number of
+axes and the relative floor; and the limit that refuses 95 % of the good *training* pictures of a category that was left
+out. ``--descriptors`` keeps the descriptors for the next run; ``--thin N`` takes about N pictures of each kind where a
+category has twice as many.
+"""
+
+import argparse
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import binomtest
+
+from model.backbone import Backbone, import_plugin
+from model.calibration import Calibration
+from model.config import DEFAULT_UNKNOWN_LIMIT, BackboneConfig, ModelConfig, RouterConfig
+from model.features import FeatureExtractor, stack_images
+from model.router import Prototype, Router, image_descriptor, is_outside
+from model.runtime import configure_threads
+from training.calibrate import cross_fitted_distances
+from training.datasets import discover, load_category, read_picture
+
+BATCH_SIZE, LIKELIHOOD_FOLDS = 16, 5
+AXES, FLOORS = (0, 4, 8, 16, 32), (0.0003, 0.001, 0.003, 0.01, 0.03)
+LIMITS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
+KINDS = ("train", "good", "defective")
+
+
+@dataclass(frozen=True)
+class Described:
+    """One category's descriptors ``(n, D)`` of each kind."""
+
+    train: torch.Tensor
+    good: torch.Tensor
+    defective: torch.Tensor
+
+    @property
+    def test(self) -> torch.Tensor:
+        return torch.cat((self.good, self.defective))
+
+
+def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> dict[str, torch.Tensor]:
+    category = load_category(data, name)
+    paths = {
+        "train": list(category.train),
+        "good": [sample.path for sample in category.test if not sample.is_anomalous],
+        "defective": [sample.path for sample in category.test if sample.is_anomalous],
+    }
+    found = {}
+    for kind, chosen in paths.items():
+        kept = chosen[:: len(chosen) // thin] if thin and len(chosen) > 2 * thin else chosen
+        parts = []
+        for start in range(0, len(kept), BATCH_SIZE):
+            pictures = [read_picture(path) for path in kept[start : start + BATCH_SIZE]]
+            with torch.inference_mode():
+                batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
+                parts.append(image_descriptor(features(batch)))
+        found[kind] = torch.cat(parts)
+    return found
+
+
+def load(options: argparse.Namespace) -> dict[str, Described]:
+    described, features = {}, None
+    for name in discover(options.data):
+        kept = options.descriptors / f"{name}.npz" if options.descriptors else None
+        if kept is None or not kept.is_file():
+            if features is None:
+                config = ModelConfig(backbone=BackboneConfig(name=options.backbone, image_size=options.image_size))
+                features = FeatureExtractor(config, Backbone.pretrained(config.backbone, options.backbone_weights))
+            found = describe(options.data, name, features, options.thin)
+            if kept is not None:
+                kept.parent.mkdir(parents=True, exist_ok=True)
+                np.savez(kept, **{kind: values.numpy() for kind, values in found.items()})
+        else:
+            with np.load(kept) as stored:
+                found = {kind: torch.from_numpy(stored[kind]) for kind in KINDS}
+        described[name] = Described(**found)
+    return described
+
+
+def log_likelihood(prototype: Prototype, points: torch.Tensor) -> float:
+    """Mean log-likelihood of ``points`` ``(n, D)`` under the prototype's Gaussian, in nats."""
+    dim, rank = prototype.axes.shape
+    squared = prototype.whiten(points - prototype.mean).double().square().sum(1)
+    log_det = prototype.variances.double().log().sum() + (dim - rank) * prototype.floor.double().log()
+    return float(-0.5 * (squared.mean() + log_det + dim * math.log(2 * math.pi)))
+
+
+def held_out_likelihood(points: torch.Tensor, config: RouterConfig) -> float:
+    fold = torch.arange(len(points)) % LIKELIHOOD_FOLDS
+    parts = range(LIKELIHOOD_FOLDS)
+    return float(np.mean([log_likelihood(Prototype.fit(points[fold != k], config), points[fold == k]) for k in parts]))
+
+
+class Learned:
+    """A router of some categories with the calibrations of their distances."""
+
+    def __init__(
+        self, prototypes: dict[str, Prototype], calibrations: dict[str, Calibration], names: list[str]
+    ) -> None:
+        self.names = names
+        self.router = Router([prototypes[name] for name in names])
+        self.calibrations = [calibrations[name] for name in names]
+
+    def refused(self, points: torch.Tensor, limits: tuple[float, ...]) -> np.ndarray:
+        """Shares of the pictures refused at each limit."""
+        distances, shares = (values.tolist() for values in self.router(points))
+        typical = [calibration.median for calibration in self.calibrations]
+        outside = [
+            [all(map(is_outside, d, s, typical, [limit] * len(s))) for d, s in zip(distances, shares, strict=True)]
+            for limit in limits
+        ]
+        return np.array(outside)
+
+    def routed(self, points: torch.Tensor) -> list[str]:
+        return [self.names[index] for index in self.router(points)[0].argmin(1).tolist()]
+
+    def least_shares(self, points: torch.Tensor) -> np.ndarray:
+        return self.router(points)[1].min(1).values.numpy()
+
+
+def interval(refused: np.ndarray) -> str:
+    """A share with its 95 % confidence interval (Wilson)."""
+    low, high = binomtest(int(refused.sum()), len(refused)).proportion_ci(method="wilson")
+    return f"{refused.mean():6.1%} [{low:.1%}, {high:.1%}]"
+
+
+def choose(described: dict[str, Described]) -> None:
+    print("Mean log-likelihood of held-out good pictures, in nats (rows: axes; columns: relative floor)")
+    print("      " + "".join(f"{floor:>9g}" for floor in FLOORS))
+    for axes in AXES:
+        row = [
+            np.mean(
+                [held_out_likelihood(d.train, RouterConfig(axes=axes, relative_floor=f)) for d in described.values()]
+            )
+            for f in FLOORS
+        ]
+        print(f"{axes:>6}" + "".join(f"{value:>9.0f}" for value in row))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--backbone", default="wide_resnet50_2")
+    parser.add_argument("--backbone-weights", type=Path)
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--plugin")
+    parser.add_argument("--descriptors", type=Path)
+    parser.add_argument("--thin", type=int, default=0)
+    options = parser.parse_args()
+    configure_threads()
+    if options.plugin:
+        import_plugin(options.plugin)
+    described = load(options)
+    choose(described)
+    config = RouterConfig()
+    prototypes = {name: Prototype.fit(d.train, config) for name, d in described.items()}
+    calibrations = {
+        name: Calibration.fit(cross_fitted_distances(d.train, config).tolist()) for name, d in described.items()
+    }
+    without = {
+        name: Learned(prototypes, calibrations, [other for other in described if other != name]) for name in described
+    }
+    foreign_good = {name: without[name].least_shares(d.train) for name, d in described.items()}
+    each = [float(np.quantile(shares, 0.05)) for shares in foreign_good.values()]
+    print(
+        f"\nLimit that refuses 95 % of good training pictures of left-out categories: together "
+        f"{np.quantile(np.concatenate(list(foreign_good.values())), 0.05):.2f}; by category "
+        f"median {np.median(each):.2f}, least {min(each):.2f}"
+    )
+    report(described, without, Learned(prototypes, calibrations, list(described)))
+    alone(described, prototypes, calibrations)
+    return 0
+
+
+def report(described: dict[str, Described], without: dict[str, Learned], everything: Learned) -> None:
+    limits = tuple(sorted({DEFAULT_UNKNOWN_LIMIT, *LIMITS}))
+    usual = limits.index(DEFAULT_UNKNOWN_LIMIT)
+    foreign = {name: without[name].refused(d.test, limits) for name, d in described.items()}
+    good = {name: everything.refused(d.good, limits) for name, d in described.items()}
+    defective = {name: everything.refused(d.defective, limits) for name, d in described.items()}
+    print(f"\nAt the default limit of {DEFAULT_UNKNOWN_LIMIT}, test pictures:")
+    print(f"{'category':<16}{'left out, refused':<24}{'known good, refused':<24}{'known defective, refused':<24}  home")
+    for name, d in described.items():
+        home = np.mean([found == name for found in everything.routed(d.test)])
+        cells = [f"{interval(part[name][usual]):<24}" for part in (foreign, good, defective)]
+        print(f"{name:<16}" + "".join(cells) + f"  {home:.1%}")
+    joined = [np.concatenate(list(part.values()), axis=1) for part in (foreign, good, defective)]
+    print("\nAll pictures together, by limit:")
+    for index, limit in enumerate(limits):
+        print(f"{limit:<16}" + "".join(f"{interval(part[index]):<24}" for part in joined))
+
+
+def alone(
+    described: dict[str, Described], prototypes: dict[str, Prototype], calibrations: dict[str, Calibration]
+) -> None:
+    """With a single learned product there is no other to measure by; only what is far is refused."""
+    print("\nOne learned product: pictures of all other categories refused, and its own good and defective ones")
+    for name, d in described.items():
+        single = Learned(prototypes, calibrations, [name])
+        others = torch.cat([other.test for key, other in described.items() if key != name])
+        cells = [f"{interval(single.refused(part, (1.0,))[0]):<24}" for part in (others, d.good, d.defective)]
+        print(f"{name:<16}" + "".join(cells))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
