@@ -21,7 +21,7 @@ Evaluated = tuple[Evaluation, list[Measured]]
 def predictions(detector: Detector, folder: Path, task: str | None) -> tuple[list, list[bool]]:
     """What ``predict`` says of all test pictures of one product, one at a time, and their labels."""
     paths = sorted((folder / "test").glob("*/*.png"))
-    found = [detector.predict([read_picture(path)], [task])[0] for path in paths]
+    found = [detector.predict([read_picture(path)], [task], refuse_unknown=False)[0] for path in paths]
     return found, [path.parent.name == "spot" for path in paths]
 
 

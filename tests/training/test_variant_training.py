@@ -13,8 +13,9 @@ from model.checkpoint import Checkpoint
 from model.detector import Detector
 from model.errors import ConfigurationError
 from model.results import Prediction
+from training.calibrate import split
 from training.config import Preset
-from training.continual import split_held_out, train_tasks
+from training.continual import train_tasks
 from training.datasets import load_category, read_picture
 from training.journal import side_file
 from training.report import Reporter
@@ -99,8 +100,10 @@ def test_the_held_out_scores_are_those_that_prediction_gives(
     learned: Learned, products: Path, tiny_preset: Preset, name: str
 ) -> None:
     _, last = learned(name)
-    scores = section(last, "tasks.2")["held_out_scores"]
-    _, held_out = split_held_out(load_category(products, "gear"), tiny_preset.training)
+    scores = section(last, "tasks.2")["held_out.scores"]
+    pictures = load_category(products, "gear").train
+    (fold,) = split("gear", len(pictures), tiny_preset.training).folds
+    held_out = [pictures[row] for row in fold]
     detector = Detector.load(last, device="cpu", precision="fp32")
     again = detector.predict([read_picture(path) for path in held_out], ["gear"] * len(held_out))
     assert sorted(prediction.score for prediction in again) == pytest.approx(scores.tolist(), rel=1e-5)
