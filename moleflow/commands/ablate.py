@@ -79,8 +79,9 @@ def ablate(
         import_plugin(plugin)
     reporter = Reporter()
     network = {"name": backbone, "image_size": image_size}
-    # Rows are compared by their rankings, which no threshold changes: cross-fitting would be six trainings for one.
-    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "folds": 1}
+    # Rows are compared by their rankings, which no threshold changes: cross-fitting would be six trainings for one, and
+    # many pictures held out would be lost to the fit.
+    schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "folds": 1, "min_held_out": 5}
     chosen = find_preset(preset).with_changes(
         backbone={key: value for key, value in network.items() if value is not None},
         training={key: value for key, value in schedule.items() if value is not None},
