@@ -112,7 +112,10 @@ def test_kept_memory_is_used_again_without_asking_the_kernel(processes: Processe
         "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
         "    for _ in range(3): torch.ones(12_000_000) + 1\n"
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
-        "before, kept, _, after = faults(), keep_freed_memory(), faults(), faults()\n"
+        "before = min(faults() for _ in range(5))\n"
+        "kept = keep_freed_memory()\n"
+        # The heap takes a few rounds to settle: small blocks may first land inside a hole that a large one left.
+        "after = min(faults() for _ in range(20))\n"
         "print(before, kept, after)\n"
     )
     done = processes.run(code)
