@@ -37,23 +37,26 @@ export function fetchReadiness() {
   return request("health/ready");
 }
 
-/** Send one picture; `task` is a product's name, or "" to route. `signal` gives the request up. */
-export function predict(file, task, signal) {
+/**
+ * Send one picture. `choice.task` is a product's name, or "" to route; `choice.rate` the share of good pictures that may
+ * be called defective, or "" for the service's own. `signal` gives the request up.
+ */
+export function predict(file, choice, signal) {
   const form = new FormData();
   form.append("file", file, file.name || "picture");
-  return request(predictPath(task, { map: "npy", map_size: "model" }), { method: "POST", body: form, signal });
+  return request(predictPath(choice, { map: "npy", map_size: "model" }), { method: "POST", body: form, signal });
 }
 
 /** A curl line that does for a file of that name what the page does. */
-export function curlLine(fileName, task) {
-  const url = new URL(predictPath(task, { map: "none" }), document.baseURI).href;
+export function curlLine(fileName, choice) {
+  const url = new URL(predictPath(choice, { map: "none" }), document.baseURI).href;
   const field = /[;,"\\]/.test(fileName) ? `file=@"${fileName.replace(/["\\]/g, "\\$&")}"` : `file=@${fileName}`;
   return `curl -F ${shellQuote(field)} ${shellQuote(url)}`;
 }
 
-function predictPath(task, query) {
-  const parameters = new URLSearchParams(task ? { task, ...query } : query);
-  return `predict?${parameters}`;
+function predictPath({ task, rate }, query) {
+  const chosen = { ...(task && { task }), ...(rate && { false_alarm_rate: rate }) };
+  return `predict?${new URLSearchParams({ ...chosen, ...query })}`;
 }
 
 function shellQuote(text) {

@@ -3,15 +3,15 @@
 import { Problem, curlLine, fetchReadiness, fetchTasks, predict } from "./api.js";
 import { paintLegend, paintMap, readMap, scaleOf } from "./heatmap.js";
 import {
-  busyView, element, problemView, productsView, regionBoxes, resultSentence, resultView, unknownView,
+  busyView, element, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView, unknownView,
 } from "./view.js";
 
 const READINESS_POLL_SECONDS = 2;
 const MOST_RETRIES = 4; // of one picture, while the service is busy; then a button is offered
 
 const byId = (id) => document.getElementById(id);
-const [stage, findings, preview, overlay, product, opacity] =
-  ["stage", "findings", "preview", "overlay", "product", "opacity"].map(byId);
+const [stage, findings, preview, overlay, product, rate, opacity] =
+  ["stage", "findings", "preview", "overlay", "product", "rate", "opacity"].map(byId);
 
 let state = "empty"; // then busy, good, defect, unknown or problem
 let current = null; // the picture under examination: a File, or null before the first one
@@ -19,31 +19,33 @@ let canPreview = false; // whether the browser can show it
 let reconnection; // timer, while the service does not answer or is not ready
 let request = new AbortController(); // gives up the request in flight when another picture comes
 
-async function examine() {
+// `keep` leaves an earlier result of the same picture in sight until the new one is there.
+async function examine({ keep = false } = {}) {
   request.abort();
   request = new AbortController();
   const { signal } = request;
   const file = current;
-  const task = product.value;
-  show("busy", busyView(file.name));
+  const choice = chosen();
+  if (keep && hasAnswer()) findings.setAttribute("aria-busy", "true");
+  else show("busy", busyView(file.name));
   announce("Examining the picture.");
   try {
     const started = performance.now();
-    const answer = await predictPatiently(file, task, signal);
+    const answer = await predictPatiently(file, choice, signal);
     showResult(answer, file, performance.now() - started);
   } catch (error) {
     if (!signal.aborted) showProblem(error);
   }
 }
 
-async function predictPatiently(file, task, signal) {
+async function predictPatiently(file, choice, signal) {
   for (let attempt = 1; ; attempt += 1) {
     try {
-      return await predict(file, task, signal);
+      return await predict(file, choice, signal);
     } catch (error) {
       if (!(error instanceof Problem) || !error.isPassing || attempt > MOST_RETRIES) throw error;
       const note = `The page tries again in ${error.retryAfter} s (${attempt} of ${MOST_RETRIES}).`;
-      show("busy", problemView(error, examine, note));
+      show("busy", problemView(error, () => examine(), note));
       await pause(error.retryAfter, signal);
       show("busy", busyView(file.name));
     }
@@ -74,7 +76,7 @@ function showResult(answer, file, milliseconds) {
 
 function showProblem(error) {
   const problem = error instanceof Problem ? error : new Problem("The page could not show the answer", String(error));
-  show("problem", problemView(problem, problem.isElsewhere ? examine : undefined));
+  show("problem", problemView(problem, problem.isElsewhere ? () => examine() : undefined));
   announce(""); // the alert speaks for itself
   if (problem.isUnreachable) connect();
 }
@@ -85,6 +87,15 @@ function show(newState, content) {
   findings.setAttribute("aria-busy", String(state === "busy"));
   findings.replaceChildren(...content);
   arrange();
+}
+
+function hasAnswer() {
+  return state === "good" || state === "defect" || state === "unknown";
+}
+
+// What is asked beside the picture.
+function chosen() {
+  return { task: product.value, rate: rate.value };
 }
 
 // What the stage shows follows from the state, and from whether there is a preview.
@@ -100,7 +111,7 @@ function arrange() {
   overlay.hidden = !hasResult;
   byId("regions").hidden = !hasResult || !byId("show-regions").checked;
   preview.hidden = !canPreview;
-  byId("no-preview").hidden = canPreview || !(hasResult || state === "unknown");
+  byId("no-preview").hidden = canPreview || !hasAnswer();
 }
 
 function announce(sentence) {
@@ -131,7 +142,7 @@ function takeFrom(transfer) {
 }
 
 function showCurlLine() {
-  byId("curl").textContent = curlLine(current?.name ?? "picture.jpg", product.value);
+  byId("curl").textContent = curlLine(current?.name ?? "picture.jpg", chosen());
 }
 
 async function copyCurlLine() {
@@ -161,10 +172,10 @@ async function connect() {
     const learned = await fetchTasks();
     showService("ready", learned.tasks.length ? "Ready" : "No products learned");
     byId("products").replaceChildren(...productsView(learned));
-    const chosen = product.value;
-    const choices = learned.tasks.map(({ name }) =>
-      element("option", { value: name, selected: name === chosen }, name));
+    const { task, rate: wanted } = chosen();
+    const choices = learned.tasks.map(({ name }) => element("option", { value: name, selected: name === task }, name));
     product.replaceChildren(product.options[0], ...choices);
+    if (learned.tasks.length) rate.replaceChildren(...rateOptions(learned.tasks[0].false_alarm_rate, wanted));
   } catch (error) {
     const isStarting = error instanceof Problem && error.status === 503;
     showService(isStarting ? "starting" : "lost", isStarting ? "Getting ready…" : "No connection");
@@ -211,6 +222,10 @@ preview.addEventListener("error", () => {
 product.addEventListener("change", () => {
   showCurlLine();
   if (current) examine();
+});
+rate.addEventListener("change", () => {
+  showCurlLine();
+  if (current) examine({ keep: true });
 });
 opacity.addEventListener("input", setOpacity);
 byId("show-regions").addEventListener("change", arrange);

@@ -7,6 +7,7 @@ const ICONS = {
   problem: "M7 7l10 10M17 7L7 17",
   unknown: "M9 9.2a3.1 3.1 0 1 1 4.6 2.7c-1 .6-1.6 1.2-1.6 2.4M12 18v.3",
 };
+const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // of false alarms, to choose from
 const STAGES = ["decode", "queue", "inference", "encode"];
 
 /** An element; properties are set as such, `class` and `aria-…` as attributes, and children are nodes or text. */
@@ -186,6 +187,18 @@ export function problemView({ title, detail, status, instance }, again, note) {
   if (again) children.push(element("button", { type: "button", class: "button", onclick: again }, "Try again"));
   const words = element("div", {}, ...children);
   return [element("div", { class: "verdict problem", role: "alert" }, icon("problem"), words)];
+}
+
+/**
+ * The false-alarm rates to choose from. The service's own, `usual`, stands among them with the value "", so that it
+ * stays the service's to say; `wanted` is the value to select.
+ */
+export function rateOptions(usual, wanted) {
+  const rates = [...new Set([...RATES, usual])].sort((a, b) => a - b);
+  return rates.map((rate) => {
+    const value = rate === usual ? "" : String(rate);
+    return element("option", { value, selected: value === wanted }, percent(rate) + (value ? "" : ", as usual"));
+  });
 }
 
 /** The learned products as a table, or what to do when there are none. */

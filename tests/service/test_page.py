@@ -279,6 +279,42 @@ def test_a_chosen_product_is_sent_and_skips_routing(page: Any) -> None:
     expect(page, "#findings").to_contain_text("automatic routing would have taken green")
 
 
+def test_another_false_alarm_rate_judges_the_same_picture_again_without_another_upload(page: Any) -> None:
+    # It scores 99.0; the threshold is 100.0 for 1 % and 98.2 for 5 %.
+    choose(page, encoded((0.6 * picture(180, 120, spot=True)).astype(np.uint8)))
+    expect(page, "#verdict").to_have_text("Good")
+    with page.expect_request("**/predict?*") as sent:
+        page.get_by_label("False alarms").select_option("5 %")
+    assert parse_qs(urlsplit(sent.value.url).query)["false_alarm_rate"] == ["0.05"]
+    expect(page, "#verdict").to_have_text("Defect")
+    expect(page, "#findings").to_contain_text("which 5 % of good pictures exceed")
+    expect(page, "#curl").to_contain_text("false_alarm_rate=0.05")
+
+
+def test_the_result_stays_in_sight_while_it_is_judged_at_another_rate(browser: Any) -> None:
+    with run_server() as running, opened(browser, running) as page:
+        choose(page, DEFECT)
+        expect(page, "#verdict").to_have_text("Defect")
+        running.detector.gate.clear()
+        page.get_by_label("False alarms").select_option("0.1 %")
+        expect(page, "#findings").to_have_attribute("aria-busy", "true")
+        expect(page, "#verdict").to_have_text("Defect")
+        running.detector.gate.set()
+        expect(page, "#findings").to_have_attribute("aria-busy", "false")
+        expect(page, "#findings").to_contain_text("which 0.1 % of good pictures exceed")
+
+
+def test_the_rate_of_the_service_stands_among_the_choices_and_is_not_sent(browser: Any) -> None:
+    detector = DummyDetector()
+    detector.tasks = tuple(task.model_copy(update={"false_alarm_rate": 0.003}) for task in detector.tasks)
+    with run_server(detector) as running, opened(browser, running) as page:
+        expect(page, "#rate option").to_have_text(["0.1 %", "0.3 %, as usual", "0.5 %", "1 %", "2 %", "5 %"])
+        expect(page, "#rate").to_have_value("")
+        with page.expect_request("**/predict?*") as sent:
+            choose(page, GOOD)
+        assert "false_alarm_rate" not in parse_qs(urlsplit(sent.value.url).query)
+
+
 def test_a_problem_document_is_shown_in_words(page: Any, service: Running) -> None:
     text = b"This is no picture."
     problem = service.predict(text).json()
