@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.embedding import with_position
+
 __all__ = ["FixedLayerNorm", "WhiteningAdapter"]
 
 GAMMA_MIN, GAMMA_SPAN = 0.5, 1.5
@@ -17,7 +19,7 @@ GAMMA_LOGIT_INIT, GAMMA_LOGIT_INIT_FIRST = 0.0, -0.7
 
 
 class WhiteningAdapter(nn.Module):
-    """LayerNorm over D without affine, then a bounded per-channel scale and shift of the task's own."""
+    """Position code, LayerNorm over D without affine, then a bounded per-channel scale and shift of the task's own."""
 
     def __init__(self, dim: int, *, first: bool) -> None:
         super().__init__()
@@ -29,9 +31,8 @@ class WhiteningAdapter(nn.Module):
         return GAMMA_MIN + GAMMA_SPAN * self.gamma_logit.sigmoid(), BETA_MAX * self.beta_logit.tanh()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., D)`` to the same shape."""
-        scale, shift = self.scale_and_shift()
-        return F.layer_norm(x, (x.shape[-1],), scale, shift)
+        """Embeddings ``(B, H, W, D)`` to the flow's input, of the same shape."""
+        return F.layer_norm(with_position(x), x.shape[-1:], *self.scale_and_shift())
 
     def folded(self, dtype: torch.dtype) -> "FixedLayerNorm":
         """The same function with γ and β computed once; it has no matrices, so ``dtype`` says nothing to it."""
@@ -39,7 +40,7 @@ class WhiteningAdapter(nn.Module):
 
 
 class FixedLayerNorm(nn.Module):
-    """LayerNorm over D with a given scale and shift, each ``(D,)``."""
+    """Position code, then LayerNorm over D with a given scale and shift, each ``(D,)``."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -50,5 +51,5 @@ class FixedLayerNorm(nn.Module):
         self.register_buffer("shift", shift)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., D)`` to the same shape."""
-        return F.layer_norm(x, (x.shape[-1],), self.scale, self.shift)
+        """Embeddings ``(B, H, W, D)`` to the same shape."""
+        return F.layer_norm(with_position(x), x.shape[-1:], self.scale, self.shift)

@@ -15,8 +15,8 @@ __all__ = [
     "Subnet",
 ]
 
-Adapter = Literal["whitening", "soft_ln"]
-"""What prepares a task's embeddings for the flow: ``model.adapter`` or ``model.soft_ln``."""
+Adapter = Literal["whitening", "soft_ln", "zca"]
+"""What prepares a task's embeddings for the flow: ``model.adapter``, ``model.soft_ln`` or ``model.zca``."""
 
 Subnet = Literal["lora", "linear"]
 """What a task brings to a MoLE block: low-rank changes to shared layers, or plain dense layers of its own."""

@@ -17,7 +17,6 @@ from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
 from model.features import FeatureExtractor, stack_images
 from model.merged import MergedExpert
-from model.network import with_position
 from model.preprocessing import Preprocessing
 from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
 from model.router import Router, image_descriptor, is_outside
@@ -207,16 +206,15 @@ class Detector:
     def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings and the task of each picture to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits."""
         maps = embeddings.new_empty(embeddings.shape[:3], dtype=torch.float32)
-        x = with_position(embeddings)
         for index in sorted(set(tasks)):
             members = [row for row, task in enumerate(tasks) if task == index]
             expert = self._experts.get(index)
             with autocast(self.device, self.precision):
                 if len(members) == len(tasks):
-                    maps = expert(x)
+                    maps = expert(embeddings)
                     break
                 rows = torch.tensor(members).to(self.device, non_blocking=True)
-                maps[rows] = expert(x[rows])
+                maps[rows] = expert(embeddings[rows])
         return maps, image_score(maps, self._top_k)
 
     def warm_up(self, batch_size: int = 1) -> None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-__all__ = ["PatchEmbedder", "position_code"]
+__all__ = ["PatchEmbedder", "position_code", "with_position"]
 
 NEIGHBOURHOOD = 3
 """Side of the neighbourhood that a patch embedding gathers (method, section 1)."""
@@ -81,3 +81,9 @@ def position_code(height: int, width: int, dim: int) -> torch.Tensor:
     x = one_axis(width)[None, :, :].expand(height, -1, -1)
     y = one_axis(height)[:, None, :].expand(-1, width, -1)
     return torch.cat((x, y), -1).float()
+
+
+def with_position(embeddings: torch.Tensor) -> torch.Tensor:
+    """Add the fixed position code to ``(B, H, W, D)``."""
+    height, width, dim = embeddings.shape[1:]
+    return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)

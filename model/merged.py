@@ -63,7 +63,7 @@ class _MergedBlock(nn.Module):
 
 
 class MergedExpert(nn.Module):
-    """Position-coded embeddings ``(B, H, W, D)`` to the NLL of each patch ``(B, H, W)``, float32, in nats.
+    """Embeddings ``(B, H, W, D)`` to the NLL of each patch ``(B, H, W)``, float32, in nats.
 
     Args:
         base: the shared base; read, never changed.

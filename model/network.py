@@ -8,16 +8,20 @@ import torch
 from torch import nn
 
 from model.adapter import WhiteningAdapter
-from model.config import ModelConfig
+from model.config import Adapter, ModelConfig
 from model.context import SpatialContextMixer
-from model.embedding import position_code
 from model.flow import DIABlock, MoLEBase, mole_forward, mole_inverse
 from model.soft_ln import SoftLN
 from model.subnet import task_subnet
+from model.zca import ZCAAdapter
 
-__all__ = ["Base", "Expert", "flow_forward", "flow_input", "flow_inverse", "module_list", "with_position"]
+__all__ = ["Base", "Expert", "flow_forward", "flow_input", "flow_inverse", "module_list"]
 
 M = TypeVar("M", bound=nn.Module)
+
+_ADAPTERS: dict[Adapter, type[WhiteningAdapter | SoftLN | ZCAAdapter]] = {
+    "whitening": WhiteningAdapter, "soft_ln": SoftLN, "zca": ZCAAdapter,
+}  # fmt: skip
 
 
 def module_list(modules: Iterable[M]) -> list[M]:
@@ -52,26 +56,19 @@ class Expert(nn.Module):
         super().__init__()
         dim = config.backbone.embedding_dim
         with _seeded(seed):
-            adapter = WhiteningAdapter if config.flow.adapter == "whitening" else SoftLN
-            self.adapter = adapter(dim, first=first)
+            self.adapter = _ADAPTERS[config.flow.adapter](dim, first=first)
             self.deltas = module_list(task_subnet(dim, config.flow) for _ in range(config.flow.coupling_blocks))
             self.dia = module_list(DIABlock(dim, flip=bool(i % 2)) for i in range(config.flow.dia_blocks))
 
 
-def with_position(embeddings: torch.Tensor) -> torch.Tensor:
-    """Add the fixed position code to ``(B, H, W, D)``."""
-    height, width, dim = embeddings.shape[1:]
-    return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)
-
-
 def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
-    """What the flow is given for position-coded embeddings ``(B, H, W, D)``: adapted, then mixed if wanted."""
+    """What the flow is given for embeddings ``(B, H, W, D)``: adapted (with position), then mixed if wanted."""
     x = expert.adapter(x)
     return x if base.mixer is None else base.mixer(x)
 
 
 def flow_forward(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Position-coded embeddings ``(B, H, W, D)`` to latents ``(B, H, W, D)`` and ``log|det J|`` ``(B, H, W)``.
+    """Embeddings ``(B, H, W, D)`` to latents ``(B, H, W, D)`` and ``log|det J|`` ``(B, H, W)``.
 
     The log-determinant is that of the flow (MoLE and DIA blocks); adapter and mixer prepare its input.
     """

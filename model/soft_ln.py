@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.embedding import with_position
 from model.runtime import at_least_float32
 
 __all__ = ["SoftLN"]
@@ -24,8 +25,9 @@ are (ReZero, arXiv 2003.04887). The gate learns at once and opens the way for th
 class SoftLN(nn.Module):
     """``γ⊙(u + gate·MLP(u)) + β``, where ``u`` is ``x``, and for the first task ``(1 − w)·x + w·LayerNorm(x)``.
 
-    γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, 1 and 0 at the start. ``w`` is the sigmoid of one
-    learned number; later tasks have none, so nothing normalises their input (method, section 3).
+    ``x`` are position-coded embeddings. γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, 1 and 0 at the
+    start. ``w`` is the sigmoid of one learned number; later tasks have none, so nothing normalises their input (method,
+    section 3).
     """
 
     def __init__(self, dim: int, *, first: bool) -> None:
@@ -38,7 +40,8 @@ class SoftLN(nn.Module):
         self.norm_logit = nn.Parameter(torch.tensor(logit)) if first else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., D)`` to the same shape, in float32 at least."""
+        """Embeddings ``(B, H, W, D)`` to the flow's input, of the same shape, in float32 at least."""
+        x = with_position(x)
         if self.norm_logit is not None:
             x = torch.lerp(x, F.layer_norm(x, (x.shape[-1],)), self.norm_logit.sigmoid())
         x = x + self.gate * at_least_float32(self.mlp(x))

@@ -7,7 +7,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from model.checkpoint import Checkpoint
 from model.merged import MergedExpert
-from model.network import with_position
 from model.router import Router, image_descriptor
 from model.runtime import autocast
 from model.scoring import image_score, pixel_map
@@ -90,12 +89,11 @@ class CachedEvaluation:
     @torch.inference_mode()
     def _score(self, embeddings: torch.Tensor, tasks: list[int]) -> torch.Tensor:
         """Patch maps ``(B, H, W)`` of embeddings ``(B, H, W, D)``, each by the expert of its entry in ``tasks``."""
-        x = with_position(embeddings)
         maps = embeddings.new_empty(embeddings.shape[:3], dtype=torch.float32)
         for task in sorted(set(tasks)):
             members = [row for row, index in enumerate(tasks) if index == task]
             with autocast(self._device, self._precision):
-                maps[members] = self._expert(task)(x[members])
+                maps[members] = self._expert(task)(embeddings[members])
         return maps
 
     def _expert(self, task: int) -> MergedExpert:

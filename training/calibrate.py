@@ -26,7 +26,7 @@ from model.calibration import MIN_SCORES
 from model.config import ModelConfig, RouterConfig
 from model.errors import DatasetError
 from model.merged import MergedExpert
-from model.network import Base, with_position
+from model.network import Base
 from model.router import Prototype, Router
 from model.runtime import autocast
 from model.scoring import image_score, pixel_map
@@ -147,7 +147,7 @@ def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig)
     found = HeldOutScores()
     with torch.inference_mode(), autocast(trainer.device, trainer.precision):
         for indices in torch.arange(len(store)).split(8):
-            nll = expert(with_position(store.batch(indices, trainer.device)))
+            nll = expert(store.batch(indices, trainer.device))
             found.scores += image_score(nll, config.score_top_k).tolist()
             found.peaks += [float(pixel_map(each, side, side, side).max()) for each in nll.cpu().numpy()]
     return found

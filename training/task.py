@@ -12,9 +12,10 @@ import torch
 from model.atomic import atomic_write
 from model.config import ModelConfig
 from model.errors import CheckpointError, one_line
-from model.network import Base, Expert, flow_forward, with_position
+from model.network import Base, Expert, flow_forward
 from model.runtime import autocast
 from model.scoring import negative_log_likelihood
+from model.zca import ZCAAdapter
 from training.config import TrainingConfig
 from training.embeddings import Embeddings
 from training.loss import tail_aware_loss
@@ -76,7 +77,7 @@ class TaskTrainer:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device, self.precision):
-            z, log_det = flow_forward(self.base, self.expert, with_position(embeddings))
+            z, log_det = flow_forward(self.base, self.expert, embeddings)
         nll = negative_log_likelihood(z, log_det)
         loss = tail_aware_loss(nll, log_det, self.training)
         loss.backward()
@@ -89,6 +90,9 @@ class TaskTrainer:
     ) -> Iterator[EpochResult]:
         """Train from the epoch reached to the last one, yielding after each; ``on_step`` gets pictures and loss."""
         steps = math.ceil(len(store) / self.training.batch_size)
+        if self.epoch == 0 and isinstance(self.expert.adapter, ZCAAdapter):
+            rows = torch.arange(len(store)).split(self.training.batch_size)
+            self.expert.adapter.fit(store.batch(indices, self.device) for indices in rows)
         while self.epoch < self.training.epochs:
             generator = torch.Generator().manual_seed(task_seed(self.training.seed, self.name, f"epoch {self.epoch}"))
             order = torch.randperm(len(store), generator=generator)

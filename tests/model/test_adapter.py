@@ -4,15 +4,17 @@ import pytest
 import torch
 
 from model.adapter import WhiteningAdapter
+from model.embedding import with_position
 
 
 def test_it_normalises_each_patch_then_scales_and_shifts_each_channel() -> None:
-    adapter = WhiteningAdapter(6, first=False).double()
+    adapter = WhiteningAdapter(8, first=False).double()
     with torch.no_grad():
         adapter.gamma_logit.normal_()
         adapter.beta_logit.normal_()
-    x = 5 + 3 * torch.randn(2, 3, 4, 6, dtype=torch.float64)
-    normal = (x - x.mean(-1, keepdim=True)) / (x.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    x = 5 + 3 * torch.randn(2, 3, 4, 8, dtype=torch.float64)
+    coded = with_position(x)
+    normal = (coded - coded.mean(-1, keepdim=True)) / (coded.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     gamma = 0.5 + 1.5 / (1 + (-adapter.gamma_logit).exp())
     expected = gamma * normal + 2 * adapter.beta_logit.tanh()
     assert torch.allclose(adapter(x), expected, atol=1e-12)
@@ -37,4 +39,4 @@ def test_scale_and_shift_stay_within_their_bounds(logit: float) -> None:
 
 
 def test_an_embedding_that_is_constant_over_its_channels_stays_finite() -> None:
-    assert torch.isfinite(WhiteningAdapter(8, first=True)(torch.full((1, 2, 2, 8), 7.0))).all()
+    assert torch.isfinite(WhiteningAdapter(8, first=True)(7 - with_position(torch.zeros(1, 2, 2, 8)))).all()

@@ -13,7 +13,7 @@ from tiny_model import product_picture, tiny_checkpoint, tiny_config
 from model.checkpoint import Checkpoint
 from model.detector import Detector
 from model.errors import ConfigurationError, UnknownTaskError
-from model.network import flow_forward, with_position
+from model.network import flow_forward
 from model.results import Prediction, Refusal, Verdict
 from model.router import image_descriptor
 from model.scoring import image_score, negative_log_likelihood
@@ -61,7 +61,7 @@ def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpo
     expert, prototype, _ = checkpoint.task(2)
     with torch.inference_mode():
         embeddings = detector._features.embedder(checkpoint.backbone()(x))
-        nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, with_position(embeddings)))
+        nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, embeddings))
         difference = (image_descriptor(embeddings) - prototype.mean)[0]
         along = prototype.axes.T @ difference
         across = difference - prototype.axes @ along

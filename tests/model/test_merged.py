@@ -4,14 +4,14 @@ import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 
 from model.merged import MergedExpert
-from model.network import flow_forward, with_position
+from model.network import flow_forward
 from model.scoring import negative_log_likelihood
 
 CONFIG = tiny_config(coupling_blocks=3, dia_blocks=3)
 
 
 def embeddings(*sides: int) -> torch.Tensor:
-    return with_position(torch.randn(2, *sides, 16, generator=torch.Generator().manual_seed(0)))
+    return torch.randn(2, *sides, 16, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()

@@ -5,8 +5,8 @@ import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 
 from model.config import BackboneConfig, ModelConfig
-from model.embedding import position_code
-from model.network import Base, Expert, flow_forward, flow_inverse, module_list, with_position
+from model.embedding import position_code, with_position
+from model.network import Base, Expert, flow_forward, flow_inverse, module_list
 from model.scoring import negative_log_likelihood
 
 CONFIG = tiny_config()
@@ -18,7 +18,7 @@ def embeddings(seed: int = 0) -> torch.Tensor:
 
 def learn(base: Base, expert: Expert) -> torch.Tensor:
     """What a training step goes down on, in the type of the base."""
-    x = with_position(embeddings().to(base.mixer.kernel.dtype))
+    x = embeddings().to(base.mixer.kernel.dtype)
     z, log_det = flow_forward(base, expert, x)
     return negative_log_likelihood(z, log_det).mean()
 
@@ -79,7 +79,7 @@ def test_a_frozen_and_a_learning_base_give_the_expert_the_same_gradient() -> Non
 
 def test_a_new_expert_starts_at_the_base() -> None:
     base = tiny_base(CONFIG)
-    x = with_position(embeddings())
+    x = embeddings()
     one, other = (Expert(CONFIG, first=False, seed=seed) for seed in (1, 2))
     assert not torch.equal(one.deltas[0].shift_in.A, other.deltas[0].shift_in.A)
     z, log_det = flow_forward(base, one, x)
@@ -96,7 +96,7 @@ def test_a_new_expert_starts_at_the_base() -> None:
 
 def test_the_inverse_of_the_whole_flow_gives_its_input_back() -> None:
     base, expert = tiny_base(CONFIG).double(), tiny_expert(CONFIG).double()
-    x = with_position(embeddings().double())
+    x = embeddings().double()
     z, _ = flow_forward(base, expert, x)
     assert torch.allclose(flow_inverse(base, expert, z), base.mixer(expert.adapter(x)), atol=1e-11)
 
@@ -139,7 +139,7 @@ def test_a_saved_network_computes_the_same_bits_when_loaded() -> None:
     loaded_base, loaded_expert = Base(CONFIG, seed=9), Expert(CONFIG, first=False, seed=9)
     loaded_base.load_state_dict(base.state_dict())
     loaded_expert.load_state_dict(expert.state_dict())
-    x = with_position(embeddings())
+    x = embeddings()
     for one, other in zip(flow_forward(base, expert, x), flow_forward(loaded_base, loaded_expert, x), strict=True):
         assert torch.equal(one, other)
     z, _ = flow_forward(base, expert, x)

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from tiny_model import randomized
 
+from model.embedding import with_position
 from model.soft_ln import SoftLN
 
 
@@ -15,22 +16,22 @@ def embeddings() -> torch.Tensor:
 @pytest.mark.parametrize("first", [True, False])
 def test_it_computes_the_formula(first: bool) -> None:
     adapter, x = randomized(SoftLN(16, first=first).double(), 1), embeddings().double()
-    inner = x
+    coded = inner = with_position(x)
     if adapter.norm_logit is not None:
         weight = adapter.norm_logit.sigmoid()
-        inner = (1 - weight) * x + weight * F.layer_norm(x, (16,))
+        inner = (1 - weight) * coded + weight * F.layer_norm(coded, (16,))
     expected = adapter.gamma * (inner + adapter.gate * adapter.mlp(inner)) + adapter.beta
     assert torch.allclose(adapter(x), expected, atol=1e-12)
 
 
-def test_a_later_task_starts_with_the_embeddings_as_they_are() -> None:
-    assert torch.equal(SoftLN(16, first=False)(embeddings()), embeddings())
+def test_a_later_task_starts_with_the_position_coded_embeddings_as_they_are() -> None:
+    assert torch.equal(SoftLN(16, first=False)(embeddings()), with_position(embeddings()))
 
 
 def test_the_first_task_starts_with_a_hundredth_of_a_layer_norm() -> None:
-    x = embeddings()
+    x = with_position(embeddings())
     expected = 0.99 * x + 0.01 * F.layer_norm(x, (16,))
-    assert torch.allclose(SoftLN(16, first=True)(x), expected, atol=1e-6)
+    assert torch.allclose(SoftLN(16, first=True)(embeddings()), expected, atol=1e-6)
 
 
 def test_only_the_first_task_has_a_layer_norm_to_learn() -> None:

@@ -7,10 +7,11 @@ from variants import VARIANTS
 
 from model.adapter import WhiteningAdapter
 from model.config import FlowConfig, ModelConfig
+from model.embedding import with_position
 from model.flow import MoLEDelta
 from model.lora import LoRADelta
 from model.merged import MergedExpert
-from model.network import Base, Expert, flow_forward, flow_input, flow_inverse, with_position
+from model.network import Base, Expert, flow_forward, flow_input, flow_inverse
 from model.scoring import negative_log_likelihood
 from model.soft_ln import SoftLN
 from model.subnet import DenseSubnet
@@ -28,7 +29,7 @@ def parts(changes: dict, *, first: bool = False, dim: int = 16) -> tuple[Base, E
 
 
 def embeddings(dim: int = 16) -> torch.Tensor:
-    return with_position(torch.randn(2, 4, 3, dim, generator=torch.Generator().manual_seed(0)))
+    return torch.randn(2, 4, 3, dim, generator=torch.Generator().manual_seed(0))
 
 
 def likelihood(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
@@ -184,7 +185,8 @@ def test_the_soft_ln_variant_has_no_whitening_adapter() -> None:
     (_, whitened), (_, soft) = parts({}), parts({"adapter": "soft_ln"})
     assert isinstance(whitened.adapter, WhiteningAdapter)
     assert isinstance(soft.adapter, SoftLN)
-    scaled = (embeddings(), 3 * embeddings())
+    position = with_position(torch.zeros_like(embeddings()))
+    scaled = (embeddings(), 3 * embeddings() + 2 * position)
     # LayerNorm takes the scale of its input away; what SoftLN lets through has it.
     one, other = (whitened.adapter(x) for x in scaled)
     assert torch.allclose(one, other, atol=1e-4)

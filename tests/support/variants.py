@@ -8,6 +8,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "full": {},
     "no mixer": {"spatial_context_kernel": None},
     "SoftLN": {"adapter": "soft_ln"},
+    "ZCA": {"adapter": "zca"},
     "no scale context": {"scale_context_kernel": None},
     "linear": {"subnet": "linear"},
     "linear, no scale context": {"subnet": "linear", "scale_context_kernel": None},
