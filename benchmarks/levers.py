@@ -1,0 +1,361 @@
+"""What each setting brings, judged without test pictures: by defects pasted into good pictures that were held out.
+
+    python benchmarks/levers.py DATA --backbone NAME [--plugin MODULE] --out levers/ [--lever NAME …] [--seed 0 …]
+
+Learns bottle → grid → magnetic_tile (``--task``) once for each lever: the ``small`` preset's flow with a field or two
+changed. Two things may choose: the likelihood of held-out good pictures (of levers with the same input to the flow
+only, as likelihoods of other spaces cannot be compared), and how well *pseudo-defects* are told from them, which
+are made from held-out good pictures as CutPaste does (Li et al., CVPR 2021). Metrics of the real test pictures
+are printed beside, for the report. Done rows are kept in ``OUT/levers.jsonl``; given again, only missing ones run.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.backbone import Backbone, import_plugin
+from model.config import ModelConfig
+from model.features import FeatureExtractor
+from model.merged import MergedExpert
+from model.network import Base
+from model.runtime import autocast, configure_threads, resolve_device, resolve_precision
+from model.scoring import image_score, pixel_map
+from training.cache import EmbeddingCache
+from training.calibrate import split
+from training.config import Preset, preset
+from training.datasets import Category, load_category, read_mask, read_picture
+from training.embeddings import Embeddings
+from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from training.task import TaskTrainer, task_seed
+
+TASKS = ("bottle", "grid", "magnetic_tile")
+START = {"epochs": 8, "folds": 1}
+"""Epochs a row: what two cores do in minutes."""
+
+PSEUDO_KINDS = ("paste", "scar", "blob")
+
+
+@dataclass(frozen=True)
+class Lever:
+    """One setting: fields of the start configuration that it changes, and what no configuration says."""
+
+    name: str
+    flow: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    averaged: float = 0.0
+    """Share of the epochs, the last ones, whose weights are averaged (Izmailov et al., UAI 2018); 0: none."""
+
+    def resolve(self, start: Preset) -> Preset:
+        return start.with_changes(flow=self.flow, training=self.training, backbone=self.backbone)
+
+
+ZCA = {"adapter": "zca"}
+
+LEVERS = (
+    Lever("start"),
+    Lever("6 + 2 blocks", flow={"coupling_blocks": 6, "dia_blocks": 2}),
+    Lever("tail weight 0.85", training={"tail_weight": 0.85}),
+    Lever("tail weight 0", training={"tail_weight": 0.0}),
+    Lever("rank 64", flow={"lora_rank": 64}),
+    Lever("LoRA scale 1", flow={"lora_alpha": 16.0}),
+    Lever("peak 3e-4", training={"learning_rate": 3e-4}),
+    Lever("peak 2e-3", training={"learning_rate": 2e-3}),
+    Lever("batch 4", training={"batch_size": 4}),
+    Lever("gradient norm 5", training={"max_gradient_norm": 5.0}),
+    Lever("NAdam", optimizer=torch.optim.NAdam),
+    Lever("RAdam", optimizer=torch.optim.RAdam),
+    Lever("last quarter averaged", averaged=0.25),
+    Lever("16 epochs", training={"epochs": 16}),
+    Lever("D = 320", backbone={"embedding_dim": 320}),
+    Lever("stride 4 added", backbone={"strides": (4, 8, 16)}),
+    Lever("stride 32 added", backbone={"strides": (8, 16, 32)}),
+    Lever("320 px", backbone={"image_size": 320}),
+    Lever("ZCA", flow=ZCA),
+    Lever("ZCA, 6 + 2 blocks", flow={**ZCA, "coupling_blocks": 6, "dia_blocks": 2}),
+    Lever("ZCA, tail weight 0.85", flow=ZCA, training={"tail_weight": 0.85}),
+    Lever("ZCA, tail weight 0", flow=ZCA, training={"tail_weight": 0.0}),
+    Lever("ZCA, batch 4", flow=ZCA, training={"batch_size": 4}),
+    Lever("ZCA, peak 3e-4", flow=ZCA, training={"learning_rate": 3e-4}),
+    Lever("ZCA, peak 2e-3", flow=ZCA, training={"learning_rate": 2e-3}),
+    Lever("ZCA, LoRA scale 1", flow={**ZCA, "lora_alpha": 16.0}),
+    Lever("ZCA, 3 epochs", flow=ZCA, training={"epochs": 3}),
+    Lever("ZCA, 16 epochs", flow=ZCA, training={"epochs": 16}),
+    Lever("ZCA, D = 320", flow=ZCA, backbone={"embedding_dim": 320}),
+    Lever("ZCA, D = 768", flow=ZCA, backbone={"embedding_dim": 768}),
+    Lever("ZCA, stride 4 added", flow=ZCA, backbone={"strides": (4, 8, 16)}),
+    Lever("ZCA, stride 32 added", flow=ZCA, backbone={"strides": (8, 16, 32)}),
+    Lever("ZCA, 320 px", flow=ZCA, backbone={"image_size": 320}),
+)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product's pictures: what is fitted to, what was held out, and the pseudo-defects made of the latter."""
+
+    category: Category
+    fit: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+    pseudo: tuple[tuple[Path, Path], ...]
+
+
+def load_product(data: Path, name: str, out: Path, start: Preset, most: int) -> Product:
+    """Split as training does, keep at most ``most`` pictures to fit to, and make the pseudo-defects."""
+    category = load_category(data, name)
+    parts = split(name, len(category.train), start.training)
+    held_out = tuple(category.train[row] for row in parts.folds[0])
+    fit = tuple(category.train[row] for row in parts.fit)
+    fit = fit[:: -(-len(fit) // most)] if len(fit) > most else fit
+    return Product(category, fit, held_out, make_pseudo(held_out, out / "pseudo" / name, name))
+
+
+def make_pseudo(paths: Sequence[Path], folder: Path, name: str) -> tuple[tuple[Path, Path], ...]:
+    """One pseudo-defect of each kind for every picture: the paths of picture and mask, both PNG."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for number, path in enumerate(paths):
+        picture = read_picture(path)
+        for kind in PSEUDO_KINDS:
+            rng = np.random.default_rng(task_seed(0, name, f"{kind} {number}"))
+            changed, mask = with_pseudo_defect(picture, kind, rng)
+            target = folder / f"{number:03d}_{kind}.png"
+            masked = folder / f"{number:03d}_{kind}_mask.png"
+            Image.fromarray(changed).save(target)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(masked)
+            made.append((target, masked))
+    return tuple(made)
+
+
+def with_pseudo_defect(picture: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """``(h, w, 3)`` uint8 with a defect, and where it is: a piece pasted elsewhere, a scar, or a spot of light."""
+    height, width = picture.shape[:2]
+    side = np.sqrt(height * width)
+    if kind == "blob":
+        centre = rng.uniform(0.25, 0.75, 2) * (height, width)
+        radius = side * rng.uniform(0.03, 0.08, 2)
+        rows, columns = np.ogrid[:height, :width]
+        bump = np.exp(-0.5 * (((rows - centre[0]) / radius[0]) ** 2 + ((columns - centre[1]) / radius[1]) ** 2))
+        change = rng.choice([-1.0, 1.0]) * rng.uniform(40, 90) * bump[..., None]
+        return np.clip(picture + change, 0, 255).astype(np.uint8), bump > 0.4
+    if kind == "paste":
+        size = side * rng.uniform(0.08, 0.2) * np.array([1, rng.uniform(0.4, 1)])
+    else:
+        size = side * np.array([rng.uniform(0.1, 0.25), rng.uniform(0.01, 0.03)])
+    wide, high = np.maximum(size.round().astype(int), 2)
+    left, top = rng.integers(0, width - wide), rng.integers(0, height - high)
+    piece = picture[top : top + high, left : left + wide].astype(np.float32)
+    piece = np.clip(piece * rng.uniform(0.7, 1.3) + rng.uniform(-25, 25, 3), 0, 255).astype(np.uint8)
+    angle = float(rng.uniform(-45, 45))
+    patch = Image.fromarray(piece).rotate(angle, expand=True)
+    stencil = Image.new("L", (int(wide), int(high)), 255).rotate(angle, expand=True)
+    at = (
+        int(rng.uniform(0.15, 0.85) * width) - patch.width // 2,
+        int(rng.uniform(0.15, 0.85) * height) - patch.height // 2,
+    )
+    changed, mask = Image.fromarray(picture), Image.new("L", (width, height))
+    changed.paste(patch, at, stencil)
+    mask.paste(stencil, at)
+    return np.asarray(changed), np.asarray(mask) > 127
+
+
+class Bench:
+    """The products' embeddings for each backbone configuration, kept on disk, and the trainings on them."""
+
+    def __init__(self, products: Sequence[Product], out: Path, weights: Path | None) -> None:
+        self.products, self.out, self.weights = products, out, weights
+        self.device = resolve_device("auto")
+        self.precision = resolve_precision("auto", self.device)
+
+    def run(self, lever: Lever, start: Preset, seed: int) -> dict[str, dict[str, float]]:
+        """Learn the products in their order; what each came to, by its name."""
+        wanted = lever.resolve(start).with_changes(training={"seed": seed})
+        config = wanted.model
+        features = FeatureExtractor(config, Backbone.pretrained(config.backbone, self.weights)).to(self.device)
+        cache = EmbeddingCache.open(
+            self.out / "embeddings", config.backbone, features, device=self.device, precision=self.precision
+        )
+
+        def embed(paths: Iterable[Path]) -> Embeddings:
+            return cache.embed(features, list(paths), read_picture, device=self.device, precision=self.precision)
+
+        base = Base(config, seed=task_seed(seed, "", "base"))
+        found = {}
+        for number, product in enumerate(self.products):
+            trainer = TaskTrainer(
+                product.category.name, config, wanted.training, base,
+                first=number == 0, device=self.device, precision=self.precision,
+            )  # fmt: skip
+            if lever.optimizer is not torch.optim.AdamW:
+                trainer.optimizer = lever.optimizer(
+                    trainer.parameters, lr=wanted.training.learning_rate, weight_decay=wanted.training.weight_decay
+                )  # type: ignore[call-arg]
+            store = embed(product.fit)
+            begun = time.perf_counter()
+            fit(trainer, store, lever.averaged)
+            seconds = time.perf_counter() - begun
+            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert)
+            found[product.category.name] = self._judge(expert, product, embed, config) | {"seconds": seconds}
+        return found
+
+    def _judge(
+        self, expert: MergedExpert, product: Product, embed: Callable[[Iterable[Path]], Embeddings], config: ModelConfig
+    ) -> dict[str, float]:
+        good = self._maps(expert, embed(product.held_out))
+        pseudo = self._maps(expert, embed(path for path, _ in product.pseudo))
+        tests = self._maps(expert, embed(sample.path for sample in product.category.test))
+        dim, side = config.backbone.embedding_dim, config.backbone.image_size
+        of_pseudo = judge(
+            torch.cat((good, pseudo)), [False] * len(good) + [True] * len(pseudo),
+            [None] * len(good) + [mask for _, mask in product.pseudo], side,
+        )  # fmt: skip
+        of_test = judge(
+            tests, [sample.is_anomalous for sample in product.category.test],
+            [sample.mask for sample in product.category.test], side,
+        )  # fmt: skip
+        return (
+            {"held_out_nll": float(good.mean()) / dim}
+            | {f"pseudo_{key}": value for key, value in of_pseudo.items()}
+            | {f"test_{key}": value for key, value in of_test.items()}
+        )
+
+    @torch.inference_mode()
+    def _maps(self, expert: MergedExpert, embeddings: Embeddings) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            rows = torch.arange(len(embeddings)).split(8)
+            return torch.cat([expert(embeddings.batch(part, self.device)).cpu() for part in rows])
+
+
+def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:
+    """Train to the end; with ``averaged``, leave the mean of the weights after that share of the epochs, the last."""
+    sums: list[torch.Tensor] = []
+    first = trainer.training.epochs * (1 - averaged)
+    for result in trainer.epochs(store):
+        if averaged and result.epoch > first:
+            now = [parameter.detach().clone() for parameter in trainer.parameters]
+            sums = [one + other for one, other in zip(sums, now, strict=True)] if sums else now
+    count = trainer.training.epochs - int(first)
+    with torch.no_grad():
+        for parameter, total in zip(trainer.parameters, sums, strict=False):
+            parameter.copy_(total / count)
+
+
+def judge(
+    maps: torch.Tensor, anomalous: Sequence[bool], masks: Sequence[Path | None], side: int, top_k: int = 3
+) -> dict[str, float]:
+    """The four figures of patch maps ``(n, H, W)``, in percent."""
+    pixels = PixelScores()
+    for grid_map, is_anomalous, mask in zip(maps.numpy(), anomalous, masks, strict=True):
+        if is_anomalous and mask is None:
+            continue
+        marked = None if mask is None else read_mask(mask, EVALUATION_SIDE, EVALUATION_SIDE)
+        pixels.add(pixel_map(grid_map, side, EVALUATION_SIDE, EVALUATION_SIDE), marked)
+    image, pixel = image_ranking(image_score(maps, top_k).tolist(), anomalous), pixels.ranking()
+    figures = (image.auroc, pixel.auroc, pixel.average_precision, pixels.aupro())
+    return {
+        name: 100 * value
+        for name, value in zip(("image_auroc", "pixel_auroc", "pixel_ap", "aupro"), figures, strict=True)
+        if value is not None
+    }
+
+
+def key_of(lever: Lever, start: Preset, seed: int, products: Sequence[Product]) -> str:
+    """Identifies a row by everything but the program: resolved configuration, seed and pictures."""
+    resolved = lever.resolve(start)
+    document = {
+        "model": resolved.model.model_dump(mode="json"),
+        "training": resolved.training.model_dump(mode="json") | {"seed": seed},
+        "optimizer": lever.optimizer.__name__,
+        "averaged": lever.averaged,
+        "products": [(product.category.name, len(product.fit)) for product in products],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def done_rows(path: Path) -> dict[str, dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["key"]: row for row in rows}
+
+
+COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+
+
+def table(rows: Sequence[tuple[str, Sequence[Mapping[str, Mapping[str, float]]]]]) -> str:
+    """Markdown: means over products and seeds, the pseudo-defects first."""
+    lines = [
+        "| lever | held-out NLL / D | pseudo: image AUROC | pixel AUROC | pixel AP | AUPRO "
+        "| test: image AUROC | pixel AUROC | pixel AP | AUPRO | train s |",
+        "| --- |" + " ---: |" * 10,
+    ]
+    for name, runs in rows:
+        every = [figures for run in runs for figures in run.values()]
+        cells = [f"{np.mean([each['held_out_nll'] for each in every]):.3f}"]
+        for kind in ("pseudo", "test"):
+            cells += [f"{np.mean([each[f'{kind}_{column}'] for each in every]):.1f}" for column in COLUMNS]
+        cells.append(f"{np.sum([each['seconds'] for each in every]) / len(runs):.0f}")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--task", action="append", help=f"products in their order; {', '.join(TASKS)} unless given")
+    parser.add_argument("--out", type=Path, required=True, help="folder of embeddings, pseudo-defects and rows")
+    parser.add_argument("--lever", action="append", help="only these; all unless given")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--most", type=int, default=250, help="pictures that a product is fitted to, at most")
+    parser.add_argument("--backbone", default=None)
+    parser.add_argument("--backbone-weights", type=Path)
+    parser.add_argument("--plugin")
+    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
+    options = parser.parse_args(argv)
+    unknown = {*(options.lever or ())} - {lever.name for lever in LEVERS}
+    if unknown:
+        parser.error(f"no lever {min(unknown)!r}; there are: {', '.join(lever.name for lever in LEVERS)}")
+    return options
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    options = arguments(argv)
+    configure_threads()
+    if options.plugin:
+        import_plugin(options.plugin)
+    start = preset("small").with_changes(training=START)
+    if options.backbone:
+        start = start.with_changes(backbone={"name": options.backbone})
+    chosen = [lever for lever in LEVERS if not options.lever or lever.name in options.lever]
+    seeds = options.seed or [0]
+    products = [load_product(options.data, name, options.out, start, options.most) for name in options.task or TASKS]
+    bench = Bench(products, options.out, options.backbone_weights)
+    rows_path = options.out / "levers.jsonl"
+    shown = []
+    for lever in chosen:
+        runs = []
+        for seed in seeds:
+            key = key_of(lever, start, seed, products)
+            row = done_rows(rows_path).get(key)
+            if row is None and not options.table:
+                row = {"key": key, "lever": lever.name, "seed": seed, "products": bench.run(lever, start, seed)}
+                with rows_path.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(table([(lever.name, [row["products"]])]).splitlines()[-1], file=sys.stderr, flush=True)
+            if row is not None:
+                runs.append(row["products"])
+        if runs:
+            shown.append((lever.name, runs))
+    print(table(shown))
+
+
+if __name__ == "__main__":
+    main()
