@@ -25,9 +25,9 @@ are (ReZero, arXiv 2003.04887). The gate learns at once and opens the way for th
 class SoftLN(nn.Module):
     """``γ⊙(u + gate·MLP(u)) + β``, where ``u`` is ``x``, and for the first task ``(1 − w)·x + w·LayerNorm(x)``.
 
-    ``x`` are position-coded embeddings. γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, 1 and 0 at the
-    start. ``w`` is the sigmoid of one learned number; later tasks have none, so nothing normalises their input (method,
-    section 3).
+    ``x`` are position-coded embeddings. γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, 1 and 0 at
+    the start. ``w`` is the sigmoid of one learned number; later tasks have none, so nothing normalises their input
+    (method, section 3).
     """
 
     def __init__(self, dim: int, *, first: bool) -> None:
