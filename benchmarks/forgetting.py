@@ -16,7 +16,7 @@ import numpy as np
 from model.backbone import import_plugin
 from model.checkpoint import Checkpoint
 from model.detector import Detector
-from model.runtime import configure_threads
+from model.threads import configure_threads, restart_prepared
 from training.datasets import load_category, read_picture
 
 BATCH_SIZE = 8
@@ -54,4 +54,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    restart_prepared()
     sys.exit(main())

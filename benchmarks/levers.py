@@ -28,8 +28,9 @@ from model.config import ModelConfig
 from model.features import FeatureExtractor
 from model.merged import MergedExpert
 from model.network import Base
-from model.runtime import autocast, configure_threads, resolve_device, resolve_precision
+from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score, pixel_map
+from model.threads import configure_threads, restart_prepared
 from training.cache import EmbeddingCache
 from training.calibrate import split
 from training.config import Preset, preset
@@ -358,4 +359,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    restart_prepared()
     main()

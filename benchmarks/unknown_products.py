@@ -27,7 +27,7 @@ from model.calibration import Calibration
 from model.config import DEFAULT_UNKNOWN_LIMIT, BackboneConfig, ModelConfig, RouterConfig
 from model.features import FeatureExtractor, stack_images
 from model.router import Prototype, Router, image_descriptor, is_outside
-from model.runtime import configure_threads
+from model.threads import configure_threads, restart_prepared
 from training.calibrate import cross_fitted_distances
 from training.datasets import discover, load_category, read_picture
 
@@ -215,4 +215,5 @@ def alone(
 
 
 if __name__ == "__main__":
+    restart_prepared()
     sys.exit(main())

@@ -23,7 +23,7 @@ from model.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration
 from model.checkpoint import Checkpoint
 from model.detector import Detector
 from model.results import Prediction
-from model.runtime import configure_threads
+from model.threads import configure_threads, restart_prepared
 from training.datasets import Sample, load_category, read_picture
 
 BATCH_SIZE = 8
@@ -99,4 +99,5 @@ def report(rule: str, alarms: int, good: int, hits: int, bad: int) -> None:
 
 
 if __name__ == "__main__":
+    restart_prepared()
     sys.exit(main())

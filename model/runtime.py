@@ -1,4 +1,4 @@
-"""Devices, precision, threads and memory: decided in one place, on purpose."""
+"""Devices, precision and memory: decided in one place, on purpose; for threads see ``model.threads``."""
 
 import ctypes
 import os
@@ -14,7 +14,6 @@ __all__ = [
     "Precision",
     "at_least_float32",
     "autocast",
-    "configure_threads",
     "keep_freed_memory",
     "resolve_device",
     "resolve_precision",
@@ -96,25 +95,6 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Half-precision values as float32, for the sums that need it; float32 and float64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def configure_threads(threads: int | None = None) -> int:
-    """Set how many threads a tensor operation may use; all available processors unless told otherwise.
-
-    Call once, before any work. Returns the number in force. ``MOLEFLOW_THREADS`` sets it from outside.
-
-    Raises:
-        ConfigurationError: a number below 1, or ``MOLEFLOW_THREADS`` is no number.
-    """
-    from_outside = os.environ.get("MOLEFLOW_THREADS", "").strip()
-    try:
-        wanted = threads if threads is not None else int(from_outside or 0)
-    except ValueError as error:
-        raise ConfigurationError(f"MOLEFLOW_THREADS must be a whole number; got {from_outside!r}.") from error
-    if wanted < 0 or threads == 0:
-        raise ConfigurationError(f"threads must be at least 1; got {wanted}.")
-    torch.set_num_threads(wanted or len(os.sched_getaffinity(0)))
-    return torch.get_num_threads()
 
 
 def keep_freed_memory() -> bool:

@@ -5,8 +5,8 @@ import sys
 
 import typer
 
+from model.threads import prepare_threads
 from moleflow.commands import ablate, demo, evaluate, inspect, predict, serve, summarise, train
-from moleflow.environment import prepare_environment
 
 __all__ = ["app", "main"]
 
@@ -33,7 +33,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 def main() -> None:
     """Run the command; every expected error is one line on standard error and exit status 1."""
-    prepare_environment()
+    prepare_threads()
     from model.errors import MoLEFlowError
 
     try:

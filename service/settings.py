@@ -1,6 +1,5 @@
 """What a deployment may choose, from ``MOLEFLOW_*`` environment variables and from the command line alike."""
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,20 +9,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from model.calibration import DEFAULT_FALSE_ALARM_RATE
 from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
+from model.threads import helper_threads
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
 
 ENVIRONMENT_PREFIX = "MOLEFLOW_"
 """What the names of all environment variables begin with."""
-
-_MOST_CPU_WORKERS = 4
-"""Decoding and encoding threads unless told otherwise: past four, the model is the slower part on any machine tried."""
-
-
-def _default_cpu_workers() -> int:
-    """The processors that this process may use, up to a few."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MOST_CPU_WORKERS, usable)
 
 
 class Settings(BaseSettings):
@@ -64,7 +55,7 @@ class Settings(BaseSettings):
         64, ge=1, le=100_000, description="most requests accepted and not yet answered; beyond it they get status 429"
     )
     cpu_workers: int = Field(
-        default_factory=_default_cpu_workers, ge=1, le=256, description="threads that decode, and as many that encode"
+        default_factory=helper_threads, ge=1, le=256, description="threads that decode, and as many that encode"
     )
     upload_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="time in which an upload must have arrived; slower ones get status 408"

@@ -13,6 +13,7 @@ import torch
 from model.errors import ConfigurationError
 from model.features import FeatureExtractor, stack_images
 from model.runtime import autocast
+from model.threads import helper_threads
 
 __all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "extract"]
 
@@ -21,8 +22,6 @@ MEMORY_LIMIT = 8 * 2**30
 
 EXTRACTION_BATCH = 16
 """Pictures a backbone pass. Fixed, so that the embeddings do not depend on the batch size of training."""
-
-_DECODE_THREADS = 2
 
 
 class Embeddings(Protocol):
@@ -149,7 +148,7 @@ def extract(
     resize = features.preprocessing.resize
     starts = range(0, len(paths), EXTRACTION_BATCH)
     batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+    with ThreadPoolExecutor(helper_threads()) as pool:
         decoded = _ahead(pool, batches, lambda path: resize(read(path)))
         for start, images in zip(starts, decoded, strict=True):
             with torch.inference_mode(), autocast(device, precision):

@@ -17,6 +17,7 @@ import numpy as np
 from model.detector import Detector
 from model.errors import DatasetError, UnknownTaskError
 from model.results import Prediction
+from model.threads import helper_threads
 from training.aupro import FPR_LIMIT
 from training.curves import Curve, operating_points
 from training.datasets import Category, Sample, discover, load_category, read_mask, read_picture
@@ -25,8 +26,6 @@ from training.metrics import EVALUATION_SIDE, PicturePixels, PixelScores, image_
 from training.report import Reporter
 
 __all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "load_test_categories", "measure"]
-
-_DECODE_THREADS = 2
 
 _CURVE_LIMIT = 1.0
 """ROC curves are drawn over the whole range of false-positive rates."""
@@ -190,7 +189,7 @@ def _outcomes(
         return detector.preprocessing.resize(read_picture(sample.path))
 
     batches = [category.test[start : start + batch_size] for start in range(0, len(category.test), batch_size)]
-    with ThreadPoolExecutor(_DECODE_THREADS) as pool:
+    with ThreadPoolExecutor(helper_threads()) as pool:
         pending = [pool.submit(read, sample) for sample in batches[0]]
         for batch, following in zip(batches, [*batches[1:], ()], strict=True):
             images, pending = [future.result() for future in pending], [pool.submit(read, each) for each in following]

@@ -32,7 +32,7 @@ from scorers import BATCH_SIZE, METHODS, Scored, Setting, make_scorer
 from model.backbone import import_plugin
 from model.detector import Detector
 from model.errors import ConfigurationError, DatasetError, MoLEFlowError
-from model.runtime import configure_threads
+from model.threads import configure_threads, restart_prepared
 from training.datasets import Category, load_category, read_mask, read_picture
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
@@ -224,4 +224,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    restart_prepared()
     sys.exit(main())

@@ -16,7 +16,8 @@ from model.backbone import Backbone
 from model.config import ModelConfig
 from model.detector import Detector
 from model.preprocessing import Preprocessing
-from model.runtime import configure_threads, resolve_precision
+from model.runtime import resolve_precision
+from model.threads import configure_threads
 from training.config import PRESETS
 from training.continual import train_tasks
 

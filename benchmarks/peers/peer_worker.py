@@ -21,7 +21,7 @@ import timm
 import torch
 from protocol import Subject, serve
 
-from model.runtime import configure_threads
+from model.threads import configure_threads
 
 BACKBONE = "wide_resnet50_2"
 

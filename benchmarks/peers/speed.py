@@ -28,6 +28,7 @@ from protocol import SubjectError, Worker, WorkerError
 from speed_table import PRECISIONS, markdown
 
 from model.atomic import atomic_write
+from model.threads import THREAD_POLICY
 
 HERE = Path(__file__).resolve().parent
 
@@ -50,8 +51,7 @@ def environment(threads: int) -> dict[str, str]:
     return {
         "OMP_NUM_THREADS": str(threads),
         "MOLEFLOW_THREADS": str(threads),
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "GOMP_SPINCOUNT": "0",
+        **THREAD_POLICY,
         "PYTHONPATH": os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
 

@@ -67,7 +67,7 @@ def ablate(
     from json import dumps
 
     from model.backbone import import_plugin
-    from model.runtime import configure_threads
+    from model.threads import configure_threads
     from training.ablation import Ablation
     from training.config import preset as find_preset
     from training.report import Reporter

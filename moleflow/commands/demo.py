@@ -26,7 +26,7 @@ def demo(
     showing. Learned once, a second call serves at once.
     """
     from model.checkpoint import Checkpoint
-    from model.runtime import configure_threads
+    from model.threads import configure_threads
     from service.settings import load_settings
     from training.config import preset
     from training.continual import train_tasks

@@ -56,7 +56,7 @@ def evaluate(
 
     from model.backbone import import_plugin
     from model.detector import Detector
-    from model.runtime import configure_threads
+    from model.threads import configure_threads
     from training.evaluation import load_test_categories
     from training.figures import check_writable, write_json, write_text
     from training.forgetting import check_sequence, continual_figures

@@ -61,7 +61,7 @@ def predict(
     picture that cannot be read is named on standard error, the others go on; the exit status is then 1.
     """
     from model.detector import Detector
-    from model.runtime import configure_threads
+    from model.threads import configure_threads
 
     configure_threads()
     rates = {"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit}

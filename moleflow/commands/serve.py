@@ -42,7 +42,7 @@ def serve(
 
     Every option can be set by environment too: MOLEFLOW_ and its name, as in MOLEFLOW_MAX_BATCH_SIZE; an option wins.
     """
-    from model.runtime import configure_threads
+    from model.threads import configure_threads
     from service.server import serve as run
     from service.settings import load_settings
 

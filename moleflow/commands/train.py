@@ -66,7 +66,8 @@ def train(
     """
     from model.backbone import import_plugin
     from model.checkpoint import Checkpoint
-    from model.runtime import configure_threads, keep_freed_memory
+    from model.runtime import keep_freed_memory
+    from model.threads import configure_threads
     from training.config import preset as find_preset
     from training.continual import train_tasks
     from training.datasets import discover

@@ -1,13 +1,11 @@
 """Devices, precision and threads are decided on purpose, and what cannot be had is an error that says so."""
 
-import os
-
 import pytest
 import torch
 from forked import Processes
 
 from model.errors import ConfigurationError, DeviceError
-from model.runtime import at_least_float32, autocast, configure_threads, resolve_device, resolve_precision
+from model.runtime import at_least_float32, autocast, resolve_device, resolve_precision
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -80,28 +78,6 @@ def test_only_half_types_are_widened() -> None:
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     widened = [at_least_float32(torch.ones(1, dtype=kind)).dtype for kind in kinds]
     assert widened == [torch.float32, torch.float32, torch.float32, torch.float64]
-
-
-def test_threads_are_set_by_argument_then_by_environment_then_to_all_processors(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("MOLEFLOW_THREADS", "2")
-    assert configure_threads(1) == 1
-    assert configure_threads() == 2
-    monkeypatch.setenv("MOLEFLOW_THREADS", "")
-    assert configure_threads() == len(os.sched_getaffinity(0))
-
-
-@pytest.mark.parametrize("value", ["many", "-1", "1.5"])
-def test_threads_that_are_no_number_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
-    monkeypatch.setenv("MOLEFLOW_THREADS", value)
-    with pytest.raises(ConfigurationError, match=value):
-        configure_threads()
-
-
-def test_no_threads_at_all_are_refused() -> None:
-    with pytest.raises(ConfigurationError, match="at least 1; got 0"):
-        configure_threads(0)
 
 
 def test_kept_memory_is_used_again_without_asking_the_kernel(processes: Processes) -> None:
