@@ -2,22 +2,21 @@
 
 The file's metadata carry one JSON document, the :class:`Header`: format version, full configuration, resolved
 preprocessing, and the learned tasks in order, with a SHA-256 for every section. Sections are groups of tensors by
-the first parts of their names: ``backbone.…``, ``base.…`` and ``tasks.INDEX.…``. Sections are read, and their
-digests checked, one by one, so a program that needs one expert does not read the others. Where every task has a whole
-base of its own (``FlowConfig.sharing``), it lies in the task's section and ``base`` is empty.
+the first parts of their names: ``backbone.…``, ``base.…``, and for each task ``tasks.INDEX.profile.…``, the little
+that the router and the verdicts need of every product, and ``tasks.INDEX.expert.…``, which is large and wanted only for
+pictures of that product. Sections are read, and their digests checked, one by one, so a program that needs one expert
+does not read the others. Where every task has a whole base of its own (``FlowConfig.sharing``), it lies with the task's
+expert and ``base`` is empty.
 """
 
 import hashlib
 import json
-import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.atomic import atomic_write
 from model.backbone import Backbone
@@ -36,27 +35,24 @@ from model.network import Base, Expert
 from model.preprocessing import Preprocessing
 from model.results import CheckpointInfo, TaskInfo
 from model.router import Prototype
+from model.tensor_file import StoredSection, TensorFile, Tensors, write_tensor_file
 
 __all__ = [
     "FORMAT_VERSION",
     "Checkpoint",
     "Header",
-    "LearnedTask",
+    "Profile",
     "Tensors",
     "digest_tensors",
-    "task_tensors",
+    "expert_tensors",
+    "profile_tensors",
     "write_checkpoint",
 ]
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Raised whenever an older program could not read the file rightly, or this one an older file."""
 
 _METADATA_KEY = "moleflow"
-
-_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "I16": 16, "I32": 32, "I64": 64, "F16": 16, "BF16": 16, "F32": 32, "F64": 64}
-"""Widths of the element types, by their names in the safetensors format."""
-
-Tensors = Mapping[str, torch.Tensor]
 
 
 class Header(BaseModel):
@@ -88,21 +84,32 @@ class Header(BaseModel):
                 return task
         raise UnknownTaskError(name, tuple(task.name for task in self.tasks))
 
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each section, in their order in the file."""
+        found = {"backbone": self.backbone_sha256, "base": self.base_sha256}
+        for task in self.tasks:
+            found[f"tasks.{task.index}.profile"] = task.profile_sha256
+            found[f"tasks.{task.index}.expert"] = task.sha256
+        return found
 
-class LearnedTask(NamedTuple):
-    """What a checkpoint holds of one product."""
 
-    expert: Expert
+class Profile(NamedTuple):
+    """What a program needs of every product before it sees a picture of any."""
+
     prototype: Prototype
     calibration: TaskCalibration
 
 
 class Checkpoint:
-    """An opened checkpoint: its header at once, its tensors when asked for (memory-mapped)."""
+    """An opened checkpoint: its header at once, its tensors when asked for (memory-mapped).
 
-    def __init__(self, path: Path, header: Header, digest: str) -> None:
-        self.path, self.header = path, header
-        self.info = CheckpointInfo(path.name, digest)
+    It goes on reading the file that was opened, also when a newer one is written to the same path.
+    """
+
+    def __init__(self, file: TensorFile, header: Header, digest: str) -> None:
+        self.path, self.header = file.path, header
+        self.info = CheckpointInfo(file.path.name, digest)
+        self._file, self._digests = file, header.digests()
 
     @classmethod
     def open(cls, path: Path | str) -> Self:
@@ -119,58 +126,40 @@ class Checkpoint:
                 f"there is no checkpoint {str(path)!r}; train one with "
                 f"`moleflow train DATA --task NAME --checkpoint {path}`."
             )
-        try:
-            with safe_open(path, framework="pt") as file:
-                document = (file.metadata() or {}).get(_METADATA_KEY)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointFormatError(
-                f"{str(path)!r} is no whole safetensors file ({error}); it may be truncated: copy or train it again."
-            ) from error
+        file = TensorFile.open(path)
+        document = file.metadata.get(_METADATA_KEY)
         if document is None:
             raise CheckpointFormatError(
                 f"{str(path)!r} is a safetensors file but no MoLE-Flow checkpoint; give one that `moleflow train` "
                 "wrote."
             )
-        return cls(path, _parse_header(path, document), hashlib.sha256(document.encode()).hexdigest())
+        return cls(file, _parse_header(path, document), hashlib.sha256(document.encode()).hexdigest())
 
     def section(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a section (``backbone``, ``base`` or ``tasks.INDEX``), without its prefix, checked.
+        """The tensors of a section (see ``Header.digests``), without its prefix, checked.
 
         Raises:
             CheckpointDigestError: the tensors are not those that were written.
         """
-        prefix = f"{name}."
-        try:
-            with safe_open(self.path, framework="pt") as file:
-                tensors = {k.removeprefix(prefix): file.get_tensor(k) for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            raise CheckpointFormatError(f"{str(self.path)!r} cannot be read ({error}).") from error
-        if digest_tensors(tensors) != self._expected_digest(name):
+        tensors = self._file.section(name)
+        if digest_tensors(tensors) != self._digests[name]:
             raise CheckpointDigestError(
                 f"section {name!r} of {str(self.path)!r} differs from what was written: the file is damaged or was "
                 "changed; restore it from a copy, or train again."
             )
         return tensors
 
+    def stored(self, name: str) -> StoredSection:
+        """A section that ``write_checkpoint`` copies from this file as it is, without reading it into memory."""
+        return StoredSection(self._file, name)
+
     def section_bytes(self) -> dict[str, int]:
         """Bytes of tensor data in each section, by the section's name; reads no tensor."""
-        return {section: size for section, (_, size) in self._sizes().items()}
+        return {section: size for section, (_, size) in self._file.sizes().items()}
 
     def section_parameters(self) -> dict[str, int]:
         """Numbers in each section, by the section's name; reads no tensor."""
-        return {section: count for section, (count, _) in self._sizes().items()}
-
-    def _sizes(self) -> dict[str, tuple[int, int]]:
-        """How many numbers each section has, and in how many bytes; an empty section is left out."""
-        sizes: dict[str, tuple[int, int]] = {}
-        with safe_open(self.path, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping, in spite of the name
-                section = ".".join(key.split(".")[: 2 if key.startswith("tasks.") else 1])
-                part = file.get_slice(key)
-                count = math.prod(part.get_shape())
-                numbers, size = sizes.get(section, (0, 0))
-                sizes[section] = numbers + count, size + count * _BITS[part.get_dtype()] // 8
-        return sizes
+        return {section: count for section, (count, _) in self._file.sizes().items()}
 
     def backbone(self) -> Backbone:
         """The frozen backbone with its weights."""
@@ -182,43 +171,44 @@ class Checkpoint:
         """The base that the task at index ``task`` stands on: the shared one, or where bases are separate its own."""
         base = Base(self.header.config)
         if self.header.config.flow.sharing == "separated":
-            self._load(base, _part(self.section(f"tasks.{task}"), "base"), f"tasks.{task}.base")
+            self._load(base, _part(self.section(f"tasks.{task}.expert"), "base"), f"tasks.{task}.expert.base")
         else:
             self._load(base, self.section("base"), "base")
         return base.requires_grad_(False)
 
-    def task(self, index: int) -> LearnedTask:
-        """Expert, prototype and calibration of the task at ``index``."""
-        tensors = self.section(f"tasks.{index}")
-        expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
-        self._load(expert, _part(tensors, "expert"), f"tasks.{index}.expert")
+    def profile(self, index: int) -> Profile:
+        """Prototype and calibration of the task at ``index``."""
+        section = f"tasks.{index}.profile"
+        tensors = self.section(section)
         described = _part(tensors, "prototype")
         # A prototype's rank is its own; whatever is not as it should be is found by loading.
         rank = described["axes"].shape[-1] if "axes" in described and described["axes"].ndim else 0
         prototype = Prototype(self.header.config.backbone.embedding_dim, rank)
-        self._load(prototype, described, f"tasks.{index}.prototype")
-        return LearnedTask(expert.requires_grad_(False), prototype, self._calibration(tensors, index))
+        self._load(prototype, described, f"{section}.prototype")
+        return Profile(prototype, self._calibration(tensors, index))
+
+    def expert(self, index: int) -> Expert:
+        """Expert of the task at ``index``."""
+        section = f"tasks.{index}.expert"
+        tensors = self.section(section)
+        expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
+        # A base of its own, where there is one, is ``base``'s to load.
+        self._load(expert, {k: v for k, v in tensors.items() if not k.startswith("base.")}, section)
+        return expert.requires_grad_(False)
 
     def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
         try:
             return TaskCalibration.fit({key: value.tolist() for key, value in _part(tensors, "held_out").items()})
         except (KeyError, ValueError, TypeError) as error:
             raise CheckpointFormatError(
-                f"section 'tasks.{index}.held_out' of {str(self.path)!r} does not calibrate: {one_line(error)}; train "
+                f"section 'tasks.{index}.profile' of {str(self.path)!r} does not calibrate: {one_line(error)}; train "
                 "the product again."
             ) from error
 
     def verify(self) -> None:
         """Check the digest of every section."""
-        for name in ("backbone", "base", *(f"tasks.{task.index}" for task in self.header.tasks)):
+        for name in self._digests:
             self.section(name)
-
-    def _expected_digest(self, section: str) -> str:
-        if section == "backbone":
-            return self.header.backbone_sha256
-        if section == "base":
-            return self.header.base_sha256
-        return self.header.tasks[int(section.removeprefix("tasks."))].sha256
 
     def _load(self, module: torch.nn.Module, tensors: Tensors, section: str) -> None:
         try:
@@ -238,7 +228,7 @@ def _parse_header(path: Path, document: str) -> Header:
                 "Use the MoLE-Flow version that wrote it, or train again."
             )
         return Header.model_validate_json(document)
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointFormatError(
             f"the header of {str(path)!r} is broken ({one_line(error)}); train again."
         ) from error
@@ -248,14 +238,20 @@ def _part(tensors: Tensors, name: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
 
 
-def task_tensors(expert: Expert, prototype: Prototype, held_out: Tensors) -> dict[str, torch.Tensor]:
-    """A task's section: expert, prototype, and what its held-out good pictures came to.
+def profile_tensors(prototype: Prototype, held_out: Tensors) -> dict[str, torch.Tensor]:
+    """A task's profile section: prototype, and what its held-out good pictures came to.
 
     ``held_out`` has one vector for each field of ``TaskCalibration``; they are sorted, so that they tell of no picture.
     """
-    parts = {"expert": expert.state_dict(), "prototype": prototype.state_dict()}
-    tensors = {f"{part}.{key}": value.detach().cpu() for part, state in parts.items() for key, value in state.items()}
+    tensors = {f"prototype.{key}": value.detach().cpu() for key, value in prototype.state_dict().items()}
     return tensors | {f"held_out.{key}": value.detach().float().cpu().sort().values for key, value in held_out.items()}
+
+
+def expert_tensors(expert: Expert, base: Base | None = None) -> dict[str, torch.Tensor]:
+    """A task's expert section, with the ``base`` where it has one of its own."""
+    tensors = {key: value.detach().cpu() for key, value in expert.state_dict().items()}
+    own = {} if base is None else base.state_dict()
+    return tensors | {f"base.{key}": value.detach().cpu() for key, value in own.items()}
 
 
 def digest_tensors(tensors: Tensors) -> str:
@@ -269,19 +265,20 @@ def digest_tensors(tensors: Tensors) -> str:
     return digest.hexdigest()
 
 
-def write_checkpoint(path: Path, header: Header, backbone: Tensors, base: Tensors, tasks: Iterable[Tensors]) -> None:
+def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors | StoredSection]) -> None:
     """Write a whole checkpoint atomically: to a temporary file, synced, then renamed.
+
+    ``sections`` has every one that ``header.digests()`` names; those of an older file are copied as they are, and what
+    is damaged in them stays so until it is read.
 
     Raises:
         CheckpointError: the file cannot be written, as on a full disk; an older one stays as it was.
     """
-    sections: dict[str, Tensors] = {"backbone": backbone, "base": base}
-    sections |= {f"tasks.{index}": tensors for index, tensors in enumerate(tasks)}
-    flat = {f"{name}.{key}": value.contiguous() for name, part in sections.items() for key, value in part.items()}
+    ordered = {name: sections[name] for name in header.digests()}
     try:
         with atomic_write(path) as temporary:
-            save_file(flat, temporary, metadata={_METADATA_KEY: header.model_dump_json()})
-    except (SafetensorError, OSError) as error:
+            write_tensor_file(temporary, {_METADATA_KEY: header.model_dump_json()}, ordered)
+    except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be written ({one_line(error)}); make room or give it another place."
         ) from error

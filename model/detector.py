@@ -1,9 +1,7 @@
 """The detector: pictures in, typed results out. Works without HTTP, on CPU and CUDA."""
 
 import math
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -15,6 +13,7 @@ from model.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
 from model.checkpoint import Checkpoint
 from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
+from model.expert_cache import ExpertCache
 from model.features import FeatureExtractor, stack_images
 from model.merged import MergedExpert
 from model.preprocessing import Preprocessing
@@ -23,10 +22,13 @@ from model.router import Router, image_descriptor, is_outside
 from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score
 
-__all__ = ["MAX_EXPERTS", "Detector"]
+__all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
 MAX_EXPERTS = 32
 """Merged experts kept on the device, least recently used first out; one of MAIN takes 60 MB in float32."""
+
+WARM_EXPERTS = 8
+"""Experts that are merged before the first request at most, so that start-up does not grow with the products."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,12 +67,12 @@ class Detector:
         self._features = FeatureExtractor(checkpoint.header.config, checkpoint.backbone()).to(self.device)
         separated = checkpoint.header.config.flow.sharing == "separated"
         self._shared_base = None if separated else checkpoint.base().to(self.device)
-        # Reading every task once gives the router its prototypes and checks every digest before the first request.
-        learned = [checkpoint.task(task.index) for task in checkpoint.header.tasks]
-        self._router = Router([each.prototype for each in learned]).to(self.device)
-        self._calibrations = [each.calibration for each in learned]
+        # Of each product no more than this is read before a picture of it comes.
+        profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
+        self._router = Router([each.prototype for each in profiles]).to(self.device)
+        self._calibrations = [each.calibration for each in profiles]
         self._tasks = tuple(self._at_rate(info) for info in checkpoint.header.tasks)
-        self._experts = _ExpertCache(self._merge, max_experts)
+        self._experts = ExpertCache(self._merge, max_experts)
 
     @classmethod
     def load(
@@ -218,8 +220,9 @@ class Detector:
         return maps, image_score(maps, self._top_k)
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Merge the experts that are kept and predict once on blank pictures, so that the first request is not slow."""
-        for task in self.tasks[: self._experts.limit]:
+        """Merge the experts of the first few products and predict once on blank pictures, so that the first request is
+        not slow; a product beyond them costs its first request the time to read and merge its expert."""
+        for task in self.tasks[: min(WARM_EXPERTS, self._experts.limit)]:
             self._experts.get(task.index)
         size = self.preprocessing.image_size
         results = self.predict([np.zeros((size, size, 3), dtype=np.uint8)] * batch_size, refuse_unknown=False)
@@ -237,7 +240,7 @@ class Detector:
         )
 
     def _merge(self, index: int) -> MergedExpert:
-        expert = self._checkpoint.task(index).expert
+        expert = self._checkpoint.expert(index)
         base = self._shared_base or self._checkpoint.base(index).to(self.device)
         return MergedExpert(base, expert.to(self.device), _DTYPES[self.precision])
 
@@ -279,21 +282,3 @@ def _check_limit(limit: float) -> float:
             "or 0 to refuse nothing."
         )
     return limit
-
-
-class _ExpertCache:
-    """Merged experts by index; at most ``limit``, the least recently used goes first. Safe between threads."""
-
-    def __init__(self, make: Callable[[int], MergedExpert], limit: int) -> None:
-        self.limit = limit
-        self._make, self._lock = make, threading.Lock()
-        self._kept: OrderedDict[int, MergedExpert] = OrderedDict()
-
-    def get(self, index: int) -> MergedExpert:
-        with self._lock:
-            if index not in self._kept:
-                self._kept[index] = self._make(index)
-                while len(self._kept) > self.limit:
-                    self._kept.popitem(last=False)
-            self._kept.move_to_end(index)
-            return self._kept[index]

@@ -45,7 +45,8 @@ class TaskInfo(BaseModel):
     threshold: float = Field(description="image scores above it are called anomalous")
     pixel_threshold: float = Field(description="parts of the anomaly map above it are regions")
     parameters: int = Field(ge=0, description="numbers that this product added to the checkpoint")
-    sha256: str = Field(description="digest of this product's tensors")
+    profile_sha256: str = Field(description="digest of this product's prototype and held-out scores")
+    sha256: str = Field(description="digest of this product's expert")
 
 
 @dataclass(frozen=True, slots=True)

@@ -50,7 +50,7 @@ class CachedEvaluation:
     ) -> None:
         self._checkpoint, self._top_k, self._device, self._precision = checkpoint, top_k, device, precision
         self._named = named
-        self._router = Router([checkpoint.task(task.index).prototype for task in checkpoint.header.tasks]).to(device)
+        self._router = Router([checkpoint.profile(task.index).prototype for task in checkpoint.header.tasks]).to(device)
         self._experts: dict[int, MergedExpert] = {}
 
     def category(
@@ -98,6 +98,6 @@ class CachedEvaluation:
 
     def _expert(self, task: int) -> MergedExpert:
         if task not in self._experts:
-            base, expert = self._checkpoint.base(task), self._checkpoint.task(task).expert
+            base, expert = self._checkpoint.base(task), self._checkpoint.expert(task)
             self._experts[task] = MergedExpert(base.to(self._device), expert.to(self._device))
         return self._experts[task]

@@ -6,14 +6,12 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from model.backbone import Backbone
-from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
-from model.checkpoint import Checkpoint, Header, Tensors, digest_tensors, task_tensors, write_checkpoint
+from model.checkpoint import Checkpoint, digest_tensors, expert_tensors, profile_tensors
 from model.config import ModelConfig
 from model.errors import ConfigurationError, DuplicateTaskError
 from model.features import FeatureExtractor
@@ -22,13 +20,14 @@ from model.results import TaskInfo
 from model.router import Prototype, image_descriptor
 from model.runtime import resolve_device, resolve_precision
 from training.cache import EmbeddingCache
-from training.calibrate import HeldOutScores, Split, cross_fit, cross_fitted_distances, score_held_out, split
+from training.calibrate import HeldOutScores, cross_fit, cross_fitted_distances, score_held_out, split
 from training.config import Preset
 from training.datasets import Category, load_category, read_picture
 from training.embeddings import Embeddings, EmbeddingStore
 from training.journal import Journal, exclusive, side_file
 from training.report import Reporter
 from training.resume import ResumableFit
+from training.save import save_task, task_info
 from training.task import TaskTrainer, task_seed
 
 __all__ = ["ContinualTrainer", "train_tasks"]
@@ -215,45 +214,27 @@ class ContinualTrainer:
             "peaks": torch.tensor(held_out.peaks),
             "distances": cross_fitted_distances(descriptors, shared.config.router),
         }
-        tensors = task_tensors(trainer.expert, prototype, values)
-        if shared.config.flow.sharing == "separated":
-            tensors |= {f"base.{key}": value for key, value in _state(shared.base).items()}
-        info = self._info(category.name, parts, values, tensors)
-        self._write(shared, info, tensors)
+        profile = profile_tensors(prototype, values)
+        own_base = shared.base if shared.config.flow.sharing == "separated" else None
+        expert = expert_tensors(trainer.expert, own_base)
+        info = task_info(category.name, index, parts, self.training, values, profile, expert)
+        save_task(self.path, self.preset.name, shared.config, shared.features, shared.base, info, profile, expert)
         fitting.forget()
         self._folds_path.unlink(missing_ok=True)
-        self._report(info, tensors, time.perf_counter() - started)
+        self._report(info, [*profile.values(), *expert.values()], time.perf_counter() - started)
         return info
 
     def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
         return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
 
-    def _info(self, name: str, parts: Split, held_out: Tensors, tensors: Tensors) -> TaskInfo:
-        calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
-        return TaskInfo(
-            name=name,
-            index=self._index_of(name),
-            learned_at=datetime.now(UTC),
-            train_images=len(parts.fit),
-            held_out_images=sum(map(len, parts.folds)),
-            folds=len(parts.folds),
-            epochs=self.training.epochs,
-            seed=self.training.seed,
-            false_alarm_rate=DEFAULT_FALSE_ALARM_RATE,
-            threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
-            pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
-            parameters=sum(value.numel() for value in tensors.values()),
-            sha256=digest_tensors(tensors),
-        )
-
-    def _report(self, info: TaskInfo, tensors: Tensors, seconds: float) -> None:
+    def _report(self, info: TaskInfo, tensors: Sequence[torch.Tensor], seconds: float) -> None:
         size = self.path.stat().st_size
         how = "held-out" if info.folds == 1 else "cross-fitted"
         self.reporter.line(
             f"{info.name}: learned from {info.train_images} pictures in {seconds:.0f} s, threshold "
             f"{info.threshold:.1f} from {info.held_out_images} {how}; {self.path.name} is {size / 1e6:.1f} MB"
         )
-        added = sum(value.numel() * value.element_size() for value in tensors.values())
+        added = sum(value.numel() * value.element_size() for value in tensors)
         self.reporter.record(
             "task", name=info.name, seconds=round(seconds, 1), images=info.train_images, epochs=info.epochs,
             threshold=info.threshold, task_bytes=added, checkpoint_bytes=size,
@@ -291,35 +272,3 @@ class ContinualTrainer:
                 shared.features, category.train, read_picture, device=self.device, precision=self.precision,
                 folder=self.path.parent, on_progress=phase.advance,
             )  # fmt: skip
-
-    def _write(self, shared: _Shared, info: TaskInfo, tensors: Tensors) -> None:
-        """Write the checkpoint with ``info`` added or replaced; sections of the others are copied as they are."""
-        old = Checkpoint.open(self.path) if self.path.exists() else None
-        if old is not None:
-            infos = list(old.header.tasks)
-            sections: list[Tensors] = [old.section(f"tasks.{task.index}") for task in infos]
-            backbone = old.section("backbone")
-            infos[info.index : info.index + 1], sections[info.index : info.index + 1] = [info], [tensors]
-        else:
-            infos, sections = [info], [tensors]
-            backbone = _state(shared.features.backbone.net)
-        match shared.config.flow.sharing:
-            case "frozen":
-                base = old.section("base") if old is not None else _state(shared.base)
-            case "sequential":
-                base = _state(shared.base)
-            case "separated":
-                base = {}  # each task's section has its own
-        header = Header(
-            preset=old.header.preset if old else self.preset.name,
-            config=shared.config,
-            preprocessing=shared.features.preprocessing,
-            backbone_sha256=digest_tensors(backbone),
-            base_sha256=digest_tensors(base),
-            tasks=tuple(infos),
-        )
-        write_checkpoint(self.path, header, backbone, base, sections)
-
-
-def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {key: value.detach().cpu() for key, value in module.state_dict().items()}

@@ -76,7 +76,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     for task in header.tasks:
         tasks.add_row(
             str(task.index), task.name, _pictures(task), str(task.epochs),
-            f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{sizes[f'tasks.{task.index}'] / 1e6:.2f}",
+            f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{_bytes_of(task, sizes) / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip
     console = Console()
@@ -89,6 +89,10 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
             f"thresholds at a false-alarm rate of {rate:g}, others on request",
             style="dim", highlight=False,
         )  # fmt: skip
+
+
+def _bytes_of(task: "TaskInfo", sizes: dict[str, int]) -> int:
+    return sum(sizes[f"tasks.{task.index}.{part}"] for part in ("profile", "expert"))
 
 
 def _pictures(task: "TaskInfo") -> str:

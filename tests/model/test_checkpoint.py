@@ -52,7 +52,7 @@ def section_of(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.T
 
 def test_what_was_saved_is_loaded_to_the_bit(checkpoint: Checkpoint) -> None:
     config = checkpoint.header.config
-    base, expert = checkpoint.base(), checkpoint.task(1).expert
+    base, expert = checkpoint.base(), checkpoint.expert(1)
     for loaded, original in ((base, tiny_base(config)), (expert, tiny_expert(config, 101))):
         state = original.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
@@ -60,8 +60,7 @@ def test_what_was_saved_is_loaded_to_the_bit(checkpoint: Checkpoint) -> None:
 
 def test_a_copy_predicts_the_same_bits(checkpoint: Checkpoint, detector: Detector, tmp_path: Path) -> None:
     copy = tmp_path / "copy.safetensors"
-    tasks = [checkpoint.section(f"tasks.{index}") for index in range(3)]
-    write_checkpoint(copy, checkpoint.header, checkpoint.section("backbone"), checkpoint.section("base"), tasks)
+    write_checkpoint(copy, checkpoint.header, {name: checkpoint.section(name) for name in checkpoint.header.digests()})
     pictures = [product_picture(kind, 70) for kind in range(3)]
     again = Detector.load(copy, device="cpu", precision="fp32").predict(pictures)
     for one, other in zip(detector.predict(pictures), again, strict=True):
@@ -72,7 +71,7 @@ def test_a_copy_predicts_the_same_bits(checkpoint: Checkpoint, detector: Detecto
 
 def test_the_header_tells_configuration_preprocessing_and_tasks_in_order(checkpoint: Checkpoint) -> None:
     header = Checkpoint.open(checkpoint.path).header
-    assert header.format_version == FORMAT_VERSION == 2
+    assert header.format_version == FORMAT_VERSION == 3
     assert header.config == tiny_config()
     assert header.preprocessing.mean == (0.5, 0.45, 0.4)
     assert [task.name for task in header.tasks] == list(NAMES)
@@ -90,7 +89,7 @@ def test_the_digest_of_a_checkpoint_changes_with_what_it_holds(checkpoint: Check
 
 def test_the_sizes_of_the_sections_add_up_to_the_file(checkpoint: Checkpoint) -> None:
     sizes = checkpoint.section_bytes()
-    assert set(sizes) == {"backbone", "base", "tasks.0", "tasks.1", "tasks.2"}
+    assert set(sizes) == set(checkpoint.header.digests())
     data = checkpoint.path.read_bytes()
     assert sum(sizes.values()) == len(data) - 8 - header_length(data)
 
@@ -149,8 +148,12 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, metadata: dict[st
         Checkpoint.open(tmp_path / "foreign.safetensors")
 
 
-@pytest.mark.parametrize("section", ["backbone", "base", "tasks.0", "tasks.2"])
-def test_one_flipped_bit_in_a_tensor_is_found_at_load(checkpoint: Checkpoint, tmp_path: Path, section: str) -> None:
+@pytest.mark.parametrize(
+    "section", ["backbone", "base", "tasks.0.profile", "tasks.2.profile", "tasks.0.expert", "tasks.2.expert"]
+)
+def test_one_flipped_bit_in_a_tensor_is_found_before_it_is_used(
+    checkpoint: Checkpoint, tmp_path: Path, section: str
+) -> None:
     data = bytearray(checkpoint.path.read_bytes())
     table = json.loads(data[8 : 8 + header_length(data)])
     start, end = next(
@@ -163,8 +166,11 @@ def test_one_flipped_bit_in_a_tensor_is_found_at_load(checkpoint: Checkpoint, tm
     opened = Checkpoint.open(tmp_path / "damaged.safetensors")
     with pytest.raises(CheckpointDigestError, match=f"section '{section}' of .*damaged"):
         opened.verify()
+    used = section.rpartition(".")[0].removeprefix("tasks.") if section.endswith("expert") else "0"
     with pytest.raises(CheckpointDigestError):
-        Detector.load(tmp_path / "damaged.safetensors", device="cpu")
+        Detector.load(tmp_path / "damaged.safetensors", device="cpu").predict(
+            [product_picture(0, 1)], [NAMES[int(used)]]
+        )
 
 
 def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -172,17 +178,41 @@ def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Check
         tensors["tasks.1.expert.adapter.beta_logit"][0] += 1
 
     damaged = Checkpoint.open(rewritten(checkpoint.path, tmp_path / "damaged.safetensors", damage))
-    damaged.task(0)
+    damaged.profile(1)
+    damaged.expert(0)
     with pytest.raises(CheckpointDigestError):
-        damaged.task(1)
+        damaged.expert(1)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
+def test_a_damaged_expert_keeps_none_of_the_others_from_predicting(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    def damage(document: dict, tensors: dict[str, torch.Tensor]) -> None:
+        tensors["tasks.1.expert.adapter.beta_logit"][0] += 1
+
+    detector = Detector.load(rewritten(checkpoint.path, tmp_path / "damaged.safetensors", damage), device="cpu")
+    for _ in range(2):
+        with pytest.raises(CheckpointDigestError, match=r"section 'tasks\.1\.expert' of .*restore it from a copy"):
+            detector.predict([product_picture(1, 50)], ["nut"])
+    assert detector.predict([product_picture(2, 50)], ["gear"])[0].task.name == "gear"
+
+
+def test_a_detector_goes_on_with_the_file_that_it_opened_after_a_newer_one_took_its_place(
+    checkpoint: Checkpoint, detector: Detector, tmp_path: Path
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(checkpoint.path.read_bytes())
+    opened = Detector.load(path, device="cpu", precision="fp32")
+    tiny_checkpoint(path, names=("cog", "pin"), config=tiny_config(dim=8))
+    assert [each.name for each in Checkpoint.open(path).header.tasks] == ["cog", "pin"]
+    found, expected = (each.predict([product_picture(2, 50)])[0] for each in (opened, detector))
+    assert (found.grid_map == expected.grid_map).all()
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
 def test_an_unknown_format_version_is_refused_with_both_versions(
     checkpoint: Checkpoint, tmp_path: Path, version: object
 ) -> None:
     path = rewritten(checkpoint.path, tmp_path / "f", lambda document, _: document.update(format_version=version))
-    with pytest.raises(CheckpointVersionError, match=f"format version {version!r}; this program reads version 2"):
+    with pytest.raises(CheckpointVersionError, match=f"format version {version!r}; this program reads version 3"):
         Checkpoint.open(path)
 
 
@@ -225,7 +255,8 @@ def redigest(document: dict, tensors: dict[str, torch.Tensor]) -> None:
     """Make the digests those of the changed tensors, as whoever forges a file would."""
     document["base_sha256"] = digest_tensors(section_of(tensors, "base"))
     for index, task in enumerate(document["tasks"]):
-        task["sha256"] = digest_tensors(section_of(tensors, f"tasks.{index}"))
+        task["profile_sha256"] = digest_tensors(section_of(tensors, f"tasks.{index}.profile"))
+        task["sha256"] = digest_tensors(section_of(tensors, f"tasks.{index}.expert"))
 
 
 def other_width(document: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -237,11 +268,11 @@ def more_blocks(document: dict, tensors: dict[str, torch.Tensor]) -> None:
 
 
 def no_axes(document: dict, tensors: dict[str, torch.Tensor]) -> None:
-    del tensors["tasks.1.prototype.axes"]
+    del tensors["tasks.1.profile.prototype.axes"]
 
 
 def flat_axes(document: dict, tensors: dict[str, torch.Tensor]) -> None:
-    tensors["tasks.1.prototype.axes"] = tensors["tasks.1.prototype.axes"].flatten()
+    tensors["tasks.1.profile.prototype.axes"] = tensors["tasks.1.profile.prototype.axes"].flatten()
 
 
 def stray_tensor(document: dict, tensors: dict[str, torch.Tensor]) -> None:
@@ -262,7 +293,7 @@ def test_tensors_that_do_not_fit_the_header_are_refused_in_one_line(
 
     path = rewritten(checkpoint.path, tmp_path / "f", forge)
     with pytest.raises(CheckpointFormatError, match="does not fit its configuration") as caught:
-        Detector.load(path, device="cpu")
+        Detector.load(path, device="cpu").predict([product_picture(1, 50)], ["nut"])
     assert "\n" not in str(caught.value)
 
 
@@ -271,7 +302,7 @@ def test_a_section_that_is_missing_is_refused(checkpoint: Checkpoint, tmp_path: 
         for key in [key for key in tensors if key.startswith("tasks.2.")]:
             del tensors[key]
 
-    with pytest.raises(CheckpointDigestError, match=r"'tasks\.2'"):
+    with pytest.raises(CheckpointDigestError, match=r"'tasks\.2\.profile'"):
         Detector.load(rewritten(checkpoint.path, tmp_path / "f", drop), device="cpu")
 
 
@@ -300,12 +331,13 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(checkpoint: Chec
     in_the_way = tmp_path / "factory.safetensors"
     in_the_way.mkdir()
     with pytest.raises(CheckpointError, match="cannot be written .*make room or give it another place"):
-        write_checkpoint(in_the_way, checkpoint.header, {}, {}, [])
+        write_checkpoint(in_the_way, checkpoint.header, {name: {} for name in checkpoint.header.digests()})
     assert list(tmp_path.iterdir()) == [in_the_way]
 
 
+@pytest.mark.parametrize("how", ["section", "stored"])
 def test_a_full_disk_is_an_error_that_leaves_the_old_checkpoint(
-    checkpoint: Checkpoint, tmp_path: Path, processes: Processes
+    checkpoint: Checkpoint, tmp_path: Path, processes: Processes, how: str
 ) -> None:
     path = tmp_path / "factory.safetensors"
     path.write_bytes(checkpoint.path.read_bytes())
@@ -313,10 +345,10 @@ def test_a_full_disk_is_an_error_that_leaves_the_old_checkpoint(
     finished = processes.run(
         "import resource, signal\nfrom model.checkpoint import Checkpoint, write_checkpoint\n"
         f"old = Checkpoint.open({str(path)!r})\n"
-        "sections = old.section('backbone'), old.section('base'), [old.section(f'tasks.{i}') for i in range(3)]\n"
+        f"sections = {{name: old.{how}(name) for name in old.header.digests()}}\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "write_checkpoint(old.path, old.header, *sections)\n"
+        "write_checkpoint(old.path, old.header, sections)\n"
     )
     assert finished.status == 1
     assert "CheckpointError: checkpoint" in finished.stderr
@@ -333,12 +365,11 @@ def test_kills_of_a_writer_at_random_instants_leave_the_old_or_the_new_checkpoin
     code = (
         "from model.checkpoint import Checkpoint, write_checkpoint\n"
         f"old = Checkpoint.open({str(checkpoint.path)!r})\n"
-        "parts = old.section('backbone'), old.section('base')\n"
-        "tasks = [old.section(f'tasks.{i}') for i in range(3)]\n"
+        "sections = {name: old.stored(name) for name in old.header.digests()}\n"
         "import itertools, pathlib\n"
         "for count in itertools.cycle((2, 3)):\n"
         "    header = old.header.model_copy(update={'tasks': old.header.tasks[:count]})\n"
-        f"    write_checkpoint(pathlib.Path({str(path)!r}), header, *parts, tasks[:count])\n"
+        f"    write_checkpoint(pathlib.Path({str(path)!r}), header, sections)\n"
     )
     rng = random.Random(1)
     seen = set()
@@ -353,8 +384,6 @@ def test_kills_of_a_writer_at_random_instants_leave_the_old_or_the_new_checkpoin
         opened.verify()
         seen.add(len(opened.header.tasks))
     assert seen <= {2, 3}
-    write_checkpoint(
-        path, checkpoint.header, checkpoint.section("backbone"), checkpoint.section("base"),
-        [checkpoint.section(f"tasks.{index}") for index in range(3)],
-    )  # fmt: skip
+    write_checkpoint(path, checkpoint.header, {name: checkpoint.stored(name) for name in checkpoint.header.digests()})
     assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == checkpoint.path.read_bytes()

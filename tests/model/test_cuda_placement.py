@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from model.backbone import Backbone
 from model.calibration import Calibration, TaskCalibration
-from model.checkpoint import Checkpoint, LearnedTask
+from model.checkpoint import Checkpoint, Profile
 from model.detector import Detector
 from model.lora import _FrozenBaseLinear
 from model.network import Base, Expert
@@ -67,9 +67,11 @@ class Unread:
     def base(self) -> Base:
         return Base(self.header.config).requires_grad_(False)
 
-    def task(self, index: int) -> LearnedTask:
-        expert = Expert(self.header.config, first=index == 0).requires_grad_(False)
-        return LearnedTask(expert, Prototype(DIM, 4), CALIBRATION)
+    def profile(self, index: int) -> Profile:
+        return Profile(Prototype(DIM, 4), CALIBRATION)
+
+    def expert(self, index: int) -> Expert:
+        return Expert(self.header.config, first=index == 0).requires_grad_(False)
 
 
 @pytest.fixture

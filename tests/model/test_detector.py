@@ -58,7 +58,7 @@ def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpo
     found = detector.predict([PICTURES[0]])[0]
     mean, std = (torch.tensor(values) for values in ((0.5, 0.45, 0.4), (0.25, 0.2, 0.3)))
     x = ((torch.from_numpy(PICTURES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
-    expert, prototype, _ = checkpoint.task(2)
+    expert, prototype = checkpoint.expert(2), checkpoint.profile(2).prototype
     with torch.inference_mode():
         embeddings = detector._features.embedder(checkpoint.backbone()(x))
         nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, embeddings))
@@ -213,19 +213,32 @@ def test_the_least_recently_used_expert_leaves_the_cache(
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32", max_experts=2)
     merged: list[int] = []
-    read = checkpoint.task
-    monkeypatch.setattr(checkpoint, "task", lambda index: merged.append(index) or read(index))
+    read = checkpoint.expert
+    monkeypatch.setattr(checkpoint, "expert", lambda index: merged.append(index) or read(index))
     for name in ("bolt", "nut", "bolt", "gear", "bolt", "nut"):
         detector.predict(PICTURES[:1], [name])
     assert merged == [0, 1, 2, 1]
 
 
-def test_warming_up_merges_every_expert_before_the_first_request(
+def test_experts_are_not_read_before_they_are_used(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Checkpoint.open(checkpoint.path)
+    asked: list[str] = []
+    read = opened.section
+    monkeypatch.setattr(opened, "section", lambda name: asked.append(name) or read(name))
+    detector = Detector(opened, device="cpu", precision="fp32")
+    assert sorted(asked) == ["backbone", "base", *(f"tasks.{index}.profile" for index in range(3))]
+    asked.clear()
+    detector.predict(PICTURES[:1] * 2, ["nut", "nut"])
+    detector.predict(PICTURES[:1], ["nut"])
+    assert asked == ["tasks.1.expert"]
+
+
+def test_warming_up_merges_the_experts_of_the_first_products_before_the_first_request(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
     detector.warm_up(2)
-    monkeypatch.setattr(checkpoint, "task", lambda index: pytest.fail("an expert was read after warming up"))
+    monkeypatch.setattr(checkpoint, "expert", lambda index: pytest.fail("an expert was read after warming up"))
     detector.predict(PICTURES)
 
 

@@ -11,7 +11,15 @@ from torch import nn
 
 from model.backbone import Backbone, import_plugin
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
-from model.checkpoint import Checkpoint, Header, digest_tensors, task_tensors, write_checkpoint
+from model.checkpoint import (
+    Checkpoint,
+    Header,
+    Tensors,
+    digest_tensors,
+    expert_tensors,
+    profile_tensors,
+    write_checkpoint,
+)
 from model.config import BackboneConfig, FlowConfig, ModelConfig, RouterConfig
 from model.features import FeatureExtractor, stack_images
 from model.network import Base, Expert
@@ -125,7 +133,9 @@ def tiny_checkpoint(
     backbone = Backbone.pretrained(config.backbone)
     base = tiny_base(config)
     features = FeatureExtractor(config, backbone)
-    sections, infos = [], []
+    parts = backbone.net.state_dict(), base.state_dict()
+    sections: dict[str, Tensors] = {"backbone": parts[0], "base": parts[1]}
+    infos = []
     for index, name in enumerate(names):
         pictures = [product_picture(index, seed, config.backbone.image_size) for seed in range(8)]
         with torch.inference_mode():
@@ -133,9 +143,9 @@ def tiny_checkpoint(
             descriptors = image_descriptor(features(batch))
         expert = tiny_expert(config, 100 + index, first=index == 0)
         prototype = Prototype.fit(descriptors.clone(), config.router)
-        tensors = task_tensors(expert, prototype, tiny_held_out(index))
+        both = profile_tensors(prototype, tiny_held_out(index)), expert_tensors(expert)
         calibration = TaskCalibration.fit({key: value.tolist() for key, value in tiny_held_out(index).items()})
-        sections.append(tensors)
+        sections |= {f"tasks.{index}.profile": both[0], f"tasks.{index}.expert": both[1]}
         infos.append(
             TaskInfo(
                 name=name,
@@ -149,11 +159,11 @@ def tiny_checkpoint(
                 false_alarm_rate=DEFAULT_FALSE_ALARM_RATE,
                 threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
                 pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
-                parameters=sum(value.numel() for value in tensors.values()),
-                sha256=digest_tensors(tensors),
+                parameters=sum(value.numel() for part in both for value in part.values()),
+                profile_sha256=digest_tensors(both[0]),
+                sha256=digest_tensors(both[1]),
             )
         )
-    parts = backbone.net.state_dict(), base.state_dict()
     header = Header(
         preset="small",
         config=config,
@@ -162,5 +172,5 @@ def tiny_checkpoint(
         base_sha256=digest_tensors(parts[1]),
         tasks=tuple(infos),
     )
-    write_checkpoint(path, header, *parts, sections)
+    write_checkpoint(path, header, sections)
     return Checkpoint.open(path)

@@ -41,7 +41,7 @@ def learned(products: Path, preset: Preset, tmp_path_factory: pytest.TempPathFac
 
 def tensors(path: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint.open(path)
-    parts = ["base", *(f"tasks.{task.index}" for task in checkpoint.header.tasks)]
+    parts = [part for part in checkpoint.header.digests() if part != "backbone"]
     return {f"{part}.{key}": value for part in parts for key, value in checkpoint.section(part).items()}
 
 

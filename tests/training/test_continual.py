@@ -32,8 +32,11 @@ def learn(data: Path, tasks: list[str], path: Path, preset: Preset, **options: o
 
 def sections(path: Path) -> dict[str, dict[str, torch.Tensor]]:
     checkpoint = Checkpoint.open(path)
-    names = {task.name: f"tasks.{task.index}" for task in checkpoint.header.tasks}
-    return {key: checkpoint.section(part) for key, part in ({"base": "base", "backbone": "backbone"} | names).items()}
+    found = {part: checkpoint.section(part) for part in ("base", "backbone")}
+    for task in checkpoint.header.tasks:
+        profile, expert = (checkpoint.section(f"tasks.{task.index}.{part}") for part in ("profile", "expert"))
+        found[task.name] = profile | expert
+    return found
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -150,7 +153,7 @@ def test_held_out_pictures_are_never_fitted_and_calibrate(
 def test_the_recorded_thresholds_are_those_of_the_held_out_pictures(learned: dict[str, Path]) -> None:
     checkpoint = Checkpoint.open(learned["gear"])
     for info in checkpoint.header.tasks:
-        calibration = checkpoint.task(info.index).calibration
+        calibration = checkpoint.profile(info.index).calibration
         assert info.threshold == pytest.approx(calibration.scores.threshold(info.false_alarm_rate))
         assert info.pixel_threshold == pytest.approx(calibration.peaks.threshold(info.false_alarm_rate))
 

@@ -48,7 +48,11 @@ def predictions(path: Path, name: str) -> list[Prediction]:
 
 
 def section(path: Path, name: str) -> dict[str, torch.Tensor]:
-    return Checkpoint.open(path).section(name)
+    """The base, or both sections of ``tasks.INDEX``."""
+    checkpoint = Checkpoint.open(path)
+    if name == "base":
+        return checkpoint.section(name)
+    return checkpoint.section(f"{name}.profile") | checkpoint.section(f"{name}.expert")
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

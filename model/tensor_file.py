@@ -1,0 +1,184 @@
+"""A safetensors file of many sections: its table is read once, its tensors are mapped into memory when asked for.
+
+Reading a table of 150,000 tensors through the library for each of two thousand sections would cost more than all else;
+here that is done once, and what is kept of it is small (``model.tensor_table``).
+
+Writing streams. Sections that are kept from another file are copied from file to file in bounded pieces, so that adding
+a product to a large checkpoint needs no more memory than the product and the table.
+"""
+
+import mmap
+import os
+import weakref
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, Self
+
+import torch
+
+from model.errors import CheckpointFormatError, one_line
+from model.tensor_table import TYPES, Section, Spec, format_table, parse_table, table_length
+
+__all__ = ["StoredSection", "TensorFile", "Tensors", "write_tensor_file"]
+
+Tensors = Mapping[str, torch.Tensor]
+
+_COPY_BYTES = 16 * 2**20
+"""Most bytes held at once where the system cannot copy from file to file by itself."""
+
+
+class TensorFile:
+    """An open safetensors file. It stays the same file if another one is renamed to its path."""
+
+    def __init__(
+        self, path: Path, handle: int, start: int, end: int, metadata: dict[str, str], table: dict[str, Section]
+    ) -> None:
+        self.path, self.metadata = path, metadata
+        self._handle, self._start, self._end, self._table = handle, start, end, table
+        weakref.finalize(self, os.close, handle)
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Read and check the table.
+
+        Raises:
+            CheckpointFormatError: not a whole safetensors file.
+        """
+        try:
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            try:
+                size = os.fstat(handle).st_size
+                length = table_length(_read(handle, 8, 0), size)
+                metadata, table = parse_table(_read(handle, length, 8), size - 8 - length)
+            except BaseException:
+                os.close(handle)
+                raise
+        except (OSError, ValueError, RecursionError) as error:
+            raise CheckpointFormatError(
+                f"{str(path)!r} is no whole safetensors file ({one_line(error)}); it may be truncated: copy or train "
+                "it again."
+            ) from error
+        return cls(path, handle, 8 + length, size, metadata, table)
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """How many numbers each section has, and in how many bytes; an empty section is left out."""
+        # The sections of a thousand tasks have few different layouts.
+        totals = {
+            id(layout): (sum(spec.numbers for spec in layout), sum(spec.size for spec in layout))
+            for layout in {id(section.layout): section.layout for section in self._table.values()}.values()
+        }
+        return {name: totals[id(section.layout)] for name, section in self._table.items()}
+
+    def section(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of a section by their names there: none where there is no such section.
+
+        They are a private memory map: bytes are read when they are touched, and writing changes the tensors, never the
+        file. The map goes with the last of them.
+
+        Raises:
+            CheckpointFormatError: the file was cut since it was opened.
+        """
+        spans = list(self.spans(name))
+        begin, end = min((span[1] for span in spans), default=0), max((span[2] for span in spans), default=0)
+        if begin == end:
+            return {spec.key: torch.empty(spec.shape, dtype=TYPES[spec.dtype]) for spec, _, _ in spans}
+        try:
+            if os.fstat(self._handle).st_size < self._end:
+                raise OSError("it is shorter than it was")
+            aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
+            mapped = mmap.mmap(self._handle, end - aligned, access=mmap.ACCESS_COPY, offset=aligned)
+        except OSError as error:
+            raise CheckpointFormatError(f"{str(self.path)!r} cannot be read ({one_line(error)}).") from error
+        return {spec.key: _view(mapped, spec, first - aligned) for spec, first, _ in spans}
+
+    def spans(self, name: str) -> Iterator[tuple[Spec, int, int]]:
+        """Each tensor of a section with where its bytes begin and end in the file."""
+        section = self._table.get(name, Section((), array("Q")))
+        for spec, begin in zip(section.layout, section.begins, strict=True):
+            yield spec, self._start + begin, self._start + begin + spec.size
+
+
+class StoredSection(NamedTuple):
+    """A section that is to be copied as it is from another file."""
+
+    file: TensorFile
+    name: str
+
+
+def write_tensor_file(path: Path, metadata: Mapping[str, str], sections: Mapping[str, Tensors | StoredSection]) -> None:
+    """Write ``sections`` in the order given, one after another.
+
+    Raises:
+        OSError: the file cannot be written, as on a full disk.
+        ValueError: more tensors than the format allows.
+    """
+    specs = {
+        name: [spec for spec, _, _ in part.file.spans(part.name)]
+        if isinstance(part, StoredSection)
+        else [Spec.of(key, value) for key, value in _in_order(part)]
+        for name, part in sections.items()
+    }
+    with path.open("wb") as target:
+        target.write(format_table(metadata, specs))
+        del specs
+        source, begin, end = None, 0, 0
+        for part in sections.values():
+            if isinstance(part, StoredSection):
+                for _, first, last in part.file.spans(part.name):
+                    # What lies together in the old file is copied together.
+                    if part.file is not source or first != end:
+                        _copy(source, begin, end, target)
+                        source, begin = part.file, first
+                    end = last
+                continue
+            _copy(source, begin, end, target)
+            source = None
+            for _, value in _in_order(part):
+                if value.numel():
+                    target.write(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        _copy(source, begin, end, target)
+
+
+def _in_order(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
+    """Widest elements first, so that they are aligned if the section is."""
+    return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
+
+
+def _copy(source: TensorFile | None, begin: int, end: int, target: BinaryIO) -> None:
+    """Append the bytes from ``begin`` to ``end`` of a file; the system's own copy never brings them here."""
+    if source is None:
+        return
+    target.flush()
+    while begin < end and hasattr(os, "copy_file_range"):
+        try:
+            copied = os.copy_file_range(source._handle, target.fileno(), end - begin, begin)
+        except OSError:
+            break  # not between these file systems, or a real fault that writing tells as well
+        if not copied:
+            break
+        begin += copied
+    target.seek(0, os.SEEK_END)
+    while begin < end:
+        piece = _read(source._handle, min(_COPY_BYTES, end - begin), begin)
+        target.write(piece)
+        begin += len(piece)
+
+
+def _read(handle: int, count: int, offset: int) -> bytes:
+    """Exactly ``count`` bytes. ``OSError`` where the file ends earlier."""
+    pieces = []
+    while count:
+        piece = os.pread(handle, count, offset)
+        if not piece:
+            raise OSError("it ends too early")
+        pieces.append(piece)
+        count, offset = count - len(piece), offset + len(piece)
+    return b"".join(pieces)
+
+
+def _view(mapped: mmap.mmap, spec: Spec, offset: int) -> torch.Tensor:
+    dtype = TYPES[spec.dtype]
+    if not spec.size:
+        return torch.empty(spec.shape, dtype=dtype)
+    return torch.frombuffer(mapped, dtype=dtype, count=spec.numbers, offset=offset).view(spec.shape)
