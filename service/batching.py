@@ -14,7 +14,7 @@ from model.errors import OverloadedError
 from model.results import Finding
 from service.errors import NotReadyError
 
-__all__ = ["Batcher", "Inferred"]
+__all__ = ["Batcher", "Expected", "Inferred"]
 
 _SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of the time per picture: about the last ten batches count."""
@@ -42,6 +42,10 @@ class _Waiting:
     result: "Future[Inferred]" = field(default_factory=Future)
 
 
+class Expected:
+    """A picture that is on its way; see ``Batcher.expecting``."""
+
+
 class Batcher:
     """A queue of at most ``capacity`` pictures, handed to the model in batches.
 
@@ -56,7 +60,7 @@ class Batcher:
         self._max_wait_seconds = max_wait_seconds
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()
-        self._expected = 0
+        self._expected: set[Expected | None] = set()
         self._closed = False
         self._seconds_per_picture = 0.0
 
@@ -70,24 +74,30 @@ class Batcher:
         return self._seconds_per_picture
 
     @contextmanager
-    def expecting(self) -> Iterator[None]:
-        """Announce a picture that is about to be submitted: a batch may wait for it."""
+    def expecting(self) -> Iterator["Expected"]:
+        """Announce a picture that is about to be submitted: a batch may wait for it, until the block ends.
+
+        To be given to ``submit`` when it has come; else a batch would wait for the very picture that it begins with.
+        """
+        expected = Expected()
         with self._changed:
-            self._expected += 1
+            self._expected.add(expected)
         try:
-            yield
+            yield expected
         finally:
             with self._changed:
-                self._expected -= 1
+                self._expected.discard(expected)
                 self._changed.notify()
 
-    def submit(self, image: np.ndarray, task: str | None) -> "Future[Inferred]":
+    def submit(self, image: np.ndarray, task: str | None, expected: "Expected | None" = None) -> "Future[Inferred]":
         """Queue one picture. The future's ``cancel`` takes it out again, unless its batch has started.
 
-        Raises ``OverloadedError`` when the queue is full and ``NotReadyError`` after ``close``.
+        ``expected`` is what ``expecting`` gave for this picture. Raises ``OverloadedError`` when the queue is full and
+        ``NotReadyError`` after ``close``.
         """
         item = _Waiting(image, task)
         with self._changed:
+            self._expected.discard(expected)
             if self._closed:
                 raise NotReadyError("The service is stopping and takes no more pictures; send it to another instance.")
             if len(self._queue) >= self._capacity:

@@ -138,12 +138,12 @@ class Engine:
         """
         predictor, metrics = self.predictor, self._metrics
         self.check_task(task)
-        with self._batcher.expecting():
+        with self._batcher.expecting() as expected:
             decoded, waited, decode_seconds = await _in_thread(
                 self._decoders, lambda: decode(data, predictor.preprocessing, max_pixels=self._settings.max_pixels)
             )
             metrics.decode_seconds.observe(decode_seconds)
-            result = self._batcher.submit(decoded.model_input, task)
+            result = self._batcher.submit(decoded.model_input, task, expected)
         inferred = await asyncio.wrap_future(result)
         finding = inferred.finding
         if isinstance(finding, Prediction):

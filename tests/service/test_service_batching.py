@@ -87,6 +87,21 @@ def test_a_batch_starts_at_once_when_nothing_else_is_on_its_way() -> None:
         assert batcher.submit(IMAGE, None).result(120)
 
 
+def test_a_batch_never_waits_for_the_picture_that_it_begins_with() -> None:
+    batcher, model = make(max_wait_seconds=3600), DummyDetector()
+    with running(batcher, model), batcher.expecting() as expected:
+        assert batcher.submit(IMAGE, None, expected).result(120)
+
+
+def test_a_batch_waits_for_another_picture_than_the_one_that_came() -> None:
+    batcher, model = make(max_wait_seconds=3600), DummyDetector()
+    with running(batcher, model), batcher.expecting() as one:
+        with batcher.expecting():
+            result = batcher.submit(IMAGE, None, one)
+            assert not model.entered.wait(0.1)
+        assert result.result(120)
+
+
 def test_a_batch_starts_when_the_picture_on_its_way_failed_to_come() -> None:
     batcher, model = make(max_wait_seconds=3600), DummyDetector()
     with running(batcher, model):

@@ -1,0 +1,65 @@
+"""A checkpoint of the MAIN configuration with random weights: for measuring time and memory, not accuracy.
+
+    python benchmarks/random_checkpoint.py FILE [--products 3]
+
+It takes no download and no data: WideResNet-50-2 gets random weights, and each product is learned from a few pictures
+of noise in one step. The router knows the noise only, so serve it with ``--unknown-limit 0``.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from model.backbone import Backbone
+from model.config import ModelConfig
+from model.preprocessing import Preprocessing
+from training.config import PRESETS
+from training.continual import train_tasks
+
+__all__ = ["write_random_checkpoint"]
+
+MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""ImageNet's, as timm has them for this backbone."""
+
+PICTURES = 4
+"""Pictures that a product is learned from."""
+
+
+def write_random_checkpoint(path: Path, products: int = 1) -> Path:
+    """Write the file and return its path; the products are called ``noise0``, ``noise1``, …"""
+    config = ModelConfig().backbone
+    mean, std = MEAN_STD
+    torch.manual_seed(0)
+    backbone = Backbone.empty(config, Preprocessing(image_size=config.image_size, mean=mean, std=std))
+    names = [f"noise{number}" for number in range(products)]
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        weights = folder / "backbone.safetensors"
+        save_file({key: value.contiguous() for key, value in backbone.net.state_dict().items()}, weights)
+        for product in names:
+            (folder / "data" / product).mkdir(parents=True)
+            for number in range(PICTURES):
+                noise = generator.integers(0, 256, (config.image_size, config.image_size, 3), dtype=np.uint8)
+                Image.fromarray(noise).save(folder / "data" / product / f"{number}.png")
+        preset = PRESETS["main"].with_changes(backbone={}, training={"epochs": 1, "folds": 1})
+        train_tasks(folder / "data", names, path, preset=preset, backbone_weights=weights, device="cpu")
+    return path
+
+
+def main() -> None:
+    """Run from a command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--products", type=int, default=3)
+    options = parser.parse_args()
+    write_random_checkpoint(options.file, options.products)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""The load benchmark measures a real service, and its gates say what they should."""
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from forked import ENVIRONMENT
+from PIL import Image
+from tiny_model import PLUGIN, product_picture, tiny_checkpoint
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+FAKE_WRK = f"""#!{sys.executable}
+import json, os, sys, time, urllib.request
+path, pictures = os.environ["LOAD_PATH"], os.environ["LOAD_PICTURES"].split("\\n")
+print("Running 1s test")
+head = {{"Content-Type": "application/octet-stream"}}
+turn, begun = 0, time.monotonic()
+while time.monotonic() < begun + 1:
+    turn += 1
+    data, sent = open(pictures[turn % len(pictures)], "rb").read(), time.monotonic()
+    with urllib.request.urlopen(urllib.request.Request(sys.argv[-1] + path, data, head)) as answer:
+        body = answer.read()
+    ended, stages = time.monotonic(), json.loads(body)["timing_ms"]
+    print(int(ended * 1e6), int((ended - sent) * 1e6), answer.status, len(body), *stages.values())
+"""
+"""Speaks as wrk with load.lua does, for machines without it: one second, one connection."""
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Iterator[ModuleType]:
+    sys.path.insert(0, str(FOLDER))
+    yield importlib.import_module("service_load")
+    sys.path.remove(str(FOLDER))
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    for kind in range(3):
+        Image.fromarray(product_picture(kind, 0, 48)).save(folder / f"{kind}.png")
+    return folder
+
+
+def test_a_real_service_is_measured_beside_the_process(
+    benchmark: ModuleType, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "fake"
+    fake.write_text(FAKE_WRK)
+    fake.chmod(0o755)
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
+    tiny_checkpoint(tmp_path / "tiny.safetensors")
+    output = tmp_path / "load.json"
+    status = benchmark.main(
+        ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors"), "--plugin", str(PLUGIN),
+         "--concurrency", "1", "--concurrency", "2", "--rounds", "1", "--seconds", "1", "--requests", "9",
+         "--memory-seconds", "1", "--output", str(output), "--wrk", shutil.which("wrk") or str(fake)]
+    )  # fmt: skip
+    result = json.loads(output.read_text())
+    assert status == (0 if all(gate["passed"] for gate in result["gates"]) else 1)
+    assert [row["concurrency"] for row in result["load"]] == [1, 2]
+    assert [row["batch"] for row in result["load"]] == [1, 2]
+    for row in result["load"]:
+        assert row["ratio"] == pytest.approx(row["http_per_second"] / row["process_per_second"])
+        latency = row["latency_ms"]
+        assert 0 < latency["p50"] <= latency["p95"] <= latency["p99"] <= latency["max"]
+        assert all(0 < row["stages_ms"][name]["p50"] < latency["max"] for name in ("decode", "inference", "encode"))
+    assert result["memory"]["requests"] >= 9
+    assert result["memory"]["at_end"] > 2**20
+    assert len(result["gates"]) == 4
+    assert "| 2 |" in output.with_suffix(".md").read_text()
+
+
+def row(concurrency: int, ratio: float, queue: float) -> dict[str, object]:
+    return {"concurrency": concurrency, "ratio": ratio, "stages_ms": {"queue": {"p95": queue}}}
+
+
+def test_the_gates_are_the_ratio_the_queue_of_a_lone_client_and_the_memory(benchmark: ModuleType) -> None:
+    memory = {"requests": 10_000, "growth": 0.03}
+    gates = benchmark.judge([row(1, 0.9, 5.0), row(4, 0.89, 700.0)], memory)
+    assert [gate["passed"] for gate in gates] == [True, False, True, False]
+    assert [gate["passed"] for gate in benchmark.judge([row(1, 1.2, 5.1)], None)] == [True, False]
+
+
+def test_memory_is_compared_between_the_end_of_the_warm_up_and_the_end(benchmark: ModuleType) -> None:
+    flatness, counts = importlib.import_module("service_memory").flatness, list(range(0, 1001, 10))
+    warming = [100 + min(count, 200) for count in counts]
+    assert flatness(counts, warming)["growth"] == 0
+    leaking = [100 + count for count in counts]
+    found = flatness(counts, leaking)
+    assert (found["after_warm_up"], found["at_end"]) == (350, 1050)
+
+
+def test_an_answer_that_is_no_success_ends_the_measurement(benchmark: ModuleType) -> None:
+    parse = importlib.import_module("wrk").parse
+    with pytest.raises(benchmark.LoadError, match="1 of 2 answers have a status as 429"):
+        parse("Running\n1000000 5 200 9 1 1 1 1\n2000000 5 429 9 nan nan nan nan\n")
+    with pytest.raises(benchmark.LoadError, match="wrk got no answer: unable to connect"):
+        parse("unable to connect")
+
+
+def test_the_rate_counts_from_the_first_answer_on(benchmark: ModuleType) -> None:
+    load = importlib.import_module("wrk").parse("".join(f"{2000000 + 500000 * i} 7 200 9 1 1 1 1\n" for i in range(5)))
+    assert load.per_second() == pytest.approx(2)
+
+
+def test_what_is_missing_is_named(
+    benchmark: ModuleType, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert benchmark.main(["--pictures", str(tmp_path)]) == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    tiny_checkpoint(tmp_path / "tiny.safetensors")
+    arguments = ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors")]
+    assert benchmark.main([*arguments, "--wrk", "no-such-program"]) == 2
+    assert "apt install wrk" in capsys.readouterr().err
