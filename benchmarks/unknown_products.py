@@ -115,13 +115,9 @@ class Learned:
 
     def refused(self, points: torch.Tensor, limits: tuple[float, ...]) -> np.ndarray:
         """Shares of the pictures refused at each limit."""
-        distances, shares = (values.tolist() for values in self.router(points))
-        typical = [calibration.median for calibration in self.calibrations]
-        outside = [
-            [all(map(is_outside, d, s, typical, [limit] * len(s))) for d, s in zip(distances, shares, strict=True)]
-            for limit in limits
-        ]
-        return np.array(outside)
+        distances, shares = self.router(points)
+        typical = torch.tensor([calibration.median for calibration in self.calibrations])
+        return np.array([is_outside(distances, shares, typical, limit).all(1).tolist() for limit in limits])
 
     def routed(self, points: torch.Tensor) -> list[str]:
         return [self.names[index] for index in self.router(points)[0].argmin(1).tolist()]

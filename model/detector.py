@@ -18,9 +18,10 @@ from model.features import FeatureExtractor, stack_images
 from model.merged import MergedExpert
 from model.preprocessing import Preprocessing
 from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
-from model.router import Router, image_descriptor, is_outside
+from model.router import Router, image_descriptor
 from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score
+from model.shortlist import Route, Shortlist, shortlist
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -71,6 +72,7 @@ class Detector:
         profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
         self._router = Router([each.prototype for each in profiles]).to(self.device)
         self._calibrations = [each.calibration for each in profiles]
+        self._typical = torch.tensor([each.distances.median for each in self._calibrations], device=self.device)
         self._tasks = tuple(self._at_rate(info) for info in checkpoint.header.tasks)
         self._experts = ExpertCache(self._merge, max_experts)
 
@@ -151,12 +153,10 @@ class Detector:
             batch = stack_images(list(images), self.preprocessing.resize, self.device)
             embeddings, distances, shares = self.embed_and_route(batch)
             # The one read that waits for the device: which experts this batch needs.
-            table = torch.stack((distances, shares), 1).tolist()
-            routed = [self._candidates(*row) for row in table]
+            routed = self._shortlist(distances, shares, forced)
             refuses = refuse_unknown and self.unknown_limit > 0
             chosen = [
-                index if index is not None else None if refuses and self._is_unknown(found) else found[0].index
-                for index, found in zip(forced, routed, strict=True)
+                None if refuses and found.named is None and found.is_outside else found.task.index for found in routed
             ]
             known = [row for row, task in enumerate(chosen) if task is not None]
             if len(known) < len(chosen):
@@ -165,7 +165,9 @@ class Detector:
             scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
         rate = self.false_alarm_rate
         return [
-            self._prediction(found, task, *next(scored)) if task is not None else Refusal(found, false_alarm_rate=rate)
+            Refusal(self._candidates(found), false_alarm_rate=rate)
+            if task is None
+            else self._prediction(found, found.task, *next(scored))
             for found, task in zip(routed, chosen, strict=True)
         ]
 
@@ -186,11 +188,11 @@ class Detector:
         with torch.inference_mode():
             batch = stack_images(list(images), self.preprocessing.resize, self.device)
             embeddings, distances, shares = self.embed_and_route(batch)
-            routed = [self._candidates(*row) for row in torch.stack((distances, shares), 1).tolist()]
-            wrong = [row for row, (found, true) in enumerate(zip(routed, named, strict=True)) if found[0].index != true]
+            routed = self._shortlist(distances, shares, named)
+            wrong = [row for row, found in enumerate(routed) if found.nearest[0] != found.task]
             rows = [*range(len(images)), *wrong]
-            chosen = [*(found[0].index for found in routed), *(named[row] for row in wrong)]
-            maps, scores = self.score(embeddings[rows] if wrong else embeddings, chosen)
+            chosen = [*(found.nearest[0] for found in routed), *(routed[row].task for row in wrong)]
+            maps, scores = self.score(embeddings[rows] if wrong else embeddings, [route.index for route in chosen])
             scored = zip(rows, chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
             results = [self._prediction(routed[row], task, grid_map, score) for row, task, grid_map, score in scored]
         again = dict(zip(wrong, results[len(images) :], strict=True))
@@ -244,33 +246,25 @@ class Detector:
         base = self._shared_base or self._checkpoint.base(index).to(self.device)
         return MergedExpert(base, expert.to(self.device), _DTYPES[self.precision])
 
-    def _candidates(self, distances: list[float], shares: list[float]) -> tuple[Candidate, ...]:
-        """The learned products with their distances and shares, nearest first."""
-        found = [
-            Candidate(info.name, info.index, distance, calibration.distances.p_value(distance), share)
-            for info, distance, share, calibration in zip(
-                self.tasks, distances, shares, self._calibrations, strict=True
-            )
-        ]
-        return tuple(sorted(found, key=lambda candidate: (candidate.distance, candidate.index)))
+    def _shortlist(self, distances: torch.Tensor, shares: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
+        return shortlist(distances, shares, self._typical, self.unknown_limit, named)
 
-    def _is_unknown(self, candidates: tuple[Candidate, ...]) -> bool:
-        """Whether the picture lies outside of every product."""
-        return all(
-            is_outside(each.distance, each.share, self._calibrations[each.index].distances.median, self.unknown_limit)
-            for each in candidates
-        )
+    def _candidate(self, route: Route) -> Candidate:
+        p_value = self._calibrations[route.index].distances.p_value(route.distance)
+        return Candidate(self.tasks[route.index].name, route.index, route.distance, p_value, route.share)
 
-    def _prediction(
-        self, candidates: tuple[Candidate, ...], task: int, grid_map: np.ndarray, score: float
-    ) -> Prediction:
+    def _candidates(self, found: Shortlist) -> tuple[Candidate, ...]:
+        """The nearest learned products with their distances and shares."""
+        return tuple(map(self._candidate, found.nearest))
+
+    def _prediction(self, found: Shortlist, task: Route, grid_map: np.ndarray, score: float) -> Prediction:
         return Prediction(
-            candidates=candidates,
-            task=next(candidate for candidate in candidates if candidate.index == task),
+            candidates=self._candidates(found),
+            task=self._candidate(task),
             score=score,
             grid_map=grid_map,
             model_size=self.preprocessing.image_size,
-            calibration=self._calibrations[task],
+            calibration=self._calibrations[task.index],
             false_alarm_rate=self.false_alarm_rate,
         )
 

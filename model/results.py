@@ -13,7 +13,11 @@ from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_r
 from model.regions import Region, find_regions
 from model.scoring import pixel_map
 
-__all__ = ["Candidate", "CheckpointInfo", "Finding", "Prediction", "Refusal", "TaskInfo", "Verdict"]
+__all__ = ["MAX_CANDIDATES", "Candidate", "CheckpointInfo", "Finding", "Prediction", "Refusal", "TaskInfo", "Verdict"]
+
+
+MAX_CANDIDATES = 5
+"""Most products that are named as candidates of the router for a picture."""
 
 
 class Verdict(StrEnum):
@@ -74,7 +78,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """What is said of every picture: ``candidates`` holds all learned products, the nearest first."""
+    """What is said of every picture: ``candidates`` holds the few nearest products, the nearest first."""
 
     candidates: tuple[Candidate, ...]
     false_alarm_rate: float = field(default=DEFAULT_FALSE_ALARM_RATE, kw_only=True)

@@ -11,7 +11,15 @@ Whether a picture shows an *unknown* product is asked where products differ, as 
 metric of product t, and in the few directions that lead from t to the other learned products. There the *share* of a
 picture is its distance from t over that of the nearest other product: 0 is t itself, 1 as far as the next. What a
 defect does lies mostly across these directions, and what makes another product mostly along them.
+
+A thousand products cost what their prototypes cost. All distances are one batched product. The differences from one
+mean to all others span the same k ≤ min(T − 1, D) directions U whichever mean they start from, so that no product
+needs directions of its own: with the precision P = f·I − A Aᵀ of product t, the squared length of the part of its
+whitened difference d that lies in the whitened span is ‖(Uᵀ P U)^-½ Uᵀ P d‖², where Uᵀ P U = f·I − B Bᵀ with B = Uᵀ A
+is inverted in its r dimensions (Woodbury). With as many directions as there are dimensions that is d's whole length.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -29,13 +37,20 @@ _LEAST_GAP = 6.0
 """Least distance to another product that shares are measured by, in standard deviations along each direction to one:
 two names for the same product would otherwise push all its pictures out of both."""
 
+_LEAST_SPREAD = 1e-5
+"""Directions along which the means of the products spread less than this, as a share of the widest, lead nowhere."""
 
-def is_outside(distance: float, share: float, typical: float, limit: float) -> bool:
-    """Whether a picture lies outside of a product, by its distance and its share.
+_CHUNK = 64
+"""Products whose distances to all others are computed at once."""
 
-    ``typical`` is the median distance of the product's good pictures, ``limit`` the share up to which it is inside.
+
+def is_outside(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tensor, limit: float) -> torch.Tensor:
+    """Whether pictures lie outside of products, by distances and shares ``(…, T)``.
+
+    ``typical`` ``(T,)`` is the median distance of each product's good pictures, ``limit`` the share up to which a
+    picture is inside.
     """
-    return share > limit or distance > FAR_MULTIPLE * typical
+    return (share > limit) | (distance > FAR_MULTIPLE * typical)
 
 
 def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
@@ -96,9 +111,14 @@ class Router(nn.Module):
     mean: torch.Tensor
     whitening: torch.Tensor
     floor_precision: torch.Tensor
-    separating: torch.Tensor
+    gap: torch.Tensor
+    centre: torch.Tensor
+    span: torch.Tensor | None
+    mean_along_span: torch.Tensor
+    along_span: torch.Tensor
+    inverse_root: torch.Tensor
 
-    def __init__(self, prototypes: list[Prototype]) -> None:
+    def __init__(self, prototypes: Sequence[Prototype]) -> None:
         super().__init__()
         rank = max((p.axes.shape[1] for p in prototypes), default=0)
         dim = prototypes[0].mean.shape[0] if prototypes else 0
@@ -107,12 +127,21 @@ class Router(nn.Module):
             # Distance² = ‖d‖²/floor − Σ (aᵢ·d)²·(1/floor − 1/varianceᵢ); unused axes stay zero and count nothing.
             gain = (1 / p.floor - 1 / p.variances).clamp_min(0).sqrt()
             whitening[index, :, : p.axes.shape[1]] = p.axes * gain
-        self.register_buffer("mean", torch.stack([p.mean for p in prototypes]) if prototypes else torch.zeros(0, dim))
+        mean = torch.stack([p.mean for p in prototypes]) if prototypes else torch.zeros(0, dim)
+        precision = torch.stack([1 / p.floor for p in prototypes]) if prototypes else torch.zeros(0)
+        self.register_buffer("mean", mean)
         self.register_buffer("whitening", whitening)
-        self.register_buffer(
-            "floor_precision", torch.stack([1 / p.floor for p in prototypes]) if prototypes else torch.zeros(0)
-        )
-        self.register_buffer("separating", _separating_directions(prototypes, dim))
+        self.register_buffer("floor_precision", precision)
+        span = _spanned(mean) if 1 < len(prototypes) <= dim else None
+        self.register_buffer("span", span)
+        if span is not None:
+            self.register_buffer("centre", mean.mean(0))
+            self.register_buffer("mean_along_span", (mean - mean.mean(0)) @ span)
+            along_span = span.T @ whitening
+            self.register_buffer("along_span", along_span)
+            self.register_buffer("inverse_root", _inverse_root(along_span, precision))
+        least = _LEAST_GAP * max(min(len(prototypes) - 1, dim), 1) ** 0.5
+        self.register_buffer("gap", _gaps(mean, whitening, precision).clamp_min(least))
 
     def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mahalanobis distances ``(B, T)`` of descriptors ``(B, D)``, and shares ``(B, T)``, 0 with one product.
@@ -121,24 +150,47 @@ class Router(nn.Module):
         """
         difference = descriptors.float()[None] - self.mean[:, None]  # (T, B, D)
         along = torch.bmm(difference, self.whitening)  # (T, B, r)
-        squared = difference.square().sum(-1) * self.floor_precision[:, None] - along.square().sum(-1)
-        shares = torch.bmm(difference, self.separating).norm(dim=-1)
+        precision = self.floor_precision[:, None]
+        squared = difference.square().sum(-1) * precision - along.square().sum(-1)
+        if self.span is not None:
+            # v = Uᵀ P d; then its squared length in the metric (f·I − B Bᵀ)^-1 = (I + B L Lᵀ Bᵀ) / f.
+            u = (descriptors.float() - self.centre) @ self.span - self.mean_along_span[:, None]  # (T, B, k)
+            v = precision[..., None] * u - torch.bmm(along, self.along_span.mT)
+            inner = torch.bmm(torch.bmm(v, self.along_span), self.inverse_root)
+            within = (v.square().sum(-1) + inner.square().sum(-1)) / precision
+        else:
+            within = squared
+        shares = within.clamp_min(0).sqrt() / self.gap[:, None]
         return squared.clamp_min(0).sqrt().T, shares.T
 
 
-def _separating_directions(prototypes: list[Prototype], dim: int) -> torch.Tensor:
-    """``(T, D, T − 1)``: maps a difference from mean t onto the whitened directions to the other means.
+def _spanned(mean: torch.Tensor) -> torch.Tensor:
+    """Orthonormal directions ``(D, T − 1)`` that lead from any of the means ``(T, D)`` to all others;
+    a direction that they hardly differ in is zero."""
+    _, spread, directions = torch.linalg.svd((mean - mean.mean(0)).double(), full_matrices=False)
+    leads = spread > _LEAST_SPREAD * spread[0]
+    return (directions * leads[:, None])[: len(mean) - 1].T.float().contiguous()
 
-    Divided by the distance of the nearest other mean, so that the length of what it gives is the share.
-    """
-    maps = torch.zeros(len(prototypes), dim, max(len(prototypes) - 1, 0))
-    if len(prototypes) < 2:
-        return maps
-    means = torch.stack([p.mean for p in prototypes])
-    for index, p in enumerate(prototypes):
-        others = p.whiten(torch.cat((means[:index], means[index + 1 :])) - p.mean)
-        gap = others.norm(dim=1).min().clamp_min(_LEAST_GAP * len(others) ** 0.5)
-        directions = torch.linalg.svd(others.double(), full_matrices=False).Vh.float()  # (≤ T − 1, D)
-        # Whitening is symmetric: to whiten a difference and then look along a direction is one product with this.
-        maps[index, :, : len(directions)] = p.whiten(directions).T / gap
-    return maps
+
+def _inverse_root(along_span: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    """For each product a root ``(T, r, r)`` of the inverse of ``f·I − Bᵀ B``; ``along_span`` is ``B`` ``(T, k, r)``."""
+    inner = along_span.double()
+    identity = torch.eye(inner.shape[-1], dtype=torch.float64)
+    # f exceeds every eigenvalue of Bᵀ B, since those of Aᵀ A are f − 1/variance.
+    factor = torch.linalg.cholesky(precision.double()[:, None, None] * identity - inner.mT @ inner)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False).mT.float()
+
+
+def _gaps(mean: torch.Tensor, whitening: torch.Tensor, precision: torch.Tensor) -> torch.Tensor:
+    """``(T,)``: the distance from each mean to the nearest other, in the metric of the former; infinite without."""
+    centred = (mean - mean.mean(0)) if len(mean) else mean
+    wide = centred.double()
+    lengths = wide.square().sum(1)
+    gaps = torch.empty(len(mean))
+    for part in torch.arange(len(mean)).split(_CHUNK):
+        along = centred @ whitening[part] - torch.bmm(centred[part, None], whitening[part])  # (n, T, r)
+        apart = (lengths[part, None] + lengths - 2 * wide[part] @ wide.T).float()
+        squared = precision[part, None] * apart - along.square().sum(-1)
+        squared[torch.arange(len(part)), part] = torch.inf
+        gaps[part] = squared.min(1).values.clamp_min(0).sqrt()
+    return gaps

@@ -6,10 +6,9 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.regions import MAX_REGIONS, Region
-from model.results import CheckpointInfo, Finding, Prediction, TaskInfo, Verdict
+from model.results import MAX_CANDIDATES, CheckpointInfo, Finding, Prediction, TaskInfo, Verdict
 
 __all__ = [
-    "MAX_CANDIDATES",
     "AnomalyMap",
     "Checkpoint",
     "ImageSize",
@@ -24,9 +23,6 @@ __all__ = [
     "Timing",
     "build_response",
 ]
-
-MAX_CANDIDATES = 5
-"""Most products listed as candidates of the router in one response."""
 
 
 class Schema(BaseModel):

@@ -14,7 +14,7 @@ from model.checkpoint import Checkpoint
 from model.detector import Detector
 from model.errors import ConfigurationError, UnknownTaskError
 from model.network import flow_forward
-from model.results import Prediction, Refusal, Verdict
+from model.results import MAX_CANDIDATES, Prediction, Refusal, Verdict
 from model.router import image_descriptor
 from model.scoring import image_score, negative_log_likelihood
 
@@ -80,6 +80,24 @@ def test_candidates_are_all_products_nearest_first_with_the_margin_to_the_runner
         assert {candidate.name for candidate in each.candidates} == {"bolt", "nut", "gear"}
         assert each.margin == distances[1] - distances[0] > 0
         assert each.task == each.candidates[0]
+
+
+def test_of_many_products_the_nearest_few_are_candidates_and_a_named_one_is_known_all_the_same(
+    tmp_path: Path, detector: Detector
+) -> None:
+    names = tuple(f"product{number}" for number in range(MAX_CANDIDATES + 2))
+    tiny_checkpoint(tmp_path / "many.safetensors", names=names)
+    many = Detector.load(tmp_path / "many.safetensors", device="cpu", precision="fp32")
+    free = many.predict([PICTURES[0]], refuse_unknown=False)[0]
+    assert len(free.candidates) == MAX_CANDIDATES
+    assert (free.task.index, free.candidates[0]) == (2, free.task)
+    (left_out, *_) = {*range(len(names))} - {candidate.index for candidate in free.candidates}
+    named = many.predict([PICTURES[0]], [names[left_out]])[0]
+    assert named.task.index == left_out
+    assert named.task.distance > named.candidates[-1].distance
+    assert named.candidates == free.candidates
+    routed, told = many.predict_both([PICTURES[0]], [names[left_out]])[0]
+    assert (routed.task, told.task) == (free.task, named.task)
 
 
 def test_a_named_product_is_used_whatever_the_router_says(detector: Detector) -> None:

@@ -152,6 +152,43 @@ def test_what_leads_to_no_other_product_adds_to_the_distance_and_not_to_the_shar
     assert shares[0, 0].item() < 1e-3
 
 
+def defined_shares(points: torch.Tensor, prototypes: list[Prototype]) -> torch.Tensor:
+    """Shares product by product, by their definition: the length along whitened directions over the nearest mean's."""
+    means = torch.stack([p.mean for p in prototypes])
+    columns = []
+    for index, p in enumerate(prototypes):
+        others = p.whiten(torch.cat((means[:index], means[index + 1 :])) - p.mean)
+        directions = torch.linalg.svd(others.double(), full_matrices=False).Vh.float()
+        columns.append((p.whiten(points - p.mean) @ directions.T).norm(dim=1) / others.norm(dim=1).min())
+    return torch.stack(columns, 1)
+
+
+@pytest.mark.parametrize("count", [2, 4, DIM, DIM + 1, 3 * DIM])
+@pytest.mark.parametrize("axes", [0, 5])
+def test_shares_in_common_directions_are_those_of_each_product_by_itself(count: int, axes: int) -> None:
+    config = RouterConfig(axes=axes, relative_floor=0.0001)
+    centres = 60 * torch.randn(count, DIM, generator=torch.Generator().manual_seed(5))
+    # Some products are of too few pictures for all axes.
+    prototypes = [Prototype.fit(descriptors(30 if k % 3 else 4, seed=k) + c, config) for k, c in enumerate(centres)]
+    points = descriptors(7, seed=99, offset=20)
+    assert torch.allclose(Router(prototypes)(points)[1], defined_shares(points, prototypes), rtol=2e-3)
+
+
+def test_a_thousand_products_need_little_more_memory_than_their_prototypes() -> None:
+    dim, axes = 64, 4
+    config = RouterConfig(axes=axes)
+    for count in (dim // 2, dim, 1000):
+        prototypes = [Prototype.fit(torch.randn(axes + 2, dim) + 9 * torch.randn(dim), config) for _ in range(count)]
+        router = Router(prototypes)
+        held, given = (
+            sum(value.numel() for module in modules for value in module.buffers()) for modules in ([router], prototypes)
+        )
+        assert held < 2.5 * given
+        distances, shares = router(torch.randn(2, dim))
+        assert distances.shape == shares.shape == (2, count)
+        assert torch.isfinite(shares).all()
+
+
 def test_two_names_of_one_product_push_none_of_its_pictures_out() -> None:
     points = descriptors(40)
     twins = [Prototype.fit(points, RouterConfig()), Prototype.fit(points, RouterConfig())]
@@ -164,4 +201,5 @@ def test_two_names_of_one_product_push_none_of_its_pictures_out() -> None:
     [(1.0, 0.4, False), (1.0, 0.6, True), (FAR_MULTIPLE * 2 + 1, 0.1, True), (FAR_MULTIPLE * 2 - 1, 0.1, False)],
 )
 def test_a_picture_is_outside_by_its_share_or_because_it_is_far(distance: float, share: float, outside: bool) -> None:
-    assert is_outside(distance, share, typical=2.0, limit=0.5) is outside
+    found = is_outside(torch.tensor([distance]), torch.tensor([share]), torch.tensor([2.0]), limit=0.5)
+    assert found.tolist() == [outside]

@@ -12,9 +12,9 @@ from dummy import calibration
 from pydantic import ValidationError
 
 from model.calibration import TaskCalibration
-from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal
+from model.results import MAX_CANDIDATES, Candidate, CheckpointInfo, Finding, Prediction, Refusal
 from service.encode import encode_map
-from service.schemas import MAX_CANDIDATES, PredictionResponse, Timing, build_response
+from service.schemas import PredictionResponse, Timing, build_response
 
 TIMING = Timing(decode=1, queue=2, inference=3, encode=4)
 CALIBRATION = TaskCalibration(scores=calibration(4.0), peaks=calibration(2.5), distances=calibration(100.0))

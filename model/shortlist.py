@@ -1,0 +1,58 @@
+"""What the router found, as little as is needed of it: of a thousand products a picture concerns a few."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from model.results import MAX_CANDIDATES
+from model.router import is_outside
+
+__all__ = ["Route", "Shortlist", "shortlist"]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A product by its index, with the picture's distance and share."""
+
+    index: int
+    distance: float
+    share: float
+
+
+class Shortlist(NamedTuple):
+    """Of one picture: the nearest products in order, the one that was named for it, and if it lies outside of all."""
+
+    nearest: tuple[Route, ...]
+    named: Route | None
+    is_outside: bool
+
+    @property
+    def task(self) -> Route:
+        """The product whose expert is asked: the named one, else the nearest."""
+        return self.named or self.nearest[0]
+
+
+def shortlist(
+    distances: torch.Tensor, shares: torch.Tensor, typical: torch.Tensor, limit: float, named: Sequence[int | None]
+) -> list[Shortlist]:
+    """Distances and shares ``(B, T)`` to what is said of each picture, in one read that waits for the device.
+
+    Whether a picture is outside is asked of every product (``model.router.is_outside``), on the device. Of products at
+    the same distance the one learned first comes first. ``named[i]`` is the product that picture ``i`` is said to show.
+    """
+    count = min(MAX_CANDIDATES, distances.shape[1])
+    order = distances.argsort(dim=1, stable=True)[:, :count]
+    wanted = torch.tensor([index or 0 for index in named]).to(distances.device, non_blocking=True)[:, None]
+    columns = torch.cat((order, wanted), 1)
+    outside = is_outside(distances, shares, typical, limit).all(1, keepdim=True)
+    # In float64, so that indices of any size pass as they are.
+    parts = (columns, distances.gather(1, columns), shares.gather(1, columns), outside)
+    table = torch.cat([part.double() for part in parts], 1).tolist()
+    found = []
+    for row, index in zip(table, named, strict=True):
+        indices, near, part = (row[k * (count + 1) : (k + 1) * (count + 1)] for k in range(3))
+        *routes, own = map(Route, map(int, indices), near, part)
+        found.append(Shortlist(tuple(routes), None if index is None else own, bool(row[-1])))
+    return found
