@@ -1,5 +1,6 @@
 """The frozen backbone: any timm model with ``features_only``, cut after the last stage that is used."""
 
+import copy
 import functools
 import hashlib
 import importlib
@@ -16,6 +17,7 @@ from torch import nn
 
 from model.config import BackboneConfig
 from model.errors import BackboneError, ConfigurationError, one_line
+from model.folding import fold
 from model.preprocessing import Preprocessing
 
 __all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin"]
@@ -105,6 +107,13 @@ class Backbone(nn.Module):
     def empty(cls, config: BackboneConfig, preprocessing: Preprocessing) -> "Backbone":
         """Build the architecture only; the weights are loaded from a checkpoint afterwards."""
         return cls(config, _create(config, pretrained=False), preprocessing)
+
+    def folded(self, dtype: torch.dtype) -> "Backbone":
+        """The same function as it predicts (``model.folding``), products in ``dtype``; this one stays unchanged."""
+        other = copy.copy(self)
+        # A module keeps its children in one dictionary, which the copy would share.
+        other._modules = {"net": fold(self.net, dtype)}
+        return other
 
     def train(self, mode: bool = True) -> "Backbone":
         """Stay in eval mode: the backbone never learns, not even its batch statistics."""

@@ -65,7 +65,8 @@ class Detector:
         self.unknown_limit = _check_limit(unknown_limit)
         self._checkpoint = checkpoint
         self._top_k = checkpoint.header.config.score_top_k
-        self._features = FeatureExtractor(checkpoint.header.config, checkpoint.backbone()).to(self.device)
+        backbone = checkpoint.backbone().folded(_DTYPES[self.precision])
+        self._features = FeatureExtractor(checkpoint.header.config, backbone).to(self.device)
         separated = checkpoint.header.config.flow.sharing == "separated"
         self._shared_base = None if separated else checkpoint.base().to(self.device)
         # Of each product no more than this is read before a picture of it comes.

@@ -17,6 +17,8 @@ from model.lora import LoRADelta, lora_linear
 from model.runtime import at_least_float32
 
 __all__ = [
+    "DIA_COUPLING",
+    "MOLE_COUPLING",
     "Coupling",
     "DIABlock",
     "MoLEBase",

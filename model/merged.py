@@ -1,16 +1,15 @@
 """An expert as it predicts: its low-rank changes folded into the base, so that it costs nothing over plain layers.
 
 Folding is exact algebra: ``W + (a/r)·B A`` and ``b + bias`` become one weight and one bias; the first layers of
-the shift and scale branches read the same half of the channels and become one product; gates and gains are
-multiplied into their kernels (method, section 7).
+the shift and scale branches read the same half of the channels and become one product; gates, gains and the slopes of
+the soft clamps are multiplied into the kernels and weights before them (method, section 7).
 """
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from model.context import depthwise
-from model.flow import MoLEBase, ScaleAndShift, mole_forward
+from model.flow import DIA_COUPLING, MOLE_COUPLING, Coupling, DIABlock, MoLEBase
+from model.fused import FusedConv, FusedLinear
 from model.network import Base, Expert, module_list
 from model.runtime import at_least_float32
 from model.scoring import negative_log_likelihood
@@ -18,48 +17,73 @@ from model.subnet import TaskSubnet
 
 __all__ = ["MergedExpert"]
 
+Layer = tuple[torch.Tensor, torch.Tensor]
+"""Weight ``(out, in)`` and bias ``(out,)``."""
+
 
 class _MergedBlock(nn.Module):
-    """One MoLE block for one task with plain weights; permutation and channel scale are read from the base."""
+    """One MoLE block for one task with plain weights.
 
-    input_weight: torch.Tensor
-    input_bias: torch.Tensor
-    context_weight: torch.Tensor | None
-    context_kernel: torch.Tensor | None
-    shift_weight: torch.Tensor
-    shift_bias: torch.Tensor
-    scale_weight: torch.Tensor
-    scale_bias: torch.Tensor
+    Its true input is ``gain`` ``(D,)`` times the given one, its true output ``_gain_after`` times the returned one.
+    So the fixed scales of the channels cost nothing before the last block.
+    """
 
-    def __init__(self, base: MoLEBase, subnet: TaskSubnet) -> None:
+    permutation: torch.Tensor
+    log_gain: torch.Tensor
+
+    def __init__(self, base: MoLEBase, subnet: TaskSubnet, gain: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         weights = subnet.merge(base)
-        shift_in, shift_in_bias = weights.shift_in
-        scale_in, scale_in_bias = weights.scale_in
+        (shift_in, shift_bias), (scale_in, scale_bias) = weights.shift_in, weights.scale_in
         half = shift_in.shape[1]
-        shift_out, shift_out_bias = weights.shift_out
-        scale_out, scale_out_bias = weights.scale_out
-        context = base.context
-        parts = {
-            "input_weight": torch.cat((shift_in, scale_in[:, :half])),
-            "input_bias": torch.cat((shift_in_bias, scale_in_bias)),
-            "context_weight": None if context is None else scale_in[:, half:].contiguous(),
-            "context_kernel": None if context is None else context.folded_kernel(),
-            "shift_weight": shift_out,
-            "shift_bias": shift_out_bias,
-            "scale_weight": scale_out,
-            "scale_bias": scale_out_bias,
-        }
-        for name, value in parts.items():
-            self.register_buffer(name, value)
+        first, second = gain.chunk(2)
+        joined = torch.cat((shift_in, scale_in[:, :half])) * first, torch.cat((shift_bias, scale_bias))
+        self.context: FusedConv | None = None
+        if base.context is None:
+            self.input = FusedLinear(*joined, dtype, "relu")
+        else:
+            # The scale branch's share of the context comes before its ReLU.
+            self.input = FusedLinear(*joined, dtype)
+            self.context = _depthwise(base.context.folded_kernel() * first[:, None, None, None], dtype)
+            self.context_input = FusedLinear(scale_in[:, half:], None, dtype)
+        self.scale, self.shift = _last_layers(weights.scale_out, weights.shift_out, MOLE_COUPLING, dtype)
+        self.register_buffer("permutation", base.permutation)
+        self.register_buffer("log_gain", second.log())
 
-    def forward(self, x1: torch.Tensor) -> ScaleAndShift:
-        hidden = F.linear(x1, self.input_weight, self.input_bias)
-        to_shift, to_scale = hidden.chunk(2, -1)
-        if self.context_kernel is not None and self.context_weight is not None:
-            to_scale = to_scale + F.linear(depthwise(x1, self.context_kernel), self.context_weight)
-        t = F.linear(to_shift.relu(), self.shift_weight, self.shift_bias)
-        return F.linear(to_scale.relu(), self.scale_weight, self.scale_bias), t
+    def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, D)`` to the same; adds to ``log_det``. Changes ``x``."""
+        x1, x2 = x.chunk(2, -1)
+        x1 = x1.to(self.input.dtype)
+        to_shift, to_scale = self.input(x1).chunk(2, -1)
+        if self.context is not None:
+            seen = self.context(x1.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            to_scale, to_shift = (to_scale + self.context_input(seen)).relu_(), to_shift.relu_()
+        _couple(MOLE_COUPLING, x2, self.scale(to_scale), self.shift(to_shift), log_det, self.log_gain)
+        return x.gather(-1, self.permutation.expand_as(x))
+
+
+class _MergedDIA(nn.Module):
+    """One block of the deep invertible adapter; the first layers of its two subnets are one product."""
+
+    def __init__(self, block: DIABlock, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.flip = block.flip
+        (scale_1, scale_2, scale_3), (shift_1, shift_2, shift_3) = (
+            [(layer.weight, layer.bias) for layer in net if isinstance(layer, nn.Linear)]
+            for net in (block.scale_net, block.shift_net)
+        )
+        weight, bias = (torch.cat(parts) for parts in zip(scale_1, shift_1, strict=True))
+        self.input = FusedLinear(weight, bias, dtype, "relu")
+        self.scale_middle, self.shift_middle = (FusedLinear(*layer, dtype, "relu") for layer in (scale_2, shift_2))
+        self.scale, self.shift = _last_layers(scale_3, shift_3, DIA_COUPLING, dtype)
+
+    def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
+        """``(B, H, W, D)``, changed in place and returned; adds to ``log_det``."""
+        kept, changed = x.chunk(2, -1)[:: -1 if self.flip else 1]
+        to_scale, to_shift = self.input(kept).chunk(2, -1)
+        s, t = self.scale(self.scale_middle(to_scale)), self.shift(self.shift_middle(to_shift))
+        _couple(DIA_COUPLING, changed, s, t, log_det)
+        return x
 
 
 class MergedExpert(nn.Module):
@@ -68,35 +92,88 @@ class MergedExpert(nn.Module):
     Args:
         base: the shared base; read, never changed.
         expert: the task's parameters; copied.
-        dtype: type of the matrices; run the forward pass under the matching ``model.runtime.autocast``.
+        dtype: type of the products and of what goes into them; sums and couplings are float32 at least.
     """
 
-    mixer_kernel: torch.Tensor | None
+    gain: torch.Tensor | None
+    log_det: torch.Tensor | None
 
     def __init__(self, base: Base, expert: Expert, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         with torch.no_grad():
             self.adapter = expert.adapter.folded(dtype)
-            self.register_buffer("mixer_kernel", None if base.mixer is None else base.mixer.folded_kernel())
-            self.blocks = module_list(
-                _MergedBlock(shared, subnet).to(dtype)
-                for shared, subnet in zip(base.blocks, expert.deltas, strict=True)
-            )
-            self.dia = module_list(block.copy(dtype) for block in expert.dia)
-        # A plain list, so that the base's own blocks are not taken for parts of this module.
-        self._shared = list(base.blocks)
+            self.mixer = None if base.mixer is None else _depthwise(base.mixer.folded_kernel(), dtype)
+            blocks, gain, log_det = [], None, None
+            for shared, subnet in zip(base.blocks, expert.deltas, strict=True):
+                gain = torch.ones_like(shared.channel_scale) if gain is None else gain
+                blocks.append(_MergedBlock(shared, subnet, gain, dtype))
+                gain = _gain_after(shared, gain)
+                fixed = shared.channel_scale.log().sum()
+                log_det = fixed if log_det is None else log_det + fixed
+            self.blocks = module_list(blocks)
+            self.register_buffer("gain", gain)
+            self.register_buffer("log_det", log_det)
+            self.dia = module_list(_MergedDIA(block, dtype) for block in expert.dia)
         self.eval().requires_grad_(False)
 
+    @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each patch."""
+        if x.device.type == "cpu" and len(x) > 1:
+            # One picture at a time, whose values between the products fit the processor's cache.
+            return torch.cat([self(picture) for picture in x.split(1)])
         x = self.adapter(x)
-        if self.mixer_kernel is not None:
-            x = at_least_float32(depthwise(x, self.mixer_kernel))
+        if self.mixer is not None:
+            x = self.mixer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        # From here on x is this function's own, in memory with the channels innermost.
+        x = at_least_float32(x).clone() if self.mixer is None else at_least_float32(x).contiguous()
         log_det = x.new_zeros(x.shape[:-1])
-        for shared, subnet in zip(self._shared, self.blocks, strict=True):
-            x, step = mole_forward(x, shared, subnet)
-            log_det = log_det + step
-        for block in self.dia:
-            x, step = block(x)
-            log_det = log_det + step
+        for block in self.blocks:
+            x = block(x, log_det)
+        if self.gain is not None and self.log_det is not None:
+            x *= self.gain
+            log_det += self.log_det
+        for adapter in self.dia:
+            x = adapter(x, log_det)
         return negative_log_likelihood(x, log_det)
+
+
+def _gain_after(base: MoLEBase, gain: torch.Tensor) -> torch.Tensor:
+    """What a block's output is to be multiplied by, in its order, if its input was to be by ``gain``."""
+    first, second = gain.chunk(2)
+    return (torch.cat((first, torch.ones_like(second))) * base.channel_scale)[base.permutation]
+
+
+def _depthwise(kernel: torch.Tensor, dtype: torch.dtype) -> FusedConv:
+    """A depthwise convolution of the kernel ``(C, 1, k, k)`` that keeps the grid's size."""
+    middle = kernel.shape[-1] // 2
+    return FusedConv(kernel, None, dtype, padding=(middle, middle), groups=len(kernel))
+
+
+def _last_layers(scale: Layer, shift: Layer, coupling: Coupling, dtype: torch.dtype) -> tuple[FusedLinear, FusedLinear]:
+    """The layers that give the slope times ``s`` and the gain times ``t``."""
+    return (
+        FusedLinear(scale[0] * coupling.slope, scale[1] * coupling.slope, dtype),
+        FusedLinear(shift[0] * coupling.shift_gain, shift[1] * coupling.shift_gain, dtype),
+    )
+
+
+def _couple(
+    coupling: Coupling,
+    x2: torch.Tensor,
+    s: torch.Tensor,
+    t: torch.Tensor,
+    log_det: torch.Tensor,
+    log_gain: torch.Tensor | None = None,
+) -> None:
+    """``Coupling.forward`` of ``exp(log_gain)·x2``, in place of ``x2``, adding to ``log_det``; changes ``s``.
+
+    ``s`` and ``t`` have slope and gain in them already.
+    """
+    bounded = at_least_float32(s).tanh_()
+    log_det.add_(bounded.sum(-1), alpha=coupling.clamp)
+    if log_gain is None:
+        bounded.mul_(coupling.clamp)
+    else:
+        torch.add(log_gain, bounded, alpha=coupling.clamp, out=bounded)
+    torch.addcmul(at_least_float32(t), x2, bounded.exp_(), out=x2)
