@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.atomic import atomic_write
 from model.backbone import Backbone
 from model.calibration import TaskCalibration
-from model.config import ModelConfig
+from model.config import ExpertDtype, ModelConfig
 from model.errors import (
     CheckpointDigestError,
     CheckpointError,
@@ -39,6 +39,7 @@ from model.tensor_file import StoredSection, TensorFile, Tensors, write_tensor_f
 
 __all__ = [
     "FORMAT_VERSION",
+    "STORED_TYPES",
     "Checkpoint",
     "Header",
     "Profile",
@@ -51,6 +52,8 @@ __all__ = [
 
 FORMAT_VERSION = 3
 """Raised whenever an older program could not read the file rightly, or this one an older file."""
+
+STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _METADATA_KEY = "moleflow"
 
@@ -247,9 +250,12 @@ def profile_tensors(prototype: Prototype, held_out: Tensors) -> dict[str, torch.
     return tensors | {f"held_out.{key}": value.detach().float().cpu().sort().values for key, value in held_out.items()}
 
 
-def expert_tensors(expert: Expert, base: Base | None = None) -> dict[str, torch.Tensor]:
-    """A task's expert section, with the ``base`` where it has one of its own."""
-    tensors = {key: value.detach().cpu() for key, value in expert.state_dict().items()}
+def expert_tensors(expert: Expert, dtype: ExpertDtype = "float32", base: Base | None = None) -> dict[str, torch.Tensor]:
+    """A task's expert section in the type that it is stored in, with the ``base`` where it has one of its own."""
+    tensors = {
+        key: value.detach().cpu().to(STORED_TYPES[dtype] if value.is_floating_point() else value.dtype)
+        for key, value in expert.state_dict().items()
+    }
     own = {} if base is None else base.state_dict()
     return tensors | {f"base.{key}": value.detach().cpu() for key, value in own.items()}
 

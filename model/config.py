@@ -8,6 +8,7 @@ __all__ = [
     "DEFAULT_UNKNOWN_LIMIT",
     "Adapter",
     "BackboneConfig",
+    "ExpertDtype",
     "FlowConfig",
     "ModelConfig",
     "RouterConfig",
@@ -24,6 +25,9 @@ Subnet = Literal["lora", "linear"]
 Sharing = Literal["frozen", "sequential", "separated"]
 """The base: learned with the first task and then frozen; trained on with every task, which moves it under the older
 ones; or a whole one for each task."""
+
+ExpertDtype = Literal["float32", "bfloat16"]
+"""The type that experts are stored in; they are trained, and folded into the base, in float32."""
 
 DEFAULT_UNKNOWN_LIMIT = 0.43
 """Share (``model.router``) up to which a picture belongs to a product, unless told otherwise. Of the good *training*
@@ -102,3 +106,6 @@ class ModelConfig(_Config):
     flow: FlowConfig = FlowConfig()
     router: RouterConfig = RouterConfig()
     score_top_k: int = Field(3, ge=1, description="patches whose mean is the image score")
+    expert_dtype: ExpertDtype = Field(
+        "float32", description="type that experts are stored in; they are rounded to it before they are calibrated"
+    )

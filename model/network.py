@@ -60,6 +60,13 @@ class Expert(nn.Module):
             self.deltas = module_list(task_subnet(dim, config.flow) for _ in range(config.flow.coupling_blocks))
             self.dia = module_list(DIABlock(dim, flip=bool(i % 2)) for i in range(config.flow.dia_blocks))
 
+    @torch.no_grad()
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round every number to one that ``dtype`` has: what is then stored in it comes back to the bit."""
+        for value in self.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.to(dtype))
+
 
 def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
     """What the flow is given for embeddings ``(B, H, W, D)``: adapted (with position), then mixed if wanted."""

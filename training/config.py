@@ -97,6 +97,13 @@ PRESETS: dict[str, Preset] = {
         ),
         training=TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-3, first_warmup_epochs=1, warmup_epochs=1),
     ),
+    # What it costs in accuracy is measured in docs/scale.md.
+    "compact": Preset(
+        name="compact",
+        description="main with experts of a third of the bytes: rank 16, stored in bfloat16",
+        model=ModelConfig(flow=FlowConfig(lora_rank=16), expert_dtype="bfloat16"),
+        training=TrainingConfig(),
+    ),
 }
 
 

@@ -216,7 +216,7 @@ class ContinualTrainer:
         }
         profile = profile_tensors(prototype, values)
         own_base = shared.base if shared.config.flow.sharing == "separated" else None
-        expert = expert_tensors(trainer.expert, own_base)
+        expert = expert_tensors(trainer.expert, shared.config.expert_dtype, own_base)
         info = task_info(category.name, index, parts, self.training, values, profile, expert)
         save_task(self.path, self.preset.name, shared.config, shared.features, shared.base, info, profile, expert)
         fitting.forget()

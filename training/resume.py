@@ -48,6 +48,7 @@ class ResumableFit:
                         f"NLL {result.nll:.1f}  {phase.rate:.1f} images/s"
                     )
                 started = time.perf_counter()
+        trainer.finish()
 
     def forget(self) -> None:
         """Remove the saved state: what it led to is kept elsewhere."""

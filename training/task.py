@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from model.atomic import atomic_write
+from model.checkpoint import STORED_TYPES
 from model.config import ModelConfig
 from model.errors import CheckpointError, one_line
 from model.network import Base, Expert, flow_forward
@@ -60,6 +61,7 @@ class TaskTrainer:
         precision: str,
     ) -> None:
         self.name, self.training, self.first = name, training, first
+        self.stored_type = STORED_TYPES[config.expert_dtype]
         self.device, self.precision = device, precision
         self.trains_base = first or config.flow.sharing == "sequential"
         self.base = base.to(device).requires_grad_(self.trains_base)
@@ -106,6 +108,10 @@ class TaskTrainer:
             self.epoch += 1
             loss_mean, nll_mean = (totals / steps).tolist()
             yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
+
+    def finish(self) -> None:
+        """Make the expert what it will be when it is read back: it is calibrated as such."""
+        self.expert.round_to(self.stored_type)
 
     def learning_rate(self, epoch: float) -> float:
         """Linear warm-up, then cosine to the final rate; ``epoch`` counts whole and part epochs from 0."""

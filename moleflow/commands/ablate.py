@@ -42,7 +42,7 @@ def ablate(
         Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown, with the published figures.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
-    preset: Annotated[str, typer.Option(help="The full configuration: main or small.")] = "main",
+    preset: Annotated[str, typer.Option(help="The full configuration: main, small or compact.")] = "main",
     backbone: Annotated[
         str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
     ] = None,

@@ -63,7 +63,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         f"mean {_listed(input_.mean)}, std {_listed(input_.std)}",
         "flow": f"{flow.coupling_blocks} MoLE + {flow.dia_blocks} DIA blocks, {_subnet(flow)}, scale context "
         f"{flow.scale_context_kernel or 'none'}, spatial context {flow.spatial_context_kernel or 'none'}, "
-        f"adapter {flow.adapter}",
+        f"adapter {flow.adapter}, experts stored in {config.expert_dtype}",
         "base": f"{flow.sharing}, {base_parameters / 1e6:.2f} M parameters, {sizes.get('base', 0) / 1e6:.1f} MB, "
         f"{header.base_sha256[:12]}…",
         "score": f"mean of the {config.score_top_k} highest patches",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tiny_model import product_picture, tiny_config
+from tiny_model import product_picture, tiny_config, tiny_expert
 from variants import VARIANTS
 
 from model.checkpoint import Checkpoint
@@ -190,3 +190,36 @@ def test_a_product_can_be_replaced_only_where_no_other_stands_on_its_base(
     assert [same(section(path, f"tasks.{index}"), section(last, f"tasks.{index}")) for index in range(3)] == [
         False, True, True,
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_experts_stored_in_half_the_bytes_are_calibrated_and_served_as_they_are_stored(
+    products: Path, tmp_path: Path, tiny_preset: Preset, folds: int
+) -> None:
+    preset = tiny_preset.with_changes(model={"expert_dtype": "bfloat16"}, training={"folds": folds})
+    path = learn(products, NAMES[:2], tmp_path / "half.safetensors", preset)
+    whole = learn(products, NAMES[:2], tmp_path / "whole.safetensors", tiny_preset)
+    sizes, usual = Checkpoint.open(path).section_bytes(), Checkpoint.open(whole).section_bytes()
+    for index in range(2):
+        stored = Checkpoint.open(path).section(f"tasks.{index}.expert")
+        assert {value.dtype for value in stored.values()} == {torch.bfloat16}
+        assert 2 * sizes[f"tasks.{index}.expert"] == usual[f"tasks.{index}.expert"]
+    assert sizes["base"] == usual["base"]
+    if folds == 1:  # otherwise temporary experts scored the pictures, and are gone
+        pictures = load_category(products, "nut").train
+        (fold,) = split("nut", len(pictures), preset.training).folds
+        detector = Detector.load(path, device="cpu", precision="fp32")
+        again = detector.predict([read_picture(pictures[row]) for row in fold], ["nut"] * len(fold))
+        expected = section(path, "tasks.1")["held_out.scores"].tolist()
+        assert sorted(each.score for each in again) == pytest.approx(expected, rel=1e-5)
+
+
+def test_rounding_moves_an_expert_no_further_than_the_type_is_coarse_and_no_more_the_second_time() -> None:
+    expert = tiny_expert(tiny_config())
+    before = {key: value.clone() for key, value in expert.state_dict().items()}
+    expert.round_to(torch.bfloat16)
+    once = {key: value.clone() for key, value in expert.state_dict().items()}
+    assert not same(once, before)
+    assert all(torch.allclose(once[key], value, rtol=2**-8, atol=0) for key, value in before.items())
+    expert.round_to(torch.bfloat16)
+    assert same(dict(expert.state_dict()), once)
