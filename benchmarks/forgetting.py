@@ -38,7 +38,9 @@ def main() -> int:
     samples = load_category(options.data, options.category).test
     differing = rerouted = 0
     for start in range(0, len(samples), BATCH_SIZE):
-        pictures = [read_picture(sample.path) for sample in samples[start : start + BATCH_SIZE]]
+        pictures = [
+            read_picture(sample.path, before.preprocessing.image_size) for sample in samples[start : start + BATCH_SIZE]
+        ]
         named = [options.category] * len(pictures)
         found = [each.predict(pictures, named, refuse_unknown=False) for each in (before, after)]
         for old, new in zip(*found, strict=True):

@@ -1,9 +1,10 @@
-"""A checkpoint of the MAIN configuration with random weights: for measuring time and memory, not accuracy.
+"""A checkpoint that has learned nothing: for measuring time and memory, not accuracy.
 
-    python benchmarks/random_checkpoint.py FILE [--products 3]
+    python benchmarks/random_checkpoint.py FILE [--preset main] [--products 3]
 
-It takes no download and no data: WideResNet-50-2 gets random weights, and each product is learned from a few pictures
-of noise in one step. The router knows the noise only, so serve it with ``--unknown-limit 0``.
+It takes no download and no data: WideResNet-50-2 gets random weights (with ``--preset small``, EfficientNet-Lite0 comes
+with its own), and each product is learned from a few pictures of noise in one step. The router knows the noise only, so
+serve it with ``--unknown-limit 0``.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.preprocessing import Preprocessing
+from model.threads import restart_prepared
 from training.config import PRESETS
 from training.continual import train_tasks
 
@@ -26,29 +28,33 @@ __all__ = ["write_random_checkpoint"]
 MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's, as timm has them for this backbone."""
 
-PICTURES = 4
-"""Pictures that a product is learned from."""
+PICTURES, SIDE = 4, 224
+"""Pictures that a product is learned from, and their size in pixels."""
 
 
-def write_random_checkpoint(path: Path, products: int = 1) -> Path:
+def write_random_checkpoint(path: Path, products: int = 1, preset: str = "main") -> Path:
     """Write the file and return its path; the products are called ``noise0``, ``noise1``, …"""
-    config = ModelConfig().backbone
-    mean, std = MEAN_STD
-    torch.manual_seed(0)
-    backbone = Backbone.empty(config, Preprocessing(image_size=config.image_size, mean=mean, std=std))
+    chosen = PRESETS[preset].with_changes(backbone={}, training={"epochs": 1, "folds": 1})
     names = [f"noise{number}" for number in range(products)]
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = folder / "backbone.safetensors"
-        save_file({key: value.contiguous() for key, value in backbone.net.state_dict().items()}, weights)
+        weights = _random_backbone(folder / "backbone.safetensors") if preset == "main" else None
         for product in names:
             (folder / "data" / product).mkdir(parents=True)
             for number in range(PICTURES):
-                noise = generator.integers(0, 256, (config.image_size, config.image_size, 3), dtype=np.uint8)
+                noise = generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(folder / "data" / product / f"{number}.png")
-        preset = PRESETS["main"].with_changes(backbone={}, training={"epochs": 1, "folds": 1})
-        train_tasks(folder / "data", names, path, preset=preset, backbone_weights=weights, device="cpu")
+        train_tasks(folder / "data", names, path, preset=chosen, backbone_weights=weights, device="cpu")
+    return path
+
+
+def _random_backbone(path: Path) -> Path:
+    config = ModelConfig().backbone
+    mean, std = MEAN_STD
+    torch.manual_seed(0)
+    backbone = Backbone.empty(config, Preprocessing(image_size=config.image_size, mean=mean, std=std))
+    save_file({key: value.contiguous() for key, value in backbone.net.state_dict().items()}, path)
     return path
 
 
@@ -57,9 +63,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path)
     parser.add_argument("--products", type=int, default=3)
+    parser.add_argument("--preset", choices=("main", "small"), default="main")
     options = parser.parse_args()
-    write_random_checkpoint(options.file, options.products)
+    write_random_checkpoint(options.file, options.products, options.preset)
 
 
 if __name__ == "__main__":
+    restart_prepared()
     main()

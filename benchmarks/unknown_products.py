@@ -62,7 +62,9 @@ def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> di
         kept = chosen[:: len(chosen) // thin] if thin and len(chosen) > 2 * thin else chosen
         parts = []
         for start in range(0, len(kept), BATCH_SIZE):
-            pictures = [read_picture(path) for path in kept[start : start + BATCH_SIZE]]
+            pictures = [
+                read_picture(path, features.preprocessing.image_size) for path in kept[start : start + BATCH_SIZE]
+            ]
             with torch.inference_mode():
                 batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
                 parts.append(image_descriptor(features(batch)))

@@ -45,7 +45,10 @@ def thresholds(calibration: Calibration, rate: float) -> dict[str, float]:
 def predict(detector: Detector, samples: Sequence[Sample], name: str) -> list[Prediction]:
     found: list[Prediction] = []
     for start in range(0, len(samples), BATCH_SIZE):
-        pictures = [read_picture(sample.path) for sample in samples[start : start + BATCH_SIZE]]
+        pictures = [
+            read_picture(sample.path, detector.preprocessing.image_size)
+            for sample in samples[start : start + BATCH_SIZE]
+        ]
         found += detector.predict(pictures, [name] * len(pictures), refuse_unknown=False)
     return found
 

@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -25,7 +26,17 @@ from PIL import (
 
 from model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
 
-__all__ = ["FORMATS", "MAX_PIXELS", "SUFFIXES", "open_image", "open_rgb", "picture_format"]
+__all__ = [
+    "FORMATS",
+    "MAX_PIXELS",
+    "REDUCED_REACH",
+    "SUFFIXES",
+    "Picture",
+    "open_for_model",
+    "open_image",
+    "open_rgb",
+    "picture_format",
+]
 
 FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF")
 """What is read. Of an animated or multi-page file, the first frame."""
@@ -35,6 +46,13 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp",
 
 MAX_PIXELS = 100_000_000
 """Largest picture read unless the caller says otherwise: 10,000 × 10,000, which decodes to 300 MB of RGB."""
+
+REDUCED_REACH = 4
+"""A JPEG is decoded at a reduced scale where both sides keep this many times the model's. Once resized, the pixels are
+then those of full decoding, give or take one level of 255; at 2 times, up to 5 levels are between them."""
+
+_REDUCTIONS = (8, 4, 2)
+"""By how much a JPEG can be reduced while it is decoded: coefficients of high frequency are left out of each block."""
 
 _READERS: dict[str, Callable[[IO[bytes]], Image.Image]] = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -81,7 +99,61 @@ def open_rgb(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarra
     ``ImageTooLargeError`` when there are more than ``max_pixels`` pixels (found before decoding), and ``ImageError``
     when a path cannot be read. Safe to call from many threads.
     """
-    image = open_image(source, max_pixels=max_pixels)
+    return _rgb(open_image(source, max_pixels=max_pixels), source)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """RGB pixels, ``(h, w, 3)`` uint8, and the size of the upright picture, which is larger where it was reduced."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def open_for_model(source: bytes | Path, side: int, *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Decode a picture that will be resized to ``side`` × ``side``: as ``open_rgb``, but large JPEGs at reduced scale.
+
+    They are reduced by 2, 4 or 8 as long as both sides are divided evenly, so that no pixel moves, and keep
+    ``REDUCED_REACH`` times ``side``. That saves four fifths of the time of a JPEG of 16 megapixels.
+    """
+    image, size = _open(source, max_pixels, side)
+    return Picture(_rgb(image, source), *size)
+
+
+def open_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture, upright, with its values as stored (palette indices stay indices). Errors as ``open_rgb``."""
+    return _open(source, max_pixels)[0]
+
+
+def _open(source: bytes | Path, max_pixels: int, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """The decoded picture, upright, and its width and height before any reduction for a model of ``side``."""
+    data = source if isinstance(source, bytes) else _read(source)
+    kind = picture_format(data)
+    if kind is None:
+        found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+        raise UnsupportedImageError(f"{_called(source)} {found}; save it as PNG or JPEG.")
+    with _refusing_broken_files(source):
+        image = _READERS[kind](io.BytesIO(data))
+        _check_size(image, max_pixels, _called(source))
+        width, height = image.size
+        reduction = _reduction(width, height, side) if side is not None and kind == "JPEG" else 1
+        if reduction > 1:
+            image.draft(None, (width // reduction, height // reduction))
+        image.load()
+        upright = _upright(image)
+        # A turn by a quarter swaps the sides; of a square, both are the same.
+        return upright, (width, height) if upright.size == image.size else (height, width)
+
+
+def _reduction(width: int, height: int, side: int) -> int:
+    """By how much a JPEG is reduced for a model of ``side``; 1 where it is not."""
+    least = REDUCED_REACH * side
+    return next((by for by in _REDUCTIONS if width % by == height % by == 0 and min(width, height) >= least * by), 1)
+
+
+def _rgb(image: Image.Image, source: bytes | Path) -> np.ndarray:
+    """A decoded picture's pixels as ``open_rgb`` gives them."""
     with _refusing_broken_files(source):
         if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
             image = _grey_from_16_bit(image)
@@ -93,20 +165,6 @@ def open_rgb(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarra
         elif image.mode in _ALPHA_MODES or "transparency" in image.info:
             image = _on_white(image)
         return np.array(image.convert("RGB"))
-
-
-def open_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode a picture, upright, with its values as stored (palette indices stay indices). Errors as ``open_rgb``."""
-    data = source if isinstance(source, bytes) else _read(source)
-    kind = picture_format(data)
-    if kind is None:
-        found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-        raise UnsupportedImageError(f"{_called(source)} {found}; save it as PNG or JPEG.")
-    with _refusing_broken_files(source):
-        image = _READERS[kind](io.BytesIO(data))
-        _check_size(image, max_pixels, _called(source))
-        image.load()
-        return _upright(image)
 
 
 def picture_format(data: bytes) -> str | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from model.errors import ImageTooLargeError, UnsupportedImageError
-from model.picture import open_rgb, picture_format
+from model.picture import open_for_model, picture_format
 from model.preprocessing import Preprocessing
 
 __all__ = ["MAX_JPEG_SCANS", "MAX_SIDE", "Decoded", "decode"]
@@ -45,13 +45,13 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
             f"The picture is a JPEG of more than {MAX_JPEG_SCANS} scans, which takes too long to decode; "
             "save it again as an ordinary JPEG or as PNG."
         )
-    image = open_rgb(data, max_pixels=max_pixels)
-    height, width = image.shape[:2]
+    picture = open_for_model(data, preprocessing.image_size, max_pixels=max_pixels)
+    width, height = picture.width, picture.height
     if max(height, width) > MAX_SIDE:
         raise ImageTooLargeError(
             f"The picture has {width} × {height} pixels; no side may be longer than {MAX_SIDE:,}: cut it into pieces."
         )
-    return Decoded(preprocessing.resize(image), width, height)
+    return Decoded(preprocessing.resize(picture.pixels), width, height)
 
 
 def _has_too_many_scans(data: bytes) -> bool:

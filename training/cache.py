@@ -93,7 +93,7 @@ class EmbeddingCache:
         self,
         features: FeatureExtractor,
         paths: Sequence[Path],
-        read: Callable[[Path], np.ndarray],
+        read: Callable[[Path, int], np.ndarray],
         *,
         device: torch.device,
         precision: str,

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image
 
 from model.errors import DatasetError, ImageError
-from model.picture import SUFFIXES, open_image, open_rgb
+from model.picture import SUFFIXES, open_for_model, open_image, open_rgb
 
 __all__ = ["Category", "Layout", "Sample", "discover", "load_category", "read_mask", "read_picture"]
 
@@ -136,10 +136,13 @@ def load_category(root: Path, name: str, *, check: bool = True) -> Category:
     return Category(name=name, root=root, layout=layout, train=train, test=test)
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """Decode one picture to RGB, ``(height, width, 3)`` uint8, exactly as the service does. ``DatasetError`` if not."""
+def read_picture(path: Path, side: int | None = None) -> np.ndarray:
+    """Decode one picture to RGB, ``(height, width, 3)`` uint8. ``DatasetError`` if it cannot be.
+
+    With the ``side`` of the model's input, it is decoded exactly as the service does, large JPEGs reduced.
+    """
     try:
-        return open_rgb(path)
+        return open_rgb(path) if side is None else open_for_model(path, side).pixels
     except ImageError as error:
         raise DatasetError(str(error)) from error
 

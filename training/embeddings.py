@@ -82,7 +82,7 @@ class EmbeddingStore:
         cls,
         features: FeatureExtractor,
         paths: Sequence[Path],
-        read: Callable[[Path], np.ndarray],
+        read: Callable[[Path, int], np.ndarray],
         *,
         device: torch.device,
         precision: str,
@@ -134,22 +134,23 @@ class EmbeddingStore:
 def extract(
     features: FeatureExtractor,
     paths: Sequence[Path],
-    read: Callable[[Path], np.ndarray],
+    read: Callable[[Path, int], np.ndarray],
     *,
     device: torch.device,
     precision: str,
 ) -> Iterator[tuple[int, torch.Tensor]]:
     """Embed ``paths`` a few at a time: where the few begin, and their embeddings ``(b, H, W, D)`` on the CPU.
 
-    Decoding of the next pictures runs beside the backbone's work on these.
+    ``read`` decodes one, given its path and the side of the model's input. Decoding of the next pictures runs beside
+    the backbone's work on these.
     """
     if not paths:
         return
-    resize = features.preprocessing.resize
+    resize, side = features.preprocessing.resize, features.preprocessing.image_size
     starts = range(0, len(paths), EXTRACTION_BATCH)
     batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
     with ThreadPoolExecutor(helper_threads()) as pool:
-        decoded = _ahead(pool, batches, lambda path: resize(read(path)))
+        decoded = _ahead(pool, batches, lambda path: resize(read(path, side)))
         for start, images in zip(starts, decoded, strict=True):
             with torch.inference_mode(), autocast(device, precision):
                 values = features(stack_images(images, resize, device)).to("cpu")

@@ -186,7 +186,7 @@ def _outcomes(
 
     def read(sample: Sample) -> np.ndarray:
         # At once to the model's size: a batch of large pictures would take gigabytes.
-        return detector.preprocessing.resize(read_picture(sample.path))
+        return detector.preprocessing.resize(read_picture(sample.path, detector.preprocessing.image_size))
 
     batches = [category.test[start : start + batch_size] for start in range(0, len(category.test), batch_size)]
     with ThreadPoolExecutor(helper_threads()) as pool:

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
-from model.picture import FORMATS, open_image, open_rgb, picture_format
+from model.picture import FORMATS, REDUCED_REACH, open_for_model, open_image, open_rgb, picture_format
+from model.preprocessing import Preprocessing
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -299,3 +300,58 @@ def test_whatever_is_damaged_the_answer_is_a_picture_or_an_image_error(
         return
     assert result.dtype == np.uint8
     assert result.shape[2] == 3
+
+
+def detailed(height: int, width: int) -> np.ndarray:
+    """A picture with shapes of every size, and noise."""
+    rng = np.random.default_rng(0)
+    layers = [rng.normal(0, 20, (-(-height // step), -(-width // step), 3)) for step in (1, 3, 16, 60)]
+    spread = [np.kron(layer, np.ones((step, step, 1))) for layer, step in zip(layers, (1, 3, 16, 60), strict=True)]
+    return np.clip(128 + sum(layer[:height, :width] for layer in spread), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_is_reduced_and_keeps_its_size_and_its_way_up(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(detailed(512, 768)), "JPEG", quality=95, exif=exif.tobytes())
+    full, reduced = open_rgb(data), open_for_model(data, 32)
+    assert (reduced.height, reduced.width) == full.shape[:2]
+    assert reduced.pixels.shape == (full.shape[0] // 4, full.shape[1] // 4, 3)
+    resize = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)).resize
+    assert np.abs(resize(reduced.pixels).astype(int) - resize(full)).max() <= 1
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_large_jpegs_of_other_colours_are_reduced_too(mode: str) -> None:
+    data = encode(Image.fromarray(detailed(256, 256)).convert(mode), "JPEG", quality=95)
+    reduced = open_for_model(data, 32)
+    assert reduced.pixels.shape == (128, 128, 3)
+    whole = open_rgb(data).reshape(128, 2, 128, 2, 3).mean((1, 3))
+    assert np.abs(reduced.pixels - whole).mean() < 3
+
+
+@pytest.mark.parametrize(("height", "width"), [(255, 512), (254, 512), (256, 257), (2 * 32 * REDUCED_REACH - 2, 1024)])
+def test_a_jpeg_that_would_become_too_small_or_does_not_divide_is_decoded_whole(height: int, width: int) -> None:
+    data = encode(Image.fromarray(detailed(height, width)), "JPEG")
+    picture = open_for_model(data, 32)
+    assert np.array_equal(picture.pixels, open_rgb(data))
+    assert (picture.height, picture.width) == (height, width)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WebP", "BMP", "TIFF"])
+def test_only_jpegs_are_reduced(kind: str) -> None:
+    data = encode(Image.fromarray(detailed(256, 256)), kind)
+    assert np.array_equal(open_for_model(data, 32).pixels, open_rgb(data))
+
+
+def test_the_pixel_limit_counts_the_pixels_of_the_file_not_the_reduced_ones() -> None:
+    data = encode(Image.fromarray(detailed(256, 256)), "JPEG")
+    with pytest.raises(ImageTooLargeError, match="65,536 pixels"):
+        open_for_model(data, 32, max_pixels=65_535)
+
+
+def test_a_large_jpeg_that_ends_early_is_refused() -> None:
+    data = encode(Image.fromarray(detailed(256, 256)), "JPEG")
+    with pytest.raises(UnsupportedImageError):
+        open_for_model(data[: len(data) // 2], 32)

@@ -10,6 +10,7 @@ from pictures import encoded, picture, png_of_declared_size
 from PIL import Image
 
 from model.errors import ImageTooLargeError, UnsupportedImageError
+from model.picture import open_rgb
 from model.preprocessing import Preprocessing
 from service.decode import MAX_JPEG_SCANS, MAX_SIDE, decode
 
@@ -34,6 +35,14 @@ def test_the_size_is_that_of_the_upright_picture() -> None:
     exif[0x0112] = 6
     decoded = decode(encoded(picture(90, 60), "JPEG", exif=exif.tobytes()), MODEL, max_pixels=10_000)
     assert (decoded.width, decoded.height) == (60, 90)
+
+
+def test_a_large_jpeg_keeps_its_coordinates() -> None:
+    rgb = np.repeat(np.repeat(picture(90, 60), 16, axis=0), 16, axis=1)
+    decoded = decode(encoded(rgb, "JPEG", quality=95), MODEL, max_pixels=10**7)
+    assert (decoded.height, decoded.width) == rgb.shape[:2]
+    whole = MODEL.resize(open_rgb(encoded(rgb, "JPEG", quality=95)))
+    assert np.abs(decoded.model_input.astype(int) - whole).max() <= 1
 
 
 def test_the_pixel_limit_holds_before_decoding() -> None:

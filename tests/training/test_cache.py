@@ -86,9 +86,9 @@ def test_only_what_is_missing_is_computed(features: FeatureExtractor, paths: tup
     embed(cache, features, paths[:4])
     decoded: list[Path] = []
 
-    def read(path: Path) -> np.ndarray:
+    def read(path: Path, side: int) -> np.ndarray:
         decoded.append(path)
-        return read_picture(path)
+        return read_picture(path, side)
 
     done: list[int] = []
     found = cache.embed(features, paths, read, device=CPU, precision="fp32", on_progress=done.append)
