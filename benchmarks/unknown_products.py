@@ -7,8 +7,10 @@ With all categories learned: the shares of good and of defective test pictures t
 that are routed to their own product. Needs no expert: refusing and routing take the descriptor alone.
 
 What is chosen, is chosen on good training pictures and printed first: the likelihood of held-out ones for the number of
-axes and the relative floor; and the limit that refuses 95 % of the good *training* pictures of a category that was left
-out. ``--descriptors`` keeps the descriptors for the next run; ``--thin N`` takes about N pictures of each kind where a
+axes and the relative floor; and for the metric of shares what it does to good *training* pictures, altered as a defect,
+another light or another focus would alter them, that were held out of the fit, against good training pictures of a
+category that was left out: how many of these are refused at the limit that refuses 1 % of those, and the reverse.
+``--descriptors`` keeps the descriptors for the next run; ``--thin N`` takes about N pictures of each kind where a
 category has twice as many.
 """
 
@@ -28,26 +30,44 @@ from model.config import DEFAULT_UNKNOWN_LIMIT, BackboneConfig, ModelConfig, Rou
 from model.features import FeatureExtractor, stack_images
 from model.router import Prototype, Router, image_descriptor, is_outside
 from model.threads import configure_threads, restart_prepared
+from training.alterations import ALTERATIONS, chosen_pictures, descriptor_changes
 from training.calibrate import cross_fitted_distances
 from training.datasets import discover, load_category, read_picture
 
-BATCH_SIZE, LIKELIHOOD_FOLDS = 16, 5
+BATCH_SIZE, FOLDS = 16, 5
 AXES, FLOORS = (0, 4, 8, 16, 32), (0.0003, 0.001, 0.003, 0.01, 0.03)
+WEIGHTS, SPREAD_AXES = (0.0, 1.0, 2.0, 4.0, 8.0), (16, 32, 64)
 LIMITS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6)
-KINDS = ("train", "good", "defective")
+KINDS = ("train", "changes", "good", "defective")
 
 
 @dataclass(frozen=True)
 class Described:
-    """One category's descriptors ``(n, D)`` of each kind."""
+    """One category's descriptors ``(n, D)`` of each kind; ``changes`` are what altering training pictures does."""
 
     train: torch.Tensor
+    changes: torch.Tensor
     good: torch.Tensor
     defective: torch.Tensor
 
     @property
     def test(self) -> torch.Tensor:
         return torch.cat((self.good, self.defective))
+
+    @property
+    def altered_rows(self) -> torch.Tensor:
+        """Which training picture each of the ``changes`` is one of."""
+        return torch.tensor([*chosen_pictures(len(self.train))] * len(ALTERATIONS))
+
+    @property
+    def altered(self) -> torch.Tensor:
+        """Descriptors of the altered training pictures."""
+        return self.train[self.altered_rows] + self.changes
+
+    def prototype(self, config: RouterConfig, leave_out: int | None = None) -> Prototype:
+        """Fitted to all training pictures, or to those of the other folds."""
+        fitted = torch.arange(len(self.train)) % FOLDS != (-1 if leave_out is None else leave_out)
+        return Prototype.fit(self.train[fitted], config, self.changes[fitted[self.altered_rows]])
 
 
 def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> dict[str, torch.Tensor]:
@@ -58,8 +78,8 @@ def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> di
         "defective": [sample.path for sample in category.test if sample.is_anomalous],
     }
     found = {}
-    for kind, chosen in paths.items():
-        kept = chosen[:: len(chosen) // thin] if thin and len(chosen) > 2 * thin else chosen
+    for kind, every in paths.items():
+        kept = every[:: len(every) // thin] if thin and len(every) > 2 * thin else every
         parts = []
         for start in range(0, len(kept), BATCH_SIZE):
             pictures = [
@@ -69,6 +89,10 @@ def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> di
                 batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
                 parts.append(image_descriptor(features(batch)))
         found[kind] = torch.cat(parts)
+        if kind == "train":
+            found["changes"] = descriptor_changes(
+                features, kept, found["train"], read_picture, device=torch.device("cpu"), precision="fp32"
+            )
     return found
 
 
@@ -100,8 +124,8 @@ def log_likelihood(prototype: Prototype, points: torch.Tensor) -> float:
 
 
 def held_out_likelihood(points: torch.Tensor, config: RouterConfig) -> float:
-    fold = torch.arange(len(points)) % LIKELIHOOD_FOLDS
-    parts = range(LIKELIHOOD_FOLDS)
+    fold = torch.arange(len(points)) % FOLDS
+    parts = range(FOLDS)
     return float(np.mean([log_likelihood(Prototype.fit(points[fold != k], config), points[fold == k]) for k in parts]))
 
 
@@ -124,9 +148,6 @@ class Learned:
     def routed(self, points: torch.Tensor) -> list[str]:
         return [self.names[index] for index in self.router(points)[0].argmin(1).tolist()]
 
-    def least_shares(self, points: torch.Tensor) -> np.ndarray:
-        return self.router(points)[1].min(1).values.numpy()
-
 
 def interval(refused: np.ndarray) -> str:
     """A share with its 95 % confidence interval (Wilson)."""
@@ -134,7 +155,7 @@ def interval(refused: np.ndarray) -> str:
     return f"{refused.mean():6.1%} [{low:.1%}, {high:.1%}]"
 
 
-def choose(described: dict[str, Described]) -> None:
+def choose_likelihood(described: dict[str, Described]) -> None:
     print("Mean log-likelihood of held-out good pictures, in nats (rows: axes; columns: relative floor)")
     print("      " + "".join(f"{floor:>9g}" for floor in FLOORS))
     for axes in AXES:
@@ -145,6 +166,38 @@ def choose(described: dict[str, Described]) -> None:
             for f in FLOORS
         ]
         print(f"{axes:>6}" + "".join(f"{value:>9.0f}" for value in row))
+
+
+def training_shares(described: dict[str, Described], config: RouterConfig) -> tuple[np.ndarray, ...]:
+    """Least shares of training pictures: good and altered ones that were held out, and those of left-out categories."""
+    good, altered, foreign = [], [], []
+    for fold in range(FOLDS):
+        router = Router([d.prototype(config, fold) for d in described.values()])
+        for d in described.values():
+            good.append(router(d.train[torch.arange(len(d.train)) % FOLDS == fold])[1].min(1).values)
+            altered.append(router(d.altered[d.altered_rows % FOLDS == fold])[1].min(1).values)
+    prototypes = {name: d.prototype(config) for name, d in described.items()}
+    for name, d in described.items():
+        router = Router([prototype for other, prototype in prototypes.items() if other != name])
+        foreign.append(router(d.train)[1].min(1).values)
+    return tuple(torch.cat(shares).numpy() for shares in (good, altered, foreign))
+
+
+def choose_spread(described: dict[str, Described]) -> None:
+    print("\nTraining pictures only: left-out ones refused where 1 % of the altered held-out ones are, and the reverse")
+    print(f"{'weight':>7}{'axes':>6}{'limit':>8}{'left out':>10}{'good':>8}   {'limit':>8}{'altered':>9}{'good':>8}")
+    usual = RouterConfig()
+    tried = [(weight, usual.spread_axes) for weight in WEIGHTS]
+    tried += [(usual.change_weight, axes) for axes in SPREAD_AXES if axes != usual.spread_axes]
+    for weight, axes in tried:
+        config = RouterConfig(change_weight=weight, spread_axes=axes)
+        good, altered, foreign = training_shares(described, config)
+        low, high = np.quantile(altered, 0.99), np.quantile(foreign, 0.05)
+        print(
+            f"{weight:>7g}{axes:>6}{low:>8.3f}{np.mean(foreign > low):>10.1%}{np.mean(good > low):>8.1%}   "
+            f"{high:>8.3f}{np.mean(altered > high):>9.1%}{np.mean(good > high):>8.1%}",
+            flush=True,
+        )
 
 
 def main() -> int:
@@ -161,22 +214,16 @@ def main() -> int:
     if options.plugin:
         import_plugin(options.plugin)
     described = load(options)
-    choose(described)
+    choose_likelihood(described)
+    choose_spread(described)
     config = RouterConfig()
-    prototypes = {name: Prototype.fit(d.train, config) for name, d in described.items()}
+    prototypes = {name: d.prototype(config) for name, d in described.items()}
     calibrations = {
         name: Calibration.fit(cross_fitted_distances(d.train, config).tolist()) for name, d in described.items()
     }
     without = {
         name: Learned(prototypes, calibrations, [other for other in described if other != name]) for name in described
     }
-    foreign_good = {name: without[name].least_shares(d.train) for name, d in described.items()}
-    each = [float(np.quantile(shares, 0.05)) for shares in foreign_good.values()]
-    print(
-        f"\nLimit that refuses 95 % of good training pictures of left-out categories: together "
-        f"{np.quantile(np.concatenate(list(foreign_good.values())), 0.05):.2f}; by category "
-        f"median {np.median(each):.2f}, least {min(each):.2f}"
-    )
     report(described, without, Learned(prototypes, calibrations, list(described)))
     alone(described, prototypes, calibrations)
     return 0

@@ -57,6 +57,9 @@ STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloa
 
 _METADATA_KEY = "moleflow"
 
+_OWN_RANKS = ("axes", "spread")
+"""Tensors of a prototype whose last dimension is as long as its pictures allow."""
+
 
 class Header(BaseModel):
     """What a checkpoint says of itself."""
@@ -185,8 +188,8 @@ class Checkpoint:
         tensors = self.section(section)
         described = _part(tensors, "prototype")
         # A prototype's rank is its own; whatever is not as it should be is found by loading.
-        rank = described["axes"].shape[-1] if "axes" in described and described["axes"].ndim else 0
-        prototype = Prototype(self.header.config.backbone.embedding_dim, rank)
+        ranks = [described[key].shape[-1] if key in described and described[key].ndim else 0 for key in _OWN_RANKS]
+        prototype = Prototype(self.header.config.backbone.embedding_dim, *ranks)
         self._load(prototype, described, f"{section}.prototype")
         return Profile(prototype, self._calibration(tensors, index))
 

@@ -97,6 +97,10 @@ class RouterConfig(_Config):
     relative_floor: float = Field(
         0.003, ge=0, description="least variance of any direction, as a share of the mean descriptor's mean square"
     )
+    spread_axes: int = Field(32, ge=0, description="s, axes of what altered pictures of the task differ by, at most")
+    change_weight: float = Field(
+        4.0, ge=0, description="weight of what alterations do to pictures, beside what good pictures differ by"
+    )
 
 
 class ModelConfig(_Config):

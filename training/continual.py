@@ -19,6 +19,7 @@ from model.network import Base
 from model.results import TaskInfo
 from model.router import Prototype, image_descriptor
 from model.runtime import resolve_device, resolve_precision
+from training.alterations import ALTERATIONS, chosen_pictures, descriptor_changes
 from training.cache import EmbeddingCache
 from training.calibrate import HeldOutScores, cross_fit, cross_fitted_distances, score_held_out, split
 from training.config import Preset
@@ -208,7 +209,15 @@ class ContinualTrainer:
                 held_out = score_held_out(trainer, store.subset(parts.folds[0]), shared.config)
             every = torch.arange(len(store))
             descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
-        prototype = Prototype.fit(descriptors, shared.config.router)
+        with self.reporter.phase(
+            f"{category.name}: altered pictures for the router",
+            len(ALTERATIONS) * len(chosen_pictures(len(category.train))),
+        ) as phase:
+            changes = descriptor_changes(
+                shared.features, category.train, descriptors, read_picture, device=self.device,
+                precision=self.precision, on_progress=phase.advance,
+            )  # fmt: skip
+        prototype = Prototype.fit(descriptors, shared.config.router, changes)
         values = {
             "scores": torch.tensor(held_out.scores),
             "peaks": torch.tensor(held_out.peaks),

@@ -68,7 +68,7 @@ class Unread:
         return Base(self.header.config).requires_grad_(False)
 
     def profile(self, index: int) -> Profile:
-        return Profile(Prototype(DIM, 4), CALIBRATION)
+        return Profile(Prototype(DIM, 4, 4), CALIBRATION)
 
     def expert(self, index: int) -> Expert:
         return Expert(self.header.config, first=index == 0).requires_grad_(False)

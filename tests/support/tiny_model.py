@@ -142,7 +142,8 @@ def tiny_checkpoint(
             batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
             descriptors = image_descriptor(features(batch))
         expert = tiny_expert(config, 100 + index, first=index == 0)
-        prototype = Prototype.fit(descriptors.clone(), config.router)
+        changes = descriptors * 0.02
+        prototype = Prototype.fit(descriptors.clone(), config.router, changes.clone())
         both = profile_tensors(prototype, tiny_held_out(index)), expert_tensors(expert)
         calibration = TaskCalibration.fit({key: value.tolist() for key, value in tiny_held_out(index).items()})
         sections |= {f"tasks.{index}.profile": both[0], f"tasks.{index}.expert": both[1]}

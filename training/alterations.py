@@ -1,0 +1,112 @@
+"""Good pictures altered as a defect, another light or another focus would alter them.
+
+They tell the router (``model.router``) how far and where to a picture of a product may move without being another
+product. No expert is fitted to them, and nothing is calibrated with them. The kinds and their extents were chosen on
+good training pictures (``benchmarks/unknown_products.py``): covering up to a third of the picture, light and focus are
+needed; pasted patches (Li et al., CutPaste, CVPR 2021) and small movements add nothing to them.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFilter
+
+from model.features import FeatureExtractor
+from model.router import image_descriptor
+from training.embeddings import extract
+
+__all__ = ["ALTERATIONS", "MOST_PICTURES", "Alteration", "chosen_pictures", "descriptor_changes"]
+
+Alteration = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+"""An RGB picture ``(S, S, 3)`` uint8 to its altered form, drawn by the generator."""
+
+MOST_PICTURES = 32
+"""Good pictures that are altered, at most; spread evenly over those of the product."""
+
+
+def cover(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Covered by one to three ragged spots of any colour and grain, a twentieth to a third of the picture together."""
+    height, width = picture.shape[:2]
+    number = int(random.integers(1, 4))
+    mean_radius = (random.uniform(0.05, 0.33) * height * width / number / np.pi) ** 0.5
+    mask = Image.new("L", (width, height), 0)
+    for _ in range(number):
+        x, y, corners = random.uniform(0, width), random.uniform(0, height), int(random.integers(4, 10))
+        angles = np.sort(random.uniform(0, 2 * np.pi, corners))
+        radii = mean_radius * random.uniform(0.66, 1.54, corners)
+        outline = np.stack((x + radii * np.cos(angles), y + radii * np.sin(angles)), 1)
+        ImageDraw.Draw(mask).polygon([tuple(corner) for corner in outline.tolist()], fill=255)
+    mask = mask.filter(ImageFilter.GaussianBlur(random.uniform(0, 0.012) * width))
+    colour = random.uniform(0, 255) + random.normal(0, 25, 3)
+    grain = random.normal(0, random.uniform(0, 30), (height, width, 1))
+    weight = np.asarray(mask, np.float32)[..., None] / 255
+    return _rounded(picture + weight * (np.clip(colour + grain, 0, 255) - picture))
+
+
+def light(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """A fifth brighter or darker, a quarter more or a fifth less contrast, and a tinge of colour, at most."""
+    bright = picture * random.uniform(0.8, 1.2)
+    middle = bright.mean()
+    return _rounded((middle + (bright - middle) * random.uniform(0.8, 1.25)) * random.uniform(0.96, 1.04, 3))
+
+
+def focus(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Blurred by up to half a hundredth of the picture's width, or sharpened."""
+    width = picture.shape[1]
+    if random.random() < 0.6:
+        kernel: ImageFilter.Filter = ImageFilter.GaussianBlur(random.uniform(0.0015, 0.005) * width)
+    else:
+        kernel = ImageFilter.UnsharpMask(0.008 * width, int(random.integers(40, 120)), 0)
+    return np.asarray(Image.fromarray(picture).filter(kernel))
+
+
+ALTERATIONS: dict[str, Alteration] = {"cover": cover, "light": light, "focus": focus}
+"""What is done to each picture, by name; one altered form of each."""
+
+
+def chosen_pictures(count: int) -> range:
+    """Which of ``count`` pictures are altered, by position."""
+    return range(0, count, -(-count // MOST_PICTURES))
+
+
+def descriptor_changes(
+    features: FeatureExtractor,
+    paths: Sequence[Path],
+    descriptors: torch.Tensor,
+    read: Callable[[Path], np.ndarray],
+    *,
+    device: torch.device,
+    precision: str,
+    on_progress: Callable[[int], None] = lambda count: None,
+) -> torch.Tensor:
+    """How alterations move the descriptors ``(n, D)`` of the pictures at ``paths``: ``(m, D)``.
+
+    At most ``MOST_PICTURES`` of each kind. What is drawn depends on the kind and the file's name alone.
+
+    Raises:
+        DatasetError: a picture cannot be read.
+    """
+    chosen = chosen_pictures(len(paths))
+    resize = features.preprocessing.resize
+    moved = []
+    for name, alteration in ALTERATIONS.items():
+
+        def altered(path: Path, name: str = name, alteration: Alteration = alteration) -> np.ndarray:
+            seed = hashlib.sha256(f"{name}|{path.name}".encode()).digest()
+            return alteration(resize(read(path)), np.random.default_rng(list(seed)))
+
+        found = []
+        for _, values in extract(
+            features, [paths[row] for row in chosen], altered, device=device, precision=precision
+        ):  # fmt: skip
+            found.append(image_descriptor(values))
+            on_progress(len(values))
+        moved.append(torch.cat(found) - descriptors[list(chosen)])
+    return torch.cat(moved)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    return np.clip(values, 0, 255).round().astype(np.uint8)
