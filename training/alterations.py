@@ -76,7 +76,7 @@ def descriptor_changes(
     features: FeatureExtractor,
     paths: Sequence[Path],
     descriptors: torch.Tensor,
-    read: Callable[[Path], np.ndarray],
+    read: Callable[[Path, int], np.ndarray],
     *,
     device: torch.device,
     precision: str,
@@ -84,7 +84,7 @@ def descriptor_changes(
 ) -> torch.Tensor:
     """How alterations move the descriptors ``(n, D)`` of the pictures at ``paths``: ``(m, D)``.
 
-    At most ``MOST_PICTURES`` of each kind. What is drawn depends on the kind and the file's name alone.
+    At most ``MOST_PICTURES`` of each kind, each decoded by ``read`` as for ``extract``. What is drawn depends on the kind and the file's name alone.
 
     Raises:
         DatasetError: a picture cannot be read.
@@ -94,9 +94,9 @@ def descriptor_changes(
     moved = []
     for name, alteration in ALTERATIONS.items():
 
-        def altered(path: Path, name: str = name, alteration: Alteration = alteration) -> np.ndarray:
+        def altered(path: Path, side: int, name: str = name, alteration: Alteration = alteration) -> np.ndarray:
             seed = hashlib.sha256(f"{name}|{path.name}".encode()).digest()
-            return alteration(resize(read(path)), np.random.default_rng(list(seed)))
+            return alteration(resize(read(path, side)), np.random.default_rng(list(seed)))
 
         found = []
         for _, values in extract(
