@@ -84,7 +84,8 @@ def descriptor_changes(
 ) -> torch.Tensor:
     """How alterations move the descriptors ``(n, D)`` of the pictures at ``paths``: ``(m, D)``.
 
-    At most ``MOST_PICTURES`` of each kind, each decoded by ``read`` as for ``extract``. What is drawn depends on the kind and the file's name alone.
+    At most ``MOST_PICTURES`` of each kind, each decoded by ``read`` as for ``extract``. What is drawn depends on
+    the kind and the file's name alone.
 
     Raises:
         DatasetError: a picture cannot be read.
