@@ -7,6 +7,7 @@ changed. Two things may choose: the likelihood of held-out good pictures (of lev
 only, as likelihoods of other spaces cannot be compared), and how well *pseudo-defects* are told from them, which
 are made from held-out good pictures as CutPaste does (Li et al., CVPR 2021). Metrics of the real test pictures
 are printed beside, for the report. Done rows are kept in ``OUT/levers.jsonl``; given again, only missing ones run.
+``--scoring`` takes the maps that a lever left and prints what other smoothing and image scores would make of them.
 """
 
 import argparse
@@ -21,15 +22,16 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
+from scipy.ndimage import gaussian_filter
 
 from model.backbone import Backbone, import_plugin
-from model.config import ModelConfig
 from model.features import FeatureExtractor
 from model.merged import MergedExpert
 from model.network import Base
 from model.runtime import autocast, resolve_device, resolve_precision
-from model.scoring import image_score, pixel_map
+from model.scoring import SMOOTHING_SIGMA, TOP_K, image_score
 from model.threads import configure_threads, restart_prepared
 from training.cache import EmbeddingCache
 from training.calibrate import split
@@ -178,7 +180,7 @@ class Bench:
         self.device = resolve_device("auto")
         self.precision = resolve_precision("auto", self.device)
 
-    def run(self, lever: Lever, start: Preset, seed: int) -> dict[str, dict[str, float]]:
+    def run(self, lever: Lever, start: Preset, seed: int, key: str) -> dict[str, dict[str, float]]:
         """Learn the products in their order; what each came to, by its name."""
         wanted = lever.resolve(start).with_changes(training={"seed": seed})
         config = wanted.model
@@ -206,29 +208,27 @@ class Bench:
             fit(trainer, store, lever.averaged)
             seconds = time.perf_counter() - begun
             expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert)
-            found[product.category.name] = self._judge(expert, product, embed, config) | {"seconds": seconds}
+            maps = self._all_maps(expert, product, embed)
+            self.maps_path(key, product).parent.mkdir(exist_ok=True)
+            np.savez(self.maps_path(key, product), **{kind: values.numpy() for kind, values in maps.items()})
+            dim, side = config.backbone.embedding_dim, config.backbone.image_size
+            found[product.category.name] = (
+                {"seconds": seconds, "held_out_nll": float(maps["good"].mean()) / dim} | judge_all(maps, product, side)
+            )  # fmt: skip
         return found
 
-    def _judge(
-        self, expert: MergedExpert, product: Product, embed: Callable[[Iterable[Path]], Embeddings], config: ModelConfig
-    ) -> dict[str, float]:
-        good = self._maps(expert, embed(product.held_out))
-        pseudo = self._maps(expert, embed(path for path, _ in product.pseudo))
-        tests = self._maps(expert, embed(sample.path for sample in product.category.test))
-        dim, side = config.backbone.embedding_dim, config.backbone.image_size
-        of_pseudo = judge(
-            torch.cat((good, pseudo)), [False] * len(good) + [True] * len(pseudo),
-            [None] * len(good) + [mask for _, mask in product.pseudo], side,
-        )  # fmt: skip
-        of_test = judge(
-            tests, [sample.is_anomalous for sample in product.category.test],
-            [sample.mask for sample in product.category.test], side,
-        )  # fmt: skip
-        return (
-            {"held_out_nll": float(good.mean()) / dim}
-            | {f"pseudo_{key}": value for key, value in of_pseudo.items()}
-            | {f"test_{key}": value for key, value in of_test.items()}
-        )
+    def maps_path(self, key: str, product: Product) -> Path:
+        """Where the patch maps of a row lie: of held-out good pictures, of pseudo-defects, of test pictures."""
+        return self.out / "maps" / f"{key}.{product.category.name}.npz"
+
+    def _all_maps(
+        self, expert: MergedExpert, product: Product, embed: Callable[[Iterable[Path]], Embeddings]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "good": self._maps(expert, embed(product.held_out)),
+            "pseudo": self._maps(expert, embed(path for path, _ in product.pseudo)),
+            "test": self._maps(expert, embed(sample.path for sample in product.category.test)),
+        }
 
     @torch.inference_mode()
     def _maps(self, expert: MergedExpert, embeddings: Embeddings) -> torch.Tensor:
@@ -251,23 +251,51 @@ def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:
             parameter.copy_(total / count)
 
 
-def judge(
-    maps: torch.Tensor, anomalous: Sequence[bool], masks: Sequence[Path | None], side: int, top_k: int = 3
+COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+
+
+def judge_all(
+    maps: Mapping[str, torch.Tensor], product: Product, side: int, *, top_k: int = TOP_K, sigma: float = SMOOTHING_SIGMA
 ) -> dict[str, float]:
-    """The four figures of patch maps ``(n, H, W)``, in percent."""
+    """The figures of pseudo-defects against held-out good pictures, and of the test pictures, in percent."""
+    good, pseudo, tests = maps["good"], maps["pseudo"], product.category.test
+    cases = {
+        "pseudo": (torch.cat((good, pseudo)), [None] * len(good) + [mask for _, mask in product.pseudo],
+                   [False] * len(good) + [True] * len(pseudo)),
+        "test": (maps["test"], [sample.mask for sample in tests], [sample.is_anomalous for sample in tests]),
+    }  # fmt: skip
+    return {
+        f"{kind}_{column}": value
+        for kind, case in cases.items()
+        for column, value in zip(COLUMNS, judge(*case, side, top_k, sigma), strict=True)
+    }
+
+
+def judge(
+    maps: torch.Tensor,
+    masks: Sequence[Path | None],
+    anomalous: Sequence[bool],
+    side: int,
+    top_k: int,
+    sigma: float,
+) -> tuple[float, ...]:
+    """Image AUROC, pixel AUROC, pixel AP and AUPRO of patch maps ``(n, H, W)``, in percent."""
     pixels = PixelScores()
-    for grid_map, is_anomalous, mask in zip(maps.numpy(), anomalous, masks, strict=True):
+    for grid_map, is_anomalous, mask in zip(maps, anomalous, masks, strict=True):
         if is_anomalous and mask is None:
-            continue
+            continue  # its pixels have no labels
         marked = None if mask is None else read_mask(mask, EVALUATION_SIDE, EVALUATION_SIDE)
-        pixels.add(pixel_map(grid_map, side, EVALUATION_SIDE, EVALUATION_SIDE), marked)
+        pixels.add(smoothed(grid_map, side, sigma), marked)
     image, pixel = image_ranking(image_score(maps, top_k).tolist(), anomalous), pixels.ranking()
     figures = (image.auroc, pixel.auroc, pixel.average_precision, pixels.aupro())
-    return {
-        name: 100 * value
-        for name, value in zip(("image_auroc", "pixel_auroc", "pixel_ap", "aupro"), figures, strict=True)
-        if value is not None
-    }
+    return tuple(float("nan") if value is None else 100 * value for value in figures)
+
+
+def smoothed(grid_map: torch.Tensor, side: int, sigma: float) -> np.ndarray:
+    """``model.scoring.pixel_map`` at the evaluation size, with any ``sigma``, a share of the model's side."""
+    up = F.interpolate(grid_map[None, None], size=side, mode="bilinear", align_corners=False)[0, 0].numpy()
+    soft = torch.from_numpy(gaussian_filter(up, sigma * side, mode="nearest"))
+    return F.interpolate(soft[None, None], size=EVALUATION_SIDE, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def key_of(lever: Lever, start: Preset, seed: int, products: Sequence[Product]) -> str:
@@ -288,9 +316,6 @@ def done_rows(path: Path) -> dict[str, dict[str, Any]]:
     return {row["key"]: row for row in rows}
 
 
-COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
-
-
 def table(rows: Sequence[tuple[str, Sequence[Mapping[str, Mapping[str, float]]]]]) -> str:
     """Markdown: means over products and seeds, the pseudo-defects first."""
     lines = [
@@ -308,6 +333,28 @@ def table(rows: Sequence[tuple[str, Sequence[Mapping[str, Mapping[str, float]]]]
     return "\n".join(lines)
 
 
+SIGMAS = (0.0, 2 / 224, 4 / 224, 6 / 224, 8 / 224)
+TOP_KS = (1, 3, 5, 10, 20)
+
+
+def scoring_table(bench: Bench, key: str, side: int) -> str:
+    """Markdown: what smoothing and the number of patches in the image score make of the maps that a row left."""
+    lines = [
+        "| smoothing, px of 224 | patches in the score | pseudo: image AUROC | pixel AUROC | pixel AP | AUPRO "
+        "| test: image AUROC | pixel AUROC | pixel AP | AUPRO |",
+        "| ---: | ---: |" + " ---: |" * 8,
+    ]
+    for sigma, top_k in [(sigma, TOP_K) for sigma in SIGMAS] + [(SMOOTHING_SIGMA, top_k) for top_k in TOP_KS]:
+        found = []
+        for product in bench.products:
+            with np.load(bench.maps_path(key, product)) as file:
+                maps = {kind: torch.from_numpy(file[kind]) for kind in file.files}
+            found.append(judge_all(maps, product, side, top_k=top_k, sigma=sigma))
+        means = (np.mean([each[column] for each in found]) for column in found[0])
+        lines.append(f"| {224 * sigma:.0f} | {top_k} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
+    return "\n".join(lines)
+
+
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -315,10 +362,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of embeddings, pseudo-defects and rows")
     parser.add_argument("--lever", action="append", help="only these; all unless given")
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--most", type=int, default=250, help="pictures that a product is fitted to, at most")
+    parser.add_argument("--most", type=int, default=100, help="pictures that a product is fitted to, at most")
     parser.add_argument("--backbone", default=None)
     parser.add_argument("--backbone-weights", type=Path)
     parser.add_argument("--plugin")
+    parser.add_argument("--scoring", action="store_true", help="smoothing and image score, for the levers named")
     parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
     options = parser.parse_args(argv)
     unknown = {*(options.lever or ())} - {lever.name for lever in LEVERS}
@@ -347,7 +395,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             key = key_of(lever, start, seed, products)
             row = done_rows(rows_path).get(key)
             if row is None and not options.table:
-                row = {"key": key, "lever": lever.name, "seed": seed, "products": bench.run(lever, start, seed)}
+                row = {"key": key, "lever": lever.name, "seed": seed, "products": bench.run(lever, start, seed, key)}
                 with rows_path.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(table([(lever.name, [row["products"]])]).splitlines()[-1], file=sys.stderr, flush=True)
@@ -356,6 +404,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if runs:
             shown.append((lever.name, runs))
     print(table(shown))
+    if options.scoring:
+        for lever in chosen:
+            resolved = lever.resolve(start)
+            key = key_of(lever, start, seeds[0], products)
+            print(f"\n{lever.name}\n" + scoring_table(bench, key, resolved.model.backbone.image_size))
 
 
 if __name__ == "__main__":

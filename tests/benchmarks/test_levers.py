@@ -1,0 +1,112 @@
+"""Levers are judged by pseudo-defects in held-out good pictures, each row is run once, and averaging averages."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny_model import PLUGIN, product_picture, tiny_config, write_product
+
+from training.config import Preset, TrainingConfig
+from training.embeddings import EmbeddingStore
+from training.task import TaskTrainer
+
+PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "levers.py"
+START = Preset(
+    name="tiny", description="for tests", model=tiny_config(),
+    training=TrainingConfig(epochs=4, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def levers() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("levers", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["levers"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for kind, name in enumerate(("bolt", "nut")):
+        write_product(root / name / "train", "good", kind, count=9)
+        write_product(root / name / "test", "good", kind, count=3)
+        spoiled, mask = product_picture(kind, 50), np.zeros((32, 32), np.uint8)
+        spoiled[8:20, 4:16], mask[8:20, 4:16] = 255, 255
+        for part, picture in (("test/spot/0.png", spoiled), ("ground_truth/spot/0_mask.png", mask)):
+            (root / name / part).parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(picture).save(root / name / part)
+    return root
+
+
+@pytest.mark.parametrize("kind", ["paste", "scar", "blob"])
+def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(levers: ModuleType, kind: str) -> None:
+    picture = np.asarray(Image.fromarray(product_picture(3, 0)).resize((96, 80)))
+    changed, mask = levers.with_pseudo_defect(picture, kind, np.random.default_rng(4))
+    difference = np.abs(changed.astype(int) - picture).max(-1)
+    assert changed.shape == picture.shape
+    assert changed.dtype == np.uint8
+    assert 0 < mask.mean() < 0.2
+    assert difference[mask].mean() > 5
+    assert difference[~mask].mean() < 0.2 * difference[mask].mean()
+
+
+def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(
+    levers: ModuleType, data: Path, tmp_path: Path
+) -> None:
+    one, other = (levers.load_product(data, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
+    assert not {*one.fit} & {*one.held_out}
+    assert len(one.pseudo) == 3 * len(one.held_out)
+    for (picture, _), (same, _) in zip(one.pseudo, other.pseudo, strict=True):
+        assert picture.read_bytes() == same.read_bytes()
+
+
+def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
+    levers: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(levers, "preset", lambda name: START)
+    monkeypatch.setattr(levers, "START", {})
+    chosen = ["--task", "bolt", "--task", "nut", "--lever", "start", "--lever", "ZCA"]
+    command = [str(data), *chosen, "--out", str(tmp_path), "--plugin", str(PLUGIN)]
+    levers.main([*command, "--scoring"])
+    printed = capsys.readouterr().out
+    assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith(("| start", "| ZCA"))] == [
+        "| start", "| ZCA",
+    ]  # fmt: skip
+    assert "nan" not in printed
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a row that is there was run again")
+
+    monkeypatch.setattr(levers.Bench, "run", fail)
+    levers.main(command)
+    assert capsys.readouterr().out in printed
+
+
+def test_averaging_leaves_the_mean_of_the_last_epochs_weights(levers: ModuleType) -> None:
+    def trained(averaged: float, epochs: int = 4) -> list[torch.Tensor]:
+        base = levers.Base(START.model, seed=0)
+        training = START.training.model_copy(update={"epochs": 4})
+        trainer = TaskTrainer(
+            "bolt", START.model, training, base, first=True, device=torch.device("cpu"), precision="fp32"
+        )
+        store = EmbeddingStore(torch.randn(8, 4, 4, 16, generator=torch.Generator().manual_seed(0)))
+        if epochs < 4:
+            for _ in zip(range(epochs), trainer.epochs(store), strict=False):
+                pass
+        else:
+            levers.fit(trainer, store, averaged)
+        return [parameter.detach().clone() for parameter in trainer.parameters]
+
+    third, last, mean = trained(0, epochs=3), trained(0), trained(0.5)
+    for one, other, both in zip(third, last, mean, strict=True):
+        assert torch.allclose((one + other) / 2, both, atol=1e-6)
+    assert not all(torch.equal(one, other) for one, other in zip(last, mean, strict=True))
