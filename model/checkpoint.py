@@ -254,9 +254,10 @@ def profile_tensors(prototype: Prototype, held_out: Tensors) -> dict[str, torch.
 
 
 def expert_tensors(expert: Expert, dtype: ExpertDtype = "float32", base: Base | None = None) -> dict[str, torch.Tensor]:
-    """A task's expert section in the type that it is stored in, with the ``base`` where it has one of its own."""
+    """A task's expert section, what is learned in it as ``dtype``, with the ``base`` where it has one of its own."""
+    learned = {key for key, _ in expert.named_parameters()}
     tensors = {
-        key: value.detach().cpu().to(STORED_TYPES[dtype] if value.is_floating_point() else value.dtype)
+        key: value.detach().cpu().to(STORED_TYPES[dtype] if key in learned else value.dtype)
         for key, value in expert.state_dict().items()
     }
     own = {} if base is None else base.state_dict()

@@ -62,10 +62,12 @@ class Expert(nn.Module):
 
     @torch.no_grad()
     def round_to(self, dtype: torch.dtype) -> None:
-        """Round every number to one that ``dtype`` has: what is then stored in it comes back to the bit."""
-        for value in self.state_dict().values():
-            if value.is_floating_point():
-                value.copy_(value.to(dtype))
+        """Round every learned number to one that ``dtype`` has: what is then stored in it comes back to the bit.
+
+        What is fitted and not learned, as a whitening matrix, is stored as it is.
+        """
+        for value in self.parameters():
+            value.copy_(value.to(dtype))
 
 
 def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
