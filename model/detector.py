@@ -267,6 +267,7 @@ class Detector:
             model_size=self.preprocessing.image_size,
             calibration=self._calibrations[task.index],
             false_alarm_rate=self.false_alarm_rate,
+            is_outside=found.is_outside and self.unknown_limit > 0,
         )
 
 

@@ -115,7 +115,8 @@ class Prediction(_Routed):
 
     ``task`` is the product whose expert scored the picture: the nearest, unless the caller named one. ``grid_map`` is
     the negative log-likelihood of each patch, ``(H, W)`` float32 in nats; unbounded, may be negative. ``score`` is the
-    mean of its k highest values. Both are raw: what they mean is the ``calibration``'s to say.
+    mean of its k highest values. Both are raw: what they mean is the ``calibration``'s to say. ``is_outside`` says that
+    no learned product explains the picture; it was scored because its product was named, or refusing was off.
     """
 
     task: Candidate
@@ -123,6 +124,7 @@ class Prediction(_Routed):
     grid_map: np.ndarray
     model_size: int
     calibration: TaskCalibration
+    is_outside: bool = field(default=False, kw_only=True)
 
     @property
     def p_value(self) -> float:

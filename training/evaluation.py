@@ -21,7 +21,7 @@ from model.threads import helper_threads
 from training.aupro import FPR_LIMIT
 from training.curves import Curve, operating_points
 from training.datasets import Category, Sample, discover, load_category, read_mask, read_picture
-from training.figures import CategoryFigures, Confusion, Evaluation, Figures, Protocol, mean_of
+from training.figures import CategoryFigures, Confusion, Evaluation, Figures, Protocol, ServiceAnswers, mean_of
 from training.metrics import EVALUATION_SIDE, PicturePixels, PixelScores, image_ranking, picture_pixels
 from training.report import Reporter
 
@@ -33,17 +33,23 @@ _CURVE_LIMIT = 1.0
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What an evaluation reads off a prediction: the product whose expert scored it, score, and verdict."""
+    """What an evaluation reads off a prediction: the product whose expert scored it, score, and verdict.
+
+    ``is_refused`` says that the service would answer ``unknown_product``, unless the request names a product.
+    """
 
     product: str
     score: float
     threshold: float
     is_anomalous: bool
+    is_refused: bool
 
 
 def judgement(prediction: Prediction) -> Judgement:
     """The one place where an evaluation looks at verdicts."""
-    return Judgement(prediction.task.name, prediction.score, prediction.threshold, prediction.is_anomalous)
+    return Judgement(
+        prediction.task.name, prediction.score, prediction.threshold, prediction.is_anomalous, prediction.is_outside
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +149,7 @@ def evaluate(
         routing_accuracy=fmean(each.routing_accuracy for each in figures),
         routed=mean_of([each.routed for each in figures]),
         named=mean_of([each.named for each in figures]),
+        service=mean_of([each.service for each in figures]),
         confusion=_confusion(measured, [task.name for task in detector.tasks]),
     )
     return evaluation, measured
@@ -169,6 +176,7 @@ def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
             routing_accuracy=fmean(each.product == name for each in routed),
             routed=as_routed,
             named=as_routed if same else _figures(samples, named, pixels[1]),
+            service=_service_answers(name, samples, routed),
         ),
         curves=Curves(
             image_roc=operating_points(np.array(good), [np.array(bad)] if bad else [], _CURVE_LIMIT),
@@ -235,6 +243,17 @@ def _figures(samples: Sequence[Sample], found: Sequence[Judgement], pixels: Pixe
         aupro=pixels.aupro(),
         false_alarm_rate=fmean(called[False]) if called[False] else None,
         defect_recall=fmean(called[True]) if called[True] else None,
+    )
+
+
+def _service_answers(name: str, samples: Sequence[Sample], routed: Sequence[Judgement]) -> ServiceAnswers:
+    refused: dict[bool, list[bool]] = {True: [], False: []}
+    for sample, each in zip(samples, routed, strict=True):
+        refused[sample.is_anomalous].append(each.is_refused)
+    return ServiceAnswers(
+        good_refused=fmean(refused[False]) if refused[False] else None,
+        defective_refused=fmean(refused[True]) if refused[True] else None,
+        sent_elsewhere=fmean(not each.is_refused and each.product != name for each in routed),
     )
 
 

@@ -1,10 +1,11 @@
 """What an evaluation found, as typed values: the JSON that `moleflow evaluate --json` writes and others read back."""
 
 import os
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from statistics import fmean
-from typing import Self
+from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -20,6 +21,7 @@ __all__ = [
     "Figures",
     "OverSequence",
     "Protocol",
+    "ServiceAnswers",
     "check_writable",
     "mean_of",
     "read_evaluation",
@@ -45,8 +47,18 @@ class Figures(_Record):
     defect_recall: float | None = Field(description="defective pictures called anomalous at the stored threshold")
 
 
+_AnyFigures = TypeVar("_AnyFigures", "Figures", "ServiceAnswers")
+
 METRICS = tuple(Figures.model_fields)
 """Names of the figures, in the order in which they are shown."""
+
+
+class ServiceAnswers(_Record):
+    """What the service would do with one category's pictures that it does not score as what they are: shares 0…1."""
+
+    good_refused: float | None = Field(description="good pictures that get the verdict unknown_product")
+    defective_refused: float | None = Field(description="defective pictures that get the verdict unknown_product")
+    sent_elsewhere: float | None = Field(description="pictures that are not refused but scored as another product")
 
 
 class CategoryFigures(_Record):
@@ -61,6 +73,7 @@ class CategoryFigures(_Record):
     routing_accuracy: float = Field(ge=0, le=1)
     routed: Figures
     named: Figures
+    service: ServiceAnswers = Field(description="with refusals, at the detector's unknown limit")
 
 
 class Confusion(_Record):
@@ -117,6 +130,7 @@ class Evaluation(_Record):
     routing_accuracy: float = Field(ge=0, le=1, description="mean over categories")
     routed: Figures = Field(description="mean over those categories that have the figure")
     named: Figures
+    service: ServiceAnswers = Field(description="mean over those categories that have the figure")
     confusion: Confusion
     continual: Continual | None = Field(None, description="where earlier states were given")
 
@@ -125,11 +139,12 @@ class Evaluation(_Record):
         return next((each for each in self.categories if each.category == name), None)
 
 
-def mean_of(figures: list[Figures]) -> Figures:
-    """The mean of each figure over those that have it."""
-    values = {name: [getattr(each, name) for each in figures] for name in METRICS}
+def mean_of(figures: Sequence[_AnyFigures]) -> _AnyFigures:
+    """The mean of each figure over those records, at least one, that have it."""
+    kind = type(figures[0])
+    values = {name: [getattr(each, name) for each in figures] for name in kind.model_fields}
     defined = {name: [value for value in column if value is not None] for name, column in values.items()}
-    return Figures(**{name: fmean(column) if column else None for name, column in defined.items()})
+    return kind(**{name: fmean(column) if column else None for name, column in defined.items()})
 
 
 def read_evaluation(path: Path) -> Evaluation:

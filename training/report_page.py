@@ -11,7 +11,7 @@ from training.cases import case_groups
 from training.charts import curve_chart, histogram
 from training.curves import Curve
 from training.evaluation import Measured, judgement
-from training.figures import METRICS, Confusion, Evaluation
+from training.figures import METRICS, Confusion, Evaluation, ServiceAnswers
 from training.tables import HEADINGS, percent
 
 __all__ = ["report_page"]
@@ -33,6 +33,7 @@ def report_page(evaluation: Evaluation, measured: Sequence[Measured]) -> str:
         evaluation=evaluation,
         headings=HEADINGS,
         metrics=METRICS,
+        answers=tuple(ServiceAnswers.model_fields),
         headlines=headlines,
         pictures=sum(each.good + each.defective for each in evaluation.categories),
         misrouted=any(each.routing_accuracy < 1 for each in evaluation.categories),

@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from training.figures import METRICS, Confusion, Continual, Evaluation, Figures
+from training.figures import METRICS, Confusion, Continual, Evaluation, Figures, ServiceAnswers
 from training.spread import Spread, SpreadFigures, Summary
 
 __all__ = ["HEADINGS", "evaluation_tables", "percent", "summary_tables"]
@@ -21,18 +21,22 @@ HEADINGS = {
     "false_alarm_rate": "false alarms",
     "defect_recall": "defects found",
     "routing_accuracy": "routing",
+    "good_refused": "good refused",
+    "defective_refused": "defective refused",
+    "sent_elsewhere": "sent elsewhere",
 }
 """How each figure is called where people read it."""
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[Table | Text]:
-    """Figures as routed, figures with the product named, the routing matrix, and what was forgotten."""
+    """Figures as routed and with the product named, the routing matrix, what is refused, and what was forgotten."""
     yield _figures_table(evaluation, "As routed, in percent", named=False)
     if _differ(evaluation):
         yield _figures_table(evaluation, "With the true product named, in percent", named=True)
         yield _confusion_table(evaluation.confusion)
     else:
         yield Text("Every picture was routed to its own product: naming it changes nothing.\n")
+    yield _service_table(evaluation)
     if evaluation.continual is not None:
         yield _continual_table(evaluation.continual)
 
@@ -103,6 +107,23 @@ def _confusion_table(confusion: Confusion) -> Table:
     for category, row in zip(confusion.categories, confusion.counts, strict=True):
         table.add_row(category, *(str(count) if count else "·" for count in row))
     return table
+
+
+def _service_table(evaluation: Evaluation) -> Table:
+    """Pictures that the service does not score as what they are."""
+    table = _table("With refusals, as the service answers, in percent")
+    table.add_column("category")
+    for name in ServiceAnswers.model_fields:
+        table.add_column(HEADINGS[name], justify="right")
+    for each in evaluation.categories:
+        table.add_row(each.category, *_service_cells(each.service))
+    table.add_section()
+    table.add_row("mean", *_service_cells(evaluation.service), style="bold")
+    return table
+
+
+def _service_cells(answers: ServiceAnswers) -> list[str]:
+    return [percent(getattr(answers, name)) for name in ServiceAnswers.model_fields]
 
 
 def _continual_table(continual: Continual) -> Table:

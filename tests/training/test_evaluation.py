@@ -5,12 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
-from tiny_model import write_product, write_tested_product
+from tiny_model import tiny_checkpoint, write_product, write_tested_product
 
 from model.detector import Detector
 from model.errors import DatasetError, UnknownTaskError
+from model.results import Refusal
 from training.datasets import read_mask, read_picture
-from training.evaluation import Measured, load_test_categories
+from training.evaluation import Measured, evaluate, load_test_categories
 from training.figures import METRICS, Evaluation, read_evaluation, write_json
 from training.report import Reporter
 
@@ -40,6 +41,32 @@ def test_image_figures_are_those_of_the_detectors_own_predictions(
     called = np.array([each.is_anomalous for each in found])
     assert measured.defect_recall == pytest.approx(called[labels].mean())
     assert measured.false_alarm_rate == pytest.approx(called[~np.array(labels)].mean())
+
+
+@pytest.mark.parametrize("limit", [0.0, 0.02, 0.43])
+def test_the_service_answers_are_those_of_predictions_that_may_be_refused(
+    tmp_path: Path, tested_products: Path, limit: float
+) -> None:
+    detector = Detector.load(tiny_checkpoint(tmp_path / "factory.safetensors").path, device="cpu", unknown_limit=limit)
+    evaluation, _ = evaluate(detector, load_test_categories(tested_products, PRODUCTS))
+    refused_at_all = 0
+    for product in PRODUCTS:
+        answers: dict[str, list[str]] = {"good": [], "spot": []}
+        for path in sorted((tested_products / product / "test").glob("*/*.png")):
+            (found,) = detector.predict([read_picture(path)])
+            answers[path.parent.name].append("unknown" if isinstance(found, Refusal) else found.task.name)
+        category = evaluation.category(product)
+        assert category is not None
+        every = [*answers["good"], *answers["spot"]]
+        shares = [names.count("unknown") / len(names) for names in answers.values()]
+        assert [category.service.good_refused, category.service.defective_refused] == pytest.approx(shares)
+        elsewhere = sum(name not in ("unknown", product) for name in every) / len(every)
+        assert category.service.sent_elsewhere == pytest.approx(elsewhere)
+        refused_at_all += every.count("unknown")
+    assert evaluation.service.good_refused == pytest.approx(
+        np.mean([each.service.good_refused for each in evaluation.categories])
+    )
+    assert (refused_at_all > 0) == (limit == 0.02)
 
 
 def test_pixel_figures_leave_out_defective_pictures_without_mask(

@@ -5,10 +5,12 @@ from datetime import UTC, datetime
 import pytest
 
 from model.errors import ConfigurationError
-from training.figures import METRICS, CategoryFigures, Confusion, Evaluation, Figures, Protocol
+from training.figures import METRICS, CategoryFigures, Confusion, Evaluation, Figures, Protocol, ServiceAnswers
 from training.forgetting import HIGHER_IS_BETTER, backward_transfer, check_sequence, continual_figures, forgetting
 
 PRODUCTS = ("a", "b", "c")
+
+NOTHING_REFUSED = ServiceAnswers(good_refused=0.0, defective_refused=0.0, sent_elsewhere=0.0)
 
 
 def state(values: dict[str, float], *, good: int = 5, side: int = 256, products: int = 0) -> Evaluation:
@@ -20,7 +22,7 @@ def state(values: dict[str, float], *, good: int = 5, side: int = 256, products:
         rows.append(
             CategoryFigures(
                 category=name, good=good, defective=4, masked=4, seed=0, threshold=1.0, routing_accuracy=value,
-                routed=figures, named=figures.model_copy(update={"image_auroc": 1.0}),
+                routed=figures, named=figures.model_copy(update={"image_auroc": 1.0}), service=NOTHING_REFUSED,
             )
         )  # fmt: skip
     return Evaluation(
@@ -34,6 +36,7 @@ def state(values: dict[str, float], *, good: int = 5, side: int = 256, products:
         routing_accuracy=1.0,
         routed=rows[0].routed,
         named=rows[0].named,
+        service=NOTHING_REFUSED,
         confusion=Confusion(categories=(), products=known, counts=()),
     )
 
