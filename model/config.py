@@ -30,9 +30,9 @@ ExpertDtype = Literal["float32", "bfloat16"]
 """The type that experts are stored in; they are trained, and folded into the base, in float32."""
 
 DEFAULT_UNKNOWN_LIMIT = 0.43
-"""Share (``model.router``) up to which a picture belongs to a product, unless told otherwise. Of the good *training*
-pictures of a product that was left out, 95 % lie beyond it; ``benchmarks/unknown_products.py`` chooses it so, and
-measures what it does to test pictures."""
+"""Share (``model.router``) up to which a picture belongs to a product, unless told otherwise. Chosen so that at
+least 95 % of the good *training* pictures of a product that was left out lie beyond it, and few altered pictures of
+learned ones; ``benchmarks/unknown_products.py`` measures both, and what it does to test pictures."""
 
 
 class _Config(BaseModel):
