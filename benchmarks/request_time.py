@@ -1,0 +1,156 @@
+"""Where does the time of one request go?
+
+    python benchmarks/request_time.py --pictures DIR [--checkpoint FILE] [--rounds 5] [--output FILE.json]
+
+Every picture in turn goes through the steps that a service takes, one after another in this process, and each step is
+timed by itself; shown are medians. The steps that only a service has come from a running one, asked for one picture at
+a time: the queue from its answers' ``timing_ms``, and HTTP as what is left of the client's latency (upload, parsing,
+threads, answer, and the client itself).
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from pipeline import job_of
+from random_checkpoint import write_random_checkpoint
+from running_service import RunningService, ServiceError
+from wrk import LoadError, drive, find_wrk
+
+from model.atomic import atomic_write
+from model.detector import Detector
+from model.errors import MoLEFlowError
+from model.features import stack_images
+from model.picture import SUFFIXES, open_for_model
+from model.results import Prediction
+from model.threads import configure_threads, restart_prepared
+from service.decode import Decoded
+from service.encode import encode_map
+from service.render import AnswerForm, render
+
+STEPS = ("decode", "resize", "queue", "backbone", "flow", "map", "encode", "http")
+
+WHAT = {
+    "decode": "file to RGB",
+    "resize": "to the model's input",
+    "queue": "waiting for the model, nobody else asking",
+    "backbone": "normalise, backbone, embeddings, router",
+    "flow": "expert and score",
+    "map": "patch map to the picture's size",
+    "encode": "map to 16-bit PNG, and the JSON",
+    "http": "upload, parsing, threads, answer, client",
+}
+
+
+def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
+    """Milliseconds of each step that needs no service, for one picture."""
+    preprocessing, moments = detector.preprocessing, [perf_counter()]
+    picture = open_for_model(data, preprocessing.image_size)
+    moments.append(perf_counter())
+    pixels = preprocessing.resize(picture.pixels)
+    moments.append(perf_counter())
+    with torch.inference_mode():
+        batch = stack_images([pixels], preprocessing.resize, detector.device)
+        embeddings, distances, _ = detector.embed_and_route(batch)
+        task = int(distances[0].argmin())
+        moments.append(perf_counter())
+        maps, _ = detector.score(embeddings, [task])
+        maps.cpu()
+    moments.append(perf_counter())
+    names = ("decode", "resize", "backbone", "flow")
+    steps = {name: (end - start) * 1000 for name, start, end in zip(names, moments, moments[1:], strict=False)}
+    (finding,) = detector.predict([pixels], refuse_unknown=False)
+    assert isinstance(finding, Prediction)
+    started = perf_counter()
+    values = finding.pixel_map(picture.height, picture.width)
+    steps["map"] = (perf_counter() - started) * 1000
+    started = perf_counter()
+    encode_map(values, "png")
+    packed = (perf_counter() - started) * 1000
+    started = perf_counter()
+    job = job_of(detector, data, Decoded(pixels, picture.width, picture.height), finding)
+    render(job, AnswerForm(map_encoding="none"))
+    steps["encode"] = packed + (perf_counter() - started) * 1000
+    return steps
+
+
+def measure(options: argparse.Namespace, checkpoint: Path, pictures: Sequence[Path]) -> dict[str, float]:
+    """Medians of all steps, and of the client's latency as ``request``."""
+    detector = Detector.load(checkpoint, plugin=options.plugin, unknown_limit=0)
+    detector.warm_up(1)
+    files = [path.read_bytes() for path in pictures]
+    plugin = ["--plugin", options.plugin] if options.plugin else []
+    rows, loads = [], []
+    with RunningService(checkpoint, *plugin) as service:
+        program = find_wrk(options.wrk)
+        drive(program, service.url, "/predict", pictures, 1, 2)
+        for data in files:
+            time_steps(detector, data)
+        # By turns, so that whatever slows the machine slows both alike.
+        for _ in range(options.rounds):
+            rows += [time_steps(detector, data) for data in files]
+            loads.append(drive(program, service.url, "/predict", pictures, 1, options.seconds))
+    steps = {name: median(row[name] for row in rows) for name in rows[0]}
+    queue, latency = (np.concatenate([load[name] for load in loads]) for name in ("queue", "latency"))
+    inside = [load["decode"] + load["queue"] + load["inference"] + load["encode"] for load in loads]
+    return steps | {
+        "queue": float(np.median(queue)),
+        "http": float(np.median(latency - np.concatenate(inside))),
+        "request": float(np.median(latency)),
+    }
+
+
+def markdown(result: dict[str, Any]) -> str:
+    """The result for people."""
+    steps, total = result["steps_ms"], sum(result["steps_ms"][name] for name in STEPS)
+    lines = ["| step | what | ms | share |", "|---|---|---|---|"]
+    lines += [f"| {name} | {WHAT[name]} | {steps[name]:.1f} | {steps[name] / total:.0%} |" for name in STEPS]
+    lines.append(f"| sum | the client measured {steps['request']:.1f} | {total:.1f} | 100% |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from a command line; 1 on an error that the user can mend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=Path, required=True, help="folder whose pictures are timed")
+    parser.add_argument("--checkpoint", type=Path, help="default: MAIN with random weights")
+    parser.add_argument("--plugin", help="module that registers the checkpoint's backbone with timm")
+    parser.add_argument("--rounds", type=int, default=5, help="of the pictures in this process and the service in turn")
+    parser.add_argument("--seconds", type=int, default=4, help="that the service is asked for in a round")
+    parser.add_argument("--wrk", help="the load generator's program")
+    parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
+    options = parser.parse_args(arguments)
+    load_before, threads = round(os.getloadavg()[0], 2), configure_threads()
+    pictures = sorted(path for path in options.pictures.glob("*") if path.suffix.lower() in SUFFIXES)
+    try:
+        if not pictures:
+            raise LoadError(f"{options.pictures} holds no pictures; name a folder with some (--pictures).")
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = options.checkpoint or write_random_checkpoint(Path(folder) / "random.safetensors")
+            steps = measure(options, checkpoint, pictures)
+    except (LoadError, ServiceError, MoLEFlowError) as error:
+        print(f"request_time: {error}", file=sys.stderr)
+        return 1
+    result = {"threads": threads, "load_before": load_before, "steps_ms": steps}
+    text = markdown(result)
+    if options.output:
+        with atomic_write(options.output) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        with atomic_write(options.output.with_suffix(".md")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    restart_prepared()
+    sys.exit(main())

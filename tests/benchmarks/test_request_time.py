@@ -1,0 +1,66 @@
+"""The steps of one request are timed on a real model, and the way threads wait is compared on real processes."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_model import PLUGIN, product_picture, tiny_checkpoint
+
+from model.backbone import import_plugin
+from model.detector import Detector
+from model.threads import THREAD_POLICY
+
+FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def encoded(pixels: np.ndarray, path: Path) -> bytes:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+    return path.read_bytes()
+
+
+def test_every_step_is_timed_and_the_table_names_each(tmp_path: Path) -> None:
+    benchmark = importlib.import_module("request_time")
+    import_plugin(str(PLUGIN))
+    detector = Detector(tiny_checkpoint(tmp_path / "tiny.safetensors"), unknown_limit=0)
+    steps = benchmark.time_steps(detector, encoded(product_picture(0, 0, 48), tmp_path / "a.png"))
+    assert set(steps) == set(benchmark.STEPS) - {"queue", "http"}
+    assert all(value > 0 for value in steps.values())
+    table = benchmark.markdown({"steps_ms": dict.fromkeys(benchmark.STEPS, 5.0) | {"request": 41.0}})
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [*benchmark.STEPS, "sum"]
+    assert "the client measured 41.0 | 40.0 |" in table
+
+
+def test_the_two_policies_differ_in_nothing_but_the_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    benchmark = importlib.import_module("threads")
+    seen = tmp_path / "seen"
+    script = tmp_path / "worker.py"
+    script.write_text(
+        "import json, os, sys\n"
+        f"open({str(seen)!r}, 'a').write(json.dumps([sys.argv[1:], dict(os.environ)]) + '\\n')\n"
+        "print('ready', flush=True)\n"
+        "for number, _ in enumerate(sys.stdin): print(json.dumps([10 + number, 1]), flush=True)\n"
+    )
+    monkeypatch.setattr(benchmark, "__file__", str(script))
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    found = benchmark.measure(tmp_path / "some.safetensors", 1, rounds=3, calls=2)
+    # Each round asks alone first and then beside the busy process: 10, 12, 14 and 11, 13, 15.
+    assert found["default"]["picture_alone_ms"] == found["passive"]["picture_alone_ms"] == 12
+    assert found["default"]["picture_busy_ms"] == 13
+    (one, default), (other, passive) = (json.loads(line) for line in seen.read_text().splitlines())
+    assert one == other
+    assert not set(THREAD_POLICY) & set(default)
+    assert THREAD_POLICY.items() <= passive.items()
+    differing = {name for name in default.keys() | passive.keys() if default.get(name) != passive.get(name)}
+    assert differing == set(THREAD_POLICY)
+    assert "| passive | 12 | 13 | 1.0 |" in benchmark.markdown(
+        {"processors": 2, "load_before": 0.1, "busy": 1, "policies": found}
+    )
