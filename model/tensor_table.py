@@ -85,64 +85,63 @@ def parse_table(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
     """
     if not text.startswith(b"{"):
         raise ValueError("its table is no JSON object")
-    metadata: dict[str, str] = {}
-    parts: dict[str, tuple[list[Spec], array[int]]] = {}
-    starts, sizes = array("q"), array("q")
     with _collection_paused():
-        for name, value in json.loads(text, object_pairs_hook=_entry):
-            if name == "__metadata__":
-                metadata = _strings(value)
-                continue
-            if not isinstance(value, _Entry):
-                raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets")
+        return _sections(json.loads(text), data_bytes)
+
+
+def _sections(entries: dict[str, Any], data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
+    metadata = _strings(entries.pop("__metadata__", {}))
+    begins, sizes = array("q"), array("q")
+    widths = _Sizes()
+    parts: dict[str, tuple[list[tuple[str, tuple[Any, ...]]], array[int]]] = {}
+    prefix = ""
+    for name, entry in entries.items():
+        try:
+            kind = (entry["dtype"], *entry["shape"])
+            begin, end = entry["data_offsets"]
+            begins.append(begin)
+            sizes.append(end - begin)
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets that can be") from error
+        if sizes[-1] != widths[kind]:
+            raise ValueError(f"tensor {name!r} does not have the bytes that its type and shape need")
+        # Tensors of one section mostly follow each other.
+        if not prefix or not name.startswith(prefix):
             section, key = split_name(name)
-            spec = Spec(key, value.dtype, value.shape)
-            if value.end - value.begin != spec.size:
-                raise ValueError(f"tensor {name!r} does not have the bytes that its type and shape need")
-            specs, begins = parts.setdefault(section, ([], array("Q")))
-            specs.append(spec)
-            begins.append(value.begin)
-            starts.append(value.begin)
-            sizes.append(value.end - value.begin)
-        _check_cover(np.array(starts, np.int64), np.array(sizes, np.int64), data_bytes)
-        layouts: dict[tuple[Spec, ...], tuple[Spec, ...]] = {}
-        table: dict[str, Section] = {}
-        for section, (specs, begins) in parts.items():
-            layout = tuple(specs)
-            if layout not in layouts and len({spec.key for spec in layout}) < len(layout):
-                raise ValueError(f"section {section!r} has two tensors of one name")
-            table[section] = Section(layouts.setdefault(layout, layout), begins)
-        del parts
+            prefix = f"{section}." if section else ""
+            kinds, places = parts.setdefault(section, ([], array("q")))
+        else:
+            key = name[len(prefix) :]
+        kinds.append((key, kind))
+        places.append(begin)
+    _check_cover(np.array(begins), np.array(sizes), data_bytes)
+    layouts: dict[tuple[tuple[str, tuple[Any, ...]], ...], tuple[Spec, ...]] = {}
+    table: dict[str, Section] = {}
+    for section, (kinds, places) in parts.items():
+        described = tuple(kinds)
+        if described not in layouts:
+            layouts[described] = tuple(Spec(key, dtype, tuple(shape)) for key, (dtype, *shape) in described)
+        table[section] = Section(layouts[described], places)
     return metadata, table
 
 
-class _Entry(NamedTuple):
-    """What the table says of a tensor."""
+class _Sizes(dict[tuple[Any, ...], int]):
+    """Bytes of a tensor by its type and its sides; each is looked at once."""
 
-    dtype: str
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-def _entry(pairs: list[tuple[str, Any]]) -> Any:
-    """A tensor's entry as a record at once, so that the whole table never exists as dictionaries; else ``pairs``."""
-    if len(pairs) != 3:
-        return pairs
-    match dict(pairs):
-        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [int(begin), int(end)]}:
-            if dtype not in TYPES:
-                raise ValueError(f"it has tensors of the type {dtype}, which this program does not know")
-            if not all(isinstance(side, int) and side >= 0 for side in shape) or not 0 <= begin <= end < 2**63:
-                raise ValueError("a tensor has sides or offsets that cannot be")
-            return _Entry(dtype, tuple(shape), begin, end)
-    return pairs
+    def __missing__(self, kind: tuple[Any, ...]) -> int:
+        dtype, *shape = kind
+        if dtype not in TYPES:
+            raise ValueError(f"it has tensors of the type {dtype!r}, which this program does not know")
+        if not all(isinstance(side, int) and side >= 0 for side in shape):
+            raise ValueError(f"it has a tensor of the shape {shape}")
+        self[kind] = Spec("", dtype, tuple(shape)).size
+        return self[kind]
 
 
-def _strings(pairs: Any) -> dict[str, str]:
-    if not isinstance(pairs, list) or not all(isinstance(each, tuple) and isinstance(each[1], str) for each in pairs):
+def _strings(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no strings")
-    return dict(pairs)
+    return metadata
 
 
 def _check_cover(begins: np.ndarray, sizes: np.ndarray, data_bytes: int) -> None:
