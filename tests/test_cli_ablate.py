@@ -84,7 +84,7 @@ def test_a_kill_inside_a_row_leaves_what_the_same_command_goes_on_from(
     ("arguments", "status", "hint"),
     [
         (("everything", "DATA"), 2, "'everything' is not one of"),
-        (("core", "DATA", "--preset", "large"), 1, "use one of main, small"),
+        (("core", "DATA", "--preset", "large"), 1, "use one of main, fast, small"),
         (("core", "MISSING"), 1, "There is no folder"),
     ],
 )

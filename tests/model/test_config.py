@@ -50,7 +50,7 @@ def test_a_configuration_survives_being_written_down() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigurationError, match="'large' is not known; use one of main, small"):
+    with pytest.raises(ConfigurationError, match="'large' is not known; use one of main, fast, small"):
         preset("large")
 
 
