@@ -79,9 +79,10 @@ def synthetic_task(
 
 def _prototype(config: ModelConfig, generator: torch.Generator) -> Prototype:
     dim = config.backbone.embedding_dim
-    prototype = Prototype(dim, config.router.axes)
+    prototype = Prototype(dim, config.router.axes, config.router.spread_axes)
     prototype.mean.copy_(torch.randn(dim, generator=generator))
     prototype.axes.copy_(torch.linalg.qr(torch.randn(dim, config.router.axes, generator=generator)).Q)
     prototype.variances.copy_(0.01 + 0.1 * torch.rand(config.router.axes, generator=generator))
     prototype.floor.fill_(max(config.router.relative_floor, 1e-3))
+    prototype.spread.copy_(0.1 * torch.randn(dim, config.router.spread_axes, generator=generator))
     return prototype
