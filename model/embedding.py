@@ -76,11 +76,11 @@ def position_code(height: int, width: int, dim: int) -> torch.Tensor:
 
     def one_axis(length: int) -> torch.Tensor:
         angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-        return torch.stack((angles.sin(), angles.cos()), -1).flatten(1)
+        return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).float()
 
     x = one_axis(width)[None, :, :].expand(height, -1, -1)
     y = one_axis(height)[:, None, :].expand(-1, width, -1)
-    return torch.cat((x, y), -1).float()
+    return torch.cat((x, y), -1)
 
 
 def with_position(embeddings: torch.Tensor) -> torch.Tensor:

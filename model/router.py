@@ -18,6 +18,7 @@ these directions serves all products, so that a thousand of them cost what their
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -52,7 +53,14 @@ def is_outside(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tenso
 
 def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
     """Median over the grid, before the position code: ``(B, H, W, D)`` to ``(B, D)`` float32."""
-    return embeddings.float().flatten(1, 2).median(1).values
+    values = embeddings.detach().float().flatten(1, 2)
+    if values.device.type != "cpu":
+        return values.median(1).values
+    # The same value (the lower one of the two in the middle) from NumPy, whose selection is vectorised; picture by
+    # picture, since a whole batch does not fit the processor's cache.
+    middle = (values.shape[1] - 1) // 2
+    rows = [np.partition(picture.T.contiguous().numpy(), middle, axis=1)[:, middle] for picture in values]
+    return torch.from_numpy(np.stack(rows))
 
 
 class Prototype(nn.Module):

@@ -89,12 +89,12 @@ class ProductsFloor:
 def flow_products(config: ModelConfig) -> list[tuple[int, int]]:
     """Shapes (outputs, inputs) of the weights that a patch is multiplied by, in the order of the flow.
 
-    A MoLE block: the first layers of shift and scale on the same half as one product, the scale's context, and the two
-    last layers. A DIA block: two MLPs of three layers, the first ones on the same half as one product.
+    A MoLE block: the first layers of shift, and of scale with its context, and the two last ones. A DIA
+    block: two MLPs of three layers, the first ones on the same half as one product.
     """
     dim, flow = config.backbone.embedding_dim, config.flow
     half = dim // 2
-    mole = [(2 * dim, half), (dim, half), (half, dim), (half, dim)]
+    mole = [(dim, half), (dim, dim), (half, dim), (half, dim)]
     dia = [(dim, half), *[(half, half)] * 4]
     return mole * flow.coupling_blocks + dia * flow.dia_blocks
 
