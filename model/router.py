@@ -128,6 +128,7 @@ class Router(nn.Module):
     """Distances of image descriptors to all prototypes, and their shares, in a few batched products."""
 
     mean: torch.Tensor
+    centre: torch.Tensor
     whitening: torch.Tensor
     floor_precision: torch.Tensor
     separating: torch.Tensor
@@ -138,12 +139,14 @@ class Router(nn.Module):
         super().__init__()
         rank = max((p.axes.shape[1] for p in prototypes), default=0)
         dim = prototypes[0].mean.shape[0] if prototypes else 0
-        whitening = torch.zeros(len(prototypes), dim, rank)
+        # Axes in rows: a product reads each from beginning to end, in two thirds of the time.
+        whitening = torch.zeros(len(prototypes), rank, dim)
         for index, p in enumerate(prototypes):
             # Distance² = ‖d‖²/floor − Σ (aᵢ·d)²·(1/floor − 1/varianceᵢ); unused axes stay zero and count nothing.
             gain = (1 / p.floor - 1 / p.variances).clamp_min(0).sqrt()
-            whitening[index, :, : p.axes.shape[1]] = p.axes * gain
+            whitening[index, : p.axes.shape[1]] = (p.axes * gain).T
         self.register_buffer("mean", torch.stack([p.mean for p in prototypes]) if prototypes else torch.zeros(0, dim))
+        self.register_buffer("centre", self.mean.mean(0))
         self.register_buffer("whitening", whitening)
         self.register_buffer(
             "floor_precision", torch.stack([1 / p.floor for p in prototypes]) if prototypes else torch.zeros(0)
@@ -160,9 +163,9 @@ class Router(nn.Module):
         """
         points = descriptors.float()
         difference = points[None] - self.mean[:, None]  # (T, B, D)
-        along = torch.bmm(difference, self.whitening)  # (T, B, r)
+        along = torch.bmm(difference, self.whitening.mT)  # (T, B, r)
         squared = difference.square().sum(-1) * self.floor_precision[:, None] - along.square().sum(-1)
-        place = (points - self.mean.mean(0)) @ self.separating
+        place = (points - self.centre) @ self.separating
         apart = torch.cdist(place, self.places, compute_mode="donot_use_mm_for_euclid_dist")
         return squared.clamp_min(0).sqrt().T, apart / self.gaps
 
