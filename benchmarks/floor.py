@@ -14,7 +14,6 @@ only its sizes count.
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -28,9 +27,9 @@ from typing import Any
 import numpy as np
 import torch
 from random_checkpoint import write_random_checkpoint
+from result_files import positive, write_result
 from torch import nn
 
-from model.atomic import atomic_write
 from model.detector import Detector
 from model.runtime import keep_freed_memory
 from model.threads import THREAD_POLICY, configure_threads, restart_prepared
@@ -226,21 +225,14 @@ def markdown(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 1 unless every gate holds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, help="of eight products or more; default: made with random weights")
     parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
     parser.add_argument("--precision", choices=list(PRECISIONS), action="append", help="default: bf16 and fp32")
-    parser.add_argument("--batch", type=_positive, action="append", help="default: 1 and 8")
-    parser.add_argument("--rounds", type=_positive, default=15)
+    parser.add_argument("--batch", type=positive, action="append", help="default: 1 and 8")
+    parser.add_argument("--rounds", type=positive, default=15)
     options = parser.parse_args(arguments)
     configure_threads()
     keep_freed_memory()  # for both sides: otherwise page faults are what is measured
@@ -249,12 +241,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = measure(path, options.precision or ("bf16", "fp32"), options.batch or (1, 8), options.rounds)
     text = markdown(result)
     if options.output:
-        for target, content in (
-            (options.output, json.dumps(result, indent=1) + "\n"),
-            (options.output.with_suffix(".md"), text),
-        ):
-            with atomic_write(target) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        write_result(options.output, result, text)
     print(text)
     return 0 if all(value <= most for _, value, most in gates(result)) else 1
 

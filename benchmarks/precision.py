@@ -9,14 +9,13 @@ than 0.1 points and no pixel AP by more than 0.3. The exit status is 1 unless bo
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from result_files import write_result
 
-from model.atomic import atomic_write
 from model.backbone import import_plugin
 from model.checkpoint import Checkpoint
 from model.detector import Detector
@@ -109,8 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tasks = options.task or [task.name for task in Checkpoint.open(options.checkpoint).header.tasks]
     found = measure(options.checkpoint, options.data, tasks)
     if options.output:
-        with atomic_write(options.output) as temporary:
-            temporary.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_result(options.output, found, table(found) + "\n")
     print(table(found))
     print(f"\nbf16 within {MOST_IMAGE_AUROC} and {MOST_PIXEL_AP} points: {'yes' if holds(found) else 'NO'}")
     return 0 if holds(found) else 1

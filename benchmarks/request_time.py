@@ -9,7 +9,6 @@ threads, answer, and the client itself).
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -23,10 +22,10 @@ import numpy as np
 import torch
 from pipeline import job_of
 from random_checkpoint import write_random_checkpoint
+from result_files import write_result
 from running_service import RunningService, ServiceError
 from wrk import LoadError, drive, find_wrk
 
-from model.atomic import atomic_write
 from model.detector import Detector
 from model.errors import MoLEFlowError
 from model.features import stack_images
@@ -143,10 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     result = {"threads": threads, "load_before": load_before, "steps_ms": steps}
     text = markdown(result)
     if options.output:
-        with atomic_write(options.output) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        with atomic_write(options.output.with_suffix(".md")) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_result(options.output, result, text)
     print(text)
     return 0
 

@@ -15,7 +15,6 @@ the requests to the last tenth, memory grows by at most 2 %. The exit status is 
 """
 
 import argparse
-import json
 import os
 import sys
 import tempfile
@@ -28,11 +27,11 @@ from typing import Any
 import numpy as np
 from pipeline import pictures_per_second
 from random_checkpoint import write_random_checkpoint
+from result_files import positive, write_result
 from running_service import RunningService, ServiceError
 from service_memory import watch_memory
 from wrk import Load, LoadError, drive, find_wrk
 
-from model.atomic import atomic_write
 from model.detector import Detector
 from model.errors import MoLEFlowError
 from model.picture import SUFFIXES
@@ -192,13 +191,6 @@ def _plugin(options: argparse.Namespace) -> list[str]:
     return ["--plugin", options.plugin] if options.plugin else []
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options from a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -206,11 +198,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--checkpoint", type=Path, help="default: MAIN with random weights")
     parser.add_argument("--memory-checkpoint", type=Path, help="for the requests that memory is watched over")
     parser.add_argument("--plugin", help="module that registers the checkpoint's backbone with timm")
-    parser.add_argument("--concurrency", type=_positive, action="append", help="default: 1, 4 and 16")
-    parser.add_argument("--rounds", type=_positive, default=5)
-    parser.add_argument("--seconds", type=_positive, default=10, help="of each side in a round")
+    parser.add_argument("--concurrency", type=positive, action="append", help="default: 1, 4 and 16")
+    parser.add_argument("--rounds", type=positive, default=5)
+    parser.add_argument("--seconds", type=positive, default=10, help="of each side in a round")
     parser.add_argument("--requests", type=int, default=10_000, help="to watch memory over; 0: not at all")
-    parser.add_argument("--memory-seconds", type=_positive, default=20, help="between two counts of these requests")
+    parser.add_argument("--memory-seconds", type=positive, default=20, help="between two counts of these requests")
     parser.add_argument("--map", choices=("none", "png", "npy"), default="png", help="the map in the answers")
     parser.add_argument("--wrk", help="the load generator's program")
     parser.add_argument("--quick", action="store_true", help="2 rounds of 6 s, and 300 requests: a first look")
@@ -233,15 +225,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     text = markdown(result)
     if options.output:
-        for path, content in ((options.output, json.dumps(result, indent=1) + "\n"), (_beside(options.output), text)):
-            with atomic_write(path) as temporary:
-                temporary.write_text(content, encoding="utf-8")
+        write_result(options.output, result, text)
     print(text)
     return 0 if all(gate["passed"] for gate in result["gates"]) else 1
-
-
-def _beside(path: Path) -> Path:
-    return path.with_suffix(".md")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
-from model.atomic import atomic_write
+from result_files import write_result
+
 from model.threads import THREAD_POLICY, available_processors, configure_threads
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,10 +158,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }  # fmt: skip
     text = markdown(result)
     if options.output:
-        with atomic_write(options.output) as temporary:
-            temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        with atomic_write(options.output.with_suffix(".md")) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_result(options.output, result, text)
     print(text)
 
 

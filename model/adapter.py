@@ -1,12 +1,14 @@
 """Input adapters: bring each task's embeddings to the distribution that the shared flow knows."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from model.embedding import with_position
 
-__all__ = ["FixedLayerNorm", "WhiteningAdapter"]
+__all__ = ["FixedLayerNorm", "InputAdapter", "WhiteningAdapter"]
 
 GAMMA_MIN, GAMMA_SPAN = 0.5, 1.5
 """γ = 0.5 + 1.5·sigmoid(γ̂), in (0.5, 2) (method, section 3)."""
@@ -18,7 +20,18 @@ GAMMA_LOGIT_INIT, GAMMA_LOGIT_INIT_FIRST = 0.0, -0.7
 """γ̂ at the start: γ = 1.25, and about 1 for the first task (method, section 3)."""
 
 
-class WhiteningAdapter(nn.Module):
+class InputAdapter(nn.Module):
+    """Embeddings ``(B, H, W, D)`` to the flow's input, of the same shape, with the position code in them."""
+
+    def fit(self, batches: Iterable[torch.Tensor]) -> None:
+        """Take from the task's embeddings, batches of ``(b, H, W, D)``, what is not learned; before training begins."""
+
+    def folded(self, dtype: torch.dtype) -> nn.Module:
+        """The same function as it predicts, which later training does not change; matrices in ``dtype``."""
+        raise NotImplementedError
+
+
+class WhiteningAdapter(InputAdapter):
     """Position code, LayerNorm over D without affine, then a bounded per-channel scale and shift of the task's own."""
 
     def __init__(self, dim: int, *, first: bool) -> None:

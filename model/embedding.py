@@ -8,8 +8,10 @@ All of it is linear and the pooling commutes with the upsampling, so each stage 
 convolution at its own resolution, grouped wherever the pooling windows fall into equal blocks.
 """
 
+import functools
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -71,16 +73,22 @@ def _pooling_kernel(channels: int, dim: int, groups: int) -> torch.Tensor:
 
 def position_code(height: int, width: int, dim: int) -> torch.Tensor:
     """The fixed 2-D sine/cosine code ``(height, width, dim)``: the first half of ``dim`` tells x, the second y."""
+    return torch.from_numpy(_position_values(height, width, dim))
+
+
+@functools.lru_cache(maxsize=8)
+def _position_values(height: int, width: int, dim: int) -> np.ndarray:
+    """The code's values, kept: every picture of a model needs the same. An array, since tensors belong to a mode."""
     half = dim // 2
-    frequencies = torch.exp(-math.log(POSITION_BASE) * torch.arange(0, half, 2, dtype=torch.float64) / half)
+    frequencies = np.exp(-math.log(POSITION_BASE) * np.arange(0, half, 2) / half)
 
-    def one_axis(length: int) -> torch.Tensor:
-        angles = torch.arange(length, dtype=torch.float64)[:, None] * frequencies
-        return torch.stack((angles.sin(), angles.cos()), -1).flatten(1).float()
+    def one_axis(length: int) -> np.ndarray:
+        angles = np.arange(length)[:, None] * frequencies
+        return np.stack((np.sin(angles), np.cos(angles)), -1).reshape(length, half)
 
-    x = one_axis(width)[None, :, :].expand(height, -1, -1)
-    y = one_axis(height)[:, None, :].expand(-1, width, -1)
-    return torch.cat((x, y), -1)
+    x = np.broadcast_to(one_axis(width)[None], (height, width, half))
+    y = np.broadcast_to(one_axis(height)[:, None], (height, width, half))
+    return np.concatenate((x, y), -1, dtype=np.float32)
 
 
 def with_position(embeddings: torch.Tensor) -> torch.Tensor:

@@ -1,13 +1,13 @@
 """The trainable network: a base that all tasks share, and one expert a task (method, sections 3 and 4)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import TypeVar, cast
 
 import torch
 from torch import nn
 
-from model.adapter import WhiteningAdapter
+from model.adapter import InputAdapter, WhiteningAdapter
 from model.config import Adapter, ModelConfig
 from model.context import SpatialContextMixer
 from model.flow import DIABlock, MoLEBase, mole_forward, mole_inverse
@@ -19,7 +19,7 @@ __all__ = ["Base", "Expert", "flow_forward", "flow_input", "flow_inverse", "modu
 
 M = TypeVar("M", bound=nn.Module)
 
-_ADAPTERS: dict[Adapter, type[WhiteningAdapter | SoftLN | ZCAAdapter]] = {
+_ADAPTERS: dict[Adapter, Callable[..., InputAdapter]] = {
     "whitening": WhiteningAdapter, "soft_ln": SoftLN, "zca": ZCAAdapter,
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from model.adapter import InputAdapter
 from model.embedding import with_position
 from model.runtime import at_least_float32
 
@@ -22,7 +23,7 @@ GATE_INIT = 0.0
 are (ReZero, arXiv 2003.04887). The gate learns at once and opens the way for the MLP."""
 
 
-class SoftLN(nn.Module):
+class SoftLN(InputAdapter):
     """``γ⊙(u + gate·MLP(u)) + β``, where ``u`` is ``x``, and for the first task ``(1 − w)·x + w·LayerNorm(x)``.
 
     ``x`` are position-coded embeddings. γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, 1 and 0 at

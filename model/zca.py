@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
+from model.adapter import InputAdapter
 from model.embedding import with_position
 
 __all__ = ["ZCAAdapter"]
@@ -14,7 +14,7 @@ VARIANCE_FLOOR = 1e-3
 """Added to every variance, as a share of their mean, so that directions which good pictures hardly use stay small."""
 
 
-class ZCAAdapter(nn.Module):
+class ZCAAdapter(InputAdapter):
     """``W(x − μ)``, then the position code; W is (Σ + ε)^(−1/2) of the task's good patches.
 
     ZCA whitening (Bell and Sejnowski, Vision Research 1997). LayerNorm looks at one patch and throws its mean and norm

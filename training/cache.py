@@ -31,7 +31,7 @@ __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_picture"]
 _STALE_SECONDS = 24 * 3600
 """A temporary file that is older was left behind by a writer that was killed."""
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raised whenever the arithmetic from picture to embedding changes: it is part of ``SOURCE``."""
 
 

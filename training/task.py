@@ -16,7 +16,6 @@ from model.errors import CheckpointError, one_line
 from model.network import Base, Expert, flow_forward
 from model.runtime import autocast
 from model.scoring import negative_log_likelihood
-from model.zca import ZCAAdapter
 from training.config import TrainingConfig
 from training.embeddings import Embeddings
 from training.loss import tail_aware_loss
@@ -92,7 +91,7 @@ class TaskTrainer:
     ) -> Iterator[EpochResult]:
         """Train from the epoch reached to the last one, yielding after each; ``on_step`` gets pictures and loss."""
         steps = math.ceil(len(store) / self.training.batch_size)
-        if self.epoch == 0 and isinstance(self.expert.adapter, ZCAAdapter):
+        if self.epoch == 0:
             rows = torch.arange(len(store)).split(self.training.batch_size)
             self.expert.adapter.fit(store.batch(indices, self.device) for indices in rows)
         while self.epoch < self.training.epochs:

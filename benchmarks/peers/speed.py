@@ -14,7 +14,6 @@ own and does not take less than 256 × 256.
 """
 
 import argparse
-import json
 import os
 import platform
 import sys
@@ -27,8 +26,11 @@ from typing import Any
 from protocol import SubjectError, Worker, WorkerError
 from speed_table import PRECISIONS, markdown
 
-from model.atomic import atomic_write
 from model.threads import THREAD_POLICY
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of all benchmarks
+
+from result_files import positive, write_result
 
 HERE = Path(__file__).resolve().parent
 
@@ -158,23 +160,16 @@ def _load() -> float:
     return round(os.getloadavg()[0], 2)
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
-    return value
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options from a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", type=Path, required=True, help="the python of the peers' environment")
     parser.add_argument("--own", type=Path, default=Path(sys.executable), help="the python of MoLE-Flow's")
     parser.add_argument("--output", type=Path, required=True, help="JSON; the table goes beside it, with suffix .md")
-    parser.add_argument("--threads", type=_positive, default=len(os.sched_getaffinity(0)), help="default: all")
-    parser.add_argument("--batch", type=_positive, action="append", help="default: 1 and 8")
-    parser.add_argument("--rounds", type=_positive, default=7)
-    parser.add_argument("--calls", type=_positive, default=3, help="batches of a subject in a round")
+    parser.add_argument("--threads", type=positive, default=len(os.sched_getaffinity(0)), help="default: all")
+    parser.add_argument("--batch", type=positive, action="append", help="default: 1 and 8")
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--calls", type=positive, default=3, help="batches of a subject in a round")
     parser.add_argument("--peer", action="append", help="default: all; with -openvino its export")
     parser.add_argument("--no-openvino", dest="openvino", action="store_false")
     return parser.parse_args(arguments)
@@ -190,10 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"speed: {error}", file=sys.stderr)
         return 1
     text = markdown(result)
-    with atomic_write(options.output) as temporary:
-        temporary.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    with atomic_write(options.output.with_suffix(".md")) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_result(options.output, result, text)
     print(text)
     return 0
 

@@ -6,7 +6,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moleflow.commands.options import Cache, Device, Plugin, PrecisionName, PrecisionOption
+from moleflow.commands.options import (
+    BackboneName,
+    BackboneWeights,
+    BatchSize,
+    Cache,
+    Device,
+    Epochs,
+    ImageSize,
+    Plugin,
+    PrecisionName,
+    PrecisionOption,
+    Seed,
+    given,
+)
 
 if TYPE_CHECKING:
     from training.study_table import StudyTable
@@ -42,18 +55,14 @@ def ablate(
         Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown, with the published figures.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
-    preset: Annotated[str, typer.Option(help="The full configuration: main, small or compact.")] = "main",
-    backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
-    ] = None,
-    backbone_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
-    ] = None,
+    preset: Annotated[str, typer.Option(help="The full configuration: main, fast, small or compact.")] = "main",
+    backbone: BackboneName = None,
+    backbone_weights: BackboneWeights = None,
     plugin: Plugin = None,
-    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")] = 0,
+    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    seed: Seed = 0,
     cache: Cache = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
@@ -78,13 +87,11 @@ def ablate(
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()
-    network = {"name": backbone, "image_size": image_size}
     # Rows are compared by their rankings, which no threshold changes: cross-fitting would be six trainings for one, and
     # many pictures held out would be lost to the fit.
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "folds": 1, "min_held_out": 5}
     chosen = find_preset(preset).with_changes(
-        backbone={key: value for key, value in network.items() if value is not None},
-        training={key: value for key, value in schedule.items() if value is not None},
+        backbone=given({"name": backbone, "image_size": image_size}), training=given(schedule)
     )
     ablation = Ablation(
         data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision.value,

@@ -2,19 +2,26 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 __all__ = [
+    "BackboneName",
+    "BackboneWeights",
+    "BatchSize",
     "Cache",
     "CheckpointArgument",
     "Device",
+    "Epochs",
     "FalseAlarmRate",
+    "ImageSize",
     "Plugin",
     "PrecisionName",
     "PrecisionOption",
+    "Seed",
     "UnknownLimit",
+    "given",
 ]
 
 
@@ -44,6 +51,16 @@ Plugin = Annotated[
     str | None,
     typer.Option(metavar="MODULE", help="A module (name or .py file) that registers your backbone with timm."),
 ]
+BackboneName = Annotated[
+    str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
+]
+BackboneWeights = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
+]
+ImageSize = Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Pictures a step.")]
+Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
 FalseAlarmRate = Annotated[
     float | None, typer.Option(help="Share of good pictures that may be called anomalous. [default: 0.01]")
 ]
@@ -54,3 +71,8 @@ UnknownLimit = Annotated[
         "nothing. [default: 0.43]"
     ),
 ]
+
+
+def given(options: dict[str, Any]) -> dict[str, Any]:
+    """Those options that the user gave."""
+    return {key: value for key, value in options.items() if value is not None}

@@ -5,7 +5,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moleflow.commands.options import Cache, Device, Plugin, PrecisionName, PrecisionOption
+from moleflow.commands.options import (
+    BackboneName,
+    BackboneWeights,
+    BatchSize,
+    Cache,
+    Device,
+    Epochs,
+    ImageSize,
+    Plugin,
+    PrecisionName,
+    PrecisionOption,
+    Seed,
+    given,
+)
 
 if TYPE_CHECKING:
     from model.config import ModelConfig
@@ -28,20 +41,16 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="main (the full method) or small (embedded backbone, for CPUs). Default: main, or what CHECKPOINT "
-            "began with."
+            help="main (the published method), fast (whitened embeddings, minutes on a CPU), small (embedded backbone, "
+            "offline) or compact (main with small experts). Default: main, or what CHECKPOINT began with."
         ),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
-    ] = None,
-    backbone_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
-    ] = None,
+    backbone: BackboneName = None,
+    backbone_weights: BackboneWeights = None,
     plugin: Plugin = None,
-    image_size: Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")] = None,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Pictures a step.")] = None,
+    image_size: ImageSize = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
     folds: Annotated[
         int | None,
@@ -51,7 +60,7 @@ def train(
             "Default: 5.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")] = 0,
+    seed: Seed = 0,
     replace: Annotated[
         bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
     ] = False,
@@ -83,13 +92,13 @@ def train(
     schedule = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "folds": folds, "seed": seed,
     }  # fmt: skip
-    network = _given({"name": backbone, "image_size": image_size})
+    network = given({"name": backbone, "image_size": image_size})
     if stored:
         _check_against(stored.config, checkpoint, network)
         if backbone_weights is not None:
             # Not an error: a command that is given again to go on after an interruption says the same as before.
             reporter.line(f"{checkpoint} holds its backbone already; {backbone_weights} is not read")
-    chosen = chosen.with_changes(backbone=network, training=_given(schedule))
+    chosen = chosen.with_changes(backbone=network, training=given(schedule))
     try:
         train_tasks(
             data, task or list(discover(data)), checkpoint, preset=chosen, backbone_weights=backbone_weights,
@@ -98,10 +107,6 @@ def train(
     except KeyboardInterrupt:
         reporter.line("stopped; give the same command again to go on from the last whole epoch")
         raise typer.Exit(130) from None
-
-
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value is not None}
 
 
 def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:

@@ -1,31 +1,9 @@
 """The floor's gates are medians of ratios within a round, and parts of a prediction are counted once."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
-import pytest
-
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "floor.py"
+import floor
 
 
-@pytest.fixture(scope="module")
-def floor() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("floor", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["floor"] = module
-    sys.path.insert(0, str(PATH.parent))
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(PATH.parent))
-    return module
-
-
-def test_a_gate_is_the_median_of_the_ratios_within_each_round(floor: ModuleType) -> None:
+def test_a_gate_is_the_median_of_the_ratios_within_each_round() -> None:
     times = {
         "backbone": [1.0, 10.0, 2.0], "products": [1.0, 10.0, 2.0],
         "prediction": [2.0, 30.0, 5.0], "mixed": [3.0, 30.0, 5.0],
@@ -35,7 +13,7 @@ def test_a_gate_is_the_median_of_the_ratios_within_each_round(floor: ModuleType)
     assert [most for _, _, most in found] == [1.25, 1.2]
 
 
-def test_subjects_are_timed_in_turn_and_the_first_call_of_each_does_not_count(floor: ModuleType) -> None:
+def test_subjects_are_timed_in_turn_and_the_first_call_of_each_does_not_count() -> None:
     calls: list[str] = []
     subjects = {name: lambda name=name: calls.append(name) for name in ("a", "b")}
     times = floor.time_in_turn(subjects, 3, 1)

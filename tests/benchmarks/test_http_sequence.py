@@ -1,14 +1,12 @@
 """The benchmark counts what a service answers, wrong routing included."""
 
 import base64
-import importlib.util
 import io
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
+import http_sequence
 import httpx
 import numpy as np
 import pytest
@@ -16,19 +14,6 @@ from PIL import Image
 
 from model.picture import open_rgb
 from training.datasets import load_category
-
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "http_sequence.py"
-
-
-@pytest.fixture(scope="module")
-def benchmark() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("http_sequence", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["http_sequence"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def picture(path: Path, product: int, bright: bool) -> None:
@@ -84,9 +69,9 @@ def client(handler: Callable[[httpx.Request], httpx.Response]) -> httpx.Client:
     return httpx.Client(transport=httpx.MockTransport(handler), base_url="http://service")
 
 
-def test_the_figures_count_wrong_routing(benchmark: ModuleType, data: Path) -> None:
+def test_the_figures_count_wrong_routing(data: Path) -> None:
     categories = [load_category(data, name) for name in ("nut", "bolt")]
-    result = benchmark.measure(client(service), categories, connections=3, forced=False)
+    result = http_sequence.measure(client(service), categories, connections=3, forced=False)
     nut, bolt = result["categories"]
     assert (nut["good"], nut["defective"], nut["routing_accuracy"]) == (3, 3, 1)
     assert (nut["image_auroc"], nut["image_ap"], nut["pixel_auroc"], nut["pixel_ap"]) == (1, 1, 1, 1)
@@ -102,24 +87,22 @@ def test_the_figures_count_wrong_routing(benchmark: ModuleType, data: Path) -> N
     json.dumps(result, allow_nan=False)
 
 
-def test_a_refused_picture_is_an_alarm_and_routed_wrongly_and_ranked_by_the_nearest_product(
-    benchmark: ModuleType, data: Path
-) -> None:
+def test_a_refused_picture_is_an_alarm_and_routed_wrongly_and_ranked_by_the_nearest_product(data: Path) -> None:
     picture(data / "bolt" / "test" / "good" / "2.png", 99, False)
-    result = benchmark.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
+    result = http_sequence.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
     [bolt] = result["categories"]
     assert bolt["routing_accuracy"] == pytest.approx(5 / 6)
     assert bolt["false_alarm_rate"] == pytest.approx(1 / 3)
     assert bolt["image_auroc"] == 1
 
 
-def test_with_the_product_named_the_router_is_not_measured(benchmark: ModuleType, data: Path) -> None:
-    result = benchmark.measure(client(service), [load_category(data, "bolt")], connections=1, forced=True)
+def test_with_the_product_named_the_router_is_not_measured(data: Path) -> None:
+    result = http_sequence.measure(client(service), [load_category(data, "bolt")], connections=1, forced=True)
     assert result["categories"][0]["image_auroc"] == 1
     assert result["routing_accuracy"] is None
 
 
-def test_a_full_queue_is_waited_for(benchmark: ModuleType, data: Path) -> None:
+def test_a_full_queue_is_waited_for(data: Path) -> None:
     refused = []
 
     def busy_at_first(request: httpx.Request) -> httpx.Response:
@@ -128,38 +111,34 @@ def test_a_full_queue_is_waited_for(benchmark: ModuleType, data: Path) -> None:
             return httpx.Response(429, headers={"retry-after": "0"})
         return service(request)
 
-    result = benchmark.measure(client(busy_at_first), [load_category(data, "nut")], connections=1, forced=False)
+    result = http_sequence.measure(client(busy_at_first), [load_category(data, "nut")], connections=1, forced=False)
     assert len(refused) == 2
     assert result["pictures"] == 6
 
 
-def test_any_other_answer_ends_the_measurement_with_its_reason(benchmark: ModuleType, data: Path) -> None:
+def test_any_other_answer_ends_the_measurement_with_its_reason(data: Path) -> None:
     def broken(request: httpx.Request) -> httpx.Response:
         return httpx.Response(503, text="draining")
 
-    with pytest.raises(benchmark.BenchmarkError, match="answered 503: draining"):
-        benchmark.measure(client(broken), [load_category(data, "nut")], connections=2, forced=False)
+    with pytest.raises(http_sequence.BenchmarkError, match="answered 503: draining"):
+        http_sequence.measure(client(broken), [load_category(data, "nut")], connections=2, forced=False)
 
 
-def test_a_service_that_is_not_there_is_named(
-    benchmark: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_service_that_is_not_there_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "nut"]
-    assert benchmark.main(arguments) == 1
+    assert http_sequence.main(arguments) == 1
     assert "http://127.0.0.1:9 does not list its products" in capsys.readouterr().err
 
 
-def test_a_category_without_test_pictures_is_refused(
-    benchmark: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_category_without_test_pictures_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture(data / "mug" / "0.png", 30, False)
-    assert benchmark.main(["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "mug"]) == 1
+    assert http_sequence.main(["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "mug"]) == 1
     assert "mug holds no test pictures" in capsys.readouterr().err
 
 
-def test_a_result_is_printed_in_percent(benchmark: ModuleType, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = benchmark.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
-    benchmark.Console(width=200).print(benchmark.table_of(result))
+def test_a_result_is_printed_in_percent(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = http_sequence.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
+    http_sequence.Console(width=200).print(http_sequence.table_of(result))
     printed = capsys.readouterr().out
     assert "66.67" in printed
     assert "–" in printed

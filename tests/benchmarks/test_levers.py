@@ -1,11 +1,10 @@
 """Levers are judged by pseudo-defects in held-out good pictures, each row is run once, and averaging averages."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import levers
 import numpy as np
+import pseudo_defects
 import pytest
 import torch
 from PIL import Image
@@ -15,22 +14,10 @@ from training.config import Preset, TrainingConfig
 from training.embeddings import EmbeddingStore
 from training.task import TaskTrainer
 
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "levers.py"
 START = Preset(
     name="tiny", description="for tests", model=tiny_config(),
     training=TrainingConfig(epochs=4, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def levers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("levers", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["levers"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +35,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["paste", "scar", "blob"])
-def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(levers: ModuleType, kind: str) -> None:
+def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind: str) -> None:
     picture = np.asarray(Image.fromarray(product_picture(3, 0)).resize((96, 80)))
-    changed, mask = levers.with_pseudo_defect(picture, kind, np.random.default_rng(4))
+    changed, mask = pseudo_defects.with_pseudo_defect(picture, kind, np.random.default_rng(4))
     difference = np.abs(changed.astype(int) - picture).max(-1)
     assert changed.shape == picture.shape
     assert changed.dtype == np.uint8
@@ -59,9 +46,7 @@ def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(levers: Mod
     assert difference[~mask].mean() < 0.2 * difference[mask].mean()
 
 
-def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(
-    levers: ModuleType, data: Path, tmp_path: Path
-) -> None:
+def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
     one, other = (levers.load_product(data, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
     assert not {*one.fit} & {*one.held_out}
     assert len(one.pseudo) == 3 * len(one.held_out)
@@ -70,7 +55,7 @@ def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time
 
 
 def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
-    levers: ModuleType, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(levers, "preset", lambda name: START)
     monkeypatch.setattr(levers, "START", {})
@@ -91,7 +76,7 @@ def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
     assert capsys.readouterr().out in printed
 
 
-def test_averaging_leaves_the_mean_of_the_last_epochs_weights(levers: ModuleType) -> None:
+def test_averaging_leaves_the_mean_of_the_last_epochs_weights() -> None:
     def trained(averaged: float, epochs: int = 4) -> list[torch.Tensor]:
         base = levers.Base(START.model, seed=0)
         training = START.training.model_copy(update={"epochs": 4})

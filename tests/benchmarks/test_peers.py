@@ -7,25 +7,23 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
 
+import accuracy
 import numpy as np
+import own_worker
 import pytest
+import speed
+import speed_table
 import torch
+from coreset import farthest_first
 from PIL import Image
+from protocol import SubjectError, Worker, WorkerError
+from scorers import Scored
+
+from model.merged import MergedExpert
+from model.network import Base, Expert
+from training.datasets import read_picture
 
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
-sys.path.insert(0, str(PEERS))  # its modules import each other as scripts do
-
-import accuracy  # noqa: E402
-import own_worker  # noqa: E402
-import speed  # noqa: E402
-import speed_table  # noqa: E402
-from coreset import farthest_first  # noqa: E402
-from protocol import SubjectError, Worker, WorkerError  # noqa: E402
-from scorers import Scored  # noqa: E402
-
-from model.merged import MergedExpert  # noqa: E402
-from model.network import Base, Expert  # noqa: E402
-from training.datasets import read_picture  # noqa: E402
 
 FAKE = """
 import os, sys, time

@@ -1,26 +1,11 @@
 """What half precision costs is told by product, and the gates look at bf16 products alone."""
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
+import precision
 import pytest
 import torch
 from tiny_model import tiny_checkpoint, write_tested_product
-
-PATH = Path(__file__).resolve().parents[2] / "benchmarks" / "precision.py"
-
-
-@pytest.fixture(scope="module")
-def precision() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("precision", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["precision"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def figures(image_auroc: float, pixel_ap: float) -> dict[str, float]:
@@ -31,23 +16,21 @@ def figures(image_auroc: float, pixel_ap: float) -> dict[str, float]:
     ("bf16", "expected"), [((99.0, 50.0), True), ((98.95, 50.25), True), ((98.8, 50.0), False), ((99.0, 49.6), False)]
 )
 def test_the_gates_hold_while_bf16_moves_no_figure_too_far_either_way(
-    precision: ModuleType, bf16: tuple[float, float], expected: bool
+    bf16: tuple[float, float], expected: bool
 ) -> None:
     stored = figures(50.0, 10.0)
     found = {"nut": {"fp32": figures(99.0, 50.0), "bf16": figures(*bf16), precision.WAYS[2]: stored}}
     assert precision.holds(found) is expected
 
 
-def test_experts_are_rounded_as_a_checkpoint_that_stores_bf16_gives_them(precision: ModuleType, tmp_path: Path) -> None:
+def test_experts_are_rounded_as_a_checkpoint_that_stores_bf16_gives_them(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "tiny.safetensors").path
     exact, rounded = (kind.open(path).expert(0) for kind in (precision.Checkpoint, precision.Rounded))
     for one, other in zip(exact.parameters(), rounded.parameters(), strict=True):
         assert torch.equal(one.to(torch.bfloat16).float(), other)
 
 
-def test_every_product_is_judged_in_every_way(
-    precision: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_product_is_judged_in_every_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tiny_checkpoint(tmp_path / "tiny.safetensors").path
     name = precision.Checkpoint.open(path).header.tasks[0].name
     write_tested_product(tmp_path / "data", name, 0)

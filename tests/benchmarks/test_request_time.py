@@ -1,23 +1,17 @@
 """The steps of one request are timed on a real model, and the way threads wait is compared on real processes."""
 
-import importlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import request_time
+import threads
 from tiny_model import PLUGIN, product_picture, tiny_checkpoint
 
 from model.backbone import import_plugin
 from model.detector import Detector
 from model.threads import THREAD_POLICY
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(FOLDER))
 
 
 def encoded(pixels: np.ndarray, path: Path) -> bytes:
@@ -28,19 +22,17 @@ def encoded(pixels: np.ndarray, path: Path) -> bytes:
 
 
 def test_every_step_is_timed_and_the_table_names_each(tmp_path: Path) -> None:
-    benchmark = importlib.import_module("request_time")
     import_plugin(str(PLUGIN))
     detector = Detector(tiny_checkpoint(tmp_path / "tiny.safetensors"), unknown_limit=0)
-    steps = benchmark.time_steps(detector, encoded(product_picture(0, 0, 48), tmp_path / "a.png"))
-    assert set(steps) == set(benchmark.STEPS) - {"queue", "http"}
+    steps = request_time.time_steps(detector, encoded(product_picture(0, 0, 48), tmp_path / "a.png"))
+    assert set(steps) == set(request_time.STEPS) - {"queue", "http"}
     assert all(value > 0 for value in steps.values())
-    table = benchmark.markdown({"steps_ms": dict.fromkeys(benchmark.STEPS, 5.0) | {"request": 41.0}})
-    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [*benchmark.STEPS, "sum"]
+    table = request_time.markdown({"steps_ms": dict.fromkeys(request_time.STEPS, 5.0) | {"request": 41.0}})
+    assert [line.split("|")[1].strip() for line in table.splitlines()[2:]] == [*request_time.STEPS, "sum"]
     assert "the client measured 41.0 | 40.0 |" in table
 
 
 def test_the_two_policies_differ_in_nothing_but_the_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    benchmark = importlib.import_module("threads")
     seen = tmp_path / "seen"
     script = tmp_path / "worker.py"
     script.write_text(
@@ -49,9 +41,9 @@ def test_the_two_policies_differ_in_nothing_but_the_variables(monkeypatch: pytes
         "print('ready', flush=True)\n"
         "for number, _ in enumerate(sys.stdin): print(json.dumps([10 + number, 1]), flush=True)\n"
     )
-    monkeypatch.setattr(benchmark, "__file__", str(script))
+    monkeypatch.setattr(threads, "__file__", str(script))
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    found = benchmark.measure(tmp_path / "some.safetensors", 1, rounds=3, calls=2)
+    found = threads.measure(tmp_path / "some.safetensors", 1, rounds=3, calls=2)
     # Each round asks alone first and then beside the busy process: 10, 12, 14 and 11, 13, 15.
     assert found["default"]["picture_alone_ms"] == found["passive"]["picture_alone_ms"] == 12
     assert found["default"]["picture_busy_ms"] == 13
@@ -61,6 +53,6 @@ def test_the_two_policies_differ_in_nothing_but_the_variables(monkeypatch: pytes
     assert THREAD_POLICY.items() <= passive.items()
     differing = {name for name in default.keys() | passive.keys() if default.get(name) != passive.get(name)}
     assert differing == set(THREAD_POLICY)
-    assert "| passive | 12 | 13 | 1.0 |" in benchmark.markdown(
+    assert "| passive | 12 | 13 | 1.0 |" in threads.markdown(
         {"processors": 2, "load_before": 0.1, "busy": 1, "policies": found}
     )

@@ -1,19 +1,17 @@
 """The load benchmark measures a real service, and its gates say what they should."""
 
-import importlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import service_load
 from forked import ENVIRONMENT
 from PIL import Image
+from service_memory import flatness
 from tiny_model import PLUGIN, product_picture, tiny_checkpoint
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+from wrk import parse
 
 FAKE_WRK = f"""#!{sys.executable}
 import json, os, sys, time, urllib.request
@@ -33,13 +31,6 @@ while time.monotonic() < begun + 1:
 
 
 @pytest.fixture(scope="module")
-def benchmark() -> Iterator[ModuleType]:
-    sys.path.insert(0, str(FOLDER))
-    yield importlib.import_module("service_load")
-    sys.path.remove(str(FOLDER))
-
-
-@pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for kind in range(3):
@@ -48,7 +39,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_real_service_is_measured_beside_the_process(
-    benchmark: ModuleType, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fake = tmp_path / "fake"
     fake.write_text(FAKE_WRK)
@@ -57,7 +48,7 @@ def test_a_real_service_is_measured_beside_the_process(
         monkeypatch.setenv(name, value)
     tiny_checkpoint(tmp_path / "tiny.safetensors")
     output = tmp_path / "load.json"
-    status = benchmark.main(
+    status = service_load.main(
         ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors"), "--plugin", str(PLUGIN),
          "--concurrency", "1", "--concurrency", "2", "--rounds", "1", "--seconds", "1", "--requests", "9",
          "--memory-seconds", "1", "--output", str(output), "--wrk", shutil.which("wrk") or str(fake)]
@@ -81,15 +72,15 @@ def row(concurrency: int, ratio: float, queue: float) -> dict[str, object]:
     return {"concurrency": concurrency, "ratio": ratio, "stages_ms": {"queue": {"p95": queue}}}
 
 
-def test_the_gates_are_the_ratio_the_queue_of_a_lone_client_and_the_memory(benchmark: ModuleType) -> None:
+def test_the_gates_are_the_ratio_the_queue_of_a_lone_client_and_the_memory() -> None:
     memory = {"requests": 10_000, "growth": 0.03}
-    gates = benchmark.judge([row(1, 0.9, 5.0), row(4, 0.89, 700.0)], memory)
+    gates = service_load.judge([row(1, 0.9, 5.0), row(4, 0.89, 700.0)], memory)
     assert [gate["passed"] for gate in gates] == [True, False, True, False]
-    assert [gate["passed"] for gate in benchmark.judge([row(1, 1.2, 5.1)], None)] == [True, False]
+    assert [gate["passed"] for gate in service_load.judge([row(1, 1.2, 5.1)], None)] == [True, False]
 
 
-def test_memory_is_compared_between_the_end_of_the_warm_up_and_the_end(benchmark: ModuleType) -> None:
-    flatness, counts = importlib.import_module("service_memory").flatness, list(range(0, 1001, 10))
+def test_memory_is_compared_between_the_end_of_the_warm_up_and_the_end() -> None:
+    counts = list(range(0, 1001, 10))
     warming = [100 + min(count, 200) for count in counts]
     assert flatness(counts, warming)["growth"] == 0
     leaking = [100 + count for count in counts]
@@ -97,25 +88,22 @@ def test_memory_is_compared_between_the_end_of_the_warm_up_and_the_end(benchmark
     assert (found["after_warm_up"], found["at_end"]) == (350, 1050)
 
 
-def test_an_answer_that_is_no_success_ends_the_measurement(benchmark: ModuleType) -> None:
-    parse = importlib.import_module("wrk").parse
-    with pytest.raises(benchmark.LoadError, match="1 of 2 answers have a status as 429"):
+def test_an_answer_that_is_no_success_ends_the_measurement() -> None:
+    with pytest.raises(service_load.LoadError, match="1 of 2 answers have a status as 429"):
         parse("Running\n1000000 5 200 9 1 1 1 1\n2000000 5 429 9 nan nan nan nan\n")
-    with pytest.raises(benchmark.LoadError, match="wrk got no answer: unable to connect"):
+    with pytest.raises(service_load.LoadError, match="wrk got no answer: unable to connect"):
         parse("unable to connect")
 
 
-def test_the_rate_counts_from_the_first_answer_on(benchmark: ModuleType) -> None:
-    load = importlib.import_module("wrk").parse("".join(f"{2000000 + 500000 * i} 7 200 9 1 1 1 1\n" for i in range(5)))
+def test_the_rate_counts_from_the_first_answer_on() -> None:
+    load = parse("".join(f"{2000000 + 500000 * i} 7 200 9 1 1 1 1\n" for i in range(5)))
     assert load.per_second() == pytest.approx(2)
 
 
-def test_what_is_missing_is_named(
-    benchmark: ModuleType, tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert benchmark.main(["--pictures", str(tmp_path)]) == 2
+def test_what_is_missing_is_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert service_load.main(["--pictures", str(tmp_path)]) == 2
     assert "holds no pictures" in capsys.readouterr().err
     tiny_checkpoint(tmp_path / "tiny.safetensors")
     arguments = ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors")]
-    assert benchmark.main([*arguments, "--wrk", "no-such-program"]) == 2
+    assert service_load.main([*arguments, "--wrk", "no-such-program"]) == 2
     assert "apt install wrk" in capsys.readouterr().err
