@@ -30,7 +30,7 @@ from model.backbone import Backbone, import_plugin
 from model.features import FeatureExtractor
 from model.merged import MergedExpert
 from model.network import Base
-from model.runtime import autocast, resolve_device, resolve_precision
+from model.runtime import autocast, product_dtype, resolve_device, resolve_precision
 from model.scoring import SMOOTHING_SIGMA, TOP_K, image_score
 from model.threads import configure_threads, restart_prepared
 from training.cache import EmbeddingCache
@@ -127,9 +127,10 @@ class Bench:
         """Learn the products in their order; what each came to, by its name."""
         wanted = lever.resolve(start).with_changes(training={"seed": seed})
         config = wanted.model
-        features = FeatureExtractor(config, Backbone.pretrained(config.backbone, self.weights)).to(self.device)
+        backbone = Backbone.pretrained(config.backbone, self.weights)
+        features = FeatureExtractor.for_prediction(config, backbone, self.precision).to(self.device)
         cache = EmbeddingCache.open(
-            self.out / "embeddings", config.backbone, features, device=self.device, precision=self.precision
+            self.out / "embeddings", config.backbone, backbone, device=self.device, precision=self.precision
         )
 
         def embed(paths: Iterable[Path]) -> Embeddings:
@@ -150,7 +151,7 @@ class Bench:
             begun = time.perf_counter()
             fit(trainer, store, lever.averaged)
             seconds = time.perf_counter() - begun
-            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert)
+            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, product_dtype(self.precision))
             maps = self._all_maps(expert, product, embed)
             self.maps_path(key, product).parent.mkdir(exist_ok=True)
             np.savez(self.maps_path(key, product), **{kind: values.numpy() for kind, values in maps.items()})

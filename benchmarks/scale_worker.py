@@ -18,7 +18,6 @@ from scale_checkpoint import random_expert, synthetic_task
 
 from model.checkpoint import Checkpoint, digest_tensors
 from model.detector import Detector
-from model.features import FeatureExtractor
 from model.router import Router
 from model.threads import configure_threads
 from training.save import save_task
@@ -83,14 +82,14 @@ class Worker:
         """Write one more product, as the trainer does, and look whether the older ones are what they were."""
         before = Checkpoint.open(self.path)
         header, products = before.header, len(before.header.tasks)
-        features, base = FeatureExtractor(header.config, before.backbone()), before.base()
+        backbone, base = before.backbone(), before.base()
         expert = random_expert(header.config, products)
         info, profile = synthetic_task(header.config, products, expert, digest_tensors(expert))
         del before
         resident = memory("VmRSS")
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak counts anew
         started = time.perf_counter()
-        save_task(self.path, header.preset, header.config, features, base, info, profile, expert)
+        save_task(self.path, header.preset, header.config, backbone, base, info, profile, expert)
         seconds = time.perf_counter() - started
         peak = memory("VmHWM")
         after = Checkpoint.open(self.path)

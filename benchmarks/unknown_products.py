@@ -103,7 +103,8 @@ def load(options: argparse.Namespace) -> dict[str, Described]:
         if kept is None or not kept.is_file():
             if features is None:
                 config = ModelConfig(backbone=BackboneConfig(name=options.backbone, image_size=options.image_size))
-                features = FeatureExtractor(config, Backbone.pretrained(config.backbone, options.backbone_weights))
+                backbone = Backbone.pretrained(config.backbone, options.backbone_weights)
+                features = FeatureExtractor.for_prediction(config, backbone, "fp32")
             found = describe(options.data, name, features, options.thin)
             if kept is not None:
                 kept.parent.mkdir(parents=True, exist_ok=True)

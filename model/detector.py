@@ -19,7 +19,7 @@ from model.merged import MergedExpert
 from model.preprocessing import Preprocessing
 from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
 from model.router import Router, image_descriptor
-from model.runtime import autocast, resolve_device, resolve_precision
+from model.runtime import autocast, product_dtype, resolve_device, resolve_precision
 from model.scoring import image_score
 from model.shortlist import Route, Shortlist, shortlist
 
@@ -30,8 +30,6 @@ MAX_EXPERTS = 32
 
 WARM_EXPERTS = 8
 """Experts that are merged before the first request at most, so that start-up does not grow with the products."""
-
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Detector:
@@ -65,8 +63,8 @@ class Detector:
         self.unknown_limit = _check_limit(unknown_limit)
         self._checkpoint = checkpoint
         self._top_k = checkpoint.header.config.score_top_k
-        backbone = checkpoint.backbone().folded(_DTYPES[self.precision])
-        self._features = FeatureExtractor(checkpoint.header.config, backbone).to(self.device)
+        features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
+        self._features = features.to(self.device)
         separated = checkpoint.header.config.flow.sharing == "separated"
         self._shared_base = None if separated else checkpoint.base().to(self.device)
         # Of each product no more than this is read before a picture of it comes.
@@ -245,7 +243,7 @@ class Detector:
     def _merge(self, index: int) -> MergedExpert:
         expert = self._checkpoint.expert(index)
         base = self._shared_base or self._checkpoint.base(index).to(self.device)
-        return MergedExpert(base, expert.to(self.device), _DTYPES[self.precision])
+        return MergedExpert(base, expert.to(self.device), product_dtype(self.precision))
 
     def _shortlist(self, distances: torch.Tensor, shares: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
         return shortlist(distances, shares, self._typical, self.unknown_limit, named)

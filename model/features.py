@@ -1,6 +1,7 @@
 """Pictures to patch embeddings in one module: normalise, backbone once, fixed linear map."""
 
 from collections.abc import Callable
+from typing import Self
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from model.backbone import Backbone
 from model.config import ModelConfig
 from model.embedding import PatchEmbedder
 from model.preprocessing import Preprocessing
+from model.runtime import product_dtype
 
 __all__ = ["FeatureExtractor", "stack_images"]
 
@@ -28,6 +30,15 @@ class FeatureExtractor(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.eval().requires_grad_(False)
+
+    @classmethod
+    def for_prediction(cls, config: ModelConfig, backbone: Backbone, precision: str) -> Self:
+        """Features as prediction computes them in the resolved ``precision``: of the folded backbone.
+
+        Training takes the same: half precision rounds a folded and a plain network differently, by several percent of
+        an embedding, and what an expert was fitted to is what it must be shown. ``backbone`` stays unchanged.
+        """
+        return cls(config, backbone.folded(product_dtype(precision)))
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -15,6 +15,7 @@ __all__ = [
     "at_least_float32",
     "autocast",
     "keep_freed_memory",
+    "product_dtype",
     "resolve_device",
     "resolve_precision",
 ]
@@ -85,11 +86,16 @@ def _cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
+def product_dtype(precision: str) -> torch.dtype:
+    """The type of matrix products in the resolved ``precision``."""
+    return _DTYPES[precision]
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Matrix products in the resolved ``precision``; nothing changes for fp32."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=_DTYPES[precision])
+    return torch.autocast(device.type, dtype=product_dtype(precision))
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

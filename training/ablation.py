@@ -135,8 +135,8 @@ class Ablation:
                 )
         config = self.preset.model.backbone
         backbone = Backbone.pretrained(config, self.backbone_weights)
-        features = FeatureExtractor(self.preset.model, backbone).to(self.device)
-        cache = EmbeddingCache.open(self.cache, config, features, device=self.device, precision=self.precision)
+        features = FeatureExtractor.for_prediction(self.preset.model, backbone, self.precision).to(self.device)
+        cache = EmbeddingCache.open(self.cache, config, backbone, device=self.device, precision=self.precision)
         identity = {
             "format": RESULT_FORMAT,
             "tasks": {category.name: _digest_category(category) for category in categories},

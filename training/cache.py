@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from model.atomic import atomic_write
+from model.backbone import Backbone
 from model.checkpoint import digest_tensors
 from model.config import BackboneConfig
 from model.errors import ConfigurationError, DatasetError
@@ -70,14 +71,14 @@ class EmbeddingCache:
 
     @classmethod
     def open(
-        cls, folder: Path, config: BackboneConfig, features: FeatureExtractor, *, device: torch.device, precision: str
+        cls, folder: Path, config: BackboneConfig, backbone: Backbone, *, device: torch.device, precision: str
     ) -> Self:
-        """The cache below ``folder`` for what ``features`` computes on ``device`` in the resolved ``precision``."""
+        """The cache below ``folder`` for what ``backbone`` computes on ``device`` in the resolved ``precision``."""
         source = {
             "format": CACHE_FORMAT,
             "backbone": config.model_dump(mode="json"),
-            "backbone_sha256": digest_tensors(features.backbone.net.state_dict()),
-            "preprocessing": features.preprocessing.model_dump(mode="json"),
+            "backbone_sha256": digest_tensors(backbone.net.state_dict()),
+            "preprocessing": backbone.preprocessing.model_dump(mode="json"),
             "precision": precision,
             "device": device.type,
         }

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from model.checkpoint import Checkpoint
 from model.merged import MergedExpert
 from model.router import Router, image_descriptor
-from model.runtime import autocast
+from model.runtime import autocast, product_dtype
 from model.scoring import image_score, pixel_map
 from training.datasets import Category, read_mask
 from training.embeddings import Embeddings
@@ -99,5 +99,6 @@ class CachedEvaluation:
     def _expert(self, task: int) -> MergedExpert:
         if task not in self._experts:
             base, expert = self._checkpoint.base(task), self._checkpoint.expert(task)
-            self._experts[task] = MergedExpert(base.to(self._device), expert.to(self._device))
+            dtype = product_dtype(self._precision)
+            self._experts[task] = MergedExpert(base.to(self._device), expert.to(self._device), dtype)
         return self._experts[task]

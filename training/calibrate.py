@@ -28,7 +28,7 @@ from model.errors import DatasetError
 from model.merged import MergedExpert
 from model.network import Base
 from model.router import Prototype, Router
-from model.runtime import autocast
+from model.runtime import autocast, product_dtype
 from model.scoring import image_score, pixel_map
 from training.config import TrainingConfig
 from training.embeddings import Embeddings
@@ -143,7 +143,8 @@ def cross_fit(
 
 def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig) -> HeldOutScores:
     """Judge pictures with a fitted expert, computed as prediction does it."""
-    expert, side = MergedExpert(trainer.base, trainer.expert), config.backbone.image_size
+    expert = MergedExpert(trainer.base, trainer.expert, product_dtype(trainer.precision))
+    side = config.backbone.image_size
     found = HeldOutScores()
     with torch.inference_mode(), autocast(trainer.device, trainer.precision):
         for indices in torch.arange(len(store)).split(8):

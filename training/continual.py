@@ -41,6 +41,7 @@ class _Shared:
     """The parts of a checkpoint that no later task changes, unless ``FlowConfig.sharing`` says so of the base."""
 
     config: ModelConfig
+    backbone: Backbone
     features: FeatureExtractor
     base: Base
     cache: EmbeddingCache | None
@@ -166,11 +167,11 @@ class ContinualTrainer:
             config = self.preset.model
             backbone = Backbone.pretrained(config.backbone, backbone_weights)
             base = self._new_base(config)
-        features = FeatureExtractor(config, backbone).to(self.device)
+        features = FeatureExtractor.for_prediction(config, backbone, self.precision).to(self.device)
         cache = self.cache and EmbeddingCache.open(
-            self.cache, config.backbone, features, device=self.device, precision=self.precision
+            self.cache, config.backbone, backbone, device=self.device, precision=self.precision
         )
-        return _Shared(config, features, base.to(self.device), cache or None)
+        return _Shared(config, backbone, features, base.to(self.device), cache or None)
 
     def _new_base(self, config: ModelConfig) -> Base:
         """A base as it is before the first task; its seed is the run's alone, so that it is the same for every task."""
@@ -227,7 +228,7 @@ class ContinualTrainer:
         own_base = shared.base if shared.config.flow.sharing == "separated" else None
         expert = expert_tensors(trainer.expert, shared.config.expert_dtype, own_base)
         info = task_info(category.name, index, parts, self.training, values, profile, expert)
-        save_task(self.path, self.preset.name, shared.config, shared.features, shared.base, info, profile, expert)
+        save_task(self.path, self.preset.name, shared.config, shared.backbone, shared.base, info, profile, expert)
         fitting.forget()
         self._folds_path.unlink(missing_ok=True)
         self._report(info, [*profile.values(), *expert.values()], time.perf_counter() - started)
@@ -265,7 +266,7 @@ class ContinualTrainer:
             self.precision,
         ):
             digest.update(f"{part}\n".encode())
-        digest.update(digest_tensors(shared.features.backbone.net.state_dict()).encode())
+        digest.update(digest_tensors(shared.backbone.net.state_dict()).encode())
         for path in category.train:
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
+from model.backbone import Backbone
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from model.checkpoint import Checkpoint, Header, Tensors, digest_tensors, write_checkpoint
 from model.config import ModelConfig
-from model.features import FeatureExtractor
 from model.network import Base
 from model.results import TaskInfo
 from model.tensor_file import StoredSection
@@ -45,7 +45,7 @@ def save_task(
     path: Path,
     preset: str,
     config: ModelConfig,
-    features: FeatureExtractor,
+    backbone: Backbone,
     base: Base,
     info: TaskInfo,
     profile: Tensors,
@@ -65,8 +65,8 @@ def save_task(
     infos[info.index : info.index + 1] = [info]
     sections: dict[str, Tensors | StoredSection] = {}
     if old is None:
-        backbone = _state(features.backbone.net)
-        sections["backbone"], backbone_sha256 = backbone, digest_tensors(backbone)
+        weights = _state(backbone.net)
+        sections["backbone"], backbone_sha256 = weights, digest_tensors(weights)
     else:
         sections |= {name: old.stored(name) for name in old.header.digests()}
         preset, backbone_sha256 = old.header.preset, old.header.backbone_sha256
@@ -80,7 +80,7 @@ def save_task(
     header = Header(
         preset=preset,
         config=config,
-        preprocessing=features.preprocessing,
+        preprocessing=backbone.preprocessing,
         backbone_sha256=backbone_sha256,
         base_sha256=base_sha256,
         tasks=tuple(infos),

@@ -40,7 +40,7 @@ def paths(products: Path) -> tuple[Path, ...]:
 
 
 def opened(folder: Path, features: FeatureExtractor, config: ModelConfig = CONFIG, precision: str = "fp32"):  # type: ignore[no-untyped-def]
-    return EmbeddingCache.open(folder, config.backbone, features, device=CPU, precision=precision)
+    return EmbeddingCache.open(folder, config.backbone, features.backbone, device=CPU, precision=precision)
 
 
 def embed(cache: EmbeddingCache, features: FeatureExtractor, paths: tuple[Path, ...], **options) -> CachedEmbeddings:  # type: ignore[no-untyped-def]
@@ -222,7 +222,7 @@ features = FeatureExtractor(config, Backbone.pretrained(config.backbone))
 paths = load_category(Path({data!r}), "nut").train
 (folder / f"ready.{{os.getpid()}}").touch()
 for number in range(10**6):
-    cache = EmbeddingCache.open(folder / str(number), config.backbone, features, device=cpu, precision="fp32")
+    cache = EmbeddingCache.open(folder / str(number), config.backbone, features.backbone, device=cpu, precision="fp32")
     cache.embed(features, paths, read_picture, device=cpu, precision="fp32")
 """
 

@@ -10,11 +10,13 @@ from tiny_model import tiny_config
 
 from model.checkpoint import Checkpoint
 from model.config import RouterConfig
+from model.detector import Detector
 from model.errors import DatasetError
 from model.router import Prototype, Router
 from training.calibrate import cross_fitted_distances, split
 from training.config import Preset, TrainingConfig
 from training.continual import train_tasks
+from training.datasets import load_category, read_picture
 from training.embeddings import EmbeddingStore
 from training.journal import side_file
 from training.report import Reporter
@@ -28,9 +30,9 @@ def preset(tiny_preset: Preset) -> Preset:
     return tiny_preset.with_changes(backbone={}, training={"folds": FOLDS})
 
 
-def learn(data: Path, tasks: list[str], path: Path, preset: Preset) -> Path:
+def learn(data: Path, tasks: list[str], path: Path, preset: Preset, precision: str = "fp32") -> Path:
     reporter = Reporter(console=Console(quiet=True))
-    train_tasks(data, tasks, path, preset=preset, reporter=reporter, device="cpu", precision="fp32")
+    train_tasks(data, tasks, path, preset=preset, reporter=reporter, device="cpu", precision=precision)
     return path
 
 
@@ -175,3 +177,18 @@ def test_distances_are_to_prototypes_that_were_fitted_without_the_picture() -> N
     left = torch.arange(30) % 10 != 3
     expected = Router([Prototype.fit(points[left], config)])(points[~left])[0][:, 0]
     assert torch.allclose(without[~left], expected)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_held_out_picture_gets_the_score_that_it_calibrated_with_when_it_is_served(
+    products: Path, tiny_preset: Preset, tmp_path: Path, precision: str
+) -> None:
+    preset = tiny_preset.with_changes(backbone={}, training={"folds": 1})
+    path = learn(products, ["bolt", "nut"], tmp_path / "factory.safetensors", preset, precision)
+    detector = Detector.load(path, device="cpu", precision=precision)
+    for index, name in enumerate(("bolt", "nut")):
+        pictures = load_category(products, name).train
+        rows = split(name, len(pictures), preset.training).folds[0]
+        found = detector.predict([read_picture(pictures[row]) for row in rows], [name] * len(rows))
+        calibrated = Checkpoint.open(path).section(f"tasks.{index}.profile")["held_out.scores"]
+        assert torch.allclose(torch.tensor([each.score for each in found]).sort().values, calibrated, rtol=1e-6)
