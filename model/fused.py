@@ -6,7 +6,7 @@ they are there, and agree with the plain ones, is tried once. Everywhere else th
 """
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +14,8 @@ from torch import nn
 
 __all__ = ["Activation", "FusedConv", "FusedLinear"]
 
-Activation = str
-"""``none``, ``relu`` or ``relu6``."""
+Activation = Literal["none", "relu", "relu6"]
+"""What follows a layer in the same pass."""
 
 _POST_OPERATIONS: dict[Activation, tuple[str, list[float]]] = {
     "none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0]),

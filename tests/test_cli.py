@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_model import PLUGIN, product_picture, tiny_checkpoint, write_tested_product
 
 from model.checkpoint import Checkpoint
+from training.config import PRESETS
 
 PRODUCTS = ("bolt", "nut", "gear")
 
@@ -301,3 +302,9 @@ builtins.print = tell
     finally:
         server.kill(15)
     assert server.finish().status in (0, -15)
+
+
+@pytest.mark.parametrize("command", ["train", "ablate"])
+def test_the_help_names_every_preset(processes: Processes, command: str) -> None:
+    shown = " ".join(run(processes, command, "--help").stdout.split())
+    assert not [name for name in PRESETS if name not in shown]
