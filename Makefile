@@ -1,6 +1,7 @@
 # `make` alone lists what there is. Every target sets up what it needs, on a machine with Python, pip and make only.
 
 VENV ?= .venv
+PEERS ?= .venv-peers
 ARGS ?=
 PYTHON ?=
 TORCH ?= torch torchvision
@@ -10,7 +11,7 @@ export PYTHON TORCH TORCH_INDEX_URL
 PYTHON_IN_VENV := "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean runtime development
+.PHONY: help demo test lint format bench clean runtime development
 # Both environments are one directory: `make -j` must not set it up twice at once.
 .NOTPARALLEL:
 
@@ -21,6 +22,7 @@ help: ## this list
 	@echo
 	@echo '  ARGS             passed on: make demo ARGS=--no-serve    make test ARGS="-k routing -x"'
 	@echo '  VENV             the environment to use, or to make where there is none (now: $(VENV))'
+	@echo '  PEERS            the environment that neighbouring methods are measured in, several GB (now: $(PEERS))'
 	@echo '  PYTHON           the interpreter to make it with (else the first of python3.11, python3, … that is new enough)'
 	@echo '  TORCH            what pip installs first (now: $(TORCH)); on Linux the usual package index answers with the'
 	@echo '                   CUDA build, several GB. For a small CPU build pin one, as in TORCH="torch==X torchvision==Y", or name'
@@ -42,10 +44,13 @@ format: development ## let ruff rewrite what it can
 	$(PYTHON_IN_VENV) -m ruff check --fix .
 	$(PYTHON_IN_VENV) -m ruff format .
 
-clean: ## remove caches, build leftovers and the environment, if make made it; never a checkpoint or data
+bench: runtime ## measure speed and memory, beside the neighbours too, into benchmarks/RESULTS.md (ARGS=--no-peers: alone)
+	@$(PYTHON_IN_VENV) benchmarks/bench.py --peers-folder "$(PEERS)" $(ARGS)
+
+clean: ## remove caches, build leftovers and the environments that make made; never a checkpoint or data
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find model training service moleflow tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
-	@if [ -e "$(VENV)/.moleflow-made" ]; then echo 'rm -rf $(VENV)' && rm -rf "$(VENV)"; fi
+	@for made in "$(VENV)" "$(PEERS)"; do if [ -e "$$made/.moleflow-made" ]; then echo "rm -rf $$made" && rm -rf "$$made"; fi; done
 
 runtime:
 	@sh scripts/environment.sh "$(VENV)"

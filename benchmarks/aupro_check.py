@@ -1,6 +1,6 @@
 """Is AUPRO right? Compares it with a plain reference written from the definition, and with anomalib where it is there.
 
-    python benchmarks/aupro_check.py [--cases N] [--pictures N]
+    python benchmarks/aupro_check.py [--cases N] [--pictures N] [--output FILE.json]
 
 The reference takes every distinct score as a threshold, one after another; finds regions with SciPy instead of
 scikit-image; and adds up trapezoids, the last one cut at the limit. It is slow, and nothing is shared with what it
@@ -12,10 +12,12 @@ when a difference is larger than stated.
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from result_files import write_result
 from scipy import ndimage
 
 from training.aupro import FPR_LIMIT
@@ -29,6 +31,9 @@ ANOMALIB_TOLERANCE = 1e-5
 
 Case = tuple[np.ndarray, np.ndarray]
 """Maps ``(n, side, side)`` float32 and masks of that shape, bool."""
+
+Check = dict[str, Any]
+"""A comparison: its ``name``, number of ``cases``, largest ``difference``, the ``most`` it may be, and ``right``."""
 
 
 def reference(maps: np.ndarray, masks: np.ndarray, limit: float = FPR_LIMIT) -> float:
@@ -74,13 +79,10 @@ def random_case(rng: np.random.Generator, *, pictures: int, side: int, levels: i
     return maps.astype(np.float32), masks
 
 
-def check(name: str, other: Callable[[np.ndarray, np.ndarray], float], cases: list[Case], tolerance: float) -> bool:
-    """Print the largest difference over all cases; whether it is as small as it should be."""
-    differences = [abs(ours(*case) - other(*case)) for case in cases]
-    right = max(differences) <= tolerance
-    verdict = "ok" if right else "TOO LARGE"
-    print(f"{name}: {len(cases)} cases, largest difference {max(differences):.2e} (at most {tolerance:.0e}): {verdict}")
-    return right
+def check(name: str, other: Callable[[np.ndarray, np.ndarray], float], cases: list[Case], tolerance: float) -> Check:
+    """The largest difference over all cases, and whether it is as small as it should be."""
+    largest = max(abs(ours(*case) - other(*case)) for case in cases)
+    return {"name": name, "cases": len(cases), "difference": largest, "most": tolerance, "right": largest <= tolerance}
 
 
 def anomalib_aupro() -> Callable[[np.ndarray, np.ndarray], float] | None:
@@ -100,8 +102,8 @@ def anomalib_aupro() -> Callable[[np.ndarray, np.ndarray], float] | None:
     return measure
 
 
-def measure_large(pictures: int) -> None:
-    """Time and memory of one large category."""
+def measure_large(pictures: int) -> str:
+    """Time and memory of one large category, in words."""
     rng = np.random.default_rng(0)
     pixels = PixelScores()
     start = time.perf_counter()
@@ -115,25 +117,41 @@ def measure_large(pictures: int) -> None:
     peak = next(
         line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
-    print(
+    return (
         f"{pictures} pictures of {pixels.side} × {pixels.side}: AUPRO {value:.4f}, collected in "
         f"{collected - start:.1f} s, computed in {done - collected:.1f} s, peak memory {int(peak) / 1e6:.2f} GB"
     )
+
+
+def markdown(checks: Sequence[Check], large: str) -> str:
+    """The result for people."""
+    lines = ["| AUPRO against | cases | largest difference | at most | |", "|---|---|---|---|---|"]
+    lines += [
+        f"| {each['name']} | {each['cases']} | {each['difference']:.1e} | {each['most']:.0e} "
+        f"| {'holds' if each['right'] else '**fails**'} |"
+        for each in checks
+    ]
+    return "\n".join([*lines, "", f"{large}."]) + "\n"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=40, help="random cases of each kind (default: 40)")
     parser.add_argument("--pictures", type=int, default=578, help="of the large category (default: 578)")
+    parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = [random_case(rng, pictures=3, side=24, levels=levels) for levels in [None, 4, 30] * options.cases]
-    right = [check("reference by definition", reference, cases, TOLERANCE)]
+    checks = [check("reference by definition", reference, cases, TOLERANCE)]
     theirs = anomalib_aupro()
     if theirs is not None:
-        right.append(check("anomalib", theirs, cases, ANOMALIB_TOLERANCE))
-    measure_large(options.pictures)
-    return int(not all(right))
+        checks.append(check("anomalib's metric", theirs, cases, ANOMALIB_TOLERANCE))
+    large = measure_large(options.pictures)
+    text = markdown(checks, large)
+    if options.output:
+        write_result(options.output, {"checks": checks, "large": large}, text)
+    print(text)
+    return int(not all(each["right"] for each in checks))
 
 
 if __name__ == "__main__":

@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from machine import processor
 from random_checkpoint import write_random_checkpoint
-from result_files import positive, write_result
+from result_files import positive, ratios, spread, write_result
 from torch import nn
 
 from model.detector import Detector
@@ -37,8 +38,6 @@ from model.threads import THREAD_POLICY, configure_threads, restart_prepared
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))  # its modules import each other as scripts do
 
 from own_worker import PRECISIONS, BackboneFloor, ProductsFloor
-from speed import _processor
-from speed_table import ratios, spread
 
 MOST_OVER_FLOOR = 1.25
 """A prediction's time, of the floor's."""
@@ -163,7 +162,7 @@ def measure(checkpoint: Path, precisions: Sequence[str], batches: Sequence[int],
             times[precision][str(batch)] = time_in_turn(subjects(detector, batch, floor), rounds, batch)
             stages[precision][str(batch)] = Stages(detector).measure(batch, rounds)
     return {
-        "machine": {"processor": _processor(), "load": round(os.getloadavg()[0], 2)},
+        "machine": {"processor": processor(), "load": round(os.getloadavg()[0], 2)},
         "date": time.strftime("%Y-%m-%d"),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -3,9 +3,9 @@
     python benchmarks/request_time.py --pictures DIR [--checkpoint FILE] [--rounds 5] [--output FILE.json]
 
 Every picture in turn goes through the steps that a service takes, one after another in this process, and each step is
-timed by itself; shown are medians. The steps that only a service has come from a running one, asked for one picture at
-a time: the queue from its answers' ``timing_ms``, and HTTP as what is left of the client's latency (upload, parsing,
-threads, answer, and the client itself).
+timed by itself; shown are medians, with the least and the greatest of the rounds. The steps that only a service has
+come from a running one, asked for one picture at a time: the queue from its answers' ``timing_ms``, and HTTP as what
+is left of the client's latency (upload, parsing, threads, answer, and the client itself).
 """
 
 import argparse
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from pipeline import job_of
 from random_checkpoint import write_random_checkpoint
-from result_files import write_result
+from result_files import spread, write_result
 from running_service import RunningService, ServiceError
 from wrk import LoadError, drive, find_wrk
 
@@ -82,13 +82,13 @@ def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
     return steps
 
 
-def measure(options: argparse.Namespace, checkpoint: Path, pictures: Sequence[Path]) -> dict[str, float]:
-    """Medians of all steps, and of the client's latency as ``request``."""
+def measure(options: argparse.Namespace, checkpoint: Path, pictures: Sequence[Path]) -> dict[str, list[float]]:
+    """Each round's medians of all steps, and of the client's latency as ``request``."""
     detector = Detector.load(checkpoint, plugin=options.plugin, unknown_limit=0)
     detector.warm_up(1)
     files = [path.read_bytes() for path in pictures]
     plugin = ["--plugin", options.plugin] if options.plugin else []
-    rows, loads = [], []
+    rounds: list[dict[str, float]] = []
     with RunningService(checkpoint, *plugin) as service:
         program = find_wrk(options.wrk)
         drive(program, service.url, "/predict", pictures, 1, 2)
@@ -96,24 +96,26 @@ def measure(options: argparse.Namespace, checkpoint: Path, pictures: Sequence[Pa
             time_steps(detector, data)
         # By turns, so that whatever slows the machine slows both alike.
         for _ in range(options.rounds):
-            rows += [time_steps(detector, data) for data in files]
-            loads.append(drive(program, service.url, "/predict", pictures, 1, options.seconds))
-    steps = {name: median(row[name] for row in rows) for name in rows[0]}
-    queue, latency = (np.concatenate([load[name] for load in loads]) for name in ("queue", "latency"))
-    inside = [load["decode"] + load["queue"] + load["inference"] + load["encode"] for load in loads]
-    return steps | {
-        "queue": float(np.median(queue)),
-        "http": float(np.median(latency - np.concatenate(inside))),
-        "request": float(np.median(latency)),
-    }
+            rows = [time_steps(detector, data) for data in files]
+            load = drive(program, service.url, "/predict", pictures, 1, options.seconds)
+            inside = load["decode"] + load["queue"] + load["inference"] + load["encode"]
+            asked = {"queue": load["queue"], "http": load["latency"] - inside, "request": load["latency"]}
+            rounds.append(
+                {name: median(row[name] for row in rows) for name in rows[0]}
+                | {name: float(np.median(values)) for name, values in asked.items()}
+            )
+    return {name: [each[name] for each in rounds] for name in rounds[0]}
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The result for people."""
-    steps, total = result["steps_ms"], sum(result["steps_ms"][name] for name in STEPS)
-    lines = ["| step | what | ms | share |", "|---|---|---|---|"]
-    lines += [f"| {name} | {WHAT[name]} | {steps[name]:.1f} | {steps[name] / total:.0%} |" for name in STEPS]
-    lines.append(f"| sum | the client measured {steps['request']:.1f} | {total:.1f} | 100% |")
+    steps = result["steps_ms"]
+    total = sum(median(steps[name]) for name in STEPS)
+    lines = ["| step | what | ms (least–greatest of the rounds) | share |", "|---|---|---|---|"]
+    lines += [
+        f"| {name} | {WHAT[name]} | {spread(steps[name], 1)} | {median(steps[name]) / total:.0%} |" for name in STEPS
+    ]
+    lines.append(f"| sum | the client measured {spread(steps['request'], 1)} | {total:.1f} | 100% |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,13 +1,15 @@
-"""What the benchmarks' command lines share: whole numbers from 1, and results as JSON with the table beside it."""
+"""What the benchmarks share: whole numbers from 1, ratios and their spread, results as JSON with the table beside."""
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from model.atomic import atomic_write
 
-__all__ = ["positive", "write_result"]
+__all__ = ["positive", "ratios", "spread", "write_result"]
 
 
 def positive(text: str) -> int:
@@ -16,6 +18,16 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1; got {value}")
     return value
+
+
+def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
+    """One ratio a round."""
+    return [a / b for a, b in zip(over, under, strict=True)]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median, and least and greatest in brackets."""
+    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def write_result(path: Path, result: Any, table: str) -> None:

@@ -15,7 +15,6 @@ set of experts, and older products' bytes as they were. Exit status 1 when one f
 import argparse
 import json
 import os
-import platform
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Self
+
+from machine import processor
+from result_files import ratios, spread, write_result
 
 from model.threads import THREAD_POLICY, configure_threads, restart_prepared
 
@@ -113,26 +115,23 @@ def measure(paths: dict[int, Path], options: argparse.Namespace) -> dict[str, An
 
 def gates(found: dict[str, Any], most: int, against: int) -> list[tuple[str, str, bool]]:
     """What is demanded, what was measured, and whether that is enough."""
-    ratios = [
-        large / small for large, small in zip(found["predict_ms"][most], found["predict_ms"][against], strict=True)
-    ]
-    latency = median(ratios)
+    latency = ratios(found["predict_ms"][most], found["predict_ms"][against])
     # The prototypes' own time is what more of them cost: `against` has some too.
     loads, few = found["load"][most], found["load"][against]
     besides = [
         (large["seconds"] - large["prototypes_seconds"] + small["prototypes_seconds"]) / small["seconds"]
         for large, small in zip(loads, few, strict=True)
     ]
-    whole = median(large["seconds"] / small["seconds"] for large, small in zip(loads, few, strict=True))
+    whole = ratios([large["seconds"] for large in loads], [small["seconds"] for small in few])
     growth = max(each["peak_bytes"] for each in found["add"][most])
     usual = max(each["peak_bytes"] for each in found["add"][against])
     file_bytes = found["add"][most][-1]["file_bytes"]
     same = all(each["same"] for adds in found["add"].values() for each in adds)
     rows = [
-        (f"latency with {most} ≤ 1.1 × that with {against}", f"{latency:.3f} ×", latency <= 1.1),
+        (f"latency with {most} ≤ 1.1 × that with {against}", f"{spread(latency, 2)} ×", median(latency) <= 1.1),
         (
             f"loading {most} ≤ 2 × loading {against}, besides the prototypes",
-            f"{median(besides):.2f} × ({whole:.2f} × with them)",
+            f"{spread(besides, 2)} ×; with them {spread(whole, 2)} ×",
             median(besides) <= 2,
         ),
         (
@@ -174,7 +173,7 @@ def markdown(found: dict[str, Any], verdicts: Sequence[tuple[str, str, bool]]) -
             f"{middle(load, 'prototypes_seconds'):.2f} s",
             f"{middle(load, 'resident_bytes') / 1e6:,.0f} MB",
             f"{middle(load, 'router_bytes') / 1e6:.1f} MB",
-            f"{median(found['predict_ms'][products]):.0f} ms",
+            f"{spread(found['predict_ms'][products], 0)} ms",
             f"{found['first_ms'][products]:.0f} ms",
             f"{found['resident_bytes'][products] / 1e6:,.0f} MB",
             f"{middle(add, 'seconds'):.1f} s",
@@ -183,13 +182,13 @@ def markdown(found: dict[str, Any], verdicts: Sequence[tuple[str, str, bool]]) -
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| gate | measured | |", "| --- | ---: | --- |"]
     lines += [f"| {gate} | {value} | {'PASS' if passed else 'FAIL'} |" for gate, value, passed in verdicts]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"
 
 
 def main() -> int:
     """Run from a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="where all figures go, as JSON")
+    parser.add_argument("--output", type=Path, required=True, help="JSON; the tables go beside it, with suffix .md")
     parser.add_argument("--preset", default="main", help="whose shapes the network has")
     parser.add_argument("--products", type=int, action="append", help="repeat for more; 1, 10, 100, 1000")
     parser.add_argument("--against", type=int, default=10, help="the number that the largest is compared with")
@@ -220,10 +219,11 @@ def main() -> int:
     verdicts = gates(found, max(wanted), options.against)
     facts = {
         "preset": options.preset, "precision": options.precision, "threads": options.threads,
-        "machine": platform.platform(), "gates": verdicts,
+        "processor": processor(), "gates": verdicts,
     }  # fmt: skip
-    options.output.write_text(json.dumps(facts | found, indent=1) + "\n", encoding="utf-8")
-    print(markdown(found, verdicts))
+    text = markdown(found, verdicts)
+    write_result(options.output, facts | found, text)
+    print(text)
     return 0 if all(passed for _, _, passed in verdicts) else 1
 
 

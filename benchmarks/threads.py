@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import IO, Any
 
-from result_files import write_result
+from result_files import ratios, spread, write_result
 
 from model.threads import THREAD_POLICY, available_processors, configure_threads
 
@@ -102,8 +102,8 @@ def busy(count: int) -> Iterator[None]:
             process.wait()
 
 
-def measure(checkpoint: Path, count: int, rounds: int, calls: int) -> dict[str, Any]:
-    """Medians over the rounds; in each, the policies take turns alone and beside the busy processes."""
+def measure(checkpoint: Path, count: int, rounds: int, calls: int) -> dict[str, dict[str, list[float]]]:
+    """Figures of each policy, one a round; in each, they take turns alone and beside the busy processes."""
     found: dict[str, dict[str, list[float]]] = {policy: {} for policy in POLICIES}
     with contextlib.ExitStack() as stack:
         workers = {policy: stack.enter_context(worker(policy, checkpoint, calls)) for policy in POLICIES}
@@ -114,21 +114,24 @@ def measure(checkpoint: Path, count: int, rounds: int, calls: int) -> dict[str, 
                         picture, a_map = json.loads(ask(process, "time"))
                     found[policy].setdefault(f"picture_{beside}_ms", []).append(picture)
                     found[policy].setdefault(f"map_{beside}_cpu_ms", []).append(a_map)
-    return {policy: {name: median(values) for name, values in rows.items()} for policy, rows in found.items()}
+    return found
 
 
 def markdown(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
-        f"{result['processors']} processors, load before {result['load_before']}, {result['busy']} busy beside",
+        f"{result['processors']} processors, load before {result['load_before']}, {result['busy']} busy beside; "
+        "medians over the rounds (least–greatest)",
         "",
         "| waiting | picture alone, ms | picture beside, ms | map alone, processor ms |",
         "|---|---|---|---|",
     ]
-    lines += [
-        f"| {policy} | {row['picture_alone_ms']:.0f} | {row['picture_busy_ms']:.0f} | {row['map_alone_cpu_ms']:.1f} |"
-        for policy, row in result["policies"].items()
-    ]
+    digits = {"picture_alone_ms": 0, "picture_busy_ms": 0, "map_alone_cpu_ms": 1}
+    policies = result["policies"]
+    for policy, row in policies.items():
+        lines.append(f"| {policy} | {' | '.join(spread(row[name], digits[name]) for name in digits)} |")
+    cells = [spread(ratios(policies["passive"][name], policies["default"][name]), 2) for name in digits]
+    lines.append(f"| passive by default | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,8 @@
 #   sh benchmarks/peers/setup.sh DIRECTORY
 #
 # PYTHON, TORCH and TORCH_INDEX_URL mean what `make help` says. For speed.py, give TORCH the release that MoLE-Flow's
-# own environment has: times of two releases cannot be compared, and speed.py refuses to.
+# own environment has: times of two releases cannot be compared, and speed.py refuses to. What this makes gets the file
+# .moleflow-made, by which `make clean` knows that it may be removed.
 set -eu
 exec 1>&2
 
@@ -23,7 +24,15 @@ if [ ! -e "$venv/bin/python" ]; then
         echo "setup: ${PYTHON:-python3} is no Python 3.11 or newer; name one with PYTHON=FILE."
         exit 1
     }
-    "${PYTHON:-python3}" -m venv "$venv"
+    mkdir -p "$venv"
+    : >"$venv/.moleflow-made"
+    # Debian splits venv's pip off into a package of its own; without it, the pip beside the interpreter does as well.
+    if "${PYTHON:-python3}" -c 'import ensurepip' 2>/dev/null; then
+        "${PYTHON:-python3}" -m venv "$venv"
+    else
+        "${PYTHON:-python3}" -m venv --without-pip "$venv"
+        "${PYTHON:-python3}" -m pip --python "$venv/bin/python" install pip
+    fi
 fi
 
 # One requirement a word, given to pip as its arguments: the splitting is meant, the globbing is not.

@@ -15,7 +15,6 @@ own and does not take less than 256 × 256.
 
 import argparse
 import os
-import platform
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -24,13 +23,14 @@ from statistics import median
 from typing import Any
 
 from protocol import SubjectError, Worker, WorkerError
-from speed_table import PRECISIONS, markdown
 
 from model.threads import THREAD_POLICY
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of all benchmarks
 
+from machine import processor
 from result_files import positive, write_result
+from speed_table import PRECISIONS, markdown
 
 HERE = Path(__file__).resolve().parent
 
@@ -134,7 +134,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         times, failed = measure(sides, subjects, options.batch or (1, 8), options.rounds, options.calls)
         need_own(failed)
         return {
-            "machine": {"processor": _processor(), "load_before": options.load, "load_after": _load()},
+            "machine": {"processor": processor(), "load_before": options.load, "load_after": _load()},
             "date": time.strftime("%Y-%m-%d"),
             "own": hellos[0],
             "peers": {name: value for name, value in hellos[1].items() if name != "subjects"},
@@ -145,15 +145,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "missing": missing | failed,
             "ms_per_picture": times,
         }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} processors" if names else platform.machine()
 
 
 def _load() -> float:

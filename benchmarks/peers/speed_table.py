@@ -4,19 +4,11 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
-__all__ = ["PRECISIONS", "floor", "markdown", "ratios", "spread"]
+from result_files import ratios, spread
+
+__all__ = ["PRECISIONS", "floor", "markdown"]
 
 PRECISIONS = ("bf16", "fp32")
-
-
-def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """One ratio a round."""
-    return [a / b for a, b in zip(over, under, strict=True)]
-
-
-def spread(values: Sequence[float], digits: int) -> str:
-    """Median, and least and greatest in brackets."""
-    return f"{median(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
 
 
 def floor(times: Mapping[str, Sequence[float]], precision: str) -> list[float]:

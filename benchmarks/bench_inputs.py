@@ -1,0 +1,51 @@
+"""What several sections of ``bench.py`` take: a checkpoint of random weights, and pictures for the service.
+
+    python benchmarks/bench_inputs.py FOLDER
+
+``FOLDER/random.safetensors`` has the MAIN configuration and eight products. ``FOLDER/pictures`` holds the three
+photographs that scikit-image ships and the demo is made of, enlarged to 1024 × 1024 and tinted, since cameras of
+factories give pictures of that size and in colour.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import skimage.data
+from PIL import Image
+from scale_checkpoint import write_synthetic_checkpoint
+
+from model.atomic import atomic_write
+from training.config import preset
+from training.demo import PRODUCTS as PHOTOGRAPHS
+
+__all__ = ["write_pictures"]
+
+PRODUCTS = 8
+"""As many as the largest batch of ``floor.py``, in which every picture is of another."""
+
+SIDE = 1024
+TINT = (1.0, 0.97, 0.93)
+"""Shares of the grey value that red, green and blue get."""
+
+
+def write_pictures(folder: Path) -> None:
+    """Write the pictures as PNG."""
+    for name in PHOTOGRAPHS:
+        grey = Image.fromarray(getattr(skimage.data, name)()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        colours = np.asarray(grey, dtype=np.float32)[..., None] * np.array(TINT, dtype=np.float32)
+        with atomic_write(folder / f"{name}.png") as path:
+            Image.fromarray(np.rint(colours).astype(np.uint8)).save(path)
+
+
+def main() -> None:
+    """Run from a command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    write_pictures(folder / "pictures")
+    write_synthetic_checkpoint(folder / "random.safetensors", preset("main"), PRODUCTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""What a measurement ran on, in words for the head of its table: no host name and no path is among them."""
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from model.threads import available_processors
+
+__all__ = ["code_digest", "commit", "describe", "processor", "versions"]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+CODE = ("model", "training", "service", "moleflow", "benchmarks")
+"""Folders whose programs are measured, or measure."""
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "safetensors", "fastapi", "uvicorn")
+"""Those whose release moves a figure."""
+
+_GPUS = "import torch; print(*(torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())), sep=', ')"
+
+
+def processor() -> str:
+    """The processor's name, as Linux tells it, and how many there are."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0]}, {len(names)} processors" if names else platform.machine()
+
+
+def versions() -> dict[str, str]:
+    """Releases of ``PACKAGES``."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def describe() -> dict[str, str]:
+    """Processor, memory, GPUs, system and versions, each a line."""
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "processor": f"{processor()}, of which {available_processors()} may be used",
+        "memory": f"{pages / 2**30:.1f} GiB",
+        "GPU": _gpus() or "none that PyTorch can use",
+        "system": f"{_distribution()}, {platform.system()} {platform.release().split('-')[0]}, {platform.machine()}",
+        "Python": platform.python_version(),
+        "packages": ", ".join(f"{name} {version}" for name, version in versions().items()),
+    }
+
+
+def code_digest() -> str:
+    """Of all programs in ``CODE``: which state of them a figure belongs to, with or without git."""
+    digest = hashlib.sha256()
+    for path in sorted(
+        path for folder in CODE for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".lua")
+    ):
+        digest.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def commit() -> str:
+    """The commit's short name, with a ``+`` where programs differ from it."""
+    git = ["git", "-C", str(ROOT)]
+    try:
+        name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
+        changed = subprocess.run([*git, "status", "--porcelain", "--", *(f"{folder}/*.py" for folder in CODE)],
+                                 capture_output=True, text=True, check=True).stdout  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return name.strip() + ("+" if changed else "")
+
+
+def _gpus() -> str:
+    """Asked of a process of its own: PyTorch would stay in this one's memory while others are measured."""
+    done = subprocess.run([sys.executable, "-c", _GPUS], capture_output=True, text=True)
+    return done.stdout.strip()
+
+
+def _distribution() -> str:
+    try:
+        return platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        return platform.system()
