@@ -7,9 +7,11 @@ import numpy as np
 import pseudo_defects
 import pytest
 import torch
+import trials
 from PIL import Image
 from tiny_model import PLUGIN, product_picture, tiny_config, write_product
 
+from model.network import Base
 from training.config import Preset, TrainingConfig
 from training.embeddings import EmbeddingStore
 from training.task import TaskTrainer
@@ -47,7 +49,7 @@ def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind: str) 
 
 
 def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
-    one, other = (levers.load_product(data, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
+    one, other = (trials.load_product(data, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
     assert not {*one.fit} & {*one.held_out}
     assert len(one.pseudo) == 3 * len(one.held_out)
     for (picture, _), (same, _) in zip(one.pseudo, other.pseudo, strict=True):
@@ -71,14 +73,14 @@ def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
     def fail(*_: object) -> None:
         raise AssertionError("a row that is there was run again")
 
-    monkeypatch.setattr(levers.Bench, "run", fail)
+    monkeypatch.setattr(trials.Bench, "run", fail)
     levers.main(command)
     assert capsys.readouterr().out in printed
 
 
 def test_averaging_leaves_the_mean_of_the_last_epochs_weights() -> None:
     def trained(averaged: float, epochs: int = 4) -> list[torch.Tensor]:
-        base = levers.Base(START.model, seed=0)
+        base = Base(START.model, seed=0)
         training = START.training.model_copy(update={"epochs": 4})
         trainer = TaskTrainer(
             "bolt", START.model, training, base, first=True, device=torch.device("cpu"), precision="fp32"
@@ -88,7 +90,7 @@ def test_averaging_leaves_the_mean_of_the_last_epochs_weights() -> None:
             for _ in zip(range(epochs), trainer.epochs(store), strict=False):
                 pass
         else:
-            levers.fit(trainer, store, averaged)
+            trials.fit(trainer, store, averaged)
         return [parameter.detach().clone() for parameter in trainer.parameters]
 
     third, last, mean = trained(0, epochs=3), trained(0), trained(0.5)

@@ -1,0 +1,289 @@
+"""Settings learned and judged without test pictures: by defects pasted into good pictures that were held out.
+
+A trial learns products in their order with one setting, and judges each by the likelihood of held-out good pictures
+and by how well *pseudo-defects* are told from them, which are made from held-out good pictures as CutPaste does (Li et
+al., CVPR 2021). Metrics of the real test pictures are beside, for the report. What was learned is kept as a row of a
+JSONL file, so that a program given again runs only missing ones.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from pseudo_defects import make_pseudo
+from scipy.ndimage import gaussian_filter
+
+from model.backbone import Backbone
+from model.features import FeatureExtractor
+from model.merged import MergedExpert
+from model.network import Base
+from model.runtime import autocast, product_dtype, resolve_device, resolve_precision
+from model.scoring import SMOOTHING_SIGMA, TOP_K, image_score
+from training.cache import EmbeddingCache
+from training.calibrate import split
+from training.config import Preset
+from training.datasets import Category, load_category, read_mask, read_picture
+from training.embeddings import Embeddings
+from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from training.task import TaskTrainer, task_seed
+
+__all__ = [
+    "COLUMNS",
+    "HEADINGS",
+    "Bench",
+    "Product",
+    "Setting",
+    "add_arguments",
+    "cells",
+    "fit",
+    "judge_all",
+    "key_of",
+    "load_product",
+    "run_missing",
+]
+
+COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+
+Found = Mapping[str, Mapping[str, float]]
+"""What a trial came to: its figures by product."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Fields of the start configuration that a trial changes, and what no configuration says."""
+
+    name: str
+    flow: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    averaged: float = 0.0
+    """Share of the epochs, the last ones, whose weights are averaged (Izmailov et al., UAI 2018); 0: none."""
+
+    def resolve(self, start: Preset) -> Preset:
+        """The whole configuration."""
+        return start.with_changes(flow=self.flow, training=self.training, backbone=self.backbone)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product's pictures: what is fitted to, what was held out, and the pseudo-defects made of the latter."""
+
+    category: Category
+    fit: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+    pseudo: tuple[tuple[Path, Path], ...]
+
+
+def load_product(data: Path, name: str, out: Path, start: Preset, most: int) -> Product:
+    """Split as training does, keep at most ``most`` pictures to fit to, and make the pseudo-defects."""
+    category = load_category(data, name)
+    parts = split(name, len(category.train), start.training)
+    held_out = tuple(category.train[row] for row in parts.folds[0])
+    fit = tuple(category.train[row] for row in parts.fit)
+    fit = fit[:: -(-len(fit) // most)] if len(fit) > most else fit
+    return Product(category, fit, held_out, make_pseudo(held_out, out / "pseudo" / name, name))
+
+
+class Bench:
+    """The products' embeddings for each backbone configuration, kept on disk, and the trainings on them."""
+
+    def __init__(self, products: Sequence[Product], out: Path, weights: Path | None) -> None:
+        self.products, self.out, self.weights = products, out, weights
+        self.device = resolve_device("auto")
+        self.precision = resolve_precision("auto", self.device)
+
+    def run(self, setting: Setting, start: Preset, seed: int, key: str) -> dict[str, dict[str, float]]:
+        """Learn the products in their order; what each came to, by its name."""
+        wanted = setting.resolve(start).with_changes(training={"seed": seed})
+        config = wanted.model
+        backbone = Backbone.pretrained(config.backbone, self.weights)
+        features = FeatureExtractor.for_prediction(config, backbone, self.precision).to(self.device)
+        cache = EmbeddingCache.open(
+            self.out / "embeddings", config.backbone, backbone, device=self.device, precision=self.precision
+        )
+
+        def embed(paths: Iterable[Path]) -> Embeddings:
+            return cache.embed(features, list(paths), read_picture, device=self.device, precision=self.precision)
+
+        base = Base(config, seed=task_seed(seed, "", "base"))
+        found = {}
+        for number, product in enumerate(self.products):
+            trainer = TaskTrainer(
+                product.category.name, config, wanted.training, base,
+                first=number == 0, device=self.device, precision=self.precision,
+            )  # fmt: skip
+            if setting.optimizer is not torch.optim.AdamW:
+                trainer.optimizer = setting.optimizer(
+                    trainer.parameters, lr=wanted.training.learning_rate, weight_decay=wanted.training.weight_decay
+                )  # type: ignore[call-arg]
+            store = embed(product.fit)
+            begun = time.perf_counter()
+            fit(trainer, store, setting.averaged)
+            seconds = time.perf_counter() - begun
+            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, product_dtype(self.precision))
+            maps = self._all_maps(expert, product, embed)
+            self.maps_path(key, product).parent.mkdir(exist_ok=True)
+            np.savez(self.maps_path(key, product), **{kind: values.numpy() for kind, values in maps.items()})
+            dim, side = config.backbone.embedding_dim, config.backbone.image_size
+            found[product.category.name] = (
+                {"seconds": seconds, "held_out_nll": float(maps["good"].mean()) / dim} | judge_all(maps, product, side)
+            )  # fmt: skip
+        return found
+
+    def maps_path(self, key: str, product: Product) -> Path:
+        """Where the patch maps of a row lie: of held-out good pictures, of pseudo-defects, of test pictures."""
+        return self.out / "maps" / f"{key}.{product.category.name}.npz"
+
+    def _all_maps(
+        self, expert: MergedExpert, product: Product, embed: Callable[[Iterable[Path]], Embeddings]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "good": self._maps(expert, embed(product.held_out)),
+            "pseudo": self._maps(expert, embed(path for path, _ in product.pseudo)),
+            "test": self._maps(expert, embed(sample.path for sample in product.category.test)),
+        }
+
+    @torch.inference_mode()
+    def _maps(self, expert: MergedExpert, embeddings: Embeddings) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            rows = torch.arange(len(embeddings)).split(8)
+            return torch.cat([expert(embeddings.batch(part, self.device)).cpu() for part in rows])
+
+
+def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:
+    """Train to the end; with ``averaged``, leave the mean of the weights after that share of the epochs, the last."""
+    sums: list[torch.Tensor] = []
+    first = trainer.training.epochs * (1 - averaged)
+    for result in trainer.epochs(store):
+        if averaged and result.epoch > first:
+            now = [parameter.detach().clone() for parameter in trainer.parameters]
+            sums = [one + other for one, other in zip(sums, now, strict=True)] if sums else now
+    count = trainer.training.epochs - int(first)
+    with torch.no_grad():
+        for parameter, total in zip(trainer.parameters, sums, strict=False):
+            parameter.copy_(total / count)
+
+
+def judge_all(
+    maps: Mapping[str, torch.Tensor], product: Product, side: int, *, top_k: int = TOP_K, sigma: float = SMOOTHING_SIGMA
+) -> dict[str, float]:
+    """The figures of pseudo-defects against held-out good pictures, and of the test pictures, in percent."""
+    good, pseudo, tests = maps["good"], maps["pseudo"], product.category.test
+    cases = {
+        "pseudo": (torch.cat((good, pseudo)), [None] * len(good) + [mask for _, mask in product.pseudo],
+                   [False] * len(good) + [True] * len(pseudo)),
+        "test": (maps["test"], [sample.mask for sample in tests], [sample.is_anomalous for sample in tests]),
+    }  # fmt: skip
+    return {
+        f"{kind}_{column}": value
+        for kind, case in cases.items()
+        for column, value in zip(COLUMNS, _judge(*case, side, top_k, sigma), strict=True)
+    }
+
+
+def _judge(
+    maps: torch.Tensor,
+    masks: Sequence[Path | None],
+    anomalous: Sequence[bool],
+    side: int,
+    top_k: int,
+    sigma: float,
+) -> tuple[float, ...]:
+    """Image AUROC, pixel AUROC, pixel AP and AUPRO of patch maps ``(n, H, W)``, in percent."""
+    pixels = PixelScores()
+    for grid_map, is_anomalous, mask in zip(maps, anomalous, masks, strict=True):
+        if is_anomalous and mask is None:
+            continue  # its pixels have no labels
+        marked = None if mask is None else read_mask(mask, EVALUATION_SIDE, EVALUATION_SIDE)
+        pixels.add(_smoothed(grid_map, side, sigma), marked)
+    image, pixel = image_ranking(image_score(maps, top_k).tolist(), anomalous), pixels.ranking()
+    figures = (image.auroc, pixel.auroc, pixel.average_precision, pixels.aupro())
+    return tuple(float("nan") if value is None else 100 * value for value in figures)
+
+
+def _smoothed(grid_map: torch.Tensor, side: int, sigma: float) -> np.ndarray:
+    """``model.scoring.pixel_map`` at the evaluation size, with any ``sigma``, a share of the model's side."""
+    up = F.interpolate(grid_map[None, None], size=side, mode="bilinear", align_corners=False)[0, 0].numpy()
+    soft = torch.from_numpy(gaussian_filter(up, sigma * side, mode="nearest"))
+    return F.interpolate(soft[None, None], size=EVALUATION_SIDE, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def key_of(setting: Setting, start: Preset, seed: int, products: Sequence[Product]) -> str:
+    """Identifies a row by everything but the program: resolved configuration, seed and pictures."""
+    resolved = setting.resolve(start)
+    document = {
+        "model": resolved.model.model_dump(mode="json"),
+        "training": resolved.training.model_dump(mode="json") | {"seed": seed},
+        "optimizer": setting.optimizer.__name__,
+        "averaged": setting.averaged,
+        "products": [(product.category.name, len(product.fit)) for product in products],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_missing(
+    bench: Bench, settings: Sequence[Setting], start: Preset, seeds: Sequence[int], rows: Path, *, run: bool = True
+) -> Iterator[tuple[Setting, list[Found]]]:
+    """Each setting with what it came to, one a seed. Rows that ``rows`` lacks are run and added, unless not to ``run``.
+
+    A setting of which nothing is there is left out.
+    """
+    for setting in settings:
+        runs: list[Found] = []
+        for seed in seeds:
+            key = key_of(setting, start, seed, bench.products)
+            row = _done_rows(rows).get(key)
+            if row is None and run:
+                found = bench.run(setting, start, seed, key)
+                row = {"key": key, "lever": setting.name, "seed": seed, "products": found}
+                with rows.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+                print(setting.name, seed, *cells(list(found.values())), sep=" | ", file=sys.stderr, flush=True)
+            if row is not None:
+                runs.append(row["products"])
+        if runs:
+            yield setting, runs
+
+
+def _done_rows(path: Path) -> dict[str, dict[str, Any]]:
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return {row["key"]: row for row in rows}
+
+
+HEADINGS = (
+    "held-out NLL / D", "pseudo: image AUROC", "pixel AUROC", "pixel AP", "AUPRO",
+    "test: image AUROC", "pixel AUROC", "pixel AP", "AUPRO",
+)  # fmt: skip
+"""What ``cells`` gives."""
+
+
+def cells(figures: Sequence[Mapping[str, float]]) -> list[str]:
+    """Means of likelihood and metrics, the pseudo-defects first."""
+    return [f"{np.mean([each['held_out_nll'] for each in figures]):.3f}"] + [
+        f"{np.mean([each[f'{kind}_{column}'] for each in figures]):.1f}"
+        for kind in ("pseudo", "test")
+        for column in COLUMNS
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
+    """What every program of trials takes from its command line."""
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--task", action="append", help=f"products in their order; {', '.join(tasks)} unless given")
+    parser.add_argument("--out", type=Path, required=True, help="folder of embeddings, pseudo-defects and rows")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--most", type=int, default=100, help="pictures that a product is fitted to, at most")
+    parser.add_argument("--backbone", default=None)
+    parser.add_argument("--backbone-weights", type=Path)
+    parser.add_argument("--plugin")
+    parser.add_argument("--table", action="store_true", help="print what is there, run nothing")
