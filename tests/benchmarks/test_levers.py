@@ -9,7 +9,7 @@ import pytest
 import torch
 import trials
 from PIL import Image
-from tiny_model import PLUGIN, product_picture, tiny_config, write_product
+from tiny_model import PLUGIN, product_picture, tiny_config
 
 from model.network import Base
 from training.config import Preset, TrainingConfig
@@ -20,20 +20,6 @@ START = Preset(
     name="tiny", description="for tests", model=tiny_config(),
     training=TrainingConfig(epochs=4, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1),
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    for kind, name in enumerate(("bolt", "nut")):
-        write_product(root / name / "train", "good", kind, count=9)
-        write_product(root / name / "test", "good", kind, count=3)
-        spoiled, mask = product_picture(kind, 50), np.zeros((32, 32), np.uint8)
-        spoiled[8:20, 4:16], mask[8:20, 4:16] = 255, 255
-        for part, picture in (("test/spot/0.png", spoiled), ("ground_truth/spot/0_mask.png", mask)):
-            (root / name / part).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(root / name / part)
-    return root
 
 
 @pytest.mark.parametrize("kind", ["paste", "scar", "blob"])
@@ -48,8 +34,10 @@ def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind: str) 
     assert difference[~mask].mean() < 0.2 * difference[mask].mean()
 
 
-def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(data: Path, tmp_path: Path) -> None:
-    one, other = (trials.load_product(data, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
+def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(
+    judged_products: Path, tmp_path: Path
+) -> None:
+    one, other = (trials.load_product(judged_products, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
     assert not {*one.fit} & {*one.held_out}
     assert len(one.pseudo) == 3 * len(one.held_out)
     for (picture, _), (same, _) in zip(one.pseudo, other.pseudo, strict=True):
@@ -57,12 +45,12 @@ def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time
 
 
 def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    judged_products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(levers, "preset", lambda name: START)
     monkeypatch.setattr(levers, "START", {})
     chosen = ["--task", "bolt", "--task", "nut", "--lever", "start", "--lever", "ZCA"]
-    command = [str(data), *chosen, "--out", str(tmp_path), "--plugin", str(PLUGIN)]
+    command = [str(judged_products), *chosen, "--out", str(tmp_path), "--plugin", str(PLUGIN)]
     levers.main([*command, "--scoring"])
     printed = capsys.readouterr().out
     assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith(("| start", "| ZCA"))] == [
