@@ -102,7 +102,7 @@ class Bench:
             if table and code in (0, 1):  # 1: a gate does not hold, which the table says
                 status = "measured"
             else:
-                reason = f"ended with status {code}: {last_lines(place / 'log.txt')}"
+                reason = f"ended with status {code}: {last_lines(place / 'log.txt', Path(words[1]).stem)}"
         except (SetupError, subprocess.TimeoutExpired) as error:
             reason = str(error)
         shown = values | {"python": "python", "peers": "PEERS/bin/python"}

@@ -48,9 +48,12 @@ def run_logged(words: Sequence[str], log: Path, temporary: Path) -> int:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def last_lines(log: Path) -> str:
-    """The end of what a command said, in one line."""
+def last_lines(log: Path, program: str = "") -> str:
+    """The end of what a command said, in one line; if it named itself before an error, as ours do, that line."""
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+    own = [line for line in lines if line.startswith(f"{program}: ")]
+    if program and own:
+        return own[-1]
     return " / ".join(lines[-REASON_LINES:]) or "it said nothing"
 
 

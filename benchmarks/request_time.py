@@ -24,7 +24,7 @@ from pipeline import job_of
 from random_checkpoint import write_random_checkpoint
 from result_files import spread, write_result
 from running_service import RunningService, ServiceError
-from wrk import LoadError, drive, find_wrk
+from wrk import LoadError, drive, find_wrk, generator
 
 from model.detector import Detector
 from model.errors import MoLEFlowError
@@ -116,7 +116,7 @@ def markdown(result: dict[str, Any]) -> str:
         f"| {name} | {WHAT[name]} | {spread(steps[name], 1)} | {median(steps[name]) / total:.0%} |" for name in STEPS
     ]
     lines.append(f"| sum | the client measured {spread(steps['request'], 1)} | {total:.1f} | 100% |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", f"Requests from {result['generator']}."]) + "\n"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LoadError, ServiceError, MoLEFlowError) as error:
         print(f"request_time: {error}", file=sys.stderr)
         return 1
-    result = {"threads": threads, "load_before": load_before, "steps_ms": steps}
+    made_by = generator(find_wrk(options.wrk))
+    result = {"threads": threads, "load_before": load_before, "generator": made_by, "steps_ms": steps}
     text = markdown(result)
     if options.output:
         write_result(options.output, result, text)

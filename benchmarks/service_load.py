@@ -2,12 +2,13 @@
 
     python benchmarks/service_load.py --pictures DIR [--checkpoint FILE] [--memory-checkpoint FILE] [--output FILE.json]
 
-A real ``moleflow serve`` is driven by wrk (Debian, Ubuntu: ``apt install wrk``) on the same machine, at each
-concurrency in turn. Beside it, round by round, the same pictures go through decode, predict and encode in this process,
-in batches as large as the service could make them (the concurrency, at most MAX_BATCH_SIZE), one step after another.
-Answers are JSON with the anomaly map as PNG at the picture's size, the default. Without a checkpoint, one of the MAIN
-configuration with random weights is made. Then requests are sent to a service of ``--memory-checkpoint`` (unless given,
-the same checkpoint) until it has answered ``--requests``, and its resident memory is read all along.
+A real ``moleflow serve`` is driven by wrk (Debian, Ubuntu: ``apt install wrk``; without it, by ``plain_load.py``) on
+the same machine, at each concurrency in turn. Beside it, round by round, the same pictures go through decode, predict
+and encode in this process, in batches as large as the service could make them (the concurrency, at most
+MAX_BATCH_SIZE), one step after another. Answers are JSON with the anomaly map as PNG at the picture's size, the
+default. Without a checkpoint, one of the MAIN configuration with random weights is made. Then requests are sent to a
+service of ``--memory-checkpoint`` (unless given, the same checkpoint) until it has answered ``--requests``, and its
+resident memory is read all along.
 
 The gates: HTTP carries at least 0.9 times the pictures a second of the process, as the median over the rounds; at
 concurrency 1, 95 % of the pictures wait for the model no longer than the configured wait; and from the first fifth of
@@ -30,7 +31,7 @@ from random_checkpoint import write_random_checkpoint
 from result_files import positive, write_result
 from running_service import RunningService, ServiceError
 from service_memory import watch_memory
-from wrk import Load, LoadError, drive, find_wrk
+from wrk import Load, LoadError, drive, find_wrk, generator
 
 from model.detector import Detector
 from model.errors import MoLEFlowError
@@ -113,7 +114,8 @@ def markdown(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
         f"{result['date']}, {result['processors']} processors, {result['threads']} threads, {result['precision']}; "
-        f"{len(result['pictures'])} pictures, map={result['map']}; load before {result['load_before']}",
+        f"{len(result['pictures'])} pictures, map={result['map']}; load before {result['load_before']}; "
+        f"requests from {result['generator']}",
         "",
         "| concurrency | HTTP, pictures/s | process, pictures/s (batch) | ratio (rounds) | p50 ms | p95 ms | p99 ms "
         "| queue p50 / p95 ms |",
@@ -162,6 +164,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         precision = Detector.load(checkpoint, plugin=options.plugin).precision
     return {
         "date": time.strftime("%Y-%m-%d"),
+        "generator": generator(find_wrk(options.wrk)),
         "processors": len(os.sched_getaffinity(0)),
         "threads": threads,
         "helper_threads": helper_threads(),

@@ -23,7 +23,7 @@ SAMPLING_SECONDS = 0.05
 
 
 def watch_memory(
-    service: RunningService, program: str, path: str, pictures: Sequence[Path], requests: int, seconds: int
+    service: RunningService, program: Sequence[str], path: str, pictures: Sequence[Path], requests: int, seconds: int
 ) -> dict[str, Any]:
     """Resident memory over at least ``requests`` answers, which are counted every ``seconds``; see ``flatness``."""
     counts, sizes = [0], [service.resident_bytes()]

@@ -232,3 +232,10 @@ def test_an_environment_is_taken_only_with_exactly_the_wanted_releases() -> None
     assert bench_setup.has_packages(Path(sys.executable), [f"torch=={release}"])
     assert not bench_setup.has_packages(Path(sys.executable), ["torch==0.1"])
     assert not bench_setup.has_packages(Path("no/such/python"), [])
+
+
+def test_of_what_a_failed_program_said_its_own_error_is_quoted_before_the_rest(tmp_path: Path) -> None:
+    log = tmp_path / "log.txt"
+    log.write_text("speed: no peer 'x'\nof a worker\n\nand more\nand more still\n", encoding="utf-8")
+    assert bench_setup.last_lines(log, "speed") == "speed: no peer 'x'"
+    assert bench_setup.last_lines(log, "floor") == "of a worker / and more / and more still"

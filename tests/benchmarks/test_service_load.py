@@ -9,25 +9,10 @@ import pytest
 import service_load
 from forked import ENVIRONMENT
 from PIL import Image
+from running_service import RunningService
 from service_memory import flatness
 from tiny_model import PLUGIN, product_picture, tiny_checkpoint
-from wrk import parse
-
-FAKE_WRK = f"""#!{sys.executable}
-import json, os, sys, time, urllib.request
-path, pictures = os.environ["LOAD_PATH"], os.environ["LOAD_PICTURES"].split("\\n")
-print("Running 1s test")
-head = {{"Content-Type": "application/octet-stream"}}
-turn, begun = 0, time.monotonic()
-while time.monotonic() < begun + 1:
-    turn += 1
-    data, sent = open(pictures[turn % len(pictures)], "rb").read(), time.monotonic()
-    with urllib.request.urlopen(urllib.request.Request(sys.argv[-1] + path, data, head)) as answer:
-        body = answer.read()
-    ended, stages = time.monotonic(), json.loads(body)["timing_ms"]
-    print(int(ended * 1e6), int((ended - sent) * 1e6), answer.status, len(body), *stages.values())
-"""
-"""Speaks as wrk with load.lua does, for machines without it: one second, one connection."""
+from wrk import STAND_IN, drive, find_wrk, parse
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +26,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_real_service_is_measured_beside_the_process(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = tmp_path / "fake"
-    fake.write_text(FAKE_WRK)
-    fake.chmod(0o755)
+    # Without wrk, whether it is installed or not: what stands in for it has to do on every machine.
+    monkeypatch.setattr("shutil.which", lambda name: None)
     for name, value in ENVIRONMENT.items():
         monkeypatch.setenv(name, value)
     tiny_checkpoint(tmp_path / "tiny.safetensors")
@@ -51,7 +35,7 @@ def test_a_real_service_is_measured_beside_the_process(
     status = service_load.main(
         ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors"), "--plugin", str(PLUGIN),
          "--concurrency", "1", "--concurrency", "2", "--rounds", "1", "--seconds", "1", "--requests", "9",
-         "--memory-seconds", "1", "--output", str(output), "--wrk", shutil.which("wrk") or str(fake)]
+         "--memory-seconds", "1", "--output", str(output)]
     )  # fmt: skip
     result = json.loads(output.read_text())
     assert status == (0 if all(gate["passed"] for gate in result["gates"]) else 1)
@@ -66,6 +50,23 @@ def test_a_real_service_is_measured_beside_the_process(
     assert result["memory"]["at_end"] > 2**20
     assert len(result["gates"]) == 4
     assert "| 2 |" in output.with_suffix(".md").read_text()
+    assert result["generator"].startswith("plain_load.py")
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_what_stands_in_for_wrk_says_what_wrk_says(pictures: Path, tmp_path: Path) -> None:
+    tiny_checkpoint(tmp_path / "tiny.safetensors")
+    with RunningService(tmp_path / "tiny.safetensors", "--plugin", PLUGIN) as service:
+        files = sorted(pictures.iterdir())
+        programs = find_wrk(), [sys.executable, str(STAND_IN)]
+        loads = [drive(program, service.url, "/predict?map=none", files, 2, 1) for program in programs]
+    for load in loads:
+        assert len(load) > 2
+        inside = sum(load[name] for name in ("decode", "queue", "inference", "encode"))
+        assert (inside > 0).all() and (inside < load["latency"]).all()
+        assert set(load["status"]) == {200}
+    one, other = (set(load["bytes"] // 100) for load in loads)
+    assert one & other
 
 
 def row(concurrency: int, ratio: float, queue: float) -> dict[str, object]:
@@ -91,7 +92,7 @@ def test_memory_is_compared_between_the_end_of_the_warm_up_and_the_end() -> None
 def test_an_answer_that_is_no_success_ends_the_measurement() -> None:
     with pytest.raises(service_load.LoadError, match="1 of 2 answers have a status as 429"):
         parse("Running\n1000000 5 200 9 1 1 1 1\n2000000 5 429 9 nan nan nan nan\n")
-    with pytest.raises(service_load.LoadError, match="wrk got no answer: unable to connect"):
+    with pytest.raises(service_load.LoadError, match="the load generator got no answer: unable to connect"):
         parse("unable to connect")
 
 
