@@ -1,7 +1,7 @@
 """The detector: pictures in, typed results out. Works without HTTP, on CPU and CUDA."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -22,6 +22,7 @@ from model.router import Router, image_descriptor
 from model.runtime import autocast, product_dtype, resolve_device, resolve_precision
 from model.scoring import image_score
 from model.shortlist import Route, Shortlist, shortlist
+from model.side_by_side import side_by_side
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -36,8 +37,8 @@ class Detector:
     """Finds defects on every product that a checkpoint has learned.
 
     One backbone pass a batch; the router reads the same features; each product's pictures then go through its
-    expert together. The active tasks and the grid's shape are arguments throughout, so several threads may
-    predict at once.
+    expert together, on a CPU every picture side by side with the others. The active tasks and the grid's shape are
+    arguments throughout, so several threads may predict at once.
 
     Args:
         checkpoint: what was learned.
@@ -209,16 +210,35 @@ class Detector:
     def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings and the task of each picture to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits."""
         maps = embeddings.new_empty(embeddings.shape[:3], dtype=torch.float32)
-        for index in sorted(set(tasks)):
-            members = [row for row, task in enumerate(tasks) if task == index]
-            expert = self._experts.get(index)
+        needed = sorted(set(tasks))
+        for start in range(0, len(needed), self._experts.limit):
+            # No thread but this one reads and merges experts: how many compute may change the last digits.
+            experts = {index: self._experts.get(index) for index in needed[start : start + self._experts.limit]}
             with autocast(self.device, self.precision):
-                if len(members) == len(tasks):
-                    maps = expert(embeddings)
-                    break
+                self._fill(maps, embeddings, tasks, experts)
+        return maps, image_score(maps, self._top_k)
+
+    def _fill(
+        self,
+        maps: torch.Tensor,
+        embeddings: torch.Tensor,
+        tasks: Sequence[int],
+        experts: Mapping[int, MergedExpert],
+    ) -> None:
+        """The maps of all pictures whose task is one of ``experts``; on a CPU side by side, whatever their tasks."""
+        if self.device.type == "cpu":
+            chosen = [row for row, task in enumerate(tasks) if task in experts]
+            found = side_by_side(lambda row: experts[tasks[row]](embeddings[row : row + 1]), chosen)
+            for row, patch_map in zip(chosen, found, strict=True):
+                maps[row : row + 1] = patch_map
+            return
+        for index, expert in experts.items():
+            members = [row for row, task in enumerate(tasks) if task == index]
+            if len(members) == len(tasks):
+                maps.copy_(expert(embeddings))
+            else:
                 rows = torch.tensor(members).to(self.device, non_blocking=True)
                 maps[rows] = expert(embeddings[rows])
-        return maps, image_score(maps, self._top_k)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Merge the experts of the first few products and predict once on blank pictures, so that the first request is

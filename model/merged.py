@@ -1,8 +1,8 @@
 """An expert as it predicts: its low-rank changes folded into the base, so that it costs nothing over plain layers.
 
 Folding is exact algebra: ``W + (a/r)·B A`` and ``b + bias`` become one weight and one bias; the first layers of
-the shift and scale branches read the same half of the channels and become one product; gates, gains and the slopes of
-the soft clamps are multiplied into the kernels and weights before them (method, section 7).
+the shift and scale branches read the same half of the channels and become one product; gates, gains, fixed scales and
+the slopes of the soft clamps are multiplied into the kernels and weights around them (method, section 7).
 
 Where the scale sees its neighbours, the two first layers differ in what they read. Then shift is one product and scale
 another one, over the half and its context side by side: as many multiplications as a joint product and the context's,
@@ -17,13 +17,10 @@ from model.fused import FusedConv, FusedLinear
 from model.network import Base, Expert, module_list
 from model.runtime import at_least_float32
 from model.scoring import negative_log_likelihood
+from model.side_by_side import side_by_side
 from model.subnet import TaskSubnet
 
 __all__ = ["MergedExpert"]
-
-PICTURES_AT_ONCE = 2
-"""Pictures of a batch that a CPU takes through the flow together. More at once make products a little quicker, and the
-passes between them slower, whose values then do not fit the processor's cache."""
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 """Weight ``(out, in)`` and bias ``(out,)``."""
@@ -32,12 +29,12 @@ Layer = tuple[torch.Tensor, torch.Tensor]
 class _MergedBlock(nn.Module):
     """One MoLE block for one task with plain weights.
 
-    Its true input is ``gain`` ``(D,)`` times the given one, its true output ``_gain_after`` times the returned one.
-    So the fixed scales of the channels cost nothing before the last block.
+    Its true input is ``gain`` ``(D,)`` times the given one, its true output ``_gain_after`` times the returned one:
+    the weights that read the one half are multiplied by it, those that add to the other one divided. So the fixed
+    scales of the channels cost nothing before the last block.
     """
 
     permutation: torch.Tensor
-    log_gain: torch.Tensor
 
     def __init__(self, base: MoLEBase, subnet: TaskSubnet, gain: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
@@ -54,9 +51,8 @@ class _MergedBlock(nn.Module):
             self.context = _depthwise(base.context.folded_kernel(), dtype)
             self.input = FusedLinear(shift_in, shift_bias, dtype, "relu")
             self.scale_input = FusedLinear(scale_in, scale_bias, dtype, "relu")
-        self.scale, self.shift = _last_layers(weights.scale_out, weights.shift_out, MOLE_COUPLING, dtype)
-        self.register_buffer("permutation", base.permutation)
-        self.register_buffer("log_gain", second.log())
+        self.scale, self.shift = _last_layers(weights.scale_out, weights.shift_out, MOLE_COUPLING, dtype, second)
+        self.register_buffer("permutation", base.permutation.int())  # half the bytes to read
 
     def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
         """``(B, H, W, D)`` to the same; adds to ``log_det``. Changes ``x``."""
@@ -68,12 +64,13 @@ class _MergedBlock(nn.Module):
             # Half and context side by side: one product a branch, whose ReLU costs no pass of its own.
             seen = self.context(x1.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             to_shift, to_scale = self.input(x1), self.scale_input(torch.cat((x1, seen), -1))
-        _couple(MOLE_COUPLING, x2, self.scale(to_scale), self.shift(to_shift), log_det, self.log_gain)
-        return x.gather(-1, self.permutation.expand_as(x))
+        _couple(MOLE_COUPLING, x2, self.scale(to_scale), self.shift(to_shift), log_det)
+        return x.flatten(0, -2).index_select(1, self.permutation).view(x.shape)
 
 
 class _MergedDIA(nn.Module):
-    """One block of the deep invertible adapter; the first layers of its two subnets are one product."""
+    """One block of the deep invertible adapter. The first layers of its two subnets are two products: of one, the two
+    halves that the second layers read would first have to be copied apart."""
 
     def __init__(self, block: DIABlock, dtype: torch.dtype) -> None:
         super().__init__()
@@ -82,16 +79,17 @@ class _MergedDIA(nn.Module):
             [(layer.weight, layer.bias) for layer in net if isinstance(layer, nn.Linear)]
             for net in (block.scale_net, block.shift_net)
         )
-        weight, bias = (torch.cat(parts) for parts in zip(scale_1, shift_1, strict=True))
-        self.input = FusedLinear(weight, bias, dtype, "relu")
-        self.scale_middle, self.shift_middle = (FusedLinear(*layer, dtype, "relu") for layer in (scale_2, shift_2))
-        self.scale, self.shift = _last_layers(scale_3, shift_3, DIA_COUPLING, dtype)
+        self.scale_in, self.shift_in, self.scale_middle, self.shift_middle = (
+            FusedLinear(*layer, dtype, "relu") for layer in (scale_1, shift_1, scale_2, shift_2)
+        )
+        self.scale, self.shift = _last_layers(scale_3, shift_3, DIA_COUPLING, dtype, torch.ones_like(scale_3[1]))
 
     def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
         """``(B, H, W, D)``, changed in place and returned; adds to ``log_det``."""
         kept, changed = x.chunk(2, -1)[:: -1 if self.flip else 1]
-        to_scale, to_shift = self.input(kept).chunk(2, -1)
-        s, t = self.scale(self.scale_middle(to_scale)), self.shift(self.shift_middle(to_shift))
+        kept = kept.to(self.scale.dtype)  # once for both
+        s = self.scale(self.scale_middle(self.scale_in(kept)))
+        t = self.shift(self.shift_middle(self.shift_in(kept)))
         _couple(DIA_COUPLING, changed, s, t, log_det)
         return x
 
@@ -128,9 +126,9 @@ class MergedExpert(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of each patch."""
-        if x.device.type == "cpu" and len(x) > PICTURES_AT_ONCE:
-            return torch.cat([self(pictures) for pictures in x.split(PICTURES_AT_ONCE)])
+        """Negative log-likelihood of each patch; on a CPU the pictures of a batch go side by side."""
+        if x.device.type == "cpu" and len(x) > 1:
+            return torch.cat(side_by_side(self, x.split(1)))
         x = self.adapter(x)
         if self.mixer is not None:
             x = self.mixer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
@@ -149,8 +147,7 @@ class MergedExpert(nn.Module):
 
 def _gain_after(base: MoLEBase, gain: torch.Tensor) -> torch.Tensor:
     """What a block's output is to be multiplied by, in its order, if its input was to be by ``gain``."""
-    first, second = gain.chunk(2)
-    return (torch.cat((first, torch.ones_like(second))) * base.channel_scale)[base.permutation]
+    return (gain * base.channel_scale)[base.permutation]
 
 
 def _depthwise(kernel: torch.Tensor, dtype: torch.dtype) -> FusedConv:
@@ -159,30 +156,19 @@ def _depthwise(kernel: torch.Tensor, dtype: torch.dtype) -> FusedConv:
     return FusedConv(kernel, None, dtype, padding=(middle, middle), groups=len(kernel))
 
 
-def _last_layers(scale: Layer, shift: Layer, coupling: Coupling, dtype: torch.dtype) -> tuple[FusedLinear, FusedLinear]:
-    """The layers that give the slope times ``s`` and the gain times ``t``."""
+def _last_layers(
+    scale: Layer, shift: Layer, coupling: Coupling, dtype: torch.dtype, gain: torch.Tensor
+) -> tuple[FusedLinear, FusedLinear]:
+    """The layers that give the slope times ``s`` and, for a half that ``gain`` belongs to, the gain times ``t``."""
+    to_shift = coupling.shift_gain / gain
     return (
         FusedLinear(scale[0] * coupling.slope, scale[1] * coupling.slope, dtype),
-        FusedLinear(shift[0] * coupling.shift_gain, shift[1] * coupling.shift_gain, dtype),
+        FusedLinear(shift[0] * to_shift[:, None], shift[1] * to_shift, dtype),
     )
 
 
-def _couple(
-    coupling: Coupling,
-    x2: torch.Tensor,
-    s: torch.Tensor,
-    t: torch.Tensor,
-    log_det: torch.Tensor,
-    log_gain: torch.Tensor | None = None,
-) -> None:
-    """``Coupling.forward`` of ``exp(log_gain)·x2``, in place of ``x2``, adding to ``log_det``; changes ``s``.
-
-    ``s`` and ``t`` have slope and gain in them already.
-    """
+def _couple(coupling: Coupling, x2: torch.Tensor, s: torch.Tensor, t: torch.Tensor, log_det: torch.Tensor) -> None:
+    """``Coupling.forward`` in place of ``x2``, adding to ``log_det``; ``s`` and ``t`` have slope and gain in them."""
     bounded = at_least_float32(s).tanh_()
     log_det.add_(bounded.sum(-1), alpha=coupling.clamp)
-    if log_gain is None:
-        bounded.mul_(coupling.clamp)
-    else:
-        torch.add(log_gain, bounded, alpha=coupling.clamp, out=bounded)
-    torch.addcmul(t, x2, bounded.exp_(), out=x2)
+    torch.addcmul(t, x2, bounded.mul_(coupling.clamp).exp_(), out=x2)
