@@ -17,13 +17,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from model.backbone import Backbone
-from model.config import ModelConfig
+from model.config import BackboneConfig, ModelConfig
 from model.preprocessing import Preprocessing
 from model.threads import restart_prepared
 from training.config import PRESETS
 from training.continual import train_tasks
 
-__all__ = ["write_random_checkpoint"]
+__all__ = ["random_backbone", "write_random_checkpoint"]
 
 MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's, as timm has them for this backbone."""
@@ -39,7 +39,7 @@ def write_random_checkpoint(path: Path, products: int = 1, preset: str = "main")
     generator = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        weights = _random_backbone(folder / "backbone.safetensors") if preset == "main" else None
+        weights = _save_backbone(folder / "backbone.safetensors") if preset == "main" else None
         for product in names:
             (folder / "data" / product).mkdir(parents=True)
             for number in range(PICTURES):
@@ -49,11 +49,15 @@ def write_random_checkpoint(path: Path, products: int = 1, preset: str = "main")
     return path
 
 
-def _random_backbone(path: Path) -> Path:
-    config = ModelConfig().backbone
+def random_backbone(config: BackboneConfig) -> Backbone:
+    """The network with random weights, the same ones each time."""
     mean, std = MEAN_STD
     torch.manual_seed(0)
-    backbone = Backbone.empty(config, Preprocessing(image_size=config.image_size, mean=mean, std=std))
+    return Backbone.empty(config, Preprocessing(image_size=config.image_size, mean=mean, std=std))
+
+
+def _save_backbone(path: Path) -> Path:
+    backbone = random_backbone(ModelConfig().backbone)
     save_file({key: value.contiguous() for key, value in backbone.net.state_dict().items()}, path)
     return path
 

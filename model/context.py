@@ -9,7 +9,7 @@ from torch import nn
 
 from model.runtime import at_least_float32
 
-__all__ = ["ScaleContext", "SpatialContextMixer", "depthwise"]
+__all__ = ["ScaleContext", "SpatialContextMixer", "depthwise", "depthwise_kernel_gradient"]
 
 MIXER_GATE_INIT = 0.5
 """ĝ at the start; the gate is sigmoid(ĝ) (method, section 3)."""
@@ -22,6 +22,19 @@ def depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
     """Depthwise convolution over the grid of ``(B, H, W, C)``, zero padding; ``kernel`` is ``(C, 1, k, k)``."""
     y = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=kernel.shape[-1] // 2, groups=kernel.shape[0])
     return y.permute(0, 2, 3, 1)
+
+
+def depthwise_kernel_gradient(x: torch.Tensor, grad: torch.Tensor, side: int) -> torch.Tensor:
+    """Gradient ``(C, 1, side, side)`` of ``depthwise``'s kernel, of input and output's gradient ``(B, H, W, C)``.
+
+    It is itself a convolution, of each channel of each picture with its gradient as the kernel, and taken as such. On
+    a CPU PyTorch's own is ten times as slow with kernels of side 5 in bf16, and took a fifth of a training step.
+    """
+    pictures, channels = x.shape[0], x.shape[-1]
+    maps, kernels = (at_least_float32(each).permute(0, 3, 1, 2).contiguous() for each in (x, grad))
+    maps, kernels = maps.flatten(0, 1).unsqueeze(0), kernels.flatten(0, 1).unsqueeze(1)
+    found = F.conv2d(maps, kernels, padding=side // 2, groups=pictures * channels)
+    return found.view(pictures, channels, 1, side, side).sum(0)
 
 
 class SpatialContextMixer(nn.Module):

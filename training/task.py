@@ -13,11 +13,12 @@ from model.atomic import atomic_write
 from model.checkpoint import STORED_TYPES
 from model.config import ModelConfig
 from model.errors import CheckpointError, one_line
-from model.network import Base, Expert, flow_forward
-from model.runtime import autocast
+from model.network import Base, Expert
+from model.runtime import autocast, product_dtype
 from model.scoring import negative_log_likelihood
 from training.config import TrainingConfig
 from training.embeddings import Embeddings
+from training.fused import FusedFlow, at_once
 from training.loss import tail_aware_loss
 
 __all__ = ["EpochResult", "TaskTrainer", "task_seed"]
@@ -77,14 +78,20 @@ class TaskTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
-            z, log_det = flow_forward(self.base, self.expert, embeddings)
-        nll = negative_log_likelihood(z, log_det)
-        loss = tail_aware_loss(nll, log_det, self.training)
-        loss.backward()
+        flow = FusedFlow(self.base, self.expert, product_dtype(self.precision))
+        totals = torch.zeros(2, device=self.device)
+        for pictures in embeddings.split(at_once(embeddings)):
+            with autocast(self.device, self.precision):
+                z, log_det = flow(pictures)
+            nll = negative_log_likelihood(z, log_det)
+            # Every part of the loss is a mean over pictures, so the batch's is that of its parts by their share.
+            loss = tail_aware_loss(nll, log_det, self.training) * (len(pictures) / len(embeddings))
+            loss.backward()
+            totals += torch.stack((loss.detach(), nll.detach().mean() * (len(pictures) / len(embeddings))))
+        flow.finish()
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_gradient_norm)
         self.optimizer.step()
-        return loss.detach(), nll.detach().mean()
+        return totals[0], totals[1]
 
     def epochs(
         self, store: Embeddings, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
