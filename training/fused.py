@@ -75,7 +75,7 @@ class FusedFlow:
         self._blocks += [_DIA(self, block) for block in expert.dia]
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``flow_forward``: embeddings ``(B, H, W, D)`` to latents of that shape and ``log|det J|`` ``(B, H, W)``."""
+        """As ``flow_forward``: embeddings ``(B, H, W, D)`` to latents of that shape, ``log|det J|`` ``(B, H, W)``."""
         x = flow_input(self.base, self.expert, x).contiguous()
         log_det = x.new_zeros(x.shape[:-1])
         for block in self._blocks:
