@@ -35,7 +35,7 @@ def run_logged(words: Sequence[str], log: Path, temporary: Path) -> int:
     variables = os.environ | {"PYTHONPATH": path, "TMPDIR": str(temporary)}
     with log.open("w", encoding="utf-8") as said:
         process = subprocess.Popen(
-            words, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True
+            words, cwd=ROOT, env=variables, stdin=subprocess.DEVNULL, stdout=said, stderr=said, process_group=0
         )
         try:
             return process.wait(LIMIT_SECONDS)
