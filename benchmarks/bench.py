@@ -27,7 +27,7 @@ from pathlib import Path
 from bench_report import Record, results
 from bench_sections import SECTIONS, Section
 from bench_setup import ROOT, SetupError, last_lines, prepare_inputs, run_logged, set_up_peers
-from machine import code_digest, commit, describe
+from machine import OtherWork, code_digest, commit, describe
 
 from model.atomic import atomic_write
 
@@ -91,10 +91,10 @@ class Bench:
             "pictures": str(self.folder / "pictures"),
             "checkpoint": str(self.folder / "random.safetensors"),
         }
-        status, reason, table = "failed", "", ""
+        status, reason, table, others = "failed", "", "", OtherWork()
         try:
             self._prepare(section)
-            load, started = round(os.getloadavg()[0], 2), time.monotonic()
+            load, started, others = round(os.getloadavg()[0], 2), time.monotonic(), OtherWork()
             words = [*section.words(values), "--output", str(output)]
             code = run_logged(words, place / "log.txt", place / "temporary")
             with contextlib.suppress(OSError):
@@ -114,6 +114,7 @@ class Bench:
             "command": self._plain(shlex.join([*section.words(shown), "--output", str(output)])),
             "seconds": time.monotonic() - started,
             "load": load,
+            "others": others.share(),
             "date": time.strftime("%Y-%m-%d"),
             "commit": self.commit,
             "code": self.code,

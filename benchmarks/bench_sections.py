@@ -31,7 +31,7 @@ SECTIONS = (
     Section(
         "floor", "Prediction beside its floor",
         "How near is a prediction to the bare forward pass of the backbone and the bare products of the flow?",
-        "{python} benchmarks/floor.py --checkpoint {checkpoint} --rounds 7",
+        "{python} benchmarks/floor.py --checkpoint {checkpoint} --rounds 5",
     ),
     Section(
         "peers", "Prediction beside the neighbours",

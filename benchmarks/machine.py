@@ -6,11 +6,12 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from model.threads import available_processors
 
-__all__ = ["code_digest", "commit", "describe", "processor", "versions"]
+__all__ = ["OtherWork", "code_digest", "commit", "describe", "processor", "versions"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,6 +52,21 @@ def describe() -> dict[str, str]:
     }
 
 
+class OtherWork:
+    """How much of the processors others take, from here on: all work less that of our ended children (Linux)."""
+
+    def __init__(self) -> None:
+        self._started, self._busy, self._own = time.monotonic(), _busy_seconds(), _own_seconds()
+
+    def share(self) -> float | None:
+        """0 on a machine that nobody else used, up to 1; ``None`` where it is not known."""
+        busy = _busy_seconds()
+        if self._busy is None or busy is None:
+            return None
+        others = busy - self._busy - (_own_seconds() - self._own)
+        return min(max(others / ((time.monotonic() - self._started) * (os.cpu_count() or 1)), 0.0), 1.0)
+
+
 def code_digest() -> str:
     """Of all programs in ``CODE``: which state of them a figure belongs to, with or without git."""
     digest = hashlib.sha256()
@@ -71,6 +87,20 @@ def commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name.strip() + ("+" if changed else "")
+
+
+def _busy_seconds() -> float | None:
+    """Of all processors together, since the system started; waiting for disks is not work."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="ascii").split()
+    except OSError:
+        return None
+    user, nice, system, _idle, _waiting, interrupt, soft, steal = map(int, fields[1:9])
+    return (user + nice + system + interrupt + soft + steal) / os.sysconf("SC_CLK_TCK")
+
+
+def _own_seconds() -> float:
+    return sum(os.times()[:4])
 
 
 def _gpus() -> str:

@@ -62,6 +62,7 @@ class Project:
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     monkeypatch.setattr(bench, "describe", lambda: {"processor": "abacus", "memory": "1 GiB"})
     monkeypatch.setattr(bench, "code_digest", lambda: "first")
+    monkeypatch.setattr(machine.OtherWork, "share", lambda _: 0.02)
     return Project(tmp_path)
 
 
@@ -239,3 +240,22 @@ def test_of_what_a_failed_program_said_its_own_error_is_quoted_before_the_rest(t
     log.write_text("speed: no peer 'x'\nof a worker\n\nand more\nand more still\n", encoding="utf-8")
     assert bench_setup.last_lines(log, "speed") == "speed: no peer 'x'"
     assert bench_setup.last_lines(log, "floor") == "of a worker / and more / and more still"
+
+
+def test_what_our_children_do_is_no_other_work_and_what_the_rest_does_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy, own, now = iter([100.0, 130.0]), iter([7.0, 17.0]), iter([0.0, 20.0])
+    monkeypatch.setattr(machine, "_busy_seconds", lambda: next(busy))
+    monkeypatch.setattr(machine, "_own_seconds", lambda: next(own))
+    monkeypatch.setattr(machine.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(machine.os, "cpu_count", lambda: 4)
+    assert machine.OtherWork().share() == pytest.approx((30 - 10) / (20 * 4))
+
+
+def test_a_section_says_when_others_used_the_machine(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.OtherWork, "share", lambda _: 0.25)
+    project.bench("--only", "one")
+    assert "**Not a quiet machine**: 25% of the processors were busy with other work.\n\n| ms |" in project.text
+    monkeypatch.setattr(machine.OtherWork, "share", lambda _: None)
+    project.bench("--only", "one", "--fresh")
+    assert "| unknown |" in project.text
+    assert "quiet" not in project.text
