@@ -22,6 +22,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from bench_report import Record, results
@@ -42,19 +43,18 @@ class Bench:
         self._peers: str | None = None
 
     def record(self, section: Section) -> Record | None:
-        """What is known of a section from this machine, if anything."""
+        """What is known of a section from this machine, if anything; what an older program wrote is not known."""
         try:
-            found: Record = json.loads((self.folder / section.name / "record.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = Record(**json.loads((self.folder / section.name / "record.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
             return None
-        return found if found["machine"] == self.machine else None
+        return found if found.machine == self.machine else None
 
     def is_current(self, section: Section) -> bool:
         """Whether a section need not be measured again."""
         found = self.record(section)
-        return found is not None and (found["status"], found["code"], found["template"]) == (
-            "measured", self.code, section.command,
-        )  # fmt: skip
+        expected = (False, self.code, section.command)
+        return found is not None and (found.failed, found.code, found.template) == expected
 
     def run(self) -> int:
         """Measure what is asked for and missing; 1 when a section of these failed."""
@@ -69,11 +69,12 @@ class Bench:
             print(f"bench: {section.name} …", flush=True)
             record = self.measure(section)
             with atomic_write(self.folder / section.name / "record.json") as path:
-                path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+                path.write_text(json.dumps(asdict(record), indent=1) + "\n", encoding="utf-8")
             self.write()
-            print(f"bench: {section.name}: {record['status']}, {record['seconds']:.0f} s", flush=True)
-            if record["status"] == "failed":
-                print(f"bench: {section.name}: {record['reason']}", file=sys.stderr, flush=True)
+            state = "failed" if record.failed else "measured"
+            print(f"bench: {section.name}: {state}, {record.seconds:.0f} s", flush=True)
+            if record.failed:
+                print(f"bench: {section.name}: {record.reason}", file=sys.stderr, flush=True)
                 failed.append(section.name)
         self.write()
         print(f"bench: {self.options.results}" + (f"; failed: {', '.join(failed)}" if failed else ""))
@@ -91,7 +92,7 @@ class Bench:
             "pictures": str(self.folder / "pictures"),
             "checkpoint": str(self.folder / "random.safetensors"),
         }
-        status, reason, table, others = "failed", "", "", OtherWork()
+        reason, table, others = "", "", OtherWork()
         try:
             self._prepare(section)
             load, started, others = round(os.getloadavg()[0], 2), time.monotonic(), OtherWork()
@@ -99,27 +100,25 @@ class Bench:
             code = run_logged(words, place / "log.txt", place / "temporary")
             with contextlib.suppress(OSError):
                 table = output.with_suffix(".md").read_text(encoding="utf-8")
-            if table and code in (0, 1):  # 1: a gate does not hold, which the table says
-                status = "measured"
-            else:
+            if not table or code not in (0, 1):  # 1: a gate does not hold, which the table says
                 reason = f"ended with status {code}: {last_lines(place / 'log.txt', Path(words[1]).stem)}"
         except (SetupError, subprocess.TimeoutExpired) as error:
             reason = str(error)
         shown = values | {"python": "python", "peers": "PEERS/bin/python"}
-        return {
-            "status": status,
-            "reason": self._plain(reason),
-            "table": table,
-            "template": section.command,
-            "command": self._plain(shlex.join([*section.words(shown), "--output", str(output)])),
-            "seconds": time.monotonic() - started,
-            "load": load,
-            "others": others.share(),
-            "date": time.strftime("%Y-%m-%d"),
-            "commit": self.commit,
-            "code": self.code,
-            "machine": self.machine,
-        }
+        return Record(
+            failed=bool(reason),
+            reason=self._plain(reason),
+            table=table,
+            template=section.command,
+            command=self._plain(shlex.join([*section.words(shown), "--output", str(output)])),
+            seconds=time.monotonic() - started,
+            load=load,
+            others=others.share(),
+            date=time.strftime("%Y-%m-%d"),
+            commit=self.commit,
+            code=self.code,
+            machine=self.machine,
+        )
 
     def write(self) -> None:
         """The results as far as they are known."""

@@ -1,7 +1,7 @@
 """``benchmarks/RESULTS.md``, from what is known of each section."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
 
 from bench_sections import Section
 
@@ -18,8 +18,23 @@ share of the processors that foreign programs took meanwhile. `PEERS` is the nei
 `build/bench` is made by `bench_inputs.py`.
 """
 
-Record = dict[str, Any]
-"""What is kept of a section: ``status`` (measured, failed), ``reason``, ``table``, and what it was measured with."""
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a section. ``template`` is its command with its places open; ``command`` the one that was run."""
+
+    failed: bool
+    reason: str
+    table: str
+    template: str
+    command: str
+    seconds: float
+    load: float
+    others: float | None
+    date: str
+    commit: str
+    code: str
+    machine: dict[str, str]
 
 
 def results(machine: Mapping[str, str], rows: Sequence[tuple[Section, Record | None]]) -> str:
@@ -30,19 +45,19 @@ def results(machine: Mapping[str, str], rows: Sequence[tuple[Section, Record | N
         lines.append(f"| {section.title} | {' | '.join(state(record) if record else ['not measured', *[''] * 5])} |")
     for section, record in rows:
         if record:
-            lines += ["", f"## {section.title}", "", section.question, "", "```sh", record["command"], "```", ""]
-            if (record["others"] or 0) > NOISY:
-                share = percent(record["others"])
+            lines += ["", f"## {section.title}", "", section.question, "", "```sh", record.command, "```", ""]
+            if (record.others or 0) > NOISY:
+                share = percent(record.others)
                 lines += [f"**Not a quiet machine**: {share} of the processors were busy with other work.", ""]
-            lines += [f"**Failed**: {record['reason']}"] if record["status"] == "failed" else below(record["table"])
+            lines += [f"**Failed**: {record.reason}"] if record.failed else below(record.table)
     return "\n".join(lines) + "\n"
 
 
 def state(record: Record) -> list[str]:
     """A section's cells in the table of all."""
-    status = "**failed**" if record["status"] == "failed" else "measured"
-    numbers = [f"{record['seconds']:.0f}", f"{record['load']:.2f}", percent(record["others"])]
-    return [status, *numbers, record["date"], f"`{record['commit']}`"]
+    status = "**failed**" if record.failed else "measured"
+    numbers = [f"{record.seconds:.0f}", f"{record.load:.2f}", percent(record.others)]
+    return [status, *numbers, record.date, f"`{record.commit}`"]
 
 
 def percent(share: float | None) -> str:

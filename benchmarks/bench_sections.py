@@ -40,6 +40,11 @@ SECTIONS = (
         f"{{python}} benchmarks/peers/speed.py --peers {{peers}} --rounds 3 --calls 1 {NEIGHBOURS}",
     ),
     Section(
+        "training", "Training beside the plain way",
+        "How much faster does training learn a product than the method as it is written, and does it come to the same?",
+        "{python} benchmarks/training_speed.py --rounds 3 --pictures 8 --epochs 2",
+    ),
+    Section(
         "request", "Where the time of a request goes", "Which step of a request takes how long?",
         "{python} benchmarks/request_time.py --checkpoint {checkpoint} --pictures {pictures} --rounds 5 --seconds 4",
     ),

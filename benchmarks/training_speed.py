@@ -160,7 +160,11 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"| {ours['nll'] / plain['nll']:.4f} |",
         f"| greatest memory, MB | {ours['peak_bytes'] / 1e6:.0f} | {plain['peak_bytes'] / 1e6:.0f} "
         f"| {plain['peak_bytes'] / ours['peak_bytes']:.2f} |",
+        "",
+        "| gate | value | |",
+        "|---|---|---|",
     ]
+    lines += [f"| {name} | {value:.3g} | {'holds' if holds else '**fails**'} |" for name, value, holds in gates(result)]
     return "\n".join(lines) + "\n"
 
 
@@ -221,8 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.output:
         write_result(options.output, result, text)
     print(text)
-    for name, value, holds in gates(result):
-        print(f"{name}: {value:.3g}, {'yes' if holds else 'NO'}")
     return 0 if all(holds for *_, holds in gates(result)) else 1
 
 

@@ -259,3 +259,12 @@ def test_a_section_says_when_others_used_the_machine(project: Project, monkeypat
     project.bench("--only", "one", "--fresh")
     assert "| unknown |" in project.text
     assert "quiet" not in project.text
+
+
+def test_what_an_older_or_broken_program_kept_is_measured_again(project: Project) -> None:
+    project.bench()
+    project.calls()
+    for name, text in (("one", '{"status": "measured"}'), ("two", "{")):
+        (project.root / "kept" / name / "record.json").write_text(text, encoding="utf-8")
+    project.bench()
+    assert project.calls() == ["one", "two"]
