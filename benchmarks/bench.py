@@ -158,7 +158,11 @@ def main(arguments: Sequence[str] | None = None, sections: Sequence[Section] = S
     options = parser.parse_args(arguments)
     options.peers_folder = options.peers_folder.absolute()  # not resolved: a link may be what was named
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended too
-    return Bench(options, sections).run()
+    try:
+        return Bench(options, sections).run()
+    except KeyboardInterrupt:
+        print("bench: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

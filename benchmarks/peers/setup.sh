@@ -15,6 +15,10 @@ here=$(cd "$(dirname "$0")" && pwd)
     exit 2
 }
 venv=$1
+# Ours, and interrupted before it had pip: from the start.
+if [ -e "$venv/.moleflow-made" ] && ! "$venv/bin/python" -m pip --version >/dev/null 2>&1; then
+    rm -rf "$venv"
+fi
 if [ ! -e "$venv/bin/python" ]; then
     [ -z "$(ls -A "$venv" 2>/dev/null)" ] || {
         echo "setup: $venv holds files, but no bin/python; give an environment or a new name."

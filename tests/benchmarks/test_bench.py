@@ -158,12 +158,16 @@ def test_peers_that_cannot_be_set_up_fail_their_own_sections_only(project: Proje
     assert "**Failed**: the neighbours' environment could not be set up: setup: PEERS holds files" in project.text
 
 
-def test_a_kill_ends_what_is_running_and_loses_nothing_that_is_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_kill_ends_what_is_running_and_loses_nothing_that_is_done(
+    tmp_path: Path, kind: signal.Signals, status: int
+) -> None:
     slow = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     project = Project(tmp_path)
     program = project.script(
         "program",
         f"import sys; sys.path[:0] = {[str(Path(bench.__file__).parent), str(bench.ROOT)]!r}\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # may come to us ignored\n"
         "import bench\nfrom bench_sections import Section\n"
         f"one = Section('one', 'One', '?', '{{python}} {tmp_path}/one.py')\n"
         f"slow = Section('slow', 'Slow', '?', '{{python}} {project.script('slow', slow)}')\n"
@@ -175,8 +179,8 @@ def test_a_kill_ends_what_is_running_and_loses_nothing_that_is_done(tmp_path: Pa
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert time.monotonic() < deadline and running.poll() is None
             time.sleep(0.05)
-        running.send_signal(signal.SIGTERM)
-    assert running.returncode == 143
+        running.send_signal(kind)
+    assert running.returncode == status
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     assert "| one 42 |" in project.text
