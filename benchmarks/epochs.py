@@ -15,7 +15,7 @@ from result_files import positive
 from trials import HEADINGS, Bench, Found, Setting, add_arguments, cells, load_product, run_missing
 
 from model.backbone import import_plugin
-from model.runtime import keep_freed_memory
+from model.memory import keep_freed_memory
 from model.threads import configure_threads, restart_prepared
 from training.config import PRESETS, Preset, preset
 

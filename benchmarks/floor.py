@@ -33,7 +33,7 @@ from result_files import positive, ratios, spread, write_result
 from torch import nn
 
 from model.detector import Detector
-from model.runtime import keep_freed_memory
+from model.memory import keep_freed_memory
 from model.threads import THREAD_POLICY, configure_threads, restart_prepared
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))  # its modules import each other as scripts do

@@ -1,7 +1,5 @@
-"""Devices, precision and memory: decided in one place, on purpose; for threads see ``model.threads``."""
+"""Devices and precision: decided in one place, on purpose; see also ``model.threads`` and ``model.memory``."""
 
-import ctypes
-import os
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
@@ -14,7 +12,6 @@ __all__ = [
     "Precision",
     "at_least_float32",
     "autocast",
-    "keep_freed_memory",
     "product_dtype",
     "resolve_device",
     "resolve_precision",
@@ -26,13 +23,6 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Parameters of ``mallopt(3)``."""
-
-_KEPT_BYTES = 2**30
-"""Freed blocks below this size stay with the process."""
 
 
 def resolve_device(device: str) -> torch.device:
@@ -101,17 +91,3 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Half-precision values as float32, for the sums that need it; float32 and float64 stay as they are."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep large freed blocks for the next operation; says whether it does.
-
-    By default glibc gives blocks of more than 32 MB back to the kernel at each free and gets them again page by page;
-    a training step of MAIN took 343,000 page faults and 12 % of its time for that, and takes none with this. Meant for
-    training, where every step needs the same blocks: the process stays as large as it once was. Elsewhere than on
-    glibc nothing changes.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    return mallopt is not None and all(
-        mallopt(parameter, _KEPT_BYTES) == 1 for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD)
-    )

@@ -5,6 +5,7 @@ import sys
 
 import typer
 
+from model.memory import keep_freed_memory
 from model.threads import prepare_threads
 from moleflow.commands import ablate, demo, evaluate, inspect, predict, serve, summarise, train
 
@@ -34,6 +35,7 @@ EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 def main() -> None:
     """Run the command; every expected error is one line on standard error and exit status 1."""
     prepare_threads()
+    keep_freed_memory()
     from model.errors import MoLEFlowError
 
     try:

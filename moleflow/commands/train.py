@@ -75,7 +75,6 @@ def train(
     """
     from model.backbone import import_plugin
     from model.checkpoint import Checkpoint
-    from model.runtime import keep_freed_memory
     from model.threads import configure_threads
     from training.config import preset as find_preset
     from training.continual import train_tasks
@@ -83,7 +82,6 @@ def train(
     from training.report import Reporter
 
     configure_threads()
-    keep_freed_memory()
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()
