@@ -68,8 +68,8 @@ def synthetic_task(
 ) -> tuple[TaskInfo, dict[str, torch.Tensor]]:
     """Record and profile section of product number ``index``."""
     generator = torch.Generator().manual_seed(1_000_000 + index)
-    scores = 10 + torch.rand(3, HELD_OUT, generator=generator)
-    held_out = dict(zip(("scores", "peaks", "distances"), scores, strict=True))
+    scores = 10 + torch.rand(4, HELD_OUT, generator=generator)
+    held_out = dict(zip(("scores", "peaks", "grounds", "distances"), scores, strict=True))
     profile = profile_tensors(_prototype(config, generator), held_out)
     parts = Split(tuple(range(FITTED)), (tuple(range(FITTED, FITTED + HELD_OUT)),))
     info = task_info(f"product{index:04d}", index, parts, TrainingConfig(), held_out, profile, {})

@@ -28,8 +28,9 @@ from model.backbone import Backbone, import_plugin
 from model.calibration import Calibration
 from model.config import DEFAULT_UNKNOWN_LIMIT, BackboneConfig, ModelConfig, RouterConfig
 from model.features import FeatureExtractor, stack_images
-from model.router import Prototype, Router, image_descriptor, is_outside
+from model.router import Prototype, Router, image_descriptor
 from model.threads import configure_threads, restart_prepared
+from model.unknown import is_outside
 from training.alterations import ALTERATIONS, chosen_pictures, descriptor_changes
 from training.calibrate import cross_fitted_distances
 from training.datasets import discover, load_category, read_picture

@@ -130,13 +130,15 @@ class Calibration:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TaskCalibration:
-    """What the held-out good pictures of one product say of its three numbers.
+    """What the held-out good pictures of one product say of its four numbers.
 
-    ``scores``: image scores. ``peaks``: the highest value of each picture's pixel map. ``distances``: the router's.
+    ``scores``: image scores. ``peaks``: the highest value of each picture's pixel map. ``grounds``: the ground levels
+    of patch maps (``model.unknown``). ``distances``: the router's.
     """
 
     scores: Calibration
     peaks: Calibration
+    grounds: Calibration
     distances: Calibration
 
     @classmethod
@@ -145,5 +147,6 @@ class TaskCalibration:
         return cls(
             scores=Calibration.fit(held_out["scores"]),
             peaks=Calibration.fit(held_out["peaks"]),
+            grounds=Calibration.fit(held_out["grounds"]),
             distances=Calibration.fit(held_out["distances"]),
         )

@@ -50,7 +50,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """Raised whenever an older program could not read the file rightly, or this one an older file."""
 
 STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}

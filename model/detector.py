@@ -23,6 +23,7 @@ from model.runtime import autocast, product_dtype, resolve_device, resolve_preci
 from model.scoring import image_score
 from model.shortlist import Route, Shortlist, shortlist
 from model.side_by_side import side_by_side
+from model.unknown import ground_level, strangeness
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -45,7 +46,7 @@ class Detector:
         device, precision: see ``model.runtime``.
         max_experts: merged experts kept on the device.
         false_alarm_rate: share of good pictures that may be called anomalous, above 0 and below 1.
-        unknown_limit: share up to which a picture belongs to a product (``model.router``); 0 refuses nothing.
+        unknown_limit: strangeness up to which a picture belongs to a product (``model.unknown``); 0 refuses nothing.
     """
 
     def __init__(
@@ -163,13 +164,14 @@ class Detector:
                 embeddings = embeddings[torch.tensor(known, dtype=torch.long, device=self.device)]
             maps, scores = self.score(embeddings, [task for task in chosen if task is not None])
             scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
-        rate = self.false_alarm_rate
-        return [
-            Refusal(self._candidates(found), false_alarm_rate=rate)
-            if task is None
-            else self._prediction(found, found.task, *next(scored))
-            for found, task in zip(routed, chosen, strict=True)
-        ]
+        results: list[Finding] = []
+        for found, task in zip(routed, chosen, strict=True):
+            result = None if task is None else self._prediction(found, found.task, *next(scored))
+            if result is None or (refuses and found.named is None and result.is_outside):
+                results.append(self._refusal(found, found.least_share if result is None else result.strangeness))
+            else:
+                results.append(result)
+        return results
 
     def predict_both(self, images: Sequence[np.ndarray], tasks: Sequence[str]) -> list[tuple[Prediction, Prediction]]:
         """Each picture as the router would have it, and with its true task ``tasks[i]`` named; for evaluation.
@@ -276,23 +278,32 @@ class Detector:
         """The nearest learned products with their distances and shares."""
         return tuple(map(self._candidate, found.nearest))
 
+    def _refusal(self, found: Shortlist, strange: float) -> Refusal:
+        return Refusal(self._candidates(found), strangeness=strange, false_alarm_rate=self.false_alarm_rate)
+
     def _prediction(self, found: Shortlist, task: Route, grid_map: np.ndarray, score: float) -> Prediction:
+        strange, calibration = found.least_share, self._calibrations[task.index]
+        if task.index == found.nearest[0].index:  # another expert does not know what the least share is of
+            dim = self._checkpoint.header.config.backbone.embedding_dim
+            strange = strangeness(strange, ground_level(grid_map), calibration.grounds.median, dim)
+        is_outside = found.is_outside or strange > self.unknown_limit
         return Prediction(
             candidates=self._candidates(found),
+            strangeness=strange,
             task=self._candidate(task),
             score=score,
             grid_map=grid_map,
             model_size=self.preprocessing.image_size,
-            calibration=self._calibrations[task.index],
+            calibration=calibration,
             false_alarm_rate=self.false_alarm_rate,
-            is_outside=found.is_outside and self.unknown_limit > 0,
+            is_outside=is_outside and self.unknown_limit > 0,
         )
 
 
 def _check_limit(limit: float) -> float:
     if not 0 <= limit < math.inf:
         raise ConfigurationError(
-            f"the unknown limit cannot be {limit!r}; it is a share of the way to the nearest other product, as 0.43, "
-            "or 0 to refuse nothing."
+            f"the unknown limit cannot be {limit!r}; it is the strangeness beyond which a picture's product is unknown, "
+            f"a number such as {DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
         )
     return limit

@@ -78,9 +78,13 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """What is said of every picture: ``candidates`` holds the few nearest products, the nearest first."""
+    """What is said of every picture: ``candidates`` holds the few nearest products, the nearest first.
+
+    ``strangeness`` (``model.unknown``) is what the limit of unknown products is compared with.
+    """
 
     candidates: tuple[Candidate, ...]
+    strangeness: float = field(default=0.0, kw_only=True)
     false_alarm_rate: float = field(default=DEFAULT_FALSE_ALARM_RATE, kw_only=True)
 
     def at(self, false_alarm_rate: float) -> Self:
@@ -101,7 +105,7 @@ class _Routed:
 
 @dataclass(frozen=True, slots=True)
 class Refusal(_Routed):
-    """No learned product explains the picture: no expert was asked, and there is neither score nor map."""
+    """No learned product explains the picture: there is neither score nor map."""
 
     @property
     def verdict(self) -> Verdict:

@@ -13,7 +13,8 @@ together, as the mean of their covariances, and from more than good pictures: ea
 move when good pictures are altered as a defect or another light would alter them (``training.alterations``). In the
 metric that this makes even, and in the few directions along which the products lie apart, the *share* of a picture for
 product t is its distance from t over that of the nearest other product: 0 is t itself, 1 as far as the next. One map to
-these directions serves all products, so that a thousand of them cost what their prototypes cost.
+these directions serves all products, so that a thousand of them cost what their prototypes cost. What follows from
+the share is ``model.unknown``'s to say.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,7 @@ from torch import nn
 from model.config import RouterConfig
 from model.side_by_side import side_by_side
 
-__all__ = ["FAR_MULTIPLE", "Prototype", "Router", "image_descriptor", "is_outside"]
-
-FAR_MULTIPLE = 5.0
-"""How many times as far from a product as its own good pictures, by their median, a picture may be whatever the other
-products are: several times what any good one reaches, since a defect can lead out as well. It is all that there is to
-go by while a single product is learned."""
+__all__ = ["Prototype", "Router", "image_descriptor"]
 
 _LEAST_GAP = 2.5
 """Least distance to another product that shares are measured by, in standard deviations along each direction: two names
@@ -44,15 +40,6 @@ _CHUNK = 32
 
 _CHANNEL_PARTS = 4
 """Parts of a picture's channels whose medians are taken side by side: even one picture has work for several threads."""
-
-
-def is_outside(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tensor, limit: float) -> torch.Tensor:
-    """Whether pictures lie outside of products, by distances and shares ``(…, T)``.
-
-    ``typical`` ``(T,)`` is the median distance of each product's good pictures, ``limit`` the share up to which a
-    picture is inside.
-    """
-    return (share > limit) | (distance > FAR_MULTIPLE * typical)
 
 
 def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from model.results import MAX_CANDIDATES
-from model.router import is_outside
+from model.unknown import is_outside
 
 __all__ = ["Route", "Shortlist", "shortlist"]
 
@@ -22,10 +22,12 @@ class Route:
 
 
 class Shortlist(NamedTuple):
-    """Of one picture: the nearest products in order, the one that was named for it, and if it lies outside of all."""
+    """Of one picture: the nearest products in order, the one that was named for it, the least share, and if it lies
+    outside of all."""
 
     nearest: tuple[Route, ...]
     named: Route | None
+    least_share: float
     is_outside: bool
 
     @property
@@ -39,7 +41,7 @@ def shortlist(
 ) -> list[Shortlist]:
     """Distances and shares ``(B, T)`` to what is said of each picture, in one read that waits for the device.
 
-    Whether a picture is outside is asked of every product (``model.router.is_outside``), on the device. Of products at
+    Whether a picture is outside is asked of every product (``model.unknown.is_outside``), on the device. Of products at
     the same distance the one learned first comes first. ``named[i]`` is the product that picture ``i`` is said to show.
     """
     count = min(MAX_CANDIDATES, distances.shape[1])
@@ -48,11 +50,12 @@ def shortlist(
     columns = torch.cat((order, wanted), 1)
     outside = is_outside(distances, shares, typical, limit).all(1, keepdim=True)
     # In float64, so that indices of any size pass as they are.
-    parts = (columns, distances.gather(1, columns), shares.gather(1, columns), outside)
+    least = shares.min(1, keepdim=True).values
+    parts = (columns, distances.gather(1, columns), shares.gather(1, columns), least, outside)
     table = torch.cat([part.double() for part in parts], 1).tolist()
     found = []
     for row, index in zip(table, named, strict=True):
         indices, near, part = (row[k * (count + 1) : (k + 1) * (count + 1)] for k in range(3))
         *routes, own = map(Route, map(int, indices), near, part)
-        found.append(Shortlist(tuple(routes), None if index is None else own, bool(row[-1])))
+        found.append(Shortlist(tuple(routes), None if index is None else own, row[-2], bool(row[-1])))
     return found

@@ -35,6 +35,7 @@ _EXAMPLE = {
             {"name": "bottle", "index": 0, "distance": 27.1, "p_value": 0.42, "share": 0.08},
             {"name": "grid", "index": 1, "distance": 328.3, "p_value": 3.1e-17, "share": 0.97},
         ],
+        "strangeness": 0.13,
         "forced": False,
     },
     "score": 812.3,

@@ -56,6 +56,9 @@ class Routing(Schema):
     candidates: Annotated[list[RoutingCandidate], Field(max_length=MAX_CANDIDATES)] = Field(
         description="the nearest products, nearest first"
     )
+    strangeness: float = Field(
+        ge=0, description="how little the learned products explain the picture; beyond the limit it is refused"
+    )
     forced: bool = Field(description="whether the request named the product, so that routing was skipped")
 
 
@@ -126,8 +129,8 @@ class Timing(Schema):
 class PredictionResponse(Schema):
     """What was found in one picture.
 
-    With the verdict ``unknown_product`` no expert was asked: what it would have told is null, and ``routing`` lists
-    the products that came nearest.
+    With the verdict ``unknown_product`` all that an expert tells is null, and ``routing`` lists the products that came
+    nearest.
     """
 
     verdict: Verdict = Field(description="good, anomalous, or unknown_product: no learned product explains the picture")
@@ -203,6 +206,7 @@ def build_response(
                 RoutingCandidate(name=c.name, index=c.index, distance=c.distance, p_value=c.p_value, share=c.share)
                 for c in finding.candidates[:MAX_CANDIDATES]
             ],
+            strangeness=finding.strangeness,
             forced=forced,
         ),
         score=scored.score if scored else None,

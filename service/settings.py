@@ -36,8 +36,7 @@ class Settings(BaseSettings):
     )
     unknown_limit: float = Field(
         DEFAULT_UNKNOWN_LIMIT, ge=0, allow_inf_nan=False,
-        description="share of the way to the nearest other product beyond which a picture is of an unknown product; 0 "
-        "refuses nothing",
+        description="strangeness beyond which a picture is of an unknown product; 0 refuses nothing",
     )  # fmt: skip
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")

@@ -30,6 +30,7 @@ from model.network import Base
 from model.router import Prototype, Router
 from model.runtime import autocast, product_dtype
 from model.scoring import image_score, pixel_map
+from model.unknown import ground_level
 from training.config import TrainingConfig
 from training.embeddings import Embeddings
 from training.resume import ResumableFit
@@ -82,17 +83,19 @@ def split(name: str, count: int, training: TrainingConfig) -> Split:
 
 
 class HeldOutScores(BaseModel):
-    """Image scores of held-out pictures, and the highest values of their pixel maps, in nats."""
+    """Image scores of held-out pictures, the highest values of their pixel maps, and ground levels, in nats."""
 
     model_config = ConfigDict(extra="forbid")
 
     scores: list[float] = []
     peaks: list[float] = []
+    grounds: list[float] = []
 
     def add(self, other: "HeldOutScores") -> None:
         """Append the values of further pictures."""
         self.scores += other.scores
         self.peaks += other.peaks
+        self.grounds += other.grounds
 
 
 class _FoldJournal(BaseModel):
@@ -150,7 +153,9 @@ def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig)
         for indices in torch.arange(len(store)).split(8):
             nll = expert(store.batch(indices, trainer.device))
             found.scores += image_score(nll, config.score_top_k).tolist()
-            found.peaks += [float(pixel_map(each, side, side, side).max()) for each in nll.cpu().numpy()]
+            for each in nll.cpu().numpy():
+                found.peaks.append(float(pixel_map(each, side, side, side).max()))
+                found.grounds.append(ground_level(each))
     return found
 
 

@@ -222,6 +222,7 @@ class ContinualTrainer:
         values = {
             "scores": torch.tensor(held_out.scores),
             "peaks": torch.tensor(held_out.peaks),
+            "grounds": torch.tensor(held_out.grounds),
             "distances": cross_fitted_distances(descriptors, shared.config.router),
         }
         profile = profile_tensors(prototype, values)

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from model.config import DEFAULT_UNKNOWN_LIMIT
+
 __all__ = [
     "BackboneName",
     "BackboneWeights",
@@ -67,8 +69,8 @@ FalseAlarmRate = Annotated[
 UnknownLimit = Annotated[
     float | None,
     typer.Option(
-        help="Share of the way to the nearest other product beyond which a picture is of an unknown product; 0 refuses "
-        "nothing. [default: 0.43]"
+        help=f"Strangeness beyond which a picture is of an unknown product; 0 refuses nothing. "
+        f"[default: {DEFAULT_UNKNOWN_LIMIT}]"
     ),
 ]
 

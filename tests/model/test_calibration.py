@@ -108,7 +108,7 @@ def test_a_rate_that_is_no_probability_is_refused_with_its_value(rate: float) ->
 
 
 def test_a_product_is_calibrated_in_scores_peaks_and_distances() -> None:
-    values = {"scores": [1.0, 2.0], "peaks": [3.0, 4.0], "distances": [5.0, 6.0]}
+    values = {"scores": [1.0, 2.0], "peaks": [3.0, 4.0], "grounds": [0.0, 1.0], "distances": [5.0, 6.0]}
     calibration = TaskCalibration.fit(values)
     found = {name: getattr(calibration, name).scores.tolist() for name in values}
     assert found == values

@@ -71,7 +71,7 @@ def test_a_copy_predicts_the_same_bits(checkpoint: Checkpoint, detector: Detecto
 
 def test_the_header_tells_configuration_preprocessing_and_tasks_in_order(checkpoint: Checkpoint) -> None:
     header = Checkpoint.open(checkpoint.path).header
-    assert header.format_version == FORMAT_VERSION == 3
+    assert header.format_version == FORMAT_VERSION == 4
     assert header.config == tiny_config()
     assert header.preprocessing.mean == (0.5, 0.45, 0.4)
     assert [task.name for task in header.tasks] == list(NAMES)

@@ -28,7 +28,7 @@ from training.task import TaskTrainer
 
 CUDA = torch.device("cuda")
 DIM = 16
-CALIBRATION = TaskCalibration(*[Calibration.fit([1.0, 2.0, 3.0])] * 3)
+CALIBRATION = TaskCalibration(*[Calibration.fit([1.0, 2.0, 3.0])] * 4)
 
 
 def converted(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from model.config import RouterConfig
-from model.router import FAR_MULTIPLE, Prototype, Router, image_descriptor, is_outside
+from model.router import Prototype, Router, image_descriptor
 
 DIM = 12
 
@@ -205,12 +205,3 @@ def test_the_discriminant_directions_maximise_what_lies_between_products_over_wh
     assert torch.allclose(directions.T @ within @ directions, torch.eye(2, dtype=torch.float64), atol=1e-4)
     found = (directions.T @ between @ directions).diagonal().sort(descending=True).values
     assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-3)
-
-
-@pytest.mark.parametrize(
-    ("distance", "share", "outside"),
-    [(1.0, 0.4, False), (1.0, 0.6, True), (FAR_MULTIPLE * 2 + 1, 0.1, True), (FAR_MULTIPLE * 2 - 1, 0.1, False)],
-)
-def test_a_picture_is_outside_by_its_share_or_because_it_is_far(distance: float, share: float, outside: bool) -> None:
-    found = is_outside(torch.tensor([distance]), torch.tensor([share]), torch.tensor([2.0]), limit=0.5)
-    assert found.tolist() == [outside]

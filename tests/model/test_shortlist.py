@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.results import MAX_CANDIDATES
-from model.router import FAR_MULTIPLE
+from model.unknown import FAR_MULTIPLE
 from model.shortlist import Route, shortlist
 
 PRODUCTS = 40

@@ -19,7 +19,9 @@ def calibration(threshold: float) -> Calibration:
     return Calibration.fit(shape.scores + (threshold - shape.threshold(DEFAULT_FALSE_ALARM_RATE)))
 
 
-CALIBRATION = TaskCalibration(scores=calibration(100.0), peaks=calibration(90.0), distances=calibration(250.0))
+CALIBRATION = TaskCalibration(
+    scores=calibration(100.0), peaks=calibration(90.0), grounds=calibration(10.0), distances=calibration(250.0)
+)
 
 
 def task_info(name: str, index: int) -> TaskInfo:

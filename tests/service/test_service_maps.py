@@ -37,7 +37,7 @@ def prediction(grid: np.ndarray, threshold: float) -> Prediction:
     task = Candidate("red", 0, 1.0, 0.5, 0.1)
     score = float(np.sort(grid.ravel())[-3:].mean())
     scores = calibration(threshold)
-    calibrated = TaskCalibration(scores=scores, peaks=scores, distances=scores)
+    calibrated = TaskCalibration(scores=scores, peaks=scores, grounds=scores, distances=scores)
     return Prediction((task,), task, score, grid.astype(np.float32), 64, calibrated)
 
 

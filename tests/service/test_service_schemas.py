@@ -17,7 +17,9 @@ from service.encode import encode_map
 from service.schemas import PredictionResponse, Timing, build_response
 
 TIMING = Timing(decode=1, queue=2, inference=3, encode=4)
-CALIBRATION = TaskCalibration(scores=calibration(4.0), peaks=calibration(2.5), distances=calibration(100.0))
+CALIBRATION = TaskCalibration(
+    scores=calibration(4.0), peaks=calibration(2.5), grounds=calibration(1.0), distances=calibration(100.0)
+)
 
 
 def predict(products: int = 3, chosen: int = 0, score: float = 5.0) -> Prediction:

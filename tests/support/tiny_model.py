@@ -121,7 +121,10 @@ def tiny_held_out(index: int) -> dict[str, torch.Tensor]:
     """What the held-out pictures of product number ``index`` came to: by the names of ``TaskCalibration``'s fields."""
     generator = torch.Generator().manual_seed(index)
     draws = -torch.rand(3, HELD_OUT, generator=generator).log()
-    return {"scores": 20 + index + draws[0], "peaks": 10 + index + draws[1], "distances": 6 + 5 * draws[2]}
+    return {
+        "scores": 20 + index + draws[0], "peaks": 10 + index + draws[1], "grounds": 10 + index + draws[1],
+        "distances": 6 + 5 * draws[2],
+    }  # fmt: skip
 
 
 def tiny_checkpoint(

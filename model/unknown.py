@@ -1,0 +1,56 @@
+"""Whether a picture shows a product that was never learned: the router's opinion, and the expert's.
+
+The router sees one descriptor of the whole picture. Its *share* for a product says how far the picture leads to the
+other products (``model.router``), and tells what is far from everything learned; of look-alikes, and among products
+that lie far apart themselves, it is not sure. The nearest product's expert has seen more. In a defective picture of its
+product most patches still look as they should, so its calmest tenth hardly changes; in a picture of anything else no
+patch does. The *excess* is how much less likely that calmest tenth is than in good pictures of the product that the
+expert was not fitted to. The *strangeness* of a picture is its share, raised by the excess; beyond the limit the
+picture is of an unknown product. Since the excess never lowers it, a picture whose share alone is beyond the limit is
+refused without asking an expert.
+"""
+
+import numpy as np
+import torch
+
+__all__ = ["FAR_MULTIPLE", "ground_level", "is_outside", "strangeness"]
+
+FAR_MULTIPLE = 5.0
+"""How many times as far from a product as its own good pictures, by their median, a picture may be whatever the other
+products are: several times what any good one reaches, since a defect can lead out as well. It is all that there is to
+go by while a single product is learned."""
+
+GROUND_QUANTILE = 0.1
+"""Share of a picture's patches that its ground level is not below: few enough to be found beside a large defect."""
+
+EXCESS_UNIT = 0.01
+"""Excess, in nats for each dimension of an embedding, below which it hardly counts."""
+
+EXCESS_POWER = 0.31
+"""How fast the excess raises the share: the ratio of their weights in a logistic regression that tells good pictures
+of products that were left out from altered ones of learned products, all of them training pictures
+(``benchmarks/unknown_verdicts.py``)."""
+
+
+def is_outside(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tensor, limit: float) -> torch.Tensor:
+    """Whether pictures lie outside of products for the router, by distances and shares ``(…, T)``.
+
+    ``typical`` ``(T,)`` is the median distance of each product's good pictures, ``limit`` the share up to which a
+    picture is inside.
+    """
+    return (share > limit) | (distance > FAR_MULTIPLE * typical)
+
+
+def ground_level(patch_nll: np.ndarray) -> float:
+    """NLL of a picture's calmest tenth of patches: ``(H, W)`` to the value that nine tenths exceed, in nats."""
+    return float(np.quantile(patch_nll, GROUND_QUANTILE))
+
+
+def strangeness(share: float, ground: float, typical_ground: float, dim: int) -> float:
+    """The share, raised by what the expert says: ``share · (1 + excess / unit)^power``; never below ``share``.
+
+    ``ground`` is the picture's ground level and ``typical_ground`` the median one of good pictures, in nats for a patch
+    of ``dim`` values. Without unit; 0 where the share is, as while a single product is learned.
+    """
+    excess = max(0.0, ground - typical_ground) / dim
+    return share * (1 + excess / EXCESS_UNIT) ** EXCESS_POWER
