@@ -303,7 +303,7 @@ class Detector:
 def _check_limit(limit: float) -> float:
     if not 0 <= limit < math.inf:
         raise ConfigurationError(
-            f"the unknown limit cannot be {limit!r}; it is the strangeness beyond which a picture's product is unknown, "
-            f"a number such as {DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
+            f"the unknown limit cannot be {limit!r}; it is the strangeness of a picture beyond which its product is "
+            f"unknown, a number such as {DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
         )
     return limit

@@ -11,6 +11,7 @@ from PIL import Image
 from tiny_model import product_picture, tiny_checkpoint, tiny_config
 
 from model.checkpoint import Checkpoint
+from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.detector import Detector
 from model.errors import ConfigurationError, UnknownTaskError
 from model.network import flow_forward
@@ -296,6 +297,22 @@ def test_refusing_can_be_left_to_the_caller_or_turned_off(checkpoint: Checkpoint
 def test_a_lower_limit_refuses_more(checkpoint: Checkpoint) -> None:
     strict = Detector(checkpoint, device="cpu", precision="fp32", unknown_limit=1e-6)
     assert [type(each) for each in strict.predict(PICTURES)] == [Refusal] * 5
+
+
+def test_what_the_router_takes_is_refused_where_its_expert_expects_no_patch_of_it(tmp_path: Path) -> None:
+    taken = Detector(tiny_checkpoint(tmp_path / "one.safetensors"), device="cpu", precision="fp32")
+    result = taken.predict(PICTURES[:1])[0]
+    assert isinstance(result, Prediction)
+    assert not result.is_outside
+    # The same experts, whose good pictures are said to have been far likelier.
+    calm = tiny_checkpoint(tmp_path / "two.safetensors", typical_ground=-1e9)
+    refused = Detector(calm, device="cpu", precision="fp32").predict(PICTURES[:1])[0]
+    assert isinstance(refused, Refusal)
+    assert refused.strangeness > DEFAULT_UNKNOWN_LIMIT > refused.candidates[0].share
+    assert refused.candidates == result.candidates
+    scored = Detector(calm, device="cpu", precision="fp32").predict(PICTURES[:1], refuse_unknown=False)[0]
+    assert scored.is_outside
+    assert scored.score == result.score
 
 
 @pytest.mark.parametrize("rates", [{"false_alarm_rate": 0.0}, {"false_alarm_rate": 1.0}, {"unknown_limit": -0.1}])

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from model.results import MAX_CANDIDATES
-from model.unknown import FAR_MULTIPLE
 from model.shortlist import Route, shortlist
+from model.unknown import FAR_MULTIPLE
 
 PRODUCTS = 40
 
@@ -79,4 +79,4 @@ def test_there_is_one_read_however_many_pictures_and_products_there_are(monkeypa
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or plain(tensor))
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("a second read"))
     found(torch.rand(8, PRODUCTS), torch.rand(8, PRODUCTS), named=[None, 3] * 4)
-    assert reads == [(8, 3 * (MAX_CANDIDATES + 1) + 1)]
+    assert reads == [(8, 3 * (MAX_CANDIDATES + 1) + 2)]

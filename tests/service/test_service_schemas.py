@@ -25,7 +25,7 @@ CALIBRATION = TaskCalibration(
 def predict(products: int = 3, chosen: int = 0, score: float = 5.0) -> Prediction:
     candidates = tuple(Candidate(f"product {i}", i, 10.0 * (i + 1), 0.5 / (i + 1), 0.25 * i) for i in range(products))
     grid = np.arange(4, dtype=np.float32).reshape(2, 2)
-    return Prediction(candidates, candidates[chosen], score, grid, 64, CALIBRATION)
+    return Prediction(candidates, candidates[chosen], score, grid, 64, CALIBRATION, strangeness=0.25)
 
 
 def build(finding: Finding, **options: Any) -> PredictionResponse:
@@ -50,6 +50,7 @@ def test_the_response_has_the_fields_of_the_api() -> None:
                 {"name": "product 1", "index": 1, "distance": 20.0, "p_value": 0.25, "share": 0.25},
                 {"name": "product 2", "index": 2, "distance": 30.0, "p_value": pytest.approx(1 / 6), "share": 0.5},
             ],
+            "strangeness": 0.25,
             "forced": False,
         },
         "score": 5.0,
