@@ -29,10 +29,10 @@ ones; or a whole one for each task."""
 ExpertDtype = Literal["float32", "bfloat16"]
 """The type that experts are stored in; they are trained, and folded into the base, in float32."""
 
-DEFAULT_UNKNOWN_LIMIT = 0.43
-"""Share (``model.router``) up to which a picture belongs to a product, unless told otherwise. Chosen so that at
-least 95 % of the good *training* pictures of a product that was left out lie beyond it, and few altered pictures of
-learned ones; ``benchmarks/unknown_products.py`` measures both, and what it does to test pictures."""
+DEFAULT_UNKNOWN_LIMIT = 0.7
+"""Strangeness (``model.unknown``) up to which a picture belongs to a product, unless told otherwise: what 1 % of the
+altered *training* pictures of learned products exceed, rounded. ``benchmarks/unknown_verdicts.py`` measures that, and
+what it does to test pictures."""
 
 
 class _Config(BaseModel):
