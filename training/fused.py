@@ -118,7 +118,8 @@ class _MoLE:
         self.dtype = flow.dtype
         self.permutation, self.inverse = base.permutation, base.inverse_permutation
         self.scale, self.log_scale = base.channel_scale, base.channel_scale.log().sum()
-        self.is_scaled = bool((self.scale != 1).any())
+        # Elsewhere asking would wait for the device, and costs more than the pass that a scale of 1 could be spared.
+        self.is_scaled = self.scale.device.type != "cpu" or bool((self.scale != 1).any())
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         learned = [tensor for layer in self.layers for tensor in layer[:2]]
@@ -272,6 +273,6 @@ def _couple_backward(
     bounded, product = kept
     grad_t = grad.to(dtype, copy=True)  # grad itself changes below
     grad_s = torch.addcmul(grad_log_det.unsqueeze(-1), grad, product)
-    slope = torch.addcmul(bounded.new_tensor(coupling.clamp), bounded, bounded, value=-coupling.clamp)
+    slope = torch.addcmul(bounded.new_full((), coupling.clamp), bounded, bounded, value=-coupling.clamp)
     grad *= (bounded * coupling.clamp).exp_()
     return grad_s.mul_(slope).to(dtype), grad_t
