@@ -1,0 +1,105 @@
+"""The plain way computes what ours does, and the benchmark's ratios and gates say what they should."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import plain_training
+import pytest
+import torch
+import training_speed
+from tiny_model import PLUGIN, tiny_config
+
+from model.backbone import Backbone, import_plugin
+from model.features import FeatureExtractor
+from model.network import Base, Expert, flow_forward
+from training.config import Preset, TrainingConfig
+
+TINY = Preset(
+    name="tiny", description="for tests", model=tiny_config(), training=TrainingConfig(epochs=3, batch_size=4),
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    import_plugin(str(PLUGIN))
+    monkeypatch.setattr(training_speed, "PRESETS", {"main": TINY, "fast": TINY})
+    monkeypatch.setattr(training_speed, "random_backbone", lambda config: Backbone.pretrained(config))
+
+
+def test_the_plain_flow_computes_what_the_models_does() -> None:
+    base, expert = Base(TINY.model, seed=1).double(), Expert(TINY.model, first=True, seed=2).double()
+    with torch.no_grad():
+        for parameter in (*base.parameters(), *expert.parameters()):
+            parameter += 0.1 * torch.randn_like(parameter)
+    x = torch.randn(2, 4, 4, 16, dtype=torch.float64)
+    for one, other in zip(plain_training.plain_flow(base, expert, x), flow_forward(base, expert, x), strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+
+
+def test_the_plain_way_runs_the_backbone_for_every_batch() -> None:
+    features = FeatureExtractor(TINY.model, Backbone.pretrained(TINY.model.backbone))
+    runs: list[int] = []
+    features.register_forward_hook(lambda module, given, values: runs.append(len(values)))
+    pictures = training_speed.made_up(5, 32)
+    with plain_training.PlainFeatures(features, pictures) as store:
+        whole = store.batch(torch.arange(5), training_speed.CPU)
+        part = store.subset([4, 1]).batch(torch.tensor([1, 0]), training_speed.CPU)
+    assert runs == [5, 2]
+    assert torch.allclose(part, whole[[1, 4]], atol=1e-5)
+
+
+def test_pictures_are_of_one_kind_and_the_same_each_time() -> None:
+    one, other = training_speed.made_up(2, 32), training_speed.made_up(2, 32)
+    assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert not np.array_equal(one[0], one[1])
+    assert {picture.shape for picture in one} == {(32, 32, 3)}
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_both_ways_come_to_the_same_from_the_same_seed(first: bool) -> None:
+    found = {way: training_speed.short_training(TINY, way, first=first, pictures=6) for way in ("ours", "plain")}
+    assert found["ours"]["nll"] == pytest.approx(found["plain"]["nll"], rel=0.01)
+    assert all(each["peak_bytes"] > 2**20 for each in found.values())
+
+
+def test_embedding_once_is_spread_over_the_epochs() -> None:
+    times = {"embedding": [10.0, 20.0], "ours": [5.0, 5.0], "plain": [30.0, 40.0]}
+    assert training_speed.whole(times, 1) == [2.0, 1.6]
+    assert training_speed.whole(times, 10) == [5.0, pytest.approx(400 / 70)]
+
+
+@pytest.mark.parametrize(
+    ("plain_ms", "plain_nll", "expected"),
+    [(21.0, 1.0, [True, True]), (19.0, 1.0, [False, True]), (21.0, 1.02, [True, False])],
+)
+def test_the_gates_are_the_whole_trainings_ratio_and_the_likelihood(
+    plain_ms: float, plain_nll: float, expected: list[bool]
+) -> None:
+    times = {"embedding": [3.0], "ours": [4.9], "plain": [plain_ms]}
+    result = {"ms_per_picture": times, "epochs": 60, "short": {"ours": {"nll": 1.0}, "plain": {"nll": plain_nll}}}
+    assert [holds for *_, holds in training_speed.gates(result)] == expected
+
+
+def test_everything_is_measured_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def in_this_process(options: training_speed.argparse.Namespace, way: str) -> dict[str, float]:
+        return training_speed.short_training(TINY, way, first=not options.later, pictures=options.pictures)
+
+    monkeypatch.setattr(training_speed, "in_a_process", in_this_process)
+    output = tmp_path / "speed.json"
+    status = training_speed.main(["--later", "--rounds", "3", "--pictures", "4", "--output", str(output)])
+    result = json.loads(output.read_text())
+    assert status == (0 if all(holds for *_, holds in training_speed.gates(result)) else 1)
+    assert {name: len(values) for name, values in result["ms_per_picture"].items()} == {
+        "embedding": 3, "ours": 3, "plain": 3,
+    }  # fmt: skip
+    assert (result["first"], result["batch_size"], result["epochs"]) == (False, 4, 3)
+    assert "| whole training, 3 epochs |" in output.with_suffix(".md").read_text()
+    assert "times as fast" in capsys.readouterr().out
+
+
+def test_one_short_training_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert training_speed.main(["--way", "ours", "--pictures", "4", "--epochs", "1"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"nll", "peak_bytes"}
