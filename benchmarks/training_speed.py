@@ -35,9 +35,10 @@ from result_files import positive, ratios, spread, write_result
 from scipy.ndimage import gaussian_filter
 
 from model.features import FeatureExtractor
+from model.memory import keep_freed_memory
 from model.merged import MergedExpert
 from model.network import Base
-from model.runtime import autocast, keep_freed_memory, product_dtype, resolve_precision
+from model.runtime import autocast, product_dtype, resolve_precision
 from model.threads import available_processors, configure_threads, restart_prepared
 from training.config import PRESETS, Preset
 from training.embeddings import EmbeddingStore, extract
