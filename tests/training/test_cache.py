@@ -12,6 +12,7 @@ import torch
 from forked import Processes
 from tiny_model import product_picture, tiny_config
 
+import training.embeddings
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.errors import ConfigurationError, DatasetError
@@ -205,6 +206,29 @@ def test_a_cache_emptied_while_it_is_filled_is_an_error(
         embed(opened(tmp_path, features), features, paths)
 
 
+def test_what_was_embedded_before_an_interruption_is_kept(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training.embeddings, "EXTRACTION_BATCH", 4)
+    cache = opened(tmp_path / "cache", features)
+    decoded: list[Path] = []
+
+    def read(path: Path, side: int, failing: bool) -> np.ndarray:
+        if failing and path == paths[8]:
+            raise KeyboardInterrupt
+        decoded.append(path)
+        return read_picture(path, side)
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.embed(features, paths, lambda path, side: read(path, side, True), device=CPU, precision="fp32")
+    assert len(files(cache)) == 8
+    decoded.clear()
+    found = cache.embed(features, paths, lambda path, side: read(path, side, False), device=CPU, precision="fp32")
+    assert sorted(decoded) == sorted(paths[8:])
+    whole = embed(opened(tmp_path / "other", features), features, paths)
+    assert torch.allclose(values(found), values(whole), atol=1e-5)
+
+
 WRITER = """
 import os, sys
 sys.path[:0] = [{support!r}]
@@ -221,18 +245,36 @@ config, cpu, folder = tiny_config(), torch.device("cpu"), Path({folder!r})
 features = FeatureExtractor(config, Backbone.pretrained(config.backbone))
 paths = load_category(Path({data!r}), "nut").train
 (folder / f"ready.{{os.getpid()}}").touch()
-for number in range(10**6):
+for number in range({times}):
     cache = EmbeddingCache.open(folder / str(number), config.backbone, features.backbone, device=cpu, precision="fp32")
-    cache.embed(features, paths, read_picture, device=cpu, precision="fp32")
+    found = cache.embed(features, paths, read_picture, device=cpu, precision="fp32")
+    torch.save(found.batch(torch.arange(len(paths)), cpu), folder / f"{{os.getpid()}}.{{number}}.pt")
 """
+
+
+def writer_code(products: Path, folder: Path, times: int) -> str:
+    """Embeds all pictures of a product ``times`` times, each time into another cache."""
+    support = str(Path(__file__).parents[1] / "support")
+    return WRITER.format(support=support, folder=str(folder), data=str(products), times=times)
+
+
+def test_two_processes_that_fill_a_cache_at_once_both_end_with_the_embeddings(
+    features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
+) -> None:
+    writers = [processes.start(writer_code(products, tmp_path, times=4)) for _ in range(2)]
+    assert [writer.finish().status for writer in writers] == [0, 0]
+    expected = values(embed(opened(tmp_path / "expected", features), features, paths))
+    for writer in writers:
+        for number in range(4):
+            found = torch.load(tmp_path / f"{writer.pid}.{number}.pt", weights_only=True)
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_a_kill_of_two_writers_at_once_leaves_whole_files_only(
     features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
 ) -> None:
-    support = str(Path(__file__).parents[1] / "support")
-    code = WRITER.format(support=support, folder=str(tmp_path), data=str(products))
-    writers = [processes.start(code) for _ in range(2)]
+    writers = [processes.start(writer_code(products, tmp_path, times=10**6)) for _ in range(2)]
     for writer in writers:
         writer.wait_for((tmp_path / f"ready.{writer.pid}").exists)
     time.sleep(random.uniform(0, 0.3))
