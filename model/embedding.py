@@ -5,7 +5,8 @@ channel-major to ``9·C`` values, reduced to ``D`` by adaptive average pooling; 
 bilinearly to the finest grid; the mean over stages is the embedding. After PatchCore, arXiv 2106.08265.
 
 All of it is linear and the pooling commutes with the upsampling, so each stage needs one fixed 3×3
-convolution at its own resolution, grouped wherever the pooling windows fall into equal blocks.
+convolution at its own resolution, grouped wherever the pooling windows fall into equal blocks; the mean's division
+is in its kernel.
 """
 
 import functools
@@ -37,7 +38,7 @@ class PatchEmbedder(nn.Module):
         super().__init__()
         self.groups = [math.gcd(c, dim) for c in channels]
         for index, stage_channels in enumerate(channels):
-            kernel = _pooling_kernel(stage_channels, dim, self.groups[index])
+            kernel = _pooling_kernel(stage_channels, dim, self.groups[index]) / len(channels)
             self.register_buffer(f"kernel_{index}", kernel, persistent=False)
 
     def forward(self, stages: list[torch.Tensor]) -> torch.Tensor:
@@ -52,7 +53,7 @@ class PatchEmbedder(nn.Module):
             total = total + F.interpolate(pooled, size=total.shape[-2:], mode="bilinear", align_corners=False)
         if total is None:
             raise ValueError("stages must not be empty")
-        return (total / len(stages)).permute(0, 2, 3, 1)
+        return total.permute(0, 2, 3, 1)
 
 
 def _pooling_kernel(channels: int, dim: int, groups: int) -> torch.Tensor:

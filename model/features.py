@@ -48,8 +48,7 @@ class FeatureExtractor(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeddings of a batch; the products may run in a lower precision under autocast."""
         x = torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
-        stages = self.backbone(x)
-        return self.embedder([stage.float() for stage in stages]).float()
+        return self.embedder(self.backbone(x)).float()
 
 
 def stack_images(
