@@ -114,9 +114,10 @@ class Factory:
         typical = torch.tensor([self.calibrations[index].distances.median for index in kept])
         levels = [ground_level(each) for each in maps]
         usual = [self.calibrations[index].grounds.median for index in nearest]
+        least, multiples = shares.min(1).values.numpy(), (distances / typical).min(1).values.numpy()
         return Seen(
-            shares.min(1).values.numpy(),
-            (distances / typical).min(1).values.numpy(),
+            np.where(multiples > FAR_MULTIPLE, np.maximum(least, 1), least),
+            multiples,
             np.maximum(0, np.subtract(levels, usual)) / self.dim,
         )
 

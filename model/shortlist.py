@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from model.results import MAX_CANDIDATES
-from model.unknown import is_outside
+from model.unknown import is_far, is_outside
 
 __all__ = ["Route", "Shortlist", "shortlist"]
 
@@ -22,8 +22,8 @@ class Route:
 
 
 class Shortlist(NamedTuple):
-    """Of one picture: the nearest products in order, the one that was named for it, the least share, and if it lies
-    outside of all."""
+    """Of one picture: the nearest products in order, the one that was named for it, the least share (1 at least where
+    it is far from all), and if it lies outside of all."""
 
     nearest: tuple[Route, ...]
     named: Route | None
@@ -51,6 +51,7 @@ def shortlist(
     outside = is_outside(distances, shares, typical, limit).all(1, keepdim=True)
     # In float64, so that indices of any size pass as they are.
     least = shares.min(1, keepdim=True).values
+    least = torch.where(is_far(distances, typical).all(1, keepdim=True), least.clamp_min(1), least)
     parts = (columns, distances.gather(1, columns), shares.gather(1, columns), least, outside)
     table = torch.cat([part.double() for part in parts], 1).tolist()
     found = []

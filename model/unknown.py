@@ -7,13 +7,13 @@ product most patches still look as they should, so its calmest tenth hardly chan
 patch does. The *excess* is how much less likely that calmest tenth is than in good pictures of the product that the
 expert was not fitted to. The *strangeness* of a picture is its share, raised by the excess; beyond the limit the
 picture is of an unknown product. Since the excess never lowers it, a picture whose share alone is beyond the limit is
-refused without asking an expert.
+refused without asking an expert. What is far from every product counts as a share of 1, as far as any other product.
 """
 
 import numpy as np
 import torch
 
-__all__ = ["FAR_MULTIPLE", "ground_level", "is_outside", "strangeness"]
+__all__ = ["FAR_MULTIPLE", "ground_level", "is_far", "is_outside", "strangeness"]
 
 FAR_MULTIPLE = 5.0
 """How many times as far from a product as its own good pictures, by their median, a picture may be whatever the other
@@ -32,13 +32,20 @@ good pictures of products that were left out from altered ones of learned produc
 (``benchmarks/unknown_verdicts.py``)."""
 
 
+def is_far(distance: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
+    """Whether pictures are too far from products, by distances ``(…, T)`` and the products' ``typical`` ones ``(T,)``.
+
+    The typical distance is the median one of a product's good pictures.
+    """
+    return distance > FAR_MULTIPLE * typical
+
+
 def is_outside(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tensor, limit: float) -> torch.Tensor:
     """Whether pictures lie outside of products for the router, by distances and shares ``(…, T)``.
 
-    ``typical`` ``(T,)`` is the median distance of each product's good pictures, ``limit`` the share up to which a
-    picture is inside.
+    ``typical`` is as for ``is_far``, ``limit`` the share up to which a picture is inside.
     """
-    return (share > limit) | (distance > FAR_MULTIPLE * typical)
+    return (share > limit) | is_far(distance, typical)
 
 
 def ground_level(patch_nll: np.ndarray) -> float:

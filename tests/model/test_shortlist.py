@@ -63,6 +63,7 @@ def test_whatever_is_far_is_outside_whatever_its_share() -> None:
     distances = torch.tensor([[FAR_MULTIPLE * 2 - 0.1], [FAR_MULTIPLE * 2 + 0.1]])
     each = found(distances, torch.zeros(2, 1), typical=torch.tensor([2.0]))
     assert [one.is_outside for one in each] == [False, True]
+    assert [one.least_share for one in each] == [0.0, 1.0]
 
 
 def test_numbers_that_are_not_finite_stay_what_they_are() -> None:
