@@ -63,6 +63,7 @@ class Seen:
         return cls(*(np.concatenate([getattr(each, name) for each in several]) for name in columns))
 
     def strangeness(self, power: float = EXCESS_POWER) -> np.ndarray:
+        """By shares and excesses alone, also of what is far."""
         return self.shares * (1 + self.excesses / EXCESS_UNIT) ** power
 
     def refused(self, limit: float, power: float = EXCESS_POWER) -> np.ndarray:
@@ -114,10 +115,9 @@ class Factory:
         typical = torch.tensor([self.calibrations[index].distances.median for index in kept])
         levels = [ground_level(each) for each in maps]
         usual = [self.calibrations[index].grounds.median for index in nearest]
-        least, multiples = shares.min(1).values.numpy(), (distances / typical).min(1).values.numpy()
         return Seen(
-            np.where(multiples > FAR_MULTIPLE, np.maximum(least, 1), least),
-            multiples,
+            shares.min(1).values.numpy(),
+            (distances / typical).min(1).values.numpy(),
             np.maximum(0, np.subtract(levels, usual)) / self.dim,
         )
 
