@@ -67,6 +67,8 @@ def percent(share: float | None) -> str:
 
 def below(table: str) -> Iterator[str]:
     """A benchmark's own Markdown as part of a section: without its title, and its headings one level down."""
-    for number, line in enumerate(table.strip().splitlines()):
-        if not (number <= 1 and (line.startswith("# ") or not line)):
-            yield f"#{line}" if line.startswith("#") else line
+    lines = table.strip().splitlines()
+    if lines[0].startswith("# "):
+        lines = "\n".join(lines[1:]).strip().splitlines()
+    for line in lines:
+        yield f"#{line}" if line.startswith("#") else line

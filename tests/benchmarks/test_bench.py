@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import bench
+import bench_report
 import bench_setup
 import machine
 import pytest
@@ -272,3 +273,10 @@ def test_what_an_older_or_broken_program_kept_is_measured_again(project: Project
         (project.root / "kept" / name / "record.json").write_text(text, encoding="utf-8")
     project.bench()
     assert project.calls() == ["one", "two"]
+
+
+def test_only_a_title_is_taken_from_a_table() -> None:
+    table = "2 threads\n\n| ms |\n\n## Detail\n"
+    kept = ["2 threads", "", "| ms |", "", "### Detail"]
+    assert list(bench_report.below(table)) == kept
+    assert list(bench_report.below(f"# Title\n\n{table}")) == kept
