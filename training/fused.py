@@ -3,18 +3,19 @@
 Outside the products a step is bound by memory, and what autograd makes of it line by line reads and writes the same
 values many times over. Here each block is one function with its gradient written out:
 
-- Base and low-rank change are merged, and the products' weights brought to their type, once a step.
+- Base and low-rank change are merged, and the products' weights brought to their type, once a step. On a frozen base
+  the gradients of the change come from thin products.
 - Slope of the clamp and gain of the shift are in the last layers' weights.
 - ReLU happens in place; its gradient needs its own output only.
 - With ``p = x₂·exp(ŝ)`` kept, the gradient of ŝ is that of y₂ times p, and x₂ itself is not needed.
 - The sums for biases are in the type of the products, which costs no pass of its own.
 
-``FusedFlow`` is called on a few pictures at a time (``at_once``), whose values between the products fit a processor's
-cache, and adds up their gradients.
+``FusedFlow`` is called on a few pictures at a time (``at_once``), and adds up their gradients.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,41 +23,60 @@ from torch import nn
 
 from model.context import depthwise, depthwise_kernel_gradient
 from model.flow import DIA_COUPLING, MOLE_COUPLING, Coupling, DIABlock, MoLEBase
+from model.lora import LoRADelta
 from model.network import Base, Expert, flow_input
 from model.runtime import at_least_float32
 from model.subnet import TaskSubnet
 
 __all__ = ["FusedFlow", "at_once"]
 
-CACHED_BYTES = 5 * 2**20
-"""Size that float32 embeddings of pictures taken together may have on a CPU: two pictures of MAIN."""
+AT_ONCE_BYTES = 10 * 2**20
+"""Size that float32 embeddings of pictures taken together may have on a CPU: four pictures of MAIN. With fewer the
+products and the summing of gradients take longer, with more the passes between, whose values leave the cache."""
 
 Grads = tuple[torch.Tensor | None, ...]
 
 
-class _Layer(NamedTuple):
-    """A linear layer: ``weight`` ``(out, in)`` and ``bias`` ``(out,)`` that gather gradients, and both as computed."""
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A linear layer as computed: ``weight`` ``(out, in)`` and ``bias`` ``(out,)``; gradients go to ``learned``."""
 
     weight: torch.Tensor
     bias: torch.Tensor
-    used_weight: torch.Tensor
-    used_bias: torch.Tensor
+    learned: tuple[torch.Tensor, ...]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.used_weight, self.used_bias)
+        return F.linear(x, self.weight, self.bias)
 
-    def gradients(self, x: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Of weight and bias, for input rows ``(n, in)`` and the output's gradient ``(n, out)``."""
-        if not self.weight.requires_grad:
+    def gradients(self, x: torch.Tensor, grad: torch.Tensor) -> Grads:
+        """Of ``learned``, weight and bias, for input rows ``(n, in)`` and the output's gradient ``(n, out)``."""
+        weight, bias = self.learned
+        if not weight.requires_grad:
             return None, None
-        return (grad.T @ x).to(self.weight.dtype), grad.sum(0).to(self.bias.dtype)
+        return (grad.T @ x).to(weight.dtype), grad.sum(0).to(bias.dtype)
+
+
+@dataclass(frozen=True, slots=True)
+class _LowRankLayer(_Layer):
+    """``factor·(W + (a/r)·B A)`` on a frozen ``W``: what is learned is A, B and bias, by thin products."""
+
+    used: tuple[torch.Tensor, torch.Tensor]
+    scaling: float
+    factor: float
+
+    def gradients(self, x: torch.Tensor, grad: torch.Tensor) -> Grads:
+        a, b = self.used
+        dtype = self.learned[0].dtype
+        grad_a = ((grad @ b).T @ x).to(dtype).mul_(self.factor * self.scaling)
+        grad_b = (grad.T @ (x @ a.T)).to(dtype).mul_(self.factor * self.scaling)
+        return grad_a, grad_b, grad.sum(0).to(dtype).mul_(self.factor)
 
 
 def at_once(embeddings: torch.Tensor) -> int:
-    """How many pictures of ``(B, H, W, D)`` to take together: all of them, but few on a CPU, see ``CACHED_BYTES``."""
+    """How many pictures of ``(B, H, W, D)`` to take together: all of them, but few on a CPU, see ``AT_ONCE_BYTES``."""
     if embeddings.device.type != "cpu":
         return len(embeddings)
-    return max(1, CACHED_BYTES // (4 * embeddings[0].numel()))
+    return max(1, AT_ONCE_BYTES // (4 * embeddings[0].numel()))
 
 
 class FusedFlow:
@@ -100,18 +120,36 @@ class FusedFlow:
         """The layer whose output is ``factor`` times that of ``weight`` and ``bias``."""
         if factor != 1.0:
             weight, bias = weight * factor, bias * factor
-        weight, bias = self.leaf(weight), self.leaf(bias)
-        return _Layer(weight, bias, weight.detach().to(self.dtype), bias.detach().to(self.dtype))
+        return _Layer(*self._used(weight, bias), (self.leaf(weight), self.leaf(bias)))
+
+    def merged_layer(self, base: nn.Linear, delta: LoRADelta, factor: float = 1.0) -> _Layer:
+        """The layer whose output is ``factor`` times that of ``base`` and ``delta``."""
+        if base.weight.requires_grad:
+            return self.layer(*delta.merge(base), factor)
+        with torch.no_grad():
+            weight, bias = self._used(*(tensor * factor for tensor in delta.merge(base)))
+        learned = (delta.A, delta.B, delta.bias)
+        return _LowRankLayer(weight, bias, learned, self._used(delta.A, delta.B), delta.scaling, factor)
+
+    def _used(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        first, second = (tensor.detach().to(self.dtype) for tensor in tensors)
+        return first, second
 
 
 class _MoLE:
     """A MoLE block (``model.flow.mole_forward``) with merged weights."""
 
     def __init__(self, flow: FusedFlow, base: MoLEBase, subnet: TaskSubnet) -> None:
-        weights = subnet.merge(base)
-        self.shift_in, self.scale_in = flow.layer(*weights.shift_in), flow.layer(*weights.scale_in)
-        self.shift_out = flow.layer(*weights.shift_out, MOLE_COUPLING.shift_gain)
-        self.scale_out = flow.layer(*weights.scale_out, MOLE_COUPLING.slope)
+        factors = {"shift_out": MOLE_COUPLING.shift_gain, "scale_out": MOLE_COUPLING.slope}
+
+        def layer(name: str) -> _Layer:
+            own, factor = getattr(subnet, name), factors.get(name, 1.0)
+            if isinstance(own, LoRADelta):
+                return flow.merged_layer(getattr(base, name), own, factor)
+            return flow.layer(own.weight, own.bias, factor)
+
+        self.shift_in, self.scale_in = layer("shift_in"), layer("scale_in")
+        self.shift_out, self.scale_out = layer("shift_out"), layer("scale_out")
         self.layers = self.shift_in, self.shift_out, self.scale_in, self.scale_out
         self.kernel = None if base.context is None else flow.leaf(base.context.folded_kernel())
         self.used_kernel = None if self.kernel is None else self.kernel.detach().to(flow.dtype)
@@ -122,7 +160,7 @@ class _MoLE:
         self.is_scaled = self.scale.device.type != "cpu" or bool((self.scale != 1).any())
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        learned = [tensor for layer in self.layers for tensor in layer[:2]]
+        learned = [tensor for layer in self.layers for tensor in layer.learned]
         x, log_det = _MoLEStep.apply(x, self, self.kernel, *learned)
         return x, log_det + self.log_scale
 
@@ -185,7 +223,7 @@ class _DIA:
         self.shift = _layers(flow, block.shift_net, DIA_COUPLING.shift_gain)
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        learned = [tensor for layer in (*self.scale, *self.shift) for tensor in layer[:2]]
+        learned = [tensor for layer in (*self.scale, *self.shift) for tensor in layer.learned]
         return _DIAStep.apply(x, self, *learned)
 
     def halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -249,7 +287,7 @@ def _mlp_backward(
     for layer, value in zip(reversed(layers), reversed(values), strict=True):
         rows = value.flatten(0, -2)
         found = [*layer.gradients(rows, grad), *found]
-        grad = grad @ layer.used_weight
+        grad = grad @ layer.weight
         if value is not values[0]:
             grad = torch.ops.aten.threshold_backward(grad, rows, 0)
     return found, grad.view(*shape, -1)

@@ -135,10 +135,10 @@ def test_the_kernels_gradient_is_that_of_the_depthwise_convolution(side: int) ->
     assert torch.allclose(depthwise_kernel_gradient(x, weight, side), expected, atol=1e-12)
 
 
-def test_a_cpu_takes_as_many_pictures_at_once_as_its_cache_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_takes_few_pictures_at_once_and_another_device_all(monkeypatch: pytest.MonkeyPatch) -> None:
     x = embeddings(torch.float32, 7)
-    monkeypatch.setattr(fused, "CACHED_BYTES", 3 * 4 * x[0].numel())
+    monkeypatch.setattr(fused, "AT_ONCE_BYTES", 3 * 4 * x[0].numel())
     assert at_once(x) == 3
-    monkeypatch.setattr(fused, "CACHED_BYTES", 1)
+    monkeypatch.setattr(fused, "AT_ONCE_BYTES", 1)
     assert at_once(x) == 1
     assert at_once(torch.empty(7, 4, 5, 16, device="meta")) == 7
