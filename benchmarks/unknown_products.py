@@ -30,7 +30,7 @@ from model.config import BackboneConfig, ModelConfig, RouterConfig
 from model.features import FeatureExtractor, stack_images
 from model.router import Prototype, Router, image_descriptor
 from model.threads import configure_threads, restart_prepared
-from model.unknown import is_outside
+from model.unknown import counted_shares
 from training.alterations import ALTERATIONS, chosen_pictures, descriptor_changes
 from training.calibrate import cross_fitted_distances
 from training.datasets import discover, load_category, read_picture
@@ -147,7 +147,8 @@ class Learned:
         """Shares of the pictures refused at each limit."""
         distances, shares = self.router(points)
         typical = torch.tensor([calibration.median for calibration in self.calibrations])
-        return np.array([is_outside(distances, shares, typical, limit).all(1).tolist() for limit in limits])
+        least = counted_shares(distances, shares, typical).amin(1).numpy()
+        return np.array([least > limit for limit in limits])
 
     def routed(self, points: torch.Tensor) -> list[str]:
         return [self.names[index] for index in self.router(points)[0].argmin(1).tolist()]
@@ -258,7 +259,7 @@ def alone(
     for name, d in described.items():
         single = Learned(prototypes, calibrations, [name])
         others = torch.cat([other.test for key, other in described.items() if key != name])
-        cells = [f"{interval(single.refused(part, (1.0,))[0]):<24}" for part in (others, d.good, d.defective)]
+        cells = [f"{interval(single.refused(part, (SHOWN_LIMIT,))[0]):<24}" for part in (others, d.good, d.defective)]
         print(f"{name:<16}" + "".join(cells))
 
 

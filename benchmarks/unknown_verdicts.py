@@ -9,10 +9,10 @@ are counted together.
 
 What is chosen, is chosen on good training pictures and printed first: how fast the excess raises the share
 (``model.unknown.EXCESS_POWER``), by a logistic regression that tells products that were left out from learned ones,
-whose pictures were altered as a defect, another light or another focus would alter them; and the limit at which 1 % of
-the altered ones are refused. They are pictures that calibrate. Their prototypes have seen them unaltered, and so have
-the experts of products that are cross-fitted; with few pictures there are no others. ``--thin N`` takes at most N
-pictures of each kind and category.
+whose pictures were altered as a defect, another light or another focus would alter them; and the limit that 1 % of the
+altered ones exceed by shares and excesses alone. They are pictures that calibrate. Their prototypes have seen them
+unaltered, and so have the experts of products that are cross-fitted; with few pictures there are no others.
+``--thin N`` takes at most N pictures of each kind and category.
 
 ``benchmarks/unknown_products.py`` measures the router alone, and needs no expert.
 """
@@ -36,38 +36,38 @@ from model.detector import Detector
 from model.features import stack_images
 from model.router import Prototype, Router, image_descriptor
 from model.threads import configure_threads, restart_prepared
-from model.unknown import EXCESS_POWER, EXCESS_UNIT, FAR_MULTIPLE, ground_level
+from model.unknown import EXCESS_POWER, EXCESS_UNIT, counted_shares, ground_level
 from training.alterations import ALTERATIONS
 from training.calibrate import split
 from training.config import preset
 from training.datasets import discover, load_category, read_picture
 
 BATCH_SIZE = 8
-LIMITS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+LIMITS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 ALTERED_REFUSED = 0.01
 
 
 @dataclass(frozen=True)
 class Seen:
-    """Pictures as some products see them: least shares, least multiples of typical distances, and the excess."""
+    """Pictures as some products see them: the least share, that as it counts where products are far, and the excess."""
 
     shares: np.ndarray
-    multiples: np.ndarray
+    counted: np.ndarray
     excesses: np.ndarray
     """In nats a dimension, of the nearest product's expert."""
 
     @classmethod
     def join(cls, parts: Iterable["Seen"]) -> "Seen":
         several = list(parts)
-        columns = ("shares", "multiples", "excesses")
+        columns = ("shares", "counted", "excesses")
         return cls(*(np.concatenate([getattr(each, name) for each in several]) for name in columns))
 
     def strangeness(self, power: float = EXCESS_POWER) -> np.ndarray:
-        """By shares and excesses alone, also of what is far."""
-        return self.shares * (1 + self.excesses / EXCESS_UNIT) ** power
+        return self.counted * self.raised(power)
 
-    def refused(self, limit: float, power: float = EXCESS_POWER) -> np.ndarray:
-        return (self.strangeness(power) > limit) | (self.multiples > FAR_MULTIPLE)
+    def raised(self, power: float) -> np.ndarray:
+        """What the share is multiplied by."""
+        return (1 + self.excesses / EXCESS_UNIT) ** power
 
     def logs(self) -> np.ndarray:
         """``(n, 2)``: what the logistic regression is given."""
@@ -116,8 +116,8 @@ class Factory:
         levels = [ground_level(each) for each in maps]
         usual = [self.calibrations[index].grounds.median for index in nearest]
         return Seen(
-            shares.min(1).values.numpy(),
-            (distances / typical).min(1).values.numpy(),
+            shares.amin(1).numpy(),
+            counted_shares(distances, shares, typical).amin(1).numpy(),
             np.maximum(0, np.subtract(levels, usual)) / self.dim,
         )
 
@@ -188,8 +188,9 @@ def choose(found: Sequence[dict[str, dict[str, Seen]]]) -> None:
     print("| power | limit that refuses 1 % of the altered | left out: refused | good that calibrate: refused |")
     print("|---|---|---|---|")
     for power in (0.0, EXCESS_POWER, fitted):
-        limit = float(np.quantile(joined(found, "altered").strangeness(power), 1 - ALTERED_REFUSED))
-        cells = [part.refused(limit, power).mean() for part in (foreign, joined(found, "calibrating"))]
+        altered = joined(found, "altered")
+        limit = float(np.quantile(altered.shares * altered.raised(power), 1 - ALTERED_REFUSED))
+        cells = [(part.strangeness(power) > limit).mean() for part in (foreign, joined(found, "calibrating"))]
         print(f"| {power:.3f} | {limit:.3f} | " + " | ".join(f"{100 * cell:.1f} %" for cell in cells) + " |")
 
 
@@ -206,14 +207,14 @@ def report(found: Sequence[dict[str, dict[str, Seen]]]) -> None:
     print(f"\nTest pictures at the default limit of {DEFAULT_UNKNOWN_LIMIT}:\n\n| category | {head}")
     for name in dict.fromkeys(name for each in found for name in each["left out"]):
         cells = [
-            interval(joined(found, kind, name).refused(DEFAULT_UNKNOWN_LIMIT)) if name in found[0][kind] else "–"
+            interval(joined(found, kind, name).strangeness() > DEFAULT_UNKNOWN_LIMIT) if name in found[0][kind] else "–"
             for kind in kinds
         ]
         print(f"| {name} | " + " | ".join(cells) + " |")
     print(f"\nAll together, by limit (by the router's share alone in the lower half):\n\n| limit | {head}")
     for power in (EXCESS_POWER, 0.0):
         for limit in sorted({*LIMITS, DEFAULT_UNKNOWN_LIMIT}):
-            cells = [interval(joined(found, kind).refused(limit, power)) for kind in kinds]
+            cells = [interval(joined(found, kind).strangeness(power) > limit) for kind in kinds]
             print(f"| {limit} | " + " | ".join(cells) + " |")
 
 

@@ -1,6 +1,5 @@
 """The detector: pictures in, typed results out. Works without HTTP, on CPU and CUDA."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
@@ -12,7 +11,6 @@ from model.backbone import import_plugin
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
 from model.checkpoint import Checkpoint
 from model.config import DEFAULT_UNKNOWN_LIMIT
-from model.errors import ConfigurationError
 from model.expert_cache import ExpertCache
 from model.features import FeatureExtractor, stack_images
 from model.merged import MergedExpert
@@ -23,7 +21,7 @@ from model.runtime import autocast, product_dtype, resolve_device, resolve_preci
 from model.scoring import image_score
 from model.shortlist import Route, Shortlist, shortlist
 from model.side_by_side import side_by_side
-from model.unknown import ground_level, strangeness
+from model.unknown import check_limit, ground_level, strangeness
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -62,7 +60,7 @@ class Detector:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.false_alarm_rate = check_rate(false_alarm_rate, "the false-alarm rate")
-        self.unknown_limit = _check_limit(unknown_limit)
+        self.unknown_limit = check_limit(unknown_limit)
         self._checkpoint = checkpoint
         self._top_k = checkpoint.header.config.score_top_k
         features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
@@ -157,7 +155,8 @@ class Detector:
             routed = self._shortlist(distances, shares, forced)
             refuses = refuse_unknown and self.unknown_limit > 0
             chosen = [
-                None if refuses and found.named is None and found.is_outside else found.task.index for found in routed
+                None if refuses and found.named is None and found.least_share > self.unknown_limit else found.task.index
+                for found in routed
             ]
             known = [row for row, task in enumerate(chosen) if task is not None]
             if len(known) < len(chosen):
@@ -166,11 +165,12 @@ class Detector:
             scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
         results: list[Finding] = []
         for found, task in zip(routed, chosen, strict=True):
-            result = None if task is None else self._prediction(found, found.task, *next(scored))
-            if result is None or (refuses and found.named is None and result.is_outside):
-                results.append(self._refusal(found, found.least_share if result is None else result.strangeness))
-            else:
-                results.append(result)
+            if task is None:
+                results.append(self._refusal(found, found.least_share))
+                continue
+            result = self._prediction(found, found.task, *next(scored))
+            refused = refuses and found.named is None and result.is_outside
+            results.append(self._refusal(found, result.strangeness) if refused else result)
         return results
 
     def predict_both(self, images: Sequence[np.ndarray], tasks: Sequence[str]) -> list[tuple[Prediction, Prediction]]:
@@ -268,7 +268,7 @@ class Detector:
         return MergedExpert(base, expert.to(self.device), product_dtype(self.precision))
 
     def _shortlist(self, distances: torch.Tensor, shares: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
-        return shortlist(distances, shares, self._typical, self.unknown_limit, named)
+        return shortlist(distances, shares, self._typical, named)
 
     def _candidate(self, route: Route) -> Candidate:
         p_value = self._calibrations[route.index].distances.p_value(route.distance)
@@ -286,7 +286,6 @@ class Detector:
         if task.index == found.nearest[0].index:  # another expert does not know what the least share is of
             dim = self._checkpoint.header.config.backbone.embedding_dim
             strange = strangeness(strange, ground_level(grid_map), calibration.grounds.median, dim)
-        is_outside = found.is_outside or strange > self.unknown_limit
         return Prediction(
             candidates=self._candidates(found),
             strangeness=strange,
@@ -296,14 +295,5 @@ class Detector:
             model_size=self.preprocessing.image_size,
             calibration=calibration,
             false_alarm_rate=self.false_alarm_rate,
-            is_outside=is_outside and self.unknown_limit > 0,
+            is_outside=strange > self.unknown_limit > 0,
         )
-
-
-def _check_limit(limit: float) -> float:
-    if not 0 <= limit < math.inf:
-        raise ConfigurationError(
-            f"the unknown limit cannot be {limit!r}; it is the strangeness of a picture beyond which its product is "
-            f"unknown, a number such as {DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
-        )
-    return limit

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 
 from model.results import MAX_CANDIDATES
-from model.unknown import is_far, is_outside
+from model.unknown import counted_shares
 
 __all__ = ["Route", "Shortlist", "shortlist"]
 
@@ -22,13 +22,12 @@ class Route:
 
 
 class Shortlist(NamedTuple):
-    """Of one picture: the nearest products in order, the one that was named for it, the least share (1 at least where
-    it is far from all), and if it lies outside of all."""
+    """Of one picture: the nearest products in order, the one that was named for it, and the least share of any product,
+    as it counts (``model.unknown.counted_shares``)."""
 
     nearest: tuple[Route, ...]
     named: Route | None
     least_share: float
-    is_outside: bool
 
     @property
     def task(self) -> Route:
@@ -37,26 +36,24 @@ class Shortlist(NamedTuple):
 
 
 def shortlist(
-    distances: torch.Tensor, shares: torch.Tensor, typical: torch.Tensor, limit: float, named: Sequence[int | None]
+    distances: torch.Tensor, shares: torch.Tensor, typical: torch.Tensor, named: Sequence[int | None]
 ) -> list[Shortlist]:
     """Distances and shares ``(B, T)`` to what is said of each picture, in one read that waits for the device.
 
-    Whether a picture is outside is asked of every product (``model.unknown.is_outside``), on the device. Of products at
+    The least share is that of all products, ``typical`` as for ``counted_shares``, found on the device. Of products at
     the same distance the one learned first comes first. ``named[i]`` is the product that picture ``i`` is said to show.
     """
     count = min(MAX_CANDIDATES, distances.shape[1])
     order = distances.argsort(dim=1, stable=True)[:, :count]
     wanted = torch.tensor([index or 0 for index in named]).to(distances.device, non_blocking=True)[:, None]
     columns = torch.cat((order, wanted), 1)
-    outside = is_outside(distances, shares, typical, limit).all(1, keepdim=True)
     # In float64, so that indices of any size pass as they are.
-    least = shares.min(1, keepdim=True).values
-    least = torch.where(is_far(distances, typical).all(1, keepdim=True), least.clamp_min(1), least)
-    parts = (columns, distances.gather(1, columns), shares.gather(1, columns), least, outside)
+    least = counted_shares(distances, shares, typical).amin(1, keepdim=True)
+    parts = (columns, distances.gather(1, columns), shares.gather(1, columns), least)
     table = torch.cat([part.double() for part in parts], 1).tolist()
     found = []
     for row, index in zip(table, named, strict=True):
         indices, near, part = (row[k * (count + 1) : (k + 1) * (count + 1)] for k in range(3))
         *routes, own = map(Route, map(int, indices), near, part)
-        found.append(Shortlist(tuple(routes), None if index is None else own, row[-2], bool(row[-1])))
+        found.append(Shortlist(tuple(routes), None if index is None else own, row[-1]))
     return found

@@ -7,18 +7,25 @@ product most patches still look as they should, so its calmest tenth hardly chan
 patch does. The *excess* is how much less likely that calmest tenth is than in good pictures of the product that the
 expert was not fitted to. The *strangeness* of a picture is its share, raised by the excess; beyond the limit the
 picture is of an unknown product. Since the excess never lowers it, a picture whose share alone is beyond the limit is
-refused without asking an expert. What is far from every product counts as a share of 1, as far as any other product.
+refused without asking an expert.
+
+Products far apart, or a single one, leave room that no share tells of: a share counts as 1, the next product's place,
+where the picture is many times as far from the product as its own good pictures are.
 """
+
+import math
 
 import numpy as np
 import torch
 
-__all__ = ["FAR_MULTIPLE", "ground_level", "is_far", "is_outside", "strangeness"]
+from model.config import DEFAULT_UNKNOWN_LIMIT
+from model.errors import ConfigurationError
+
+__all__ = ["FAR_MULTIPLE", "check_limit", "counted_shares", "ground_level", "strangeness"]
 
 FAR_MULTIPLE = 5.0
-"""How many times as far from a product as its own good pictures, by their median, a picture may be whatever the other
-products are: several times what any good one reaches, since a defect can lead out as well. It is all that there is to
-go by while a single product is learned."""
+"""How many times as far from a product as its own good pictures, by their median, is far: several times what any good
+one reaches, since a defect can lead out as well. It is all that there is to go by while a single product is learned."""
 
 GROUND_QUANTILE = 0.1
 """Share of a picture's patches that its ground level is not below: few enough to be found beside a large defect."""
@@ -32,20 +39,12 @@ good pictures of products that were left out from altered ones of learned produc
 (``benchmarks/unknown_verdicts.py``)."""
 
 
-def is_far(distance: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
-    """Whether pictures are too far from products, by distances ``(…, T)`` and the products' ``typical`` ones ``(T,)``.
+def counted_shares(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
+    """Shares as they count: 1 at least of a product that the picture is far from.
 
-    The typical distance is the median one of a product's good pictures.
+    Distances and shares are ``(…, T)``; ``typical`` ``(T,)`` is the median distance of each product's good pictures.
     """
-    return distance > FAR_MULTIPLE * typical
-
-
-def is_outside(distance: torch.Tensor, share: torch.Tensor, typical: torch.Tensor, limit: float) -> torch.Tensor:
-    """Whether pictures lie outside of products for the router, by distances and shares ``(…, T)``.
-
-    ``typical`` is as for ``is_far``, ``limit`` the share up to which a picture is inside.
-    """
-    return (share > limit) | is_far(distance, typical)
+    return torch.where(distance > FAR_MULTIPLE * typical, share.clamp_min(1), share)
 
 
 def ground_level(patch_nll: np.ndarray) -> float:
@@ -61,3 +60,13 @@ def strangeness(share: float, ground: float, typical_ground: float, dim: int) ->
     """
     excess = max(0.0, ground - typical_ground) / dim
     return share * (1 + excess / EXCESS_UNIT) ** EXCESS_POWER
+
+
+def check_limit(limit: float) -> float:
+    """``limit`` itself if strangeness can be compared with it; else ``ConfigurationError``."""
+    if not 0 <= limit < math.inf:
+        raise ConfigurationError(
+            f"the unknown limit cannot be {limit!r}; it is the strangeness of a picture beyond which its product is "
+            f"unknown, a number such as {DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
+        )
+    return limit

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from model.backbone import Backbone
-from model.checkpoint import Checkpoint, digest_tensors, expert_tensors, profile_tensors
+from model.checkpoint import FORMAT_VERSION, Checkpoint, digest_tensors, expert_tensors, profile_tensors
 from model.config import ModelConfig
 from model.errors import ConfigurationError, DuplicateTaskError
 from model.features import FeatureExtractor
@@ -256,10 +256,11 @@ class ContinualTrainer:
         return known.index(name) if name in known else len(known)
 
     def _fingerprint(self, category: Category, shared: _Shared) -> str:
-        """Of everything that the weights of this task depend on, by content."""
+        """Of everything that what is kept of an unfinished task depends on, by content."""
         digest = hashlib.sha256()
         base = "" if not self.path.exists() else Checkpoint.open(self.path).header.base_sha256
         for part in (
+            FORMAT_VERSION,  # an older program kept other figures of its folds
             category.name,
             shared.config.model_dump_json(),
             self.training.model_dump_json(),

@@ -14,11 +14,9 @@ values many times over. Here each block is one function with its gradient writte
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from model.context import depthwise, depthwise_kernel_gradient
@@ -27,49 +25,13 @@ from model.lora import LoRADelta
 from model.network import Base, Expert, flow_input
 from model.runtime import at_least_float32
 from model.subnet import TaskSubnet
+from training.fused_layers import Grads, Layer, LowRankLayer
 
 __all__ = ["FusedFlow", "at_once"]
 
 AT_ONCE_BYTES = 10 * 2**20
 """Size that float32 embeddings of pictures taken together may have on a CPU: four pictures of MAIN. With fewer the
 products and the summing of gradients take longer, with more the passes between, whose values leave the cache."""
-
-Grads = tuple[torch.Tensor | None, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Layer:
-    """A linear layer as computed: ``weight`` ``(out, in)`` and ``bias`` ``(out,)``; gradients go to ``learned``."""
-
-    weight: torch.Tensor
-    bias: torch.Tensor
-    learned: tuple[torch.Tensor, ...]
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
-
-    def gradients(self, x: torch.Tensor, grad: torch.Tensor) -> Grads:
-        """Of ``learned``, weight and bias, for input rows ``(n, in)`` and the output's gradient ``(n, out)``."""
-        weight, bias = self.learned
-        if not weight.requires_grad:
-            return None, None
-        return (grad.T @ x).to(weight.dtype), grad.sum(0).to(bias.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class _LowRankLayer(_Layer):
-    """``factor·(W + (a/r)·B A)`` on a frozen ``W``: what is learned is A, B and bias, by thin products."""
-
-    used: tuple[torch.Tensor, torch.Tensor]
-    scaling: float
-    factor: float
-
-    def gradients(self, x: torch.Tensor, grad: torch.Tensor) -> Grads:
-        a, b = self.used
-        dtype = self.learned[0].dtype
-        grad_a = ((grad @ b).T @ x).to(dtype).mul_(self.factor * self.scaling)
-        grad_b = (grad.T @ (x @ a.T)).to(dtype).mul_(self.factor * self.scaling)
-        return grad_a, grad_b, grad.sum(0).to(dtype).mul_(self.factor)
 
 
 def at_once(embeddings: torch.Tensor) -> int:
@@ -116,20 +78,20 @@ class FusedFlow:
         self._leaves.append(leaf)
         return leaf
 
-    def layer(self, weight: torch.Tensor, bias: torch.Tensor, factor: float = 1.0) -> _Layer:
+    def layer(self, weight: torch.Tensor, bias: torch.Tensor, factor: float = 1.0) -> Layer:
         """The layer whose output is ``factor`` times that of ``weight`` and ``bias``."""
         if factor != 1.0:
             weight, bias = weight * factor, bias * factor
-        return _Layer(*self._used(weight, bias), (self.leaf(weight), self.leaf(bias)))
+        return Layer(*self._used(weight, bias), (self.leaf(weight), self.leaf(bias)))
 
-    def merged_layer(self, base: nn.Linear, delta: LoRADelta, factor: float = 1.0) -> _Layer:
+    def merged_layer(self, base: nn.Linear, delta: LoRADelta, factor: float = 1.0) -> Layer:
         """The layer whose output is ``factor`` times that of ``base`` and ``delta``."""
         if base.weight.requires_grad:
             return self.layer(*delta.merge(base), factor)
         with torch.no_grad():
             weight, bias = self._used(*(tensor * factor for tensor in delta.merge(base)))
         learned = (delta.A, delta.B, delta.bias)
-        return _LowRankLayer(weight, bias, learned, self._used(delta.A, delta.B), delta.scaling, factor)
+        return LowRankLayer(weight, bias, learned, self._used(delta.A, delta.B), delta.scaling, factor)
 
     def _used(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         first, second = (tensor.detach().to(self.dtype) for tensor in tensors)
@@ -142,7 +104,7 @@ class _MoLE:
     def __init__(self, flow: FusedFlow, base: MoLEBase, subnet: TaskSubnet) -> None:
         factors = {"shift_out": MOLE_COUPLING.shift_gain, "scale_out": MOLE_COUPLING.slope}
 
-        def layer(name: str) -> _Layer:
+        def layer(name: str) -> Layer:
             own, factor = getattr(subnet, name), factors.get(name, 1.0)
             if isinstance(own, LoRADelta):
                 return flow.merged_layer(getattr(base, name), own, factor)
@@ -232,7 +194,7 @@ class _DIA:
         return (second, first) if self.flip else (first, second)
 
 
-def _layers(flow: FusedFlow, net: nn.Sequential, factor: float) -> list[_Layer]:
+def _layers(flow: FusedFlow, net: nn.Sequential, factor: float) -> list[Layer]:
     """The linear layers of an MLP, whose output is multiplied by ``factor``."""
     linear = [layer for layer in net if isinstance(layer, nn.Linear)]
     last = len(linear) - 1
@@ -268,7 +230,7 @@ class _DIAStep(torch.autograd.Function):
         return grad, None, *found, *more
 
 
-def _mlp(layers: Sequence[_Layer], x: torch.Tensor) -> list[torch.Tensor]:
+def _mlp(layers: Sequence[Layer], x: torch.Tensor) -> list[torch.Tensor]:
     """The input, the values after each ReLU, and the output of layers with ReLU between."""
     values = [x]
     for number, layer in enumerate(layers, 1):
@@ -278,7 +240,7 @@ def _mlp(layers: Sequence[_Layer], x: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _mlp_backward(
-    layers: Sequence[_Layer], values: Sequence[torch.Tensor], grad: torch.Tensor
+    layers: Sequence[Layer], values: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> tuple[list[torch.Tensor | None], torch.Tensor]:
     """Gradients of weights and biases, layer after layer, and of the input; ``values`` as ``_mlp`` gives them."""
     found: list[torch.Tensor | None] = []

@@ -15,7 +15,6 @@ PRODUCTS = 40
 def found(distances: torch.Tensor, shares: torch.Tensor, **options: object) -> list:
     given = {
         "typical": torch.full((distances.shape[1],), 1.0),
-        "limit": 0.5,
         "named": [None] * len(distances),
     } | options
     return shortlist(distances, shares, **given)  # type: ignore[arg-type]
@@ -50,19 +49,18 @@ def test_a_named_product_is_given_though_it_is_far_and_whatever_its_index() -> N
     assert each[2].named is not None
 
 
-def test_a_picture_is_outside_only_if_it_is_outside_of_every_product_the_far_ones_too() -> None:
+def test_the_least_share_is_that_of_all_products_the_far_ones_too() -> None:
     distances = torch.arange(1.0, PRODUCTS + 1).repeat(2, 1)
     shares = torch.full((2, PRODUCTS), 0.9)
     shares[1, -1] = 0.1  # the farthest product takes it: its good pictures lie that far from it
     typical = torch.full((PRODUCTS,), 1e-3)
     typical[-1] = PRODUCTS / FAR_MULTIPLE
-    assert [each.is_outside for each in found(distances, shares, typical=typical)] == [True, False]
+    assert [each.least_share for each in found(distances, shares, typical=typical)] == pytest.approx([0.9, 0.1])
 
 
-def test_whatever_is_far_is_outside_whatever_its_share() -> None:
+def test_the_share_of_what_is_far_counts_as_one() -> None:
     distances = torch.tensor([[FAR_MULTIPLE * 2 - 0.1], [FAR_MULTIPLE * 2 + 0.1]])
     each = found(distances, torch.zeros(2, 1), typical=torch.tensor([2.0]))
-    assert [one.is_outside for one in each] == [False, True]
     assert [one.least_share for one in each] == [0.0, 1.0]
 
 
@@ -80,4 +78,4 @@ def test_there_is_one_read_however_many_pictures_and_products_there_are(monkeypa
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or plain(tensor))
     monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("a second read"))
     found(torch.rand(8, PRODUCTS), torch.rand(8, PRODUCTS), named=[None, 3] * 4)
-    assert reads == [(8, 3 * (MAX_CANDIDATES + 1) + 2)]
+    assert reads == [(8, 3 * (MAX_CANDIDATES + 1) + 1)]

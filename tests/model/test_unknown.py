@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 import torch
 
-from model.unknown import FAR_MULTIPLE, GROUND_QUANTILE, ground_level, is_outside, strangeness
+from model.unknown import FAR_MULTIPLE, GROUND_QUANTILE, counted_shares, ground_level, strangeness
 
 
 @pytest.mark.parametrize(
-    ("distance", "share", "outside"),
-    [(1.0, 0.4, False), (1.0, 0.6, True), (FAR_MULTIPLE * 2 + 1, 0.1, True), (FAR_MULTIPLE * 2 - 1, 0.1, False)],
+    ("distance", "share", "counted"),
+    [(1.0, 0.4, 0.4), (1.0, 1.6, 1.6), (FAR_MULTIPLE * 2 + 1, 0.1, 1.0), (FAR_MULTIPLE * 2 + 1, 1.6, 1.6)],
 )
-def test_a_picture_is_outside_by_its_share_or_because_it_is_far(distance: float, share: float, outside: bool) -> None:
-    found = is_outside(torch.tensor([distance]), torch.tensor([share]), torch.tensor([2.0]), limit=0.5)
-    assert found.tolist() == [outside]
+def test_a_share_counts_as_one_at_least_where_the_picture_is_far(distance: float, share: float, counted: float) -> None:
+    found = counted_shares(torch.tensor([distance]), torch.tensor([share]), torch.tensor([2.0]))
+    assert found.tolist() == pytest.approx([counted])
 
 
 def test_the_ground_level_is_that_of_the_calmest_tenth_whatever_the_rest_is() -> None:
