@@ -14,12 +14,9 @@ from model.checkpoint import STORED_TYPES
 from model.config import ModelConfig
 from model.errors import CheckpointError, one_line
 from model.network import Base, Expert
-from model.runtime import autocast, product_dtype
-from model.scoring import negative_log_likelihood
 from training.config import TrainingConfig
 from training.embeddings import Embeddings
-from training.fused import FusedFlow, at_once
-from training.loss import tail_aware_loss
+from training.gradients import add_gradients
 
 __all__ = ["EpochResult", "TaskTrainer", "task_seed"]
 
@@ -78,20 +75,10 @@ class TaskTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        flow = FusedFlow(self.base, self.expert, product_dtype(self.precision))
-        totals = torch.zeros(2, device=self.device)
-        for pictures in embeddings.split(at_once(embeddings)):
-            with autocast(self.device, self.precision):
-                z, log_det = flow(pictures)
-            nll = negative_log_likelihood(z, log_det)
-            # Every part of the loss is a mean over pictures, so the batch's is that of its parts by their share.
-            loss = tail_aware_loss(nll, log_det, self.training) * (len(pictures) / len(embeddings))
-            loss.backward()
-            totals += torch.stack((loss.detach(), nll.detach().mean() * (len(pictures) / len(embeddings))))
-        flow.finish()
+        loss, nll = add_gradients(self.base, self.expert, embeddings, self.training, self.precision)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_gradient_norm)
         self.optimizer.step()
-        return totals[0], totals[1]
+        return loss, nll
 
     def epochs(
         self, store: Embeddings, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None

@@ -11,8 +11,7 @@ from model.config import FlowConfig, ModelConfig
 from model.context import depthwise, depthwise_kernel_gradient
 from model.network import Base, Expert, flow_forward
 from model.scoring import negative_log_likelihood
-from training import fused
-from training.fused import FusedFlow, at_once
+from training.fused import FusedFlow
 
 VARIANTS = {
     "usual": {},
@@ -75,8 +74,7 @@ def test_values_and_gradients_are_those_of_the_models_flow(name: str, first: boo
     found = flow(x)
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, atol=1e-10)
-    loss(*found).backward()
-    flow.finish()
+    flow.finish(flow.gradients(loss(*found)))
     for key, gradient in gradients(base, expert).items():
         other = wanted[key]
         assert (gradient is None) == (other is None), key
@@ -95,23 +93,6 @@ def test_a_fixed_scale_of_the_channels_counts() -> None:
     assert torch.allclose(torch.autograd.grad(loss(*found), base.mixer.kernel if base.mixer else [])[0], wanted[0])
 
 
-def test_gradients_of_pictures_taken_one_after_another_add_up() -> None:
-    base, expert = parts()
-    x = embeddings()
-    taken = []
-    for size in (len(x), 1):
-        flow = FusedFlow(base, expert, torch.float64)
-        for pictures in x.split(size):
-            z, log_det = flow(pictures)
-            negative_log_likelihood(z, log_det).sum().backward()
-        flow.finish()
-        taken.append(gradients(base, expert))
-    for one, other in zip(*(found.values() for found in taken), strict=True):
-        assert one is not None
-        assert other is not None
-        assert torch.allclose(one, other, atol=1e-9)
-
-
 def test_bf16_products_give_float32_gradients_near_the_full_ones() -> None:
     found = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -119,8 +100,7 @@ def test_bf16_products_give_float32_gradients_near_the_full_ones() -> None:
         flow = FusedFlow(base, expert, dtype)
         z, log_det = flow(embeddings(torch.float32))
         assert z.dtype == log_det.dtype == torch.float32
-        loss(z, log_det).backward()
-        flow.finish()
+        flow.finish(flow.gradients(loss(z, log_det)))
         found.append(torch.cat([g.flatten() for g in gradients(base, expert).values() if g is not None]))
     assert found[1].dtype == torch.float32
     assert 0 < (found[0] - found[1]).norm() < 0.05 * found[0].norm()
@@ -133,12 +113,3 @@ def test_the_kernels_gradient_is_that_of_the_depthwise_convolution(side: int) ->
     weight = torch.randn_like(y)
     (expected,) = torch.autograd.grad((y * weight).sum(), kernel)
     assert torch.allclose(depthwise_kernel_gradient(x, weight, side), expected, atol=1e-12)
-
-
-def test_a_cpu_takes_few_pictures_at_once_and_another_device_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = embeddings(torch.float32, 7)
-    monkeypatch.setattr(fused, "AT_ONCE_BYTES", 3 * 4 * x[0].numel())
-    assert at_once(x) == 3
-    monkeypatch.setattr(fused, "AT_ONCE_BYTES", 1)
-    assert at_once(x) == 1
-    assert at_once(torch.empty(7, 4, 5, 16, device="meta")) == 7
