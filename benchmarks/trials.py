@@ -246,8 +246,7 @@ def run_missing(
             if row is None and run:
                 found = bench.run(setting, start, seed, key)
                 row = {"key": key, "lever": setting.name, "seed": seed, "products": found}
-                with rows.open("a") as file:
-                    file.write(json.dumps(row) + "\n")
+                _add_row(rows, row)
                 print(setting.name, seed, *cells(list(found.values())), sep=" | ", file=sys.stderr, flush=True)
             if row is not None:
                 runs.append(row["products"])
@@ -256,8 +255,22 @@ def run_missing(
 
 
 def _done_rows(path: Path) -> dict[str, dict[str, Any]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {row["key"]: row for row in rows}
+    """The rows of ``path`` by key; a line that a kill cut off is none, and its trial runs again."""
+    found = {}
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        found[row["key"]] = row
+    return found
+
+
+def _add_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line at the end, which others may do too, and not to one that a kill cut off."""
+    cut_off = path.exists() and not path.read_text().endswith("\n")
+    with path.open("a") as file:
+        file.write(("\n" if cut_off else "") + json.dumps(row) + "\n")
 
 
 HEADINGS = (
