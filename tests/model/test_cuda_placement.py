@@ -24,6 +24,7 @@ from model.lora import _FrozenBaseLinear
 from model.network import Base, Expert
 from model.router import Prototype
 from training.config import TrainingConfig
+from training.fused import FusedFlow
 from training.task import TaskTrainer
 
 CUDA = torch.device("cuda")
@@ -137,12 +138,14 @@ def test_a_training_step_on_cuda_mixes_no_devices_and_waits_for_nothing(
 ) -> None:
     trainer = make_trainer(first=first, device=CUDA)
 
-    def fill_gradients(loss: torch.Tensor) -> None:
-        # The engine is PyTorch's own; the next test runs it, on a device that needs no driver.
+    # The engine is PyTorch's own; the next test runs it, on a device that needs no driver.
+    def fill_gradients(flow: FusedFlow, gradients: list[torch.Tensor]) -> None:
+        assert all(gradient.device.type == "cuda" for gradient in gradients)
         for parameter in trainer.parameters:
             parameter.grad = torch.zeros_like(parameter)
 
-    monkeypatch.setattr(torch.Tensor, "backward", fill_gradients)
+    monkeypatch.setattr(FusedFlow, "gradients", lambda flow, loss: [torch.zeros_like(leaf) for leaf in flow._leaves])
+    monkeypatch.setattr(FusedFlow, "finish", fill_gradients)
     with torch.no_grad():
         for _ in range(2):
             loss, nll = trainer.step(torch.zeros(2, 4, 4, DIM, device=CUDA), 1e-3)
