@@ -105,7 +105,8 @@ class Batcher:
                 raise OverloadedError(f"All {self._capacity} places in the queue are taken; try again later.", wait)
             self._queue.append(item)
             self._changed.notify()
-        item.result.add_done_callback(lambda result: self._remove(item) if result.cancelled() else None)
+        # Of the item it must not know: a result that keeps its own picture waits for Python's collector to be freed.
+        item.result.add_done_callback(self._remove_cancelled)
         return item.result
 
     def close(self) -> None:
@@ -152,11 +153,15 @@ class Batcher:
                 batch.append(item)
         return batch
 
-    def _remove(self, item: _Waiting) -> None:
-        """Drop a cancelled picture, unless it was taken in the meantime."""
+    def _remove_cancelled(self, result: "Future[Inferred]") -> None:
+        """Drop a picture whose result was cancelled, unless it was taken in the meantime."""
+        if not result.cancelled():
+            return
         with self._changed:
-            if item in self._queue:
-                self._queue.remove(item)
+            for item in self._queue:
+                if item.result is result:
+                    self._queue.remove(item)
+                    return
 
     def _infer(self, batch: list[_Waiting], predict: Predict) -> None:
         """Run the model on one batch and hand out the results, or its failure."""

@@ -1,6 +1,8 @@
 """The queue before the model: bounded, in batches, and never leaving anybody without an answer."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
@@ -242,3 +244,18 @@ def test_the_time_a_picture_takes_is_learned() -> None:
     with running(batcher, model):
         batcher.submit(IMAGE, None).result(120)
     assert batcher.seconds_per_picture > 0
+
+
+def test_an_answered_picture_is_freed_without_waiting_for_the_collector() -> None:
+    batcher, model = make(), DummyDetector()
+    picture = IMAGE.copy()
+    freed = weakref.ref(picture)
+    gc.disable()
+    try:
+        with running(batcher, model):
+            result = batcher.submit(picture, None)
+            result.result(120)
+        del picture, result
+        assert freed() is None
+    finally:
+        gc.enable()
