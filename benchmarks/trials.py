@@ -20,6 +20,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from pseudo_defects import make_pseudo
+from result_files import append_row, read_rows
 from scipy.ndimage import gaussian_filter
 
 from model.backbone import Backbone
@@ -238,39 +239,21 @@ def run_missing(
 
     A setting of which nothing is there is left out.
     """
+    done = {row["key"]: row for row in read_rows(rows)}
     for setting in settings:
         runs: list[Found] = []
         for seed in seeds:
             key = key_of(setting, start, seed, bench.products)
-            row = _done_rows(rows).get(key)
+            row = done.get(key)
             if row is None and run:
                 found = bench.run(setting, start, seed, key)
                 row = {"key": key, "lever": setting.name, "seed": seed, "products": found}
-                _add_row(rows, row)
+                append_row(rows, row)
                 print(setting.name, seed, *cells(list(found.values())), sep=" | ", file=sys.stderr, flush=True)
             if row is not None:
                 runs.append(row["products"])
         if runs:
             yield setting, runs
-
-
-def _done_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """The rows of ``path`` by key; a line that a kill cut off is none, and its trial runs again."""
-    found = {}
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        found[row["key"]] = row
-    return found
-
-
-def _add_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line at the end, which others may do too, and not to one that a kill cut off."""
-    cut_off = path.exists() and not path.read_text().endswith("\n")
-    with path.open("a") as file:
-        file.write(("\n" if cut_off else "") + json.dumps(row) + "\n")
 
 
 HEADINGS = (

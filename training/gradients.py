@@ -67,7 +67,9 @@ def at_once(embeddings: torch.Tensor) -> int:
 
 
 def _sums(sums: list[torch.Tensor], found: list[torch.Tensor]) -> list[torch.Tensor]:
-    """``found`` added to ``sums``, in place; nothing yet is as zeros."""
-    for total, gradient in zip(sums, found, strict=False):
+    """``found`` added to ``sums``, in place, of which there are none at first."""
+    if not sums:
+        return found
+    for total, gradient in zip(sums, found, strict=True):
         total += gradient
-    return sums or found
+    return sums

@@ -13,8 +13,6 @@ AUPRO is computed twice, by MoLE-Flow's metrics and by anomalib's, as a check of
 import argparse
 import importlib.metadata
 import importlib.util
-import json
-import os
 import resource
 import sys
 import time
@@ -35,6 +33,10 @@ from model.errors import ConfigurationError, DatasetError, MoLEFlowError
 from model.threads import configure_threads, restart_prepared
 from training.datasets import Category, load_category, read_mask, read_picture
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of all benchmarks
+
+from result_files import append_row, read_rows
 
 OURS = "moleflow"
 """The name of MoLE-Flow's rows."""
@@ -128,25 +130,6 @@ def peer_row(method: str, category: Category, setting: Setting) -> dict[str, Any
         "threads": torch.get_num_threads(),
         "versions": {name: importlib.metadata.version(name) for name in VERSIONED if importlib.util.find_spec(name)},
     }
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows written so far. A last line that was cut off by a kill is removed from the file."""
-    if not path.exists():
-        return []
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        os.truncate(path, len(whole.encode()))
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one row, on disk when this returns."""
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -66,15 +66,6 @@ def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
     assert capsys.readouterr().out in printed
 
 
-def test_a_row_that_a_kill_cut_off_costs_no_other(tmp_path: Path) -> None:
-    rows = tmp_path / "rows.jsonl"
-    trials._add_row(rows, {"key": "a", "seed": 0})
-    rows.write_text(rows.read_text() + '{"key": "b", "se')
-    assert trials._done_rows(rows) == {"a": {"key": "a", "seed": 0}}
-    trials._add_row(rows, {"key": "b", "seed": 1})
-    assert trials._done_rows(rows) == {"a": {"key": "a", "seed": 0}, "b": {"key": "b", "seed": 1}}
-
-
 def test_averaging_leaves_the_mean_of_the_last_epochs_weights() -> None:
     def trained(averaged: float, epochs: int = 4) -> list[torch.Tensor]:
         base = Base(START.model, seed=0)

@@ -17,6 +17,7 @@ import torch
 from coreset import farthest_first
 from PIL import Image
 from protocol import SubjectError, Worker, WorkerError
+from result_files import read_rows
 from scorers import Scored
 
 from model.merged import MergedExpert
@@ -258,7 +259,7 @@ def test_a_row_that_a_kill_cut_off_is_measured_again(options: argparse.Namespace
     (row,) = accuracy.run(options)
     text = options.output.read_text()
     options.output.write_text(text + text[:40])
-    assert accuracy.read_rows(options.output) == [row]
+    assert read_rows(options.output) == [row]
     assert options.output.read_text() == text
     assert json.loads(text)["method"] == "brightness"
 

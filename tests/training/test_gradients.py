@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from tiny_model import tiny_config
+from tiny_model import tiny_base, tiny_config, tiny_expert
 
 from model.network import Base, Expert, flow_forward
 from model.scoring import negative_log_likelihood
@@ -27,12 +27,7 @@ def restored_threads() -> Iterator[None]:
 
 def parts(*, first: bool) -> tuple[Base, Expert]:
     config = tiny_config()
-    base, expert = Base(config, seed=1), Expert(config, first=first, seed=2)
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for parameter in (*base.parameters(), *expert.parameters()):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return base.requires_grad_(first), expert
+    return tiny_base(config).requires_grad_(first), tiny_expert(config, first=first)
 
 
 def pictures(count: int) -> torch.Tensor:
