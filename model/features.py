@@ -26,7 +26,7 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.embedder = PatchEmbedder(backbone.channels, config.backbone.embedding_dim)
-        scale, offset = backbone.preprocessing.scale_and_offset()
+        scale, offset = map(torch.from_numpy, backbone.preprocessing.scale_and_offset())
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.eval().requires_grad_(False)

@@ -1,12 +1,12 @@
 """How a picture becomes the backbone's input: one resolved record, stored in the checkpoint.
 
-Training and serving call the same functions with the same record, so they cannot differ.
+Training and serving call the same functions with the same record, so they cannot differ. Whoever only decodes images
+imports this module, so it does without torch.
 """
 
 from typing import Literal
 
 import numpy as np
-import torch
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,10 +36,10 @@ class Preprocessing(BaseModel):
         resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
         return np.asarray(resized)
 
-    def scale_and_offset(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
         """Normalisation of 0…255 values as one multiply-add: ``x·scale + offset``; each ``(3,)`` float32."""
-        scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32)
-        offset = torch.tensor([-m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=torch.float32)
+        scale = np.array([1 / (255 * s) for s in self.std], np.float32)
+        offset = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
         return scale, offset
 
 

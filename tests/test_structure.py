@@ -40,3 +40,11 @@ def test_importing_the_command_line_does_not_load_pytorch() -> None:
 
     code = "import sys, moleflow.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_decoding_an_upload_does_not_load_pytorch() -> None:
+    import subprocess
+    import sys
+
+    code = "import sys, service.decode; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

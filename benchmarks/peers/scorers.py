@@ -68,7 +68,7 @@ class AnomalibScorer:
 
     def __init__(self, network: torch.nn.Module, finish: Callable[[], None], preprocessing: Preprocessing) -> None:
         self.network, self._finish, self.preprocessing = network, finish, preprocessing
-        self._scale, self._offset = preprocessing.scale_and_offset()
+        self._scale, self._offset = map(torch.from_numpy, preprocessing.scale_and_offset())
 
     def fit(self, good: Sequence[Path]) -> None:
         """Collect the features of all pictures, then fit."""

@@ -33,7 +33,7 @@ def test_fine_stripes_are_averaged_and_make_no_false_pattern() -> None:
 
 
 def test_normalisation_is_one_multiply_and_add_of_bytes() -> None:
-    scale, offset = RECORD.scale_and_offset()
+    scale, offset = map(torch.from_numpy, RECORD.scale_and_offset())
     values = torch.arange(256)[:, None].float()
     expected = (values / 255 - torch.tensor(RECORD.mean)) / torch.tensor(RECORD.std)
     assert torch.allclose(values * scale + offset, expected, atol=1e-5)
