@@ -25,6 +25,7 @@ from PIL import (
 )
 
 from model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
+from model.picture_limits import check_structure
 
 __all__ = [
     "FORMATS",
@@ -134,6 +135,7 @@ def _open(source: bytes | Path, max_pixels: int, side: int | None = None) -> tup
         found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
         raise UnsupportedImageError(f"{_called(source)} {found}; save it as PNG or JPEG.")
     with _refusing_broken_files(source):
+        check_structure(data, kind)
         image = _READERS[kind](io.BytesIO(data))
         _check_size(image, max_pixels, _called(source))
         width, height = image.size

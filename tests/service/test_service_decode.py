@@ -9,19 +9,12 @@ import pytest
 from pictures import encoded, picture, png_of_declared_size
 from PIL import Image
 
-from model.errors import ImageTooLargeError, UnsupportedImageError
+from model.errors import ImageTooLargeError
 from model.picture import open_rgb
 from model.preprocessing import Preprocessing
-from service.decode import MAX_JPEG_SCANS, MAX_SIDE, decode
+from service.decode import MAX_SIDE, decode
 
 MODEL = Preprocessing(image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
-
-
-def progressive_jpeg(repeats: int) -> bytes:
-    """A progressive JPEG whose last scan is there ``repeats`` times more."""
-    data = encoded(picture(), "JPEG", progressive=True)
-    last_scan = data[data.rindex(b"\xff\xda") : -2]
-    return data[:-2] + last_scan * repeats + data[-2:]
 
 
 def test_a_picture_is_resized_as_the_checkpoint_says() -> None:
@@ -62,26 +55,6 @@ def test_a_picture_one_pixel_over_the_limit_is_refused() -> None:
 def test_a_side_that_is_too_long_is_refused() -> None:
     with pytest.raises(ImageTooLargeError, match=re.escape(f"{MAX_SIDE:,}")):
         decode(encoded(np.zeros((1, MAX_SIDE + 1, 3), np.uint8)), MODEL, max_pixels=MAX_SIDE * 2)
-
-
-def test_an_ordinary_progressive_jpeg_is_accepted() -> None:
-    assert decode(progressive_jpeg(repeats=0), MODEL, max_pixels=10_000).width == 90
-
-
-def test_a_jpeg_of_very_many_scans_is_refused() -> None:
-    with pytest.raises(UnsupportedImageError, match="scans"):
-        decode(progressive_jpeg(repeats=MAX_JPEG_SCANS), MODEL, max_pixels=10_000)
-
-
-def test_what_follows_the_end_of_a_jpeg_counts_as_no_scan() -> None:
-    video = b"\xff\xda" * (MAX_JPEG_SCANS + 1)  # phones append one to a "motion photo"
-    assert decode(encoded(picture(), "JPEG") + video, MODEL, max_pixels=10_000).width == 90
-
-
-def test_a_marker_inside_metadata_counts_as_no_scan() -> None:
-    comment = b"\xff\xda" * (MAX_JPEG_SCANS + 1)
-    data = encoded(picture(), "JPEG", comment=comment)
-    assert decode(data, MODEL, max_pixels=10_000).width == 90
 
 
 def test_a_small_file_of_many_pixels_is_refused_without_decoding_it() -> None:
