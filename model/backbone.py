@@ -12,7 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import nn
 
 from model.config import BackboneConfig
@@ -184,7 +184,8 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise BackboneError(f"there is no weight file {str(path)!r}. {WAYS_OUT}")
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
+            # Not the library's reader of files, which maps them: a file that is cut meanwhile would end the process.
+            return load(path.read_bytes())
         # Weights only: a pickle that wants to run code is refused, never loaded another way.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:

@@ -107,7 +107,7 @@ class Profile(NamedTuple):
 
 
 class Checkpoint:
-    """An opened checkpoint: its header at once, its tensors when asked for (memory-mapped).
+    """An opened checkpoint: its header at once, its tensors when asked for.
 
     It goes on reading the file that was opened, also when a newer one is written to the same path.
     """

@@ -1,20 +1,23 @@
-"""A safetensors file of many sections: its table is read once, its tensors are mapped into memory when asked for.
+"""A safetensors file of many sections: its table is read once, its tensors when a section is asked for.
 
 Reading a table of 150,000 tensors through the library for each of two thousand sections would cost more than all else;
 here that is done once, and what is kept of it is small (``model.tensor_table``).
+
+Nothing is mapped into memory: touching a map of a file that another program cuts ends the process. What is read is a
+copy, which is checked and used whatever happens to the file meanwhile.
 
 Writing streams. Sections that are kept from another file are copied from file to file in bounded pieces, so that adding
 a product to a large checkpoint needs no more memory than the product and the table.
 """
 
-import mmap
 import os
 import weakref
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
+import numpy as np
 import torch
 
 from model.errors import CheckpointFormatError, one_line
@@ -73,24 +76,27 @@ class TensorFile:
     def section(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a section by their names there: none where there is no such section.
 
-        They are a private memory map: bytes are read when they are touched, and writing changes the tensors, never the
-        file. The map goes with the last of them.
+        They are a copy in memory, one buffer for all of them, which goes with the last.
 
         Raises:
-            CheckpointFormatError: the file was cut since it was opened.
+            CheckpointFormatError: the file was cut since it was opened, or its disk fails.
         """
-        spans = list(self.spans(name))
-        begin, end = min((span[1] for span in spans), default=0), max((span[2] for span in spans), default=0)
-        if begin == end:
-            return {spec.key: torch.empty(spec.shape, dtype=TYPES[spec.dtype]) for spec, _, _ in spans}
+        spans = sorted(self.spans(name), key=lambda span: span[1:])
+        buffer = np.empty(sum(spec.size for spec, _, _ in spans), np.uint8)
+        tensors, position = {}, 0
+        for spec, _, _ in spans:
+            tensors[spec.key] = _view(buffer, spec, position)
+            position += spec.size
         try:
             if os.fstat(self._handle).st_size < self._end:
                 raise OSError("it is shorter than it was")
-            aligned = begin - begin % mmap.ALLOCATIONGRANULARITY
-            mapped = mmap.mmap(self._handle, end - aligned, access=mmap.ACCESS_COPY, offset=aligned)
+            position = 0
+            for begin, end in _runs((first, last) for _, first, last in spans):
+                _read_into(self._handle, memoryview(buffer)[position : position + end - begin], begin)
+                position += end - begin
         except OSError as error:
             raise CheckpointFormatError(f"{str(self.path)!r} cannot be read ({one_line(error)}).") from error
-        return {spec.key: _view(mapped, spec, first - aligned) for spec, first, _ in spans}
+        return tensors
 
     def spans(self, name: str) -> Iterator[tuple[Spec, int, int]]:
         """Each tensor of a section with where its bytes begin and end in the file."""
@@ -177,8 +183,28 @@ def _read(handle: int, count: int, offset: int) -> bytes:
     return b"".join(pieces)
 
 
-def _view(mapped: mmap.mmap, spec: Spec, offset: int) -> torch.Tensor:
+def _read_into(handle: int, target: memoryview, offset: int) -> None:
+    """Fill ``target`` with what the file has from ``offset`` on. ``OSError`` where the file ends earlier."""
+    while target:
+        count = os.preadv(handle, [target], offset)
+        if not count:
+            raise OSError("it ends too early")
+        target, offset = target[count:], offset + count
+
+
+def _runs(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """The same bytes as ``spans``, in their order, those that follow each other taken together."""
+    begin = end = 0
+    for first, last in spans:
+        if first != end:
+            yield begin, end
+            begin = first
+        end = last
+    yield begin, end
+
+
+def _view(buffer: np.ndarray, spec: Spec, offset: int) -> torch.Tensor:
     dtype = TYPES[spec.dtype]
     if not spec.size:
         return torch.empty(spec.shape, dtype=dtype)
-    return torch.frombuffer(mapped, dtype=dtype, count=spec.numbers, offset=offset).view(spec.shape)
+    return torch.frombuffer(buffer, dtype=dtype, count=spec.numbers, offset=offset).view(spec.shape)

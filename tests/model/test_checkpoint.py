@@ -195,6 +195,31 @@ def test_a_damaged_expert_keeps_none_of_the_others_from_predicting(checkpoint: C
     assert detector.predict([product_picture(2, 50)], ["gear"])[0].task.name == "gear"
 
 
+@pytest.mark.parametrize("change", ["os.truncate(path, 0)", "os.truncate(path, os.stat(path).st_size // 2)", "cut()"])
+def test_cutting_the_served_file_is_an_error_of_the_products_that_are_still_to_be_read(
+    checkpoint: Checkpoint, tmp_path: Path, processes: Processes, change: str
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(checkpoint.path.read_bytes())
+    # In a process of its own: touching a map of a file that was cut would end it by a signal.
+    finished = processes.run(
+        "import os, sys\nsys.path.insert(0, 'tests/support')\nfrom tiny_model import PLUGIN, product_picture\n"
+        "from model.detector import Detector\n"
+        "from model.errors import CheckpointError\n"
+        f"path = {str(path)!r}\n"
+        "detector = Detector.load(path, device='cpu', plugin=str(PLUGIN))\n"
+        "before = detector.predict([product_picture(0, 5)], ['bolt'])[0].score\n"
+        "def cut():\n"  # and write zeros over it: as long as before, of other bytes
+        "    size = os.stat(path).st_size\n    os.truncate(path, 0)\n    os.truncate(path, size)\n"
+        f"{change}\n"
+        "assert detector.predict([product_picture(0, 5)], ['bolt'])[0].score == before\n"
+        "try:\n    detector.predict([product_picture(2, 5)], ['gear'])\n"
+        "except CheckpointError as error:\n    print(type(error).__name__)\n"
+    )
+    expected = "CheckpointDigestError" if change == "cut()" else "CheckpointFormatError"
+    assert (finished.status, finished.stdout.strip()) == (0, expected), finished.stderr
+
+
 def test_a_detector_goes_on_with_the_file_that_it_opened_after_a_newer_one_took_its_place(
     checkpoint: Checkpoint, detector: Detector, tmp_path: Path
 ) -> None:

@@ -1,4 +1,4 @@
-"""The container: valid safetensors, mapped section by section, written without holding what is only copied."""
+"""The container: valid safetensors, read section by section, written without holding what is only copied."""
 
 import gc
 import json
@@ -142,13 +142,49 @@ def test_a_file_that_was_cut_after_it_was_opened_is_an_error_and_no_crash(path: 
         file.section("backbone")
 
 
-def test_tensors_are_a_private_map_that_outlives_the_file_object(path: Path) -> None:
+def test_a_file_that_is_cut_while_it_is_read_is_an_error_and_no_crash(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, size = TensorFile.open(path), path.stat()
+    os.truncate(path, size.st_size - 40)
+    monkeypatch.setattr(os, "fstat", lambda handle: size)  # as it was when the reading began
+    with pytest.raises(CheckpointFormatError, match="cannot be read .*ends too early"):
+        file.section("tasks.1.expert")
+
+
+def test_tensors_that_were_read_are_there_whatever_happens_to_the_file(path: Path, processes: Processes) -> None:
+    # In a process of its own: touching a map of a file that was cut would end it by a signal.
+    finished = processes.run(
+        "import os, pathlib\nfrom model.tensor_file import TensorFile\n"
+        f"tensors = TensorFile.open(pathlib.Path({str(path)!r})).section('backbone')\n"
+        f"os.truncate({str(path)!r}, 0)\n"
+        "print(tensors['steps'].tolist())\n"
+    )
+    assert (finished.status, finished.stdout.strip()) == (0, "[1, 2, 3]")
+
+
+def test_tensors_are_copies_that_outlive_the_file_object(path: Path) -> None:
     before = path.read_bytes()
     tensors = TensorFile.open(path).section("backbone")
     gc.collect()
     tensors["conv.weight"].zero_()
     assert not tensors["conv.weight"].any()
     assert path.read_bytes() == before
+
+
+def test_of_a_section_that_lies_scattered_only_its_own_bytes_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_file(flat(SECTIONS), tmp_path / "theirs")  # ordered by type, so that sections lie in each other
+    file, plain, counts = TensorFile.open(tmp_path / "theirs"), os.preadv, []
+
+    def counted(handle: int, buffers: list[memoryview], offset: int) -> int:
+        counts.append(plain(handle, buffers, offset))
+        return counts[-1]
+
+    monkeypatch.setattr(os, "preadv", counted)
+    assert same(file.section("tasks.1.expert"), SECTIONS["tasks.1.expert"])
+    assert sum(counts) == 23
 
 
 def test_a_file_object_that_is_gone_leaves_no_open_file(path: Path) -> None:
@@ -228,7 +264,6 @@ def test_reading_and_copying_a_large_file_needs_memory_for_what_is_touched_only(
         text = json.dumps(table).encode()
         target.write(raw(text))
         target.truncate(8 + len(text) + 2 * half + 8)
-    # A limit on the memory that a process may write to; what is mapped of the file is not held.
     finished = processes.run(
         "import resource, pathlib, torch\nfrom model.tensor_file import *\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -170,11 +170,10 @@ def test_using_the_embeddings_does_not_change_the_files(
     found = embed(cache, features, paths)
     before = [path.read_bytes() for path in files(cache)]
     values(found).zero_()
-    found._rows[0].zero_()  # the mapped memory itself
     assert [path.read_bytes() for path in files(cache)] == before
 
 
-def test_what_is_mapped_stays_readable_when_another_process_writes_it_anew(
+def test_what_was_found_stays_readable_when_another_process_writes_it_anew(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     cache = opened(tmp_path, features)
@@ -183,6 +182,36 @@ def test_what_is_mapped_stays_readable_when_another_process_writes_it_anew(
     for path in files(cache):
         shutil.copy(path, path.with_suffix(".new")).replace(path)
     assert torch.equal(values(found), expected)
+
+
+@pytest.mark.parametrize("change", ["cut", "emptied", "removed", "of other numbers"])
+def test_a_file_that_is_changed_after_it_was_found_is_an_error_and_no_crash(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, change: str
+) -> None:
+    cache = opened(tmp_path, features)
+    found = embed(cache, features, paths)
+    for path in files(cache):
+        match change:
+            case "cut":
+                os.truncate(path, path.stat().st_size - 1)
+            case "emptied":
+                os.truncate(path, 0)
+            case "removed":
+                path.unlink()
+            case _:
+                np.save(path, np.array([{}]), allow_pickle=True)
+    with pytest.raises(ConfigurationError, match="removed or changed while it was needed"):
+        values(found)
+
+
+def test_a_file_of_another_shape_is_an_error_that_names_it(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    cache = opened(tmp_path, features)
+    embed(cache, features, paths)
+    np.save(files(cache)[0], np.zeros((2, 2, 2), np.float32))
+    with pytest.raises(ConfigurationError, match="is of another network"):
+        embed(cache, features, paths)
 
 
 def test_a_picture_that_has_gone_is_an_error_that_names_it(features: FeatureExtractor, tmp_path: Path) -> None:
@@ -202,7 +231,7 @@ def test_a_cache_emptied_while_it_is_filled_is_an_error(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_save", lambda path, value: path.write_bytes(b""))
-    with pytest.raises(ConfigurationError, match="was removed while it was needed"):
+    with pytest.raises(ConfigurationError, match="was removed or changed while it was needed"):
         embed(opened(tmp_path, features), features, paths)
 
 
