@@ -1,7 +1,8 @@
 """The way of a picture through the service: decode, queue, model, encode. Works without HTTP.
 
-Decoding and encoding run in threads of their own, so that neither the event loop nor the model waits for them. All
-batches run in one thread, which also loads and warms up the model: per-thread state is set up where it is used.
+Decoding runs in processes of its own and encoding in threads, so that neither the event loop nor the model waits for
+them. All batches run in one thread, which also loads and warms up the model: per-thread state is set up where it is
+used.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ import numpy as np
 from model.errors import OverloadedError, UnknownTaskError
 from model.results import Finding, Prediction
 from service.batching import Batcher
-from service.decode import decode
+from service.decoding import Decoders
 from service.errors import NotReadyError
 from service.metrics import Metrics
 from service.predictor import Predictor
@@ -44,7 +45,13 @@ class Engine:
             max_batch_size=settings.max_batch_size,
             max_wait_seconds=settings.max_batch_wait_ms / 1000,
         )
-        self._decoders = ThreadPoolExecutor(settings.cpu_workers, "decode")
+        self._decoders = Decoders(
+            settings.cpu_workers,
+            seconds=settings.decode_timeout_seconds,
+            max_pixels=settings.max_pixels,
+            on_replaced=metrics.decoder_restarts.inc,
+        )
+        self._waiting_for_decoders = ThreadPoolExecutor(settings.cpu_workers, "decode")
         self._encoders = ThreadPoolExecutor(settings.cpu_workers, "encode")
         self._loaded: Future[Predictor] = Future()
         self._thread: threading.Thread | None = None
@@ -60,6 +67,7 @@ class Engine:
         """Begin to load the model, in the inference thread. Returns at once; see ``wait_until_ready``."""
         self._thread = threading.Thread(target=self._work, args=(load,), name="inference", daemon=True)
         self._thread.start()
+        self._decoders.start()
 
     async def wait_until_ready(self) -> Predictor:
         """The model, once it is loaded and warmed up. Raises what loading raised."""
@@ -72,7 +80,8 @@ class Engine:
         self._batcher.close()
         if self._thread is not None:
             await asyncio.to_thread(self._thread.join)
-        for pool in (self._decoders, self._encoders):
+        self._decoders.close()
+        for pool in (self._waiting_for_decoders, self._encoders):
             await asyncio.to_thread(pool.shutdown)
 
     @property
@@ -140,7 +149,7 @@ class Engine:
         self.check_task(task)
         with self._batcher.expecting() as expected:
             decoded, waited, decode_seconds = await _in_thread(
-                self._decoders, lambda: decode(data, predictor.preprocessing, max_pixels=self._settings.max_pixels)
+                self._waiting_for_decoders, lambda: self._decoders.decode(data, predictor.preprocessing)
             )
             metrics.decode_seconds.observe(decode_seconds)
             result = self._batcher.submit(decoded.model_input, task, expected)
@@ -164,7 +173,9 @@ class Engine:
             queue_seconds=queue_seconds,
             inference_seconds=inferred.inference_seconds,
         )
-        answer, _, encode_seconds = await _in_thread(self._encoders, lambda: render(job, form or AnswerForm()))
+        answer, _, encode_seconds = await _in_thread(
+            self._encoders, lambda: render(job, form or AnswerForm(), self._decoders.open_rgb)
+        )
         metrics.encode_seconds.observe(encode_seconds)
         return answer
 

@@ -24,6 +24,9 @@ class Metrics:
         self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
         self.predictions = self._counter("predictions", "pictures judged, by product and verdict", "task", "verdict")
         self.inference_failures = self._counter("inference_failures", "batches that the model failed on")
+        self.decoder_restarts = self._counter(
+            "decoder_restarts", "decoding processes that an image or the system ended"
+        )
         self.request_seconds = self._histogram("request_duration_seconds", "whole request, upload included", "route")
         self.decode_seconds = self._histogram("decode_seconds", "decoding and resizing one picture")
         self.queue_seconds = self._histogram("queue_seconds", "one picture waiting for the model")

@@ -1,5 +1,6 @@
 """From a prediction to the bytes of the answer, in the form that the client asked for. Runs in the encoding threads."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Literal
@@ -59,17 +60,15 @@ class Answer:
     finding: Finding
 
 
-def render(job: Job, form: AnswerForm) -> Answer:
-    """Make the answer. Slow in proportion to the map's pixels.
+def render(job: Job, form: AnswerForm, read_rgb: Callable[[bytes], np.ndarray] = open_rgb) -> Answer:
+    """Make the answer. Slow in proportion to the map's pixels. ``read_rgb`` decodes the image for an overlay.
 
     Raises ``UnknownProductError`` when there is no map and the form is nothing else.
     """
     started = perf_counter()
     if form.media_type == "image/png":
         prediction = _scored(job.finding)
-        # The upload was accepted by its pixel count already.
-        picture = open_rgb(job.data, max_pixels=job.width * job.height)
-        return Answer(overlay_png(picture, prediction), form.media_type, prediction)
+        return Answer(overlay_png(read_rgb(job.data), prediction), form.media_type, prediction)
     if form.media_type == "application/x-npy":
         return Answer(map_to_npy(_map(_scored(job.finding), job, form.map_size)), form.media_type, job.finding)
     encoding, anomaly_map = form.map_encoding, None

@@ -54,7 +54,13 @@ class Settings(BaseSettings):
         64, ge=1, le=100_000, description="most requests accepted and not yet answered; beyond it they get status 429"
     )
     cpu_workers: int = Field(
-        default_factory=helper_threads, ge=1, le=256, description="threads that decode, and as many that encode"
+        default_factory=helper_threads,
+        ge=1,
+        le=256,
+        description="processes that decode, and as many threads that encode",
+    )
+    decode_timeout_seconds: float = Field(
+        2.0, gt=0, le=600, description="processor time that decoding one image may take; beyond it, it gets status 413"
     )
     upload_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="time in which an upload must have arrived; slower ones get status 408"

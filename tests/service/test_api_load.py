@@ -129,17 +129,19 @@ def test_a_score_that_is_no_number_is_a_failure_and_not_a_verdict() -> None:
             assert running.predict(encoded(picture()), {"accept": accept}).status_code == 500
 
 
-@pytest.mark.parametrize("stage", ["decode", "render"])
-def test_others_are_answered_while_a_picture_is_decoded_or_encoded(stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("owner", "stage"), [(service.engine.Decoders, "decode"), (service.engine, "render")])
+def test_others_are_answered_while_a_picture_is_decoded_or_encoded(
+    owner: Any, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entered, may_go_on = threading.Event(), threading.Event()
-    real = getattr(service.engine, stage)
+    real = getattr(owner, stage)
 
     def slow(*arguments: Any, **options: Any) -> Any:
         entered.set()
         assert may_go_on.wait(120)
         return real(*arguments, **options)
 
-    monkeypatch.setattr(service.engine, stage, slow)
+    monkeypatch.setattr(owner, stage, slow)
     with run_server() as running, ThreadPoolExecutor(1) as pool:
         answer = pool.submit(running.predict, encoded(picture()))
         assert entered.wait(120)
