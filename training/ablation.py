@@ -19,19 +19,20 @@ from typing import Any
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from model.atomic import atomic_write
 from model.backbone import Backbone
 from model.checkpoint import Checkpoint, digest_tensors
 from model.config import ModelConfig
-from model.errors import DatasetError, DuplicateTaskError
+from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
 from model.features import FeatureExtractor
+from model.outputs import check_output_folder, reason, write_text
+from model.regular_file import read_regular_file
 from model.runtime import resolve_device, resolve_precision
 from training.cache import CachedEmbeddings, EmbeddingCache, digest_picture
 from training.cached_evaluation import CachedEvaluation, CategoryMetrics
 from training.config import Preset, TrainingConfig
 from training.continual import train_tasks
 from training.datasets import Category, load_category, read_picture
-from training.journal import side_file
+from training.journal import HISTORY, side_file
 from training.report import Reporter
 from training.studies import STUDIES, Row, Study, rows_for
 
@@ -113,6 +114,8 @@ class Ablation:
         Raises:
             DatasetError, BackboneError, CheckpointError, ConfigurationError: see ``model.errors``.
         """
+        check_output_folder("the folder of results", self.out / "results")
+        check_output_folder("the embedding cache", self.cache)
         source = self._source()
         rows = rows_for(study, self.preset)
         results = []
@@ -153,7 +156,7 @@ class Ablation:
     def _kept(self, preset: Preset, source: _Source) -> RowResult | None:
         """The result of an earlier run; none where it is missing, damaged, or of another version of this program."""
         try:
-            return RowResult.model_validate_json(self._result_path(preset, source).read_bytes())
+            return RowResult.model_validate_json(read_regular_file(self._result_path(preset, source)))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -181,7 +184,7 @@ class Ablation:
             at_end=at_end,
             parameters=tuple(task.parameters for task in checkpoint.header.tasks),
             base_parameters=checkpoint.section_parameters().get("base", 0),
-            train_seconds=_train_seconds(side_file(checkpoint.path, ".history.jsonl")),
+            train_seconds=_train_seconds(side_file(checkpoint.path, HISTORY)),
             finished_at=datetime.now(UTC),
             environment={
                 "torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": str(self.device),
@@ -219,7 +222,7 @@ class Ablation:
         """The metrics of the task at ``index`` while it is the last one; kept, since later they can be had no more."""
         kept = path.with_name(f"after.{index}.json")
         try:
-            return CategoryMetrics.model_validate_json(kept.read_bytes())
+            return CategoryMetrics.model_validate_json(read_regular_file(kept))
         except (FileNotFoundError, ValueError):
             if _learned(path) != index + 1:
                 return None
@@ -255,7 +258,7 @@ class Ablation:
 
     def _quieter(self, path: Path) -> Reporter:
         """The same console, with the history of this run."""
-        return Reporter(history=side_file(path, ".history.jsonl"), console=self.reporter.console)
+        return Reporter(history=side_file(path, HISTORY), console=self.reporter.console)
 
 
 def _learned(path: Path) -> int:
@@ -283,16 +286,22 @@ def _digest_category(category: Category) -> str:
 def _train_seconds(history: Path) -> float:
     """Seconds of all epochs, each counted once, whatever interruptions lay between them; no embedding, no saving."""
     seconds: dict[tuple[str, int], float] = {}
-    for line in history.read_text(encoding="utf-8").splitlines():
+    try:
+        lines = read_regular_file(history).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the history {str(history)!r} cannot be read ({reason(error)}), so how long training took is not known; "
+            "remove its folder to train the row anew."
+        ) from error
+    for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+            if entry["event"] == "epoch":
+                seconds[entry["name"], entry["epoch"]] = float(entry["seconds"])
+        except (ValueError, KeyError, TypeError):
             continue  # a kill cut this line off
-        if entry["event"] == "epoch":
-            seconds[entry["name"], entry["epoch"]] = entry["seconds"]
     return round(sum(seconds.values()), 3)
 
 
 def _write(path: Path, value: BaseModel) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(value.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_text("the result", path, value.model_dump_json(indent=1) + "\n")

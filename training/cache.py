@@ -3,34 +3,32 @@
 One file a picture, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything but the picture that decides
 an embedding: the backbone's weights and stages, the preprocessing, the embedding's width, the products' precision and
 the kind of device. The file's name is the SHA-256 of the picture's bytes. Files are written atomically, so a kill
-leaves whole ones only, and two processes that compute the same one merely repeat each other. Nothing is ever
-removed: delete the folder, or a source in it, when it is no longer wanted.
+leaves whole ones only, and two processes that compute the same one merely repeat each other. A cache that cannot be
+written, as on a full disk, stops the command rather than let it compute for hours what it was told to keep; what is
+there already is found again. Nothing is ever removed: delete the folder, or a source in it, when it is no longer
+wanted.
 """
 
 import hashlib
 import json
-import shutil
-import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 
-from model.atomic import atomic_write
+from model.atomic import atomic_write, remove_left_behind
 from model.backbone import Backbone
 from model.checkpoint import digest_tensors
 from model.config import BackboneConfig
 from model.errors import ConfigurationError, DatasetError
 from model.features import FeatureExtractor
+from model.outputs import reason
+from model.regular_file import read_regular_file
 from training.embeddings import extract
 
 __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_picture"]
-
-_STALE_SECONDS = 24 * 3600
-"""A temporary file that is older was left behind by a writer that was killed."""
 
 CACHE_FORMAT = 2
 """Raised whenever the arithmetic from picture to embedding changes: it is part of ``SOURCE``."""
@@ -91,7 +89,7 @@ class EmbeddingCache:
         }
         document = json.dumps(source, indent=1, sort_keys=True)
         cache = cls(folder, hashlib.sha256(document.encode()).hexdigest())
-        cache._remove_stale()
+        remove_left_behind(cache.folder)
         described = cache.folder / "source.json"
         if not described.is_file():
             cache._write(described, lambda path: path.write_text(document, encoding="utf-8"))
@@ -130,35 +128,27 @@ class EmbeddingCache:
                 raise _changed(file)
         return CachedEmbeddings(files)
 
-    def _remove_stale(self) -> None:
-        for path in list(self.folder.rglob(".*.tmp")):
-            with suppress(FileNotFoundError):  # another process may remove it too
-                if time.time() - path.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
-
     def _file_of(self, path: Path) -> Path:
         digest = digest_picture(path)
         return self.folder / digest[:2] / f"{digest}.npy"
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
         try:
-            with atomic_write(path, alone=False) as temporary:
+            with atomic_write(path) as temporary:
                 write(temporary)
         except OSError as error:
             raise ConfigurationError(
-                f"the embedding cache {str(path.parent)!r} cannot be written to ({error.strerror}); make room there, "
-                "or name another folder with --cache."
+                f"the embedding cache {str(path.parent)!r} cannot be written to ({reason(error)}); make room there, "
+                "or name another folder with --cache: the same command goes on from what is kept."
             ) from error
 
 
 def digest_picture(path: Path) -> str:
     """SHA-256 of a picture file's bytes; raises ``DatasetError`` when it cannot be read."""
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return hashlib.sha256(read_regular_file(path)).hexdigest()
     except OSError as error:
-        raise DatasetError(
-            f"{path} cannot be read: {error.strerror or error}; check that it is still there."
-        ) from error
+        raise DatasetError(f"{path} cannot be read: {reason(error)}; check that it is still there.") from error
 
 
 def _save(path: Path, value: np.ndarray) -> None:

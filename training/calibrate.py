@@ -21,12 +21,12 @@ from typing import Self
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from model.atomic import atomic_write
 from model.calibration import MIN_SCORES
 from model.config import ModelConfig, RouterConfig
 from model.errors import DatasetError
 from model.merged import MergedExpert
 from model.network import Base
+from model.outputs import write_text
 from model.router import Prototype, Router
 from model.runtime import autocast, product_dtype
 from model.scoring import image_score, pixel_map
@@ -139,8 +139,7 @@ def cross_fit(
         fitting.run(trainer, store.subset(others), hashlib.sha256(f"{fingerprint}|fold {number}".encode()).hexdigest())
         journal.held_out.add(score_held_out(trainer, store.subset(fold), config))
         journal.done = number
-        with atomic_write(journal_path) as temporary:
-            temporary.write_text(journal.model_dump_json(), encoding="utf-8")
+        write_text("the journal of folds", journal_path, journal.model_dump_json())
     return journal.held_out
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +17,17 @@ from model.config import ModelConfig
 from model.errors import ConfigurationError, DuplicateTaskError
 from model.features import FeatureExtractor
 from model.network import Base
+from model.outputs import check_output_folder
 from model.results import TaskInfo
 from model.router import Prototype, image_descriptor
 from model.runtime import resolve_device, resolve_precision
 from training.alterations import ALTERATIONS, chosen_pictures, descriptor_changes
-from training.cache import EmbeddingCache
+from training.cache import EmbeddingCache, digest_picture
 from training.calibrate import HeldOutScores, cross_fit, cross_fitted_distances, score_held_out, split
 from training.config import Preset
 from training.datasets import Category, load_category, read_picture
 from training.embeddings import Embeddings, EmbeddingStore
-from training.journal import Journal, exclusive, side_file
+from training.journal import HISTORY, Journal, exclusive, side_file
 from training.report import Reporter
 from training.resume import ResumableFit
 from training.save import save_task, task_info
@@ -64,9 +66,9 @@ def train_tasks(
 
     Every picture is checked before any training. An existing checkpoint is added to, and its own configuration
     counts; ``preset.model`` and ``backbone_weights`` are for a new one. Given again after an interruption, the same
-    call goes on where it stopped. Files beside the checkpoint, with its name in front: ``.history.jsonl``
-    (stays), ``.training``, ``.folds`` and ``.journal`` (until the call is through), ``.lock``. ``cache`` is a folder
-    that keeps embeddings for later calls (``training.cache``).
+    call goes on where it stopped. Files beside the checkpoint (where a link leads to), with its name in front:
+    ``.history.jsonl`` (stays), ``.training``, ``.folds``, ``.journal`` and ``.lock`` (until the call is through).
+    ``cache`` is a folder that keeps embeddings for later calls (``training.cache``).
 
     Raises:
         DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError.
@@ -77,8 +79,10 @@ def train_tasks(
     repeated = {name for name in tasks if list(tasks).count(name) > 1}
     if repeated:
         raise DuplicateTaskError(f"task {min(repeated)!r} is named more than once; name each product once.")
-    with exclusive(checkpoint):
-        journal_path = side_file(checkpoint, ".journal")
+    if cache is not None:
+        check_output_folder("the embedding cache", cache)
+    with exclusive(trainer.path):
+        journal_path = side_file(trainer.path, ".journal")
         asked = f"{list(tasks)}|{replace}|{preset.training.model_dump_json()}"
         fingerprint = hashlib.sha256(asked.encode()).hexdigest()
         known = trainer.known()
@@ -114,12 +118,14 @@ class ContinualTrainer:
         reporter: Reporter,
         cache: Path | None = None,
     ) -> None:
-        self.path, self.preset, self.training, self.reporter = path, preset, preset.training, reporter
+        # Where a link leads to now is where everything goes, also if it is led elsewhere meanwhile.
+        self.path = side_file(path, "")
+        self.preset, self.training, self.reporter = preset, preset.training, reporter
         self.cache = cache
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
-        self.reporter.history = self.reporter.history or side_file(path, ".history.jsonl")
-        self._state_path, self._folds_path = side_file(path, ".training"), side_file(path, ".folds")
+        self.reporter.history = self.reporter.history or side_file(self.path, HISTORY)
+        self._state_path, self._folds_path = side_file(self.path, ".training"), side_file(self.path, ".folds")
 
     def known(self) -> list[str]:
         """Names of the tasks in the checkpoint, in order of learning; none while there is no file."""
@@ -270,7 +276,7 @@ class ContinualTrainer:
             digest.update(f"{part}\n".encode())
         digest.update(digest_tensors(shared.backbone.net.state_dict()).encode())
         for path in category.train:
-            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+            digest.update(os.fsencode(path.name) + bytes.fromhex(digest_picture(path)))
         return digest.hexdigest()
 
     def _embed(self, category: Category, shared: _Shared) -> Embeddings:

@@ -1,6 +1,5 @@
 """What an evaluation found, as typed values: the JSON that `moleflow evaluate --json` writes and others read back."""
 
-import os
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from model.atomic import atomic_write
 from model.errors import ConfigurationError, one_line
+from model.outputs import reason, write_text
+from model.regular_file import read_regular_file
 
 __all__ = [
     "METRICS",
@@ -22,11 +22,9 @@ __all__ = [
     "OverSequence",
     "Protocol",
     "ServiceAnswers",
-    "check_writable",
     "mean_of",
     "read_evaluation",
     "write_json",
-    "write_text",
 ]
 
 
@@ -150,11 +148,10 @@ def mean_of(figures: Sequence[_AnyFigures]) -> _AnyFigures:
 def read_evaluation(path: Path) -> Evaluation:
     """Read what ``moleflow evaluate --json`` wrote. ``ConfigurationError`` when the file is none such."""
     try:
-        return Evaluation.model_validate_json(path.read_bytes())
+        return Evaluation.model_validate_json(read_regular_file(path))
     except OSError as error:
         raise ConfigurationError(
-            f"{str(path)!r} cannot be read ({error.strerror or error}); give a file that `moleflow evaluate --json` "
-            "wrote."
+            f"{str(path)!r} cannot be read ({reason(error)}); give a file that `moleflow evaluate --json` wrote."
         ) from error
     except ValidationError as error:
         raise ConfigurationError(
@@ -163,32 +160,6 @@ def read_evaluation(path: Path) -> Evaluation:
         ) from error
 
 
-def check_writable(*paths: Path) -> None:
-    """``ConfigurationError`` unless files can be written to each of ``paths``; makes their folders."""
-    for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(path, error.strerror or str(error)) from error
-        if path.is_dir():
-            raise _unwritable(path, "it is a folder")
-        if not os.access(path.parent, os.W_OK):
-            raise _unwritable(path, "its folder may not be written to")
-
-
-def write_json(path: Path, record: BaseModel) -> None:
+def write_json(what: str, path: Path, record: BaseModel) -> None:
     """Write a record as indented JSON, atomically. ``ConfigurationError`` when the place cannot be written to."""
-    write_text(path, record.model_dump_json(indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically. ``ConfigurationError`` when the place cannot be written to."""
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise _unwritable(path, error.strerror or str(error)) from error
-
-
-def _unwritable(path: Path, reason: str) -> ConfigurationError:
-    return ConfigurationError(f"{str(path)!r} cannot be written ({reason}); name a file in a folder that can.")
+    write_text(what, path, record.model_dump_json(indent=2) + "\n")

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from model.outputs import writing
+
 __all__ = ["Phase", "Reporter"]
 
 
@@ -68,7 +70,9 @@ class Reporter:
             TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
         )
-        with Progress(*columns, console=self.console, transient=True) as progress:
+        # Where standard output is no terminal, it is not for the bar's console to print.
+        own = sys.stdout is not None and sys.stdout.isatty()
+        with Progress(*columns, console=self.console, transient=True, redirect_stdout=own) as progress:
             yield Phase(progress, progress.add_task(title, total=total, completed=done, detail=""))
 
     def line(self, text: str) -> None:
@@ -76,9 +80,9 @@ class Reporter:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def record(self, event: str, **values: object) -> None:
-        """Append one JSON line with the time and ``values`` to the history."""
+        """Append one JSON line with the time and ``values`` to the history; ``ConfigurationError`` if it cannot be."""
         if self.history is None:
             return
         entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
-        with self.history.open("a", encoding="utf-8") as file:
+        with writing("the history of training", self.history), self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")

@@ -76,6 +76,7 @@ def ablate(
     from json import dumps
 
     from model.backbone import import_plugin
+    from model.outputs import check_output, write_text
     from model.threads import configure_threads
     from training.ablation import Ablation
     from training.config import preset as find_preset
@@ -84,6 +85,8 @@ def ablate(
     from training.study_table import StudyTable
 
     configure_threads()
+    if markdown is not None:
+        check_output("the table", markdown)  # better told now than after the training
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()
@@ -104,24 +107,11 @@ def ablate(
         reporter.line("stopped; give the same command again to go on from the last whole epoch")
         raise typer.Exit(130) from None
     if markdown is not None:
-        _write(markdown, table.markdown())
+        write_text("the table", markdown, table.markdown())
     if json:
         typer.echo(dumps(table.document(), indent=1))
     else:
         _print_table(table)
-
-
-def _write(path: Path, text: str) -> None:
-    from model.atomic import atomic_write
-    from model.errors import ConfigurationError
-
-    try:
-        with atomic_write(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(
-            f"{str(path)!r} cannot be written ({error.strerror}); the results are kept: name another --markdown."
-        ) from error
 
 
 def _print_table(table: "StudyTable") -> None:

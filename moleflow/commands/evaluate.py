@@ -56,16 +56,19 @@ def evaluate(
 
     from model.backbone import import_plugin
     from model.detector import Detector
+    from model.outputs import check_output, write_text
     from model.threads import configure_threads
     from training.evaluation import load_test_categories
-    from training.figures import check_writable, write_json, write_text
+    from training.figures import write_json
     from training.forgetting import check_sequence, continual_figures
     from training.report import Reporter
     from training.report_page import report_page
     from training.tables import evaluation_tables
 
     configure_threads()
-    check_writable(*(path for path in (json, report) if path))  # better told now than after the measurement
+    for what, path in (("the figures", json), ("the report", report)):
+        if path:  # better told now than after the measurement
+            check_output(what, path, inputs=(checkpoint, *(history or ())))
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()
@@ -77,16 +80,16 @@ def evaluate(
     evaluation = evaluations[-1]
     if states:
         evaluation = evaluation.model_copy(update={"continual": continual_figures(evaluations)})
+    if json:
+        write_json("the figures", json, evaluation)
+    if report:
+        write_text("the report", report, report_page(evaluation, measured))
+        reporter.line(f"report: {report}")
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_WITHOUT_TERMINAL)
     for table in evaluation_tables(evaluation):
         console.print(table)
-    if json:
-        write_json(json, evaluation)
-    if report:
-        write_text(report, report_page(evaluation, measured))
-        reporter.line(f"report: {report}")
 
 
 def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | Detector":

@@ -23,16 +23,18 @@ def summarise(
     """
     from rich.console import Console
 
-    from training.figures import check_writable, read_evaluation, write_json
+    from model.outputs import check_output
+    from training.figures import read_evaluation, write_json
     from training.spread import summarise as compute
     from training.tables import summary_tables
 
-    check_writable(*([json] if json else []))
+    if json:
+        check_output("the summary", json, inputs=evaluations)
     summary = compute([read_evaluation(path) for path in evaluations])
+    if json:
+        write_json("the summary", json, summary)
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH_WITHOUT_TERMINAL)
     for table in summary_tables(summary):
         console.print(table)
-    if json:
-        write_json(json, summary)

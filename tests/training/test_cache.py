@@ -1,6 +1,5 @@
 """Embeddings are kept by content: found again, never mistaken for others, and whole or not there."""
 
-import os
 import random
 import shutil
 import time
@@ -13,6 +12,7 @@ from forked import Processes
 from tiny_model import product_picture, tiny_config
 
 import training.embeddings
+from model.atomic import atomic_write
 from model.backbone import Backbone
 from model.config import ModelConfig
 from model.errors import ConfigurationError, DatasetError
@@ -138,16 +138,18 @@ def files(cache: EmbeddingCache) -> list[Path]:
     return sorted(cache.folder.rglob("*.npy"))
 
 
-def test_what_a_killed_writer_left_is_removed_once_it_is_old(features: FeatureExtractor, tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(
+    features: FeatureExtractor, tmp_path: Path
+) -> None:
     folder = opened(tmp_path, features).folder
-    old, new = folder / ".old.npy.abcdefgh.tmp", folder / ".new.npy.abcdefgh.tmp"
-    for path in (old, new):
-        path.mkdir()
-        (path / "half.npy").write_bytes(b"half")
-    os.utime(old, (0, 0))
-    opened(tmp_path, features)
-    assert new.exists()
-    assert not old.exists()
+    left = folder / "ab" / ".old.npy.0.tmp"
+    left.mkdir(parents=True)
+    (left / "half.npy").write_bytes(b"half")
+    with atomic_write(folder / "ab" / "new.npy") as writing:
+        writing.write_bytes(b"half")
+        opened(tmp_path, features)
+        assert writing.exists()
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
