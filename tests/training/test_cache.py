@@ -1,5 +1,6 @@
 """Embeddings are kept by content: found again, never mistaken for others, and whole or not there."""
 
+import os
 import random
 import shutil
 import time
