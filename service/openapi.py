@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from service.form import FILE_FIELD
+from service.options import PredictOptions
 from service.problems import MEDIA_TYPE, Problem
-from service.upload import FIELD
 
 __all__ = ["DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "TASK", "TASKS"]
 
@@ -15,6 +16,13 @@ Every error is a problem document (RFC 9457, `application/problem+json`) whose `
 """
 
 _BINARY = {"type": "string", "format": "binary"}
+
+_FORM = {
+    "type": "object",
+    "properties": {FILE_FIELD: _BINARY} | PredictOptions.model_json_schema()["properties"],
+    "required": [FILE_FIELD],
+    "additionalProperties": False,
+}
 
 _HEADERS = {
     "MoLEFlow-Verdict": {"description": "good or anomalous; not with JSON", "schema": {"type": "string"}},
@@ -85,8 +93,8 @@ _NOT_READY = _problem("no model yet, or no longer", Retry_After="seconds to wait
 PREDICT: dict[str, Any] = {
     "summary": "Judge one picture",
     "description": (
-        "Send the picture as the raw body, or as the field `file` of a multipart form. PNG, JPEG, WebP, BMP, TIFF and "
-        "GIF are read, of several frames the first; transparent parts are laid on white, 16-bit values scaled by "
+        "Send the image as the raw body, or as the field `file` of a multipart form; the options of the query may be "
+        "fields of the form instead. PNG, JPEG, WebP, BMP, TIFF and GIF are read, of several frames the first; transparent parts are laid on white, 16-bit values scaled by "
         "their full range, and the EXIF rotation is applied.\n\n"
         "`Accept` chooses the answer: `application/json`, the heat map over the picture as `image/png`, or the bare "
         "float32 map as `application/x-npy`. In the heat map the middle of the colours (red) is the threshold.\n\n"
@@ -102,8 +110,8 @@ PREDICT: dict[str, Any] = {
             "required": True,
             "content": {
                 "multipart/form-data": {
-                    "schema": {"type": "object", "properties": {FIELD: _BINARY}, "required": [FIELD]},
-                    "encoding": {FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}},
+                    "schema": _FORM,
+                    "encoding": {FILE_FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}},
                 },
                 "image/*": {"schema": _BINARY},
                 "application/octet-stream": {"schema": _BINARY},

@@ -37,6 +37,9 @@ _TYPE_PREFIX = "urn:moleflow:problem:"
 _RETRY_NOT_READY_SECONDS = 5
 """What a client is told to wait while the model is being loaded: that takes seconds."""
 
+_MAX_EXPLAINED, _MAX_QUOTED = 5, 200
+"""How many problems of one request are explained, and how many characters of a wrong value are quoted."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -104,9 +107,12 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    """Query parameters that are unknown or have a value that is not valid."""
+    """Options that are unknown or have a value that is not valid."""
     assert isinstance(error, RequestValidationError)
-    detail = " ".join(_explain(problem) for problem in error.errors())
+    problems = error.errors()
+    detail = " ".join(_explain(problem) for problem in problems[:_MAX_EXPLAINED])
+    if len(problems) > _MAX_EXPLAINED:
+        detail += f" And {len(problems) - _MAX_EXPLAINED} more of this kind."
     return _respond(422, *_STATUSES[422], detail)
 
 
@@ -148,11 +154,18 @@ def _respond_failed(request: Request, error: Exception) -> Response:
 def _explain(problem: Any) -> str:
     """One sentence about one problem that pydantic found."""
     place, *names = problem["loc"]
-    what = f"{place} parameter {'.'.join(str(name) for name in names)!r}"
+    kind = "form field" if place == "form" else f"{place} parameter"
+    what = f"{kind} {_short('.'.join(str(name) for name in names))}"
     if problem["type"] == "extra_forbidden":
         return f"There is no {what}."
     reason = str(problem["msg"]).removeprefix("Input ")
-    return f"The {what} is {problem['input']!r}; it {reason}."
+    return f"The {what} is {_short(problem['input'])}; it {reason}."
+
+
+def _short(value: object) -> str:
+    """A value that a client sent, to be quoted in an answer."""
+    text = repr(value)
+    return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
 
 
 def _retry_after(error: Exception) -> dict[str, str]:

@@ -4,11 +4,11 @@ import asyncio
 from collections.abc import Awaitable
 from contextlib import aclosing
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, Response
 
@@ -18,10 +18,11 @@ from service import openapi
 from service.accept import choose_media_type
 from service.engine import Engine
 from service.metrics import Metrics
-from service.render import MEDIA_TYPES, AnswerForm, MapSize
+from service.options import PredictOptions, combine_options
+from service.render import MEDIA_TYPES, AnswerForm
 from service.schemas import Checkpoint, LiveResponse, PredictionResponse, ReadyResponse, TasksResponse
 from service.settings import Settings
-from service.upload import read_upload
+from service.upload import Upload, read_upload
 
 __all__ = ["PAGE", "router"]
 
@@ -33,30 +34,19 @@ router = APIRouter()
 Result = TypeVar("Result")
 
 
-class PredictQuery(BaseModel):
-    """Query parameters of ``POST /predict``."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    task: str | None = Field(None, description="name of the product; skips routing", examples=["bottle"])
-    false_alarm_rate: float | None = Field(
-        None, gt=0, lt=1, description="share of good pictures that may be called anomalous; moves the thresholds"
-    )
-    map: Literal["none", "png", "npy"] = Field("png", description="how the anomaly map travels inside the JSON")
-    map_size: MapSize = Field("image", description="size of the map: the picture's, or that of the model's input")
-
-
 @router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
-async def predict(request: Request, query: Annotated[PredictQuery, Query()]) -> Response:
+async def predict(request: Request, _: Annotated[PredictOptions, Query()]) -> Response:
     engine, settings = _engine(request), _settings(request)
+    query = request.query_params.multi_items()  # FastAPI would take the last of two
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
     if media_type is None:
         raise HTTPException(406, f"The answer can be {', '.join(MEDIA_TYPES)}; ask for one of them in Accept.")
-    engine.check_task(query.task)
+    engine.check_task(combine_options(query).task)
     with engine.admit():
-        data = await _read(request, settings)
-        form = AnswerForm(media_type, query.map, query.map_size)
-        work = engine.predict(data, task=query.task, false_alarm_rate=query.false_alarm_rate, form=form)
+        upload = await _read(request, settings)
+        options = combine_options(query, upload.fields)
+        form = AnswerForm(media_type, options.map, options.map_size)
+        work = engine.predict(upload.data, task=options.task, false_alarm_rate=options.false_alarm_rate, form=form)
         answer = await _unless_client_leaves(request, work)
     headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.finding)
     return Response(answer.content, media_type=media_type, headers=headers)
@@ -121,7 +111,7 @@ def _json(model: BaseModel) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-async def _read(request: Request, settings: Settings) -> bytes:
+async def _read(request: Request, settings: Settings) -> Upload:
     """The picture in the request's body; 408 when it takes too long, since it holds one of the service's places."""
     try:
         async with asyncio.timeout(settings.upload_timeout_seconds), aclosing(request.stream()) as chunks:

@@ -6,7 +6,7 @@ import pytest
 from pictures import encoded, picture, png_of_declared_size
 from running import Running, eventually, request_head, run_server
 
-from service.upload import FRAMING_BYTES
+from service.form import FRAMING_BYTES
 
 LIMIT = 100_000
 

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from model.errors import ImageTooLargeError
-from service.upload import FRAMING_BYTES, read_upload
+from service.form import FRAMING_BYTES
+from service.upload import Upload, read_upload
 
 BOUNDARY = "----frontier"
 FORM = {"content-type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -28,8 +29,12 @@ class Body:
             yield chunk
 
 
-def read(headers: dict[str, str], *chunks: bytes, max_bytes: int = 1000) -> bytes:
+def upload(headers: dict[str, str], *chunks: bytes, max_bytes: int = 1000) -> Upload:
     return asyncio.run(read_upload(headers, aiter(Body(chunks)), max_bytes))
+
+
+def read(headers: dict[str, str], *chunks: bytes, max_bytes: int = 1000) -> bytes:
+    return upload(headers, *chunks, max_bytes=max_bytes).data
 
 
 def part(name: str, content: bytes, filename: str | None = "a.png") -> bytes:
@@ -54,6 +59,21 @@ def test_a_raw_body_is_the_picture(content_type: str | None) -> None:
 
 def test_the_field_file_of_a_form_is_the_picture() -> None:
     assert read(FORM, form(part("note", b"hello", None), part("file", b"abcd"), part("other", b"x"))) == b"abcd"
+
+
+def test_the_other_fields_of_a_form_are_told_in_their_order() -> None:
+    body = form(part("task", "Würfel".encode(), None), part("file", b"abcd"), part("map", b"none", None))
+    assert upload(FORM, body).fields == (("task", "Würfel"), ("map", "none"))
+
+
+def test_a_preamble_and_an_epilogue_are_passed_over() -> None:
+    assert read(FORM, b"\r\n" + form(part("file", b"abcd")) + b"the end") == b"abcd"
+
+
+@pytest.mark.parametrize("length", [1, 70])
+def test_a_boundary_may_have_up_to_seventy_bytes(length: int) -> None:
+    body = form(part("file", b"abcd")).replace(BOUNDARY.encode(), b"b" * length)
+    assert read({"content-type": f"multipart/form-data; boundary={'b' * length}"}, body) == b"abcd"
 
 
 def test_a_field_without_a_file_name_will_do() -> None:
@@ -88,6 +108,11 @@ def test_a_declared_size_that_is_too_large_is_refused_before_anything_is_read() 
     with pytest.raises(ImageTooLargeError):
         asyncio.run(read_upload(RAW | {"content-length": "1001"}, aiter(body), 1000))
     assert body.taken == 0
+
+
+def test_a_declared_size_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(ImageTooLargeError):
+        read(RAW | {"content-length": "9" * 5000}, b"x")
 
 
 @pytest.mark.parametrize("declared", ["10", "nonsense", "-5", ""])
@@ -133,6 +158,29 @@ def test_other_fields_cannot_make_a_form_endless() -> None:
     assert body.taken * 1000 < 2 * FRAMING_BYTES
 
 
+@pytest.mark.parametrize("junk", [b"\n" * 1000, b"\r\n" * 1000, b"\r\n--" * 1000, b"\r" * 1000])
+def test_bytes_before_the_first_boundary_cannot_make_a_form_endless(junk: bytes) -> None:
+    body = Body([b"\r\n"] + [junk] * 1000)
+    with pytest.raises((ImageTooLargeError, HTTPException)):
+        asyncio.run(read_upload(FORM, aiter(body), 10_000_000))
+    assert body.taken * len(junk) < 2 * FRAMING_BYTES
+
+
+def test_bytes_after_the_last_boundary_cannot_make_a_form_endless() -> None:
+    body = Body([form(part("file", b"abcd"))] + [b"x" * 1000] * 1000)
+    with pytest.raises(ImageTooLargeError):
+        asyncio.run(read_upload(FORM, aiter(body), 10_000_000))
+    assert body.taken * 1000 < 2 * FRAMING_BYTES
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["multipart/form-data; " + ";" * 2000, "image/" + "x" * 2000, 'multipart/form-data; boundary="' + '\\"' * 800],
+)
+def test_a_content_type_of_thousands_of_characters_is_refused(content_type: str) -> None:
+    assert refused({"content-type": content_type}, b"x").status_code == 415
+
+
 @pytest.mark.parametrize(
     "content_type",
     ["application/json", "application/x-www-form-urlencoded", "text/plain", "multipart/mixed; boundary=x"],
@@ -156,12 +204,17 @@ def test_a_compressed_body_is_refused() -> None:
         (FORM, form(part("file", b"")), "'file' is empty"),
         (FORM, form(part("picture", b"abc")), "'file' is missing"),
         (FORM, form(), "'file' is missing"),
-        (FORM, form(part("file", b"a"), part("file", b"b")), "one picture a request"),
+        (FORM, form(part("file", b"a"), part("file", b"b")), "one image a request"),
         (FORM, part("file", b"abc"), "ends before its closing boundary"),
         (FORM, b"", "ends before its closing boundary"),
         (FORM, b"this is no form at all", "cannot be read"),
         ({"content-type": "multipart/form-data"}, form(part("file", b"abc")), "no boundary"),
-        ({"content-type": "multipart/form-data; boundary=" + "x" * 300}, b"", "cannot be read"),
+        ({"content-type": "multipart/form-data; boundary=" + "x" * 71}, b"", "71 bytes"),
+        (FORM, form(*[part("note", b"", None)] * 16, part("file", b"abcd")), "more than 16 parts"),
+        (FORM, form(part("file", (b"\r\n--" + BOUNDARY.encode() + b"x") * 17)), "more than 16 parts"),
+        (FORM, form(part("file", b"a")).replace(b"\r\n\r\n", b"\r\nA: b" * 8 + b"\r\n\r\n", 1), "header count"),
+        (FORM, form(part("file", b"a")).replace(b"\r\n\r\n", b"\r\nA: " + b"b" * 5000 + b"\r\n\r\n", 1), "header"),
+        (FORM, form(b"--" + BOUNDARY.encode() + b"\r\n\r\na\r\n"), "has no name"),
     ],
 )
 def test_a_body_without_exactly_one_picture_is_refused(headers: dict[str, str], body: bytes, said: str) -> None:
