@@ -5,11 +5,18 @@ from collections.abc import Sequence
 __all__ = ["choose_media_type"]
 
 
+_MAX_CHARACTERS = 2048
+"""Of the header: ten times what browsers send, read in about two milliseconds."""
+
+
 def choose_media_type(accept: str | None, offered: Sequence[str]) -> str | None:
     """The offered media type that the header likes best; the earlier of equals; ``None`` when it accepts none.
 
-    Without a header, the first. Parts that cannot be parsed are passed over.
+    Without a header, the first. Parts that cannot be parsed are passed over; a header of thousands of characters
+    accepts none.
     """
+    if accept is not None and len(accept) > _MAX_CHARACTERS:
+        return None
     if accept is None or not accept.strip():
         return offered[0]
     wishes = [wish for part in accept.split(",") if (wish := _parse(part)) is not None]

@@ -94,7 +94,8 @@ PREDICT: dict[str, Any] = {
     "summary": "Judge one picture",
     "description": (
         "Send the image as the raw body, or as the field `file` of a multipart form; the options of the query may be "
-        "fields of the form instead. PNG, JPEG, WebP, BMP, TIFF and GIF are read, of several frames the first; transparent parts are laid on white, 16-bit values scaled by "
+        "fields of the form instead. PNG, JPEG, WebP, BMP, TIFF and GIF are read, of several frames the first; "
+        "transparent parts are laid on white, 16-bit values scaled by "
         "their full range, and the EXIF rotation is applied.\n\n"
         "`Accept` chooses the answer: `application/json`, the heat map over the picture as `image/png`, or the bare "
         "float32 map as `application/x-npy`. In the heat map the middle of the colours (red) is the threshold.\n\n"

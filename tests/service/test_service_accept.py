@@ -31,6 +31,7 @@ OFFERED = ("application/json", "image/png", "application/x-npy")
         ("image/jpeg", None),
         ("application/json;q=0", None),
         ("nonsense", None),
+        ("image/png," * 1000, None),
     ],
 )
 def test_the_header_chooses(accept: str | None, chosen: str | None) -> None:

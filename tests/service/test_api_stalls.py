@@ -1,0 +1,130 @@
+"""No request, however it is made, keeps the event loop from others for longer than a moment."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+
+import pytest
+from running import Running, request_head, run_server
+
+LONGEST_STALL_SECONDS = 0.25
+"""Without its guards the loop stalls for seconds on these; with them for milliseconds, and busy machines add some."""
+
+BOUNDARY = b"b"
+MEBIBYTE = 2**20
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[Running]:
+    with run_server() as running:
+        yield running
+
+
+class Watchdog:
+    """A task on the server's loop that notes the longest time in which it could not run."""
+
+    longest = 0.0
+
+    async def watch(self) -> None:
+        last = time.perf_counter()
+        while True:
+            await asyncio.sleep(0.001)
+            now = time.perf_counter()
+            self.longest, last = max(self.longest, now - last), now
+
+
+@contextlib.contextmanager
+def watched(service: Running) -> Iterator[Watchdog]:
+    loop = service.server.servers[0].get_loop()
+    watchdog = Watchdog()
+    watching = asyncio.run_coroutine_threadsafe(watchdog.watch(), loop)
+    try:
+        yield watchdog
+    finally:
+        watching.cancel()
+
+
+def exchange(service: Running, *data: bytes) -> bytes:
+    """The beginning of the server's answer to these bytes; empty when it hangs up without one."""
+    with service.connect() as connection:
+        with contextlib.suppress(OSError):  # it may refuse before it has everything
+            for piece in data:
+                connection.sendall(piece)
+        try:
+            return connection.recv(MEBIBYTE)
+        except OSError:
+            return b""
+
+
+def form(body: bytes, boundary: bytes = BOUNDARY) -> tuple[bytes, bytes]:
+    return request_head(len(body), f"multipart/form-data; boundary={boundary.decode()}"), body
+
+
+def file_of(content: bytes) -> bytes:
+    """A form whose file has this content."""
+    head = b'--%s\r\nContent-Disposition: form-data; name="file"\r\n\r\n' % BOUNDARY
+    return head + content + b"\r\n--%s--\r\n" % BOUNDARY
+
+
+def repeated(piece: bytes, size: int) -> bytes:
+    return piece * (size // len(piece))
+
+
+FORMS = {
+    "tiny parts": repeated(b"--b\r\n\r\n\r\n", 8 * MEBIBYTE),
+    "named tiny parts": repeated(b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\n\r\n', 8 * MEBIBYTE),
+    "headers of one part": b"--b\r\n" + repeated(b"A: b\r\n", 8 * MEBIBYTE),
+    "a header without end": b"--b\r\nA: " + b"x" * 8 * MEBIBYTE,
+    "a header name without end": b"--b\r\n" + b"x" * 8 * MEBIBYTE,
+    "quotes in a disposition": b"--b\r\nContent-Disposition: form-data" + b'; a="\\' * MEBIBYTE,
+    "a preamble of line breaks": b"\r\n" * 4 * MEBIBYTE,
+    "a preamble of near boundaries": b"\r\n" + repeated(b"\r\n--a", 8 * MEBIBYTE),
+    "an epilogue": file_of(b"x") + b"--b\r\n" * MEBIBYTE,
+    "a file of false boundaries": file_of(repeated(b"\r\n--bx", 8 * MEBIBYTE)),
+    "a file of near boundaries": file_of(repeated(b"\r\n--", 8 * MEBIBYTE)),
+    "a file of line breaks": file_of(repeated(b"\r", 8 * MEBIBYTE)),
+    "a field of megabytes": b'--b\r\nContent-Disposition: form-data; name="task"\r\n\r\n' + b"x" * 8 * MEBIBYTE,
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_a_hostile_form_is_refused_without_stalling_the_loop(service: Running, kind: str) -> None:
+    with watched(service) as watchdog:
+        answer = exchange(service, *form(FORMS[kind]))
+    assert not answer or answer.split()[1] in {b"413", b"415", b"422"}
+    assert watchdog.longest < LONGEST_STALL_SECONDS
+
+
+def test_a_large_upload_does_not_stall_the_loop(service: Running) -> None:
+    data = b"x" * 32 * MEBIBYTE
+    with watched(service) as watchdog:
+        assert exchange(service, request_head(len(data)), data).split()[1] == b"415"
+    assert watchdog.longest < LONGEST_STALL_SECONDS
+
+
+LINES = {
+    "query parameters": (b"POST /predict?" + b"a&" * 500_000, []),
+    "one query parameter": (b"POST /predict?task=" + b"x" * MEBIBYTE, []),
+    "percent signs": (b"GET /tasks/" + b"%41" * 300_000, []),
+    "slashes": (b"GET " + b"/" * MEBIBYTE, []),
+    "accept": (b"POST /predict", [b"Accept: " + b"a/b;q=0.1," * 100_000]),
+    "commas in accept": (b"POST /predict", [b"Accept: " + b"," * MEBIBYTE]),
+    "accept many times": (b"POST /predict", [b"Accept: a/b"] * 70_000),
+    "cookies": (b"GET /tasks", [b"Cookie: a=b"] * 70_000),
+    "header lines": (b"GET /tasks", [b"a:"] * 200_000),
+    "content type": (b"POST /predict", [b"Content-Type: multipart/form-data" + b'; a="\\' * 150_000]),
+    "content length": (b"POST /predict", [b"Content-Length: " + b"9" * MEBIBYTE]),
+    "origin": (b"POST /predict", [b"Origin: http://" + b"[" * MEBIBYTE]),
+    "forwarded hosts": (b"POST /predict", [b"Origin: http://a", b"X-Forwarded-Host: " + b"a," * 500_000]),
+}
+
+
+@pytest.mark.parametrize("kind", LINES)
+@pytest.mark.parametrize("bytes_sent", [15_000, MEBIBYTE])
+def test_a_request_head_of_any_size_does_not_stall_the_loop(service: Running, kind: str, bytes_sent: int) -> None:
+    request, headers = LINES[kind]
+    head = b"\r\n".join([request[:bytes_sent] + b" HTTP/1.1", b"Host: localhost", *headers])[:bytes_sent]
+    with watched(service) as watchdog:
+        exchange(service, head + b"\r\nContent-Length: 0\r\n\r\n")
+    assert watchdog.longest < LONGEST_STALL_SECONDS
