@@ -2,10 +2,6 @@
 
 import copy
 import functools
-import hashlib
-import importlib
-import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +12,9 @@ from safetensors.torch import load
 from torch import nn
 
 from model.config import BackboneConfig
-from model.errors import BackboneError, ConfigurationError, one_line
+from model.errors import BackboneError, one_line
 from model.folding import fold
+from model.plugin import import_plugin
 from model.preprocessing import Preprocessing
 
 __all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin"]
@@ -33,40 +30,6 @@ WAYS_OUT = (
     f"(2) use the embedded backbone, --backbone {EMBEDDED_BACKBONE}, whose weights are installed with MoLE-Flow; "
     "(3) run once where the model hub can be reached, so that timm's cache holds the weights."
 )
-
-
-def import_plugin(module: str) -> None:
-    """Import a user's module that registers models with timm; ``module`` is a module's name or a ``.py`` file.
-
-    Raises:
-        ConfigurationError: there is no such module or file, or its own code fails.
-    """
-    try:
-        if module.endswith(".py"):
-            _import_file(Path(module).resolve())
-        else:
-            importlib.import_module(module)
-    except Exception as error:  # a plugin is anybody's code and may raise anything; the cause is kept and shown
-        raise ConfigurationError(
-            f"plugin {module!r} cannot be imported ({type(error).__name__}: {one_line(error)}); give an importable "
-            "module or the path of a .py file."
-        ) from error
-
-
-def _import_file(path: Path) -> None:
-    # Under a name of its own: a file called as an installed module is must neither hide it nor be taken for it.
-    name = f"moleflow_plugin_{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise ImportError("it is no Python file")
-    sys.modules[name] = loaded = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(loaded)
-    except BaseException:
-        del sys.modules[name]
-        raise
 
 
 class Backbone(nn.Module):

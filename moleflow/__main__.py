@@ -1,6 +1,19 @@
-"""`python -m moleflow`, the same as the `moleflow` command."""
+"""The `moleflow` command, also as `python -m moleflow`."""
 
-from moleflow.cli import main
+import sys
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Run the command; an interrupt ends it without a traceback, also while it is still being imported."""
+    try:
+        from moleflow.cli import main as run
+
+        run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
 
 if __name__ == "__main__":
     main()

@@ -1,5 +1,7 @@
 """The command line: one command with subcommands; heavy imports wait until a subcommand needs them."""
 
+import contextlib
+import io
 import os
 import sys
 
@@ -8,8 +10,9 @@ import typer
 from model.memory import keep_freed_memory
 from model.threads import prepare_threads
 from moleflow.commands import ablate, demo, evaluate, inspect, predict, serve, summarise, train
+from moleflow.commands.options import from_home
 
-__all__ = ["app", "main"]
+__all__ = ["EXIT_INTERRUPTED", "app", "main"]
 
 app = typer.Typer(
     name="moleflow",
@@ -20,14 +23,11 @@ app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command(name="train")(train.train)
-app.command(name="inspect")(inspect.inspect)
-app.command(name="evaluate")(evaluate.evaluate)
-app.command(name="summarise")(summarise.summarise)
-app.command(name="predict")(predict.predict)
-app.command(name="serve")(serve.serve)
-app.command(name="demo")(demo.demo)
-app.command(name="ablate")(ablate.ablate)
+for _command in (
+    train.train, inspect.inspect, evaluate.evaluate, summarise.summarise, predict.predict, serve.serve, demo.demo,
+    ablate.ablate,
+):  # fmt: skip
+    app.command(name=_command.__name__)(from_home(_command))
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
@@ -36,23 +36,77 @@ def main() -> None:
     """Run the command; every expected error is one line on standard error and exit status 1."""
     prepare_threads()
     keep_freed_memory()
+    _prepare_streams()
     from model.errors import MoLEFlowError
 
     try:
         # Typer turns an interrupt into "Aborted!"; standalone mode off lets the commands say what is kept.
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except MoLEFlowError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_ERROR)
+        _fail(str(error))
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The reader has gone (as with `| head`); closing quietly is what it expects.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         sys.exit(EXIT_ERROR)
+    except OSError as error:
+        _fail(_explain(error))
+    except MemoryError:
+        _fail("there is not enough memory; close other programs, or make --batch-size or the images smaller.")
     except Exception as error:
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
             raise
         error.show()  # a usage error: click prints it with the command's usage
         sys.exit(error.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _prepare_streams() -> None:
+    """Let any text be printed, and a stream that was closed be told from one that takes what is written."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        if getattr(sys, name) is None:
+            # Else the next file that is opened gets the stream's number. Read-only, so that results that are written
+            # to a closed output are an error.
+            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)
+            os.dup2(descriptor, number)
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - open as long as the program
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # Names of files may hold bytes that are no text, and a terminal's encoding may lack letters.
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _fail(message: str) -> None:
+    """Print the one line, and end."""
+    line = " ".join(message.split())
+    with contextlib.suppress(OSError):  # standard error may be full too
+        print(f"error: {line}", file=sys.stderr, flush=True)
+    _drop_output()
+    sys.exit(EXIT_ERROR)
+
+
+def _drop_output() -> None:
+    """What could not be written to standard output is not tried again when the program ends."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _explain(error: OSError) -> str:
+    """An error of the file system that no command foresaw: what failed, where, and what to do."""
+    from model.outputs import reason, what_to_do
+
+    if error.filename is None:
+        try:
+            sys.stdout.flush()
+        except OSError as failed:
+            return f"standard output cannot be written ({reason(failed)}); lead it to a place that takes it."
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        return "the current folder was removed; change to another one, and give the command again."
+    if not isinstance(error.filename, str | bytes | os.PathLike):
+        return f"reading or writing failed ({reason(error)}); {what_to_do(error)}."
+    return f"{os.fsdecode(error.filename)!r} cannot be used ({reason(error)}); {what_to_do(error)}."

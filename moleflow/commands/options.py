@@ -1,5 +1,8 @@
 """Options that several subcommands share."""
 
+import functools
+import os
+from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,6 +26,7 @@ __all__ = [
     "PrecisionOption",
     "Seed",
     "UnknownLimit",
+    "from_home",
     "given",
 ]
 
@@ -78,3 +82,20 @@ UnknownLimit = Annotated[
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """Those options that the user gave."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def from_home(command: Callable[..., Any]) -> Callable[..., Any]:
+    """``command`` with the home folder for a leading ``~`` in its paths: after ``--option=`` no shell puts it there."""
+
+    @functools.wraps(command)
+    def run(**values: Any) -> Any:
+        return command(**{name: _from_home(value) for name, value in values.items()})
+
+    return run
+
+
+def _from_home(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_from_home(each) for each in value]
+    # pathlib's own raises where there is no such user.
+    return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111

@@ -1,8 +1,9 @@
-"""`moleflow predict`: find defects in picture files, without a server."""
+"""`moleflow predict`: find defects in image files, without a server."""
 
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,12 +21,16 @@ from moleflow.commands.options import (
 
 if TYPE_CHECKING:
     from model.detector import Detector
+    from moleflow.image_files import ImageFile
     from service.render import Job
 
 __all__ = ["predict"]
 
 BATCH_SIZE = 8
-"""Pictures in one pass through the model."""
+"""Images in one pass through the model."""
+
+MAX_FILE_BYTES = 2**30
+"""Largest file that is read: more than an image within the limit of pixels takes in any format."""
 
 
 class MapName(StrEnum):
@@ -38,79 +43,128 @@ class MapName(StrEnum):
 
 def predict(
     checkpoint: CheckpointArgument,
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE…", help="Picture files.")],
-    task: Annotated[
-        str | None, typer.Option(metavar="NAME", help="The product in all pictures; skips routing.")
-    ] = None,
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, and folders of them.")
+    ],
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="The product in all images; skips routing.")] = None,
     save_overlay: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write each picture with its heat map laid over it into DIR.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Write each image with its heat map laid over it into DIR, those of a folder as they lie in it.",
+        ),
     ] = None,
-    json: Annotated[
-        bool, typer.Option("--json", help="Print one JSON object a picture, with the API's fields.")
-    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an image, as the API does.")] = False,
     false_alarm_rate: FalseAlarmRate = None,
     unknown_limit: UnknownLimit = None,
     map_: Annotated[MapName, typer.Option("--map", help="With --json: the anomaly map too, in base64.")] = MapName.NONE,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
-) -> None:
-    """Find defects in picture files: product, score, verdict, and an overlay of the anomaly map if wanted.
+) -> None:  # fmt: skip
+    """Find defects in image files: product, score, verdict, and an overlay of the anomaly map if wanted.
 
-    A picture of no learned product is said to be UNKNOWN, without score and overlay, unless --task names its product. A
-    picture that cannot be read is named on standard error, the others go on; the exit status is then 1.
+    Of a folder, all images below it are taken, in natural order, but for hidden ones. An image of no learned product is
+    said to be UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read is
+    named on standard error, the others go on; the exit status is then 1.
     """
     from model.detector import Detector
+    from model.errors import UnknownTaskError
+    from model.outputs import check_output_folder
     from model.threads import configure_threads
+    from training.report import Reporter
 
     configure_threads()
+    if save_overlay is not None:
+        check_output_folder("the folder of overlays", save_overlay)  # better told now than after the first batch
+        _check_apart(save_overlay, images)
     rates = {"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit}
     detector = Detector.load(
         checkpoint, device=device, precision=precision.value, plugin=plugin,
         **{name: rate for name, rate in rates.items() if rate is not None},
     )  # fmt: skip
-    names = _overlay_names(pictures, save_overlay) if save_overlay else {}
-    failed = 0
-    for start in range(0, len(pictures), BATCH_SIZE):
-        chunk = pictures[start : start + BATCH_SIZE]
-        jobs = dict(_jobs(detector, chunk, task))
-        failed += len(chunk) - len(jobs)
-        for path, job in jobs.items():
-            _show(path, job, map_.value if json else None)
-            if path in names:
-                _save_overlay(names[path], job)
-    if failed:
+    learned = tuple(info.name for info in detector.tasks)
+    if task is not None and task not in learned:
+        raise UnknownTaskError(task, learned)
+    reporter, problems = Reporter(), _Problems()
+    # Counted for a bar only: output begins with the first batch, however many there are.
+    total = sum(1 for _ in _files(images, save_overlay)) if reporter.console.is_terminal else 0
+    files = _files(images, save_overlay, problems)
+    with reporter.phase("images", total) as phase:
+        while chunk := list(islice(files, BATCH_SIZE)):
+            for image, job in _jobs(detector, chunk, task, problems):
+                _show(image.path, job, map_.value if json else None)
+                if save_overlay is not None:
+                    _save_overlay(save_overlay / image.overlay, job, problems)
+            phase.advance(len(chunk))
+    if problems.count:
+        if problems.count > 1:
+            print(f"error: {problems.count} images or folders could not be used; see above", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _jobs(detector: "Detector", paths: Sequence[Path], task: str | None) -> Iterator[tuple[Path, "Job"]]:
-    """Decode and judge ``paths`` as one batch, exactly as the service does."""
+class _Problems:
+    """Names each file that cannot be used on standard error, and counts them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, path: Path, problem: object) -> None:
+        from model.file_names import as_line
+
+        self.count += 1
+        print(f"error: {as_line(path)}: {problem}", file=sys.stderr)
+
+
+def _files(
+    images: Sequence[Path], outputs: Path | None, on_problem: "_Problems | None" = None
+) -> "Iterator[ImageFile]":
+    from model.picture import SUFFIXES
+    from moleflow.image_files import find_images
+
+    return find_images(images, SUFFIXES, on_problem or (lambda path, problem: None), outputs)
+
+
+def _check_apart(outputs: Path, images: Sequence[Path]) -> None:
+    """Overlays in a folder of images would be taken for images the next time."""
+    from model.errors import ConfigurationError
+
+    if any(path.is_dir() and path.samefile(outputs) for path in images):
+        raise ConfigurationError(
+            f"--save-overlay {str(outputs)!r} is the folder of the images; name another one, such as one inside it."
+        )
+
+
+def _jobs(
+    detector: "Detector", files: "Sequence[ImageFile]", task: str | None, problems: _Problems
+) -> "Iterator[tuple[ImageFile, Job]]":
+    """Decode and judge ``files`` as one batch, exactly as the service does."""
     from time import perf_counter
 
-    from model.errors import ImageError, UnsupportedImageError
+    from model.errors import ImageError
+    from model.outputs import reason
     from model.picture import MAX_PIXELS
+    from model.regular_file import read_regular_file
     from service.decode import decode
     from service.render import Job
 
     readable = []
-    for path in dict.fromkeys(paths):
+    for image in files:
         started = perf_counter()
         try:
-            data = path.read_bytes()
+            data = read_regular_file(image.path, MAX_FILE_BYTES)
             decoded = decode(data, detector.preprocessing, max_pixels=MAX_PIXELS)
         except OSError as error:
-            problem: Exception = UnsupportedImageError(f"cannot be read: {error.strerror or error}.")
+            problems(image.path, f"cannot be read: {reason(error)}.")
         except ImageError as error:
-            problem = error
+            problems(image.path, error)
         else:
-            readable.append((path, data, decoded, perf_counter() - started))
-            continue
-        print(f"error: {path}: {problem}", file=sys.stderr)
+            readable.append((image, data, decoded, perf_counter() - started))
     started = perf_counter()
     findings = detector.predict([decoded.model_input for _, _, decoded, _ in readable], [task] * len(readable))
     seconds = perf_counter() - started
-    for (path, data, decoded, decoding), finding in zip(readable, findings, strict=True):
-        yield path, Job(
+    for (image, data, decoded, decoding), finding in zip(readable, findings, strict=True):
+        yield image, Job(
             data=data, width=decoded.width, height=decoded.height, finding=finding,
             checkpoint=detector.checkpoint, forced=task is not None,
             decode_seconds=decoding, queue_seconds=0.0, inference_seconds=seconds,
@@ -121,48 +175,47 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
     """One line: JSON when ``json_map`` names the map's encoding, else for people."""
     import json
 
+    from model.file_names import as_line, as_text
     from model.results import Refusal
     from service.render import AnswerForm, render
 
     if json_map is not None:
         answer = json.loads(render(job, AnswerForm(map_encoding=json_map)).content)  # type: ignore[arg-type]
-        typer.echo(json.dumps({"path": str(path)} | answer))
+        print(json.dumps({"path": as_text(path)} | answer), flush=True)
         return
-    found = job.finding
+    found, name = job.finding, as_line(path)
     if isinstance(found, Refusal):
         nearest = found.candidates[0]
-        typer.echo(f"{path}: UNKNOWN  no learned product; nearest {nearest.name}, distance {nearest.distance:.1f}")
+        print(
+            f"{name}: UNKNOWN  no learned product; nearest {nearest.name}, distance {nearest.distance:.1f}", flush=True
+        )
         return
     verdict = "DEFECT" if found.is_anomalous else "good"
-    typer.echo(
-        f"{path}: {verdict:6}  {found.task.name}  score {found.score:.2f}  threshold {found.threshold:.2f}  "
-        f"p {found.p_value:.2g}"
+    print(
+        f"{name}: {verdict:6}  {found.task.name}  score {found.score:.2f}  threshold {found.threshold:.2f}  "
+        f"p {found.p_value:.2g}",
+        flush=True,
     )
 
 
-def _overlay_names(pictures: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where each overlay goes: the picture's own name, with its folder's in front where two would collide."""
-    from model.errors import ConfigurationError
+def _save_overlay(target: Path, job: "Job", problems: _Problems) -> None:
+    import errno
 
-    names = {}
-    stems = [path.stem for path in dict.fromkeys(pictures)]
-    for path in dict.fromkeys(pictures):
-        unique = path.stem if stems.count(path.stem) == 1 else "_".join((*path.parent.parts[-2:], path.stem)).strip("/")
-        names[path] = folder / f"{unique}_overlay.png"
-    if len(set(names.values())) < len(names):
-        raise ConfigurationError("two pictures would get the same overlay file; predict them in separate calls.")
-    return names
-
-
-def _save_overlay(target: Path, job: "Job") -> None:
-    from model.atomic import atomic_write
+    from model.file_names import as_line
+    from model.outputs import reason, write_bytes
     from model.results import Refusal
     from service.render import AnswerForm, render
 
     if isinstance(job.finding, Refusal):
-        print(f"  no overlay of {target.stem.removesuffix('_overlay')}: its product is unknown", file=sys.stderr)
+        name = as_line(target.stem.removesuffix("_overlay"))
+        print(f"  no overlay of {name}: its product is unknown", file=sys.stderr)
         return
-
-    with atomic_write(target) as temporary:
-        temporary.write_bytes(render(job, AnswerForm(media_type="image/png")).content)
-    print(f"  overlay: {target}", file=sys.stderr)
+    content = render(job, AnswerForm(media_type="image/png")).content
+    try:
+        target.lstat()
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # of this image alone: the others go on
+            problems(target, f"the overlay cannot be written: {reason(error)}.")
+            return
+    write_bytes("the overlay", target, content)
+    print(f"  overlay: {as_line(target)}", file=sys.stderr)

