@@ -9,17 +9,20 @@ from contextlib import asynccontextmanager
 from time import perf_counter
 
 from fastapi import FastAPI
-from starlette.responses import Response
-from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import MoLEFlowError
 from service import openapi
 from service.engine import Engine
+from service.guard import add_guards
+from service.headers import SecurityHeaders
+from service.methods import HeadAsGet
 from service.metrics import Metrics
+from service.pages import add_pages
 from service.predictor import Predictor, load_predictor
+from service.prefix import UnderPrefix
 from service.problems import add_problem_handlers
-from service.routes import PAGE, router
+from service.routes import router
 from service.settings import Settings
 
 __all__ = ["create_app"]
@@ -57,13 +60,20 @@ def create_app(
         description=openapi.DESCRIPTION,
         version=_version(),
         lifespan=lifespan,
+        docs_url=None,  # would take its scripts from another server
         redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
     app.include_router(router)
-    app.mount("/page", _Page(directory=PAGE, check_dir=False), name="page")
+    add_pages(app)
+    # Each that is added comes around those before it. All answers are made inside of what measures them.
     add_problem_handlers(app)
-    app.add_middleware(_Measured, metrics=metrics)  # the last added is the outermost, and sees every answer
+    add_guards(app, settings)
+    app.add_middleware(_Measured, metrics=metrics)
+    app.add_middleware(UnderPrefix, root_path=settings.root_path)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(SecurityHeaders)
     return app
 
 
@@ -89,15 +99,6 @@ def _version() -> str:
         return importlib.metadata.version("moleflow")
     except importlib.metadata.PackageNotFoundError:
         return "0+unknown"
-
-
-class _Page(StaticFiles):
-    """The page's files, which a browser is to ask for again after each new version."""
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        response = await super().get_response(path, scope)
-        response.headers["Cache-Control"] = "no-cache"
-        return response
 
 
 class _Measured:

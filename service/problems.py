@@ -23,7 +23,7 @@ from model.errors import (
 )
 from service.errors import NotReadyError, UnknownProductError
 
-__all__ = ["MEDIA_TYPE", "STATUS_CLIENT_LEFT", "Problem", "add_problem_handlers"]
+__all__ = ["MEDIA_TYPE", "STATUS_CLIENT_LEFT", "Problem", "add_problem_handlers", "problem_response"]
 
 MEDIA_TYPE = "application/problem+json"
 """Media type of problem documents (RFC 9457, section 3)."""
@@ -65,14 +65,22 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 
 _STATUSES: dict[int, tuple[str, str]] = {
+    403: ("foreign-page", "Web pages of other origins may not ask this"),
     404: ("not-found", "There is nothing here"),
     405: ("method-not-allowed", "The method does not work here"),
     406: ("not-acceptable", "No such form of the answer"),
     408: ("upload-timeout", "The upload took too long"),
+    414: ("query-too-long", "The query is too long"),
     415: ("unsupported-body", "Not a kind of body that is read"),
+    421: ("unknown-host", "The service is not called by this name"),
     422: ("invalid-request", "The request is not valid"),
 }
 """Type and title of what routing and the reading of uploads refuse, by status."""
+
+
+def problem_response(status: int, detail: str) -> Response:
+    """The answer to a request that is refused with this status."""
+    return _respond(status, *_STATUSES[status], detail)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -97,13 +105,16 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     status, detail = error.status_code, error.detail
     slug, title = _STATUSES.get(status, (f"http-{status}", http.HTTPStatus(status).phrase))
+    headers = dict(error.headers or {})
     if not isinstance(error, HTTPException):  # from the router, which knows no more than the status
         if status == http.HTTPStatus.NOT_FOUND:
             detail = f"There is nothing at {request.url.path}; /docs lists what there is."
         elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            detail = f"{request.method} does not work at {request.url.path}; use {allowed}."
-    return _respond(status, slug, title, detail, headers=dict(error.headers or {}))
+            methods = set(headers["Allow"].split(", "))
+            # HEAD works wherever GET does, which the router does not know (service.methods).
+            headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+            detail = f"{request.method} does not work at {request.url.path}; use {headers['Allow']}."
+    return _respond(status, slug, title, detail, headers=headers)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:

@@ -3,14 +3,13 @@
 import asyncio
 from collections.abc import Awaitable
 from contextlib import aclosing
-from pathlib import Path
 from typing import Annotated, TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException, Query
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, Response
+from starlette.responses import Response
 
 from model.errors import UnknownTaskError
 from model.results import Finding, Prediction, TaskInfo
@@ -24,10 +23,7 @@ from service.schemas import Checkpoint, LiveResponse, PredictionResponse, ReadyR
 from service.settings import Settings
 from service.upload import Upload, read_upload
 
-__all__ = ["PAGE", "router"]
-
-PAGE = Path(__file__).parent / "page"
-"""Folder of the page's files."""
+__all__ = ["router"]
 
 router = APIRouter()
 
@@ -89,14 +85,6 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     instruments: Metrics = request.app.state.metrics
     return Response(instruments.render(), headers={"Content-Type": instruments.content_type})
-
-
-@router.get("/", include_in_schema=False)
-async def page() -> Response:
-    index = PAGE / "index.html"
-    if not index.is_file():
-        raise HTTPException(404, "This installation has no page; /docs describes the API.")
-    return FileResponse(index, headers={"Cache-Control": "no-cache"})
 
 
 def _engine(request: Request) -> Engine:

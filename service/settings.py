@@ -10,6 +10,7 @@ from model.calibration import DEFAULT_FALSE_ALARM_RATE
 from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
 from model.threads import helper_threads
+from service.names import HostList, OriginList, RootPath
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
 
@@ -40,6 +41,18 @@ class Settings(BaseSettings):
     )  # fmt: skip
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    root_path: RootPath = Field(
+        "", description="path below which a proxy offers the service, such as /inspection; empty for none"
+    )
+    allowed_hosts: HostList = Field(
+        (), description="names and addresses by which the service may be called, with commas between them, such as "
+        "inspection.factory,*.local; * for any. Unless set, localhost, 127.0.0.1, ::1 and names without a dot where "
+        "host is a loopback address, and any name elsewhere",
+    )  # fmt: skip
+    cors_origins: OriginList = Field(
+        (), description="origins of web pages that may use the service beside its own, with commas between them, such "
+        "as https://mes.factory; * for any",
+    )  # fmt: skip
     max_upload_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2), gt=0, description="largest upload, in bytes or as 32MiB; larger ones get status 413"
     )

@@ -1,5 +1,7 @@
 """What operators and other programs ask beside predictions."""
 
+import re
+
 import pytest
 from dummy import task_info
 from pictures import encoded, picture
@@ -7,8 +9,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from running import Running, run_server
 
 from model.results import TaskInfo
+from service.pages import PAGE
 from service.problems import Problem
-from service.routes import PAGE
 
 
 def test_the_learned_products_are_listed_in_order(service: Running) -> None:
@@ -121,10 +123,13 @@ def test_the_example_in_the_description_is_a_valid_response(service: Running) ->
     PredictionResponse.model_validate(told["content"]["application/json"]["example"])
 
 
-def test_the_documentation_is_served(service: Running) -> None:
+def test_the_documentation_and_all_its_files_come_from_the_service(service: Running) -> None:
     response = service.client.get("/docs")
     assert response.status_code == 200
-    assert "swagger" in response.text
+    files = re.findall(r'(?:src|href)="([^"]*)"', response.text)
+    assert len(files) >= 4
+    for file in files:
+        assert service.client.get(f"/{file}").status_code == 200, file
 
 
 @pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="this checkout has no page")

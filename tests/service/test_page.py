@@ -122,6 +122,27 @@ def test_loading_and_using_the_page_logs_no_error_and_asks_no_other_server(brows
     assert {url for url in addresses if not url.startswith((f"{service.url}/", f"blob:{service.url}/"))} == set()
 
 
+@pytest.mark.parametrize("prefix", ["", "/factory/inspection"])
+def test_the_documentation_is_drawn_and_tries_requests_and_asks_no_other_server(browser: Any, prefix: str) -> None:
+    problems, addresses = [], []
+    with run_server(root_path=prefix) as running:
+        context = browser.new_context()
+        page = context.new_page()
+        page.on("console", lambda told: problems.append(told.text) if told.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.on("request", lambda request: addresses.append(request.url))
+        page.goto(f"{running.url}{prefix}/docs")
+        expect(page, ".opblock").to_have_count(6)
+        page.locator("#operations-products-tasks_tasks_get .opblock-summary-control").click()
+        page.get_by_role("button", name="Try it out").click()
+        page.get_by_role("button", name="Execute").click()
+        expect(page, ".live-responses-table").to_contain_text("dummy.safetensors")
+        context.close()
+        assert problems == []
+        assert f"{running.url}{prefix}/tasks" in addresses
+        assert {url for url in addresses if not url.startswith((f"{running.url}{prefix}/", "data:"))} == set()
+
+
 @pytest.mark.parametrize(("data", "verdict"), [(GOOD, "Good"), (DEFECT, "Defect")])
 def test_a_chosen_picture_shows_product_verdict_and_score(
     page: Any, service: Running, data: bytes, verdict: str

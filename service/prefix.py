@@ -1,0 +1,34 @@
+"""The service below a path of a proxy's, whether the proxy takes the path off or leaves it on."""
+
+from urllib.parse import urlsplit
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+__all__ = ["UnderPrefix"]
+
+
+class UnderPrefix:
+    """Gives the app whole paths, as ASGI wants them (``path`` begins with ``root_path``), and clients redirections that
+    hold whatever the proxy calls the service: a path, without scheme and host."""
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
+        self._app = app
+        self._root_path = root_path
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_with_path(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if "location" in headers:
+                    headers["location"] = urlsplit(headers["location"])._replace(scheme="", netloc="").geturl()
+            await send(message)
+
+        path = scope["path"]
+        if path != self._root_path and not path.startswith(f"{self._root_path}/"):
+            path = self._root_path + path
+        await self._app({**scope, "path": path, "root_path": self._root_path}, receive, send_with_path)
