@@ -17,13 +17,17 @@ from model.folding import fold
 from model.plugin import import_plugin
 from model.preprocessing import Preprocessing
 
-__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin"]
+__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "outline"]
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 """The timm name of the network whose ImageNet weights an installed package carries."""
 
 _EMBEDDED_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Normalisation that the embedded weights were trained with."""
+
+MAX_BYTES_BESIDE_WEIGHTS = 256 * 2**20
+"""Most that a network may compute for its size of image and keep, such as the masks of attention windows: it is in no
+checkpoint, so no file's length bounds it. Swin-B takes 26 MB at 1024 px."""
 
 WAYS_OUT = (
     "Three ways out: (1) give a weight file with --backbone-weights FILE (safetensors, or a PyTorch state dict); "
@@ -86,6 +90,25 @@ class Backbone(nn.Module):
         """Normalised images ``(B, 3, S, S)`` to stages ``(B, C, H, W)``, finest first."""
         stages = self.net(images.contiguous(memory_format=torch.channels_last))
         return [stage.permute(0, 3, 1, 2) for stage in stages] if self._channels_last else list(stages)
+
+
+@functools.lru_cache(maxsize=4)
+def outline(config: BackboneConfig) -> nn.Module:
+    """The network without memory for its weights, on PyTorch's ``meta`` device: what it would take can be asked first.
+
+    Raises:
+        BackboneError: as ``Backbone.pretrained``, and where it takes too much beside its weights.
+    """
+    with torch.device("meta"):
+        net = _create(config, pretrained=False)
+    kept = net.state_dict()
+    beside = sum(value.nbytes for key, value in net.named_buffers() if key not in kept)
+    if beside > MAX_BYTES_BESIDE_WEIGHTS:
+        raise BackboneError(
+            f"backbone {config.name!r} takes {beside / 1e9:.1f} GB beside its weights for images of "
+            f"{config.image_size} px; choose a smaller image_size, or another backbone."
+        )
+    return net
 
 
 def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:

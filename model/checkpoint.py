@@ -10,31 +10,38 @@ expert and ``base`` is empty.
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from model.atomic import atomic_write
 from model.backbone import Backbone
 from model.calibration import TaskCalibration
-from model.config import ExpertDtype, ModelConfig
+from model.config import ExpertDtype
 from model.errors import (
     CheckpointDigestError,
     CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     CheckpointVersionError,
-    UnknownTaskError,
     one_line,
 )
+from model.header import FORMAT_VERSION, Header, UnknownVersionError, parse_header
+from model.layout import (
+    STORED_TYPES,
+    Layout,
+    backbone_layout,
+    base_layout,
+    differences,
+    expert_layout,
+    profile_layout,
+)
 from model.network import Base, Expert
-from model.preprocessing import Preprocessing
-from model.results import CheckpointInfo, TaskInfo
+from model.results import CheckpointInfo
 from model.router import Prototype
+from model.soundness import fault_of
 from model.tensor_file import StoredSection, TensorFile, Tensors, write_tensor_file
 
 __all__ = [
@@ -50,53 +57,7 @@ __all__ = [
     "write_checkpoint",
 ]
 
-FORMAT_VERSION = 4
-"""Raised whenever an older program could not read the file rightly, or this one an older file."""
-
-STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
 _METADATA_KEY = "moleflow"
-
-_OWN_RANKS = ("axes", "spread")
-"""Tensors of a prototype whose last dimension is as long as its pictures allow."""
-
-
-class Header(BaseModel):
-    """What a checkpoint says of itself."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: int = FORMAT_VERSION
-    preset: str = Field(
-        description="the training preset that the first task was learned with; later ones default to it"
-    )
-    config: ModelConfig
-    preprocessing: Preprocessing
-    backbone_sha256: str
-    base_sha256: str
-    tasks: tuple[TaskInfo, ...]
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        names = [task.name for task in self.tasks]
-        if [task.index for task in self.tasks] != list(range(len(names))) or len(set(names)) != len(names):
-            raise ValueError(f"tasks must be numbered in order and named once each; got {names}")
-        return self
-
-    def task(self, name: str) -> TaskInfo:
-        """The record of the task called ``name``; raises ``UnknownTaskError``."""
-        for task in self.tasks:
-            if task.name == name:
-                return task
-        raise UnknownTaskError(name, tuple(task.name for task in self.tasks))
-
-    def digests(self) -> dict[str, str]:
-        """The SHA-256 of each section, in their order in the file."""
-        found = {"backbone": self.backbone_sha256, "base": self.base_sha256}
-        for task in self.tasks:
-            found[f"tasks.{task.index}.profile"] = task.profile_sha256
-            found[f"tasks.{task.index}.expert"] = task.sha256
-        return found
 
 
 class Profile(NamedTuple):
@@ -139,19 +100,57 @@ class Checkpoint:
                 f"{str(path)!r} is a safetensors file but no MoLE-Flow checkpoint; give one that `moleflow train` "
                 "wrote."
             )
-        return cls(file, _parse_header(path, document), hashlib.sha256(document.encode()).hexdigest())
+        opened = cls(file, _parse_header(path, document), hashlib.sha256(document.encode()).hexdigest())
+        opened._check_sections()
+        return opened
+
+    def _check_sections(self) -> None:
+        """Whether the file has the tensors that its header implies, and no others; the backbone's are looked at later,
+        since a module of the user's may have to be imported for them first."""
+        header, file = self.header, self._file
+        unknown = next((name for name in file.sections() if name not in self._digests), None)
+        if unknown is not None:
+            raise self._unfit(unknown, "its header knows no such section")
+        self._check_layout("base", base_layout(header.config))
+        checked = set()
+        for task in header.tasks:
+            section, first = f"tasks.{task.index}.expert", header.config.flow.starts_base(task.index)
+            # The experts of a thousand tasks share a layout, or a few.
+            if (id(file.layout(section)), first) not in checked:
+                self._check_layout(section, expert_layout(header.config, first=first))
+                checked.add((id(file.layout(section)), first))
+            section = f"tasks.{task.index}.profile"
+            self._check_layout(section, profile_layout(header.config, task, file.layout(section)))
+
+    def _check_layout(self, section: str, wanted: Layout) -> None:
+        problem = next(differences(self._file.layout(section), wanted), None)
+        if problem is not None:
+            raise self._unfit(section, problem)
+
+    def _unfit(self, section: str, problem: str) -> CheckpointFormatError:
+        return CheckpointFormatError(
+            f"section {one_line(section)!r} of {str(self.path)!r} does not fit its configuration: {problem}; restore "
+            "the file from a copy, or train again."
+        )
 
     def section(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a section (see ``Header.digests``), without its prefix, checked.
 
         Raises:
             CheckpointDigestError: the tensors are not those that were written.
+            CheckpointFormatError: they cannot be read, or hold numbers that cannot be used (``model.soundness``).
         """
         tensors = self._file.section(name)
         if digest_tensors(tensors) != self._digests[name]:
             raise CheckpointDigestError(
                 f"section {name!r} of {str(self.path)!r} differs from what was written: the file is damaged or was "
                 "changed; restore it from a copy, or train again."
+            )
+        fault = fault_of(tensors)
+        if fault is not None:
+            raise CheckpointFormatError(
+                f"section {name!r} of {str(self.path)!r} cannot be used: {fault}; restore the file from a copy, or "
+                "train again."
             )
         return tensors
 
@@ -169,6 +168,7 @@ class Checkpoint:
 
     def backbone(self) -> Backbone:
         """The frozen backbone with its weights."""
+        self._check_layout("backbone", backbone_layout(self.header.config.backbone))
         backbone = Backbone.empty(self.header.config.backbone, self.header.preprocessing)
         self._load(backbone.net, self.section("backbone"), "backbone")
         return backbone
@@ -187,9 +187,9 @@ class Checkpoint:
         section = f"tasks.{index}.profile"
         tensors = self.section(section)
         described = _part(tensors, "prototype")
-        # A prototype's rank is its own; whatever is not as it should be is found by loading.
-        ranks = [described[key].shape[-1] if key in described and described[key].ndim else 0 for key in _OWN_RANKS]
-        prototype = Prototype(self.header.config.backbone.embedding_dim, *ranks)
+        prototype = Prototype(
+            self.header.config.backbone.embedding_dim, described["axes"].shape[1], described["spread"].shape[1]
+        )
         self._load(prototype, described, f"{section}.prototype")
         return Profile(prototype, self._calibration(tensors, index))
 
@@ -205,7 +205,7 @@ class Checkpoint:
     def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
         try:
             return TaskCalibration.fit({key: value.tolist() for key, value in _part(tensors, "held_out").items()})
-        except (KeyError, ValueError, TypeError) as error:
+        except ValueError as error:
             raise CheckpointFormatError(
                 f"section 'tasks.{index}.profile' of {str(self.path)!r} does not calibrate: {one_line(error)}; train "
                 "the product again."
@@ -227,14 +227,13 @@ class Checkpoint:
 
 def _parse_header(path: Path, document: str) -> Header:
     try:
-        version = json.loads(document)["format_version"]
-        if version != FORMAT_VERSION:
-            raise CheckpointVersionError(
-                f"{str(path)!r} has format version {version!r}; this program reads version {FORMAT_VERSION}. "
-                "Use the MoLE-Flow version that wrote it, or train again."
-            )
-        return Header.model_validate_json(document)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        return parse_header(document)
+    except UnknownVersionError as error:
+        raise CheckpointVersionError(
+            f"{str(path)!r} has {error}; this program reads version {FORMAT_VERSION}. "
+            "Use the MoLE-Flow version that wrote it, or train again."
+        ) from error
+    except (ValueError, RecursionError) as error:
         raise CheckpointFormatError(
             f"the header of {str(path)!r} is broken ({one_line(error)}); train again."
         ) from error
@@ -282,9 +281,14 @@ def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors 
     is damaged in them stays so until it is read.
 
     Raises:
-        CheckpointError: the file cannot be written, as on a full disk; an older one stays as it was.
+        CheckpointError: the file cannot be written, as on a full disk, or what is new in it cannot be used; an older
+            one stays as it was.
     """
     ordered = {name: sections[name] for name in header.digests()}
+    for name, part in ordered.items():
+        fault = None if isinstance(part, StoredSection) else fault_of(part)
+        if fault is not None:
+            raise CheckpointError(f"checkpoint {str(path)!r} is not written, since of section {name!r} {fault}.")
     try:
         with atomic_write(path) as temporary:
             write_tensor_file(temporary, {_METADATA_KEY: header.model_dump_json()}, ordered)

@@ -43,9 +43,18 @@ __all__ = [
 ]
 
 
-def one_line(error: BaseException) -> str:
-    """What a library's error says, without its line breaks, to be quoted inside a message of ours."""
-    return " ".join(str(error).split())
+_LONGEST_QUOTE = 300
+"""Characters of foreign text that a message repeats at most: a hostile file has it say megabytes."""
+
+
+def one_line(error: object) -> str:
+    """What a library's error says, in one line of bounded length, to be quoted inside a message of ours.
+
+    What no terminal shows, or what drives it, is replaced: the text may repeat what a hostile file holds.
+    """
+    text = " ".join(str(error).split())
+    plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:_LONGEST_QUOTE])
+    return plain if len(text) <= _LONGEST_QUOTE else plain + "…"
 
 
 class MoLEFlowError(Exception):
@@ -98,7 +107,7 @@ class UnknownTaskError(TaskError):
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         self.name, self.known = name, known
         listed = ", ".join(known) if known else "none yet"
-        super().__init__(f"No product named {name!r} was learned; learned: {listed}.")
+        super().__init__(f"No product named {one_line(repr(name))} was learned; learned: {listed}.")
 
 
 class DuplicateTaskError(TaskError):

@@ -104,7 +104,8 @@ class MoLEBase(nn.Module):
             self.scale_in, self.scale_out = nn.Linear(scale_inputs(dim, config), dim), nn.Linear(dim, half)
         kernel = config.scale_context_kernel
         self.context = None if kernel is None else ScaleContext(half, kernel)
-        permutation = torch.randperm(dim, generator=generator)
+        # On the CPU also where the rest is outlined without memory: the generator is the CPU's.
+        permutation = torch.randperm(dim, generator=generator, device="cpu")
         self.register_buffer("permutation", permutation)
         self.register_buffer("inverse_permutation", permutation.argsort(), persistent=False)
         self.register_buffer("channel_scale", torch.full((dim,), FIXED_CHANNEL_SCALE))

@@ -4,7 +4,7 @@ Training and serving call the same functions with the same record, so they canno
 imports this module, so it does without torch.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from PIL import Image
@@ -12,16 +12,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 __all__ = ["Preprocessing"]
 
+_Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
+_Deviation = Annotated[float, Field(ge=1e-3, le=1e3)]
+"""Of values in 0…1, known networks have means in 0…1 and deviations of 0.2 to 1; a value of 0 would divide by it."""
+
 
 class Preprocessing(BaseModel):
     """Resize to ``image_size`` × ``image_size`` (whole picture, no crop), then ``(x / 255 - mean) / std``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     image_size: int = Field(ge=32, le=4096, description="side of the square input, in pixels")
     interpolation: Literal["bilinear"] = "bilinear"
-    mean: tuple[float, float, float] = Field(description="per channel (RGB), of values in 0…1")
-    std: tuple[float, float, float] = Field(description="per channel (RGB), of values in 0…1")
+    mean: tuple[_Mean, _Mean, _Mean] = Field(description="per channel (RGB), of values in 0…1")
+    std: tuple[_Deviation, _Deviation, _Deviation] = Field(description="per channel (RGB), of values in 0…1")
 
     def resize(self, image: np.ndarray) -> np.ndarray:
         """Resize one RGB picture, ``(height, width, 3)`` uint8, to ``(image_size, image_size, 3)`` uint8.

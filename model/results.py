@@ -2,19 +2,44 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Self
+from typing import Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
+from model.names import ProductName
 from model.regions import Region, find_regions
 from model.scoring import pixel_map
 
-__all__ = ["MAX_CANDIDATES", "Candidate", "CheckpointInfo", "Finding", "Prediction", "Refusal", "TaskInfo", "Verdict"]
+__all__ = [
+    "MAX_CANDIDATES",
+    "MAX_TASKS",
+    "Candidate",
+    "CheckpointInfo",
+    "Finding",
+    "Prediction",
+    "Refusal",
+    "Sha256",
+    "TaskInfo",
+    "Verdict",
+]
 
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+"""A digest in hexadecimal."""
+
+MAX_TASKS = 100_000
+"""Most products of a checkpoint; the table of the file's tensors has room for some 6,000 of the MAIN configuration."""
+
+_MAX_COUNT = 10**9
+"""Most images, epochs or folds that a record may tell: beyond any that there are, and far from what a number holds."""
+
+_FIRST_DAY, _LAST_DAY = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
+"""When a product may have been learned; a clock that was never set says 1970."""
+
+_Count = Annotated[int, Field(le=_MAX_COUNT)]
 
 MAX_CANDIDATES = 5
 """Most products that are named as candidates of the router for a picture."""
@@ -31,26 +56,28 @@ class Verdict(StrEnum):
 class TaskInfo(BaseModel):
     """What is recorded about one learned product (a *task*), in the checkpoint's header."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    name: str
-    index: int = Field(ge=0, description="position in the order of learning; 0 also learned the shared base")
-    learned_at: datetime = Field(description="when training ended, UTC")
-    train_images: int = Field(ge=1, description="good pictures that the expert was fitted to")
-    held_out_images: int = Field(
+    name: ProductName
+    index: int = Field(
+        ge=0, lt=MAX_TASKS, description="position in the order of learning; 0 also learned the shared base"
+    )
+    learned_at: AwareDatetime = Field(ge=_FIRST_DAY, le=_LAST_DAY, description="when training ended, UTC")
+    train_images: _Count = Field(ge=1, description="good pictures that the expert was fitted to")
+    held_out_images: _Count = Field(
         ge=2, description="good pictures that calibrate, each scored by an expert that was not fitted to it"
     )
-    folds: int = Field(
+    folds: _Count = Field(
         ge=1, description="1: those were kept out of the fit; more: cross-fitted, by one temporary expert a fold"
     )
-    epochs: int = Field(ge=1)
-    seed: int
+    epochs: _Count = Field(ge=1)
+    seed: int = Field(ge=-(2**63), lt=2**63)
     false_alarm_rate: float = Field(gt=0, lt=1, description="share of good pictures above each of the two thresholds")
     threshold: float = Field(description="image scores above it are called anomalous")
     pixel_threshold: float = Field(description="parts of the anomaly map above it are regions")
-    parameters: int = Field(ge=0, description="numbers that this product added to the checkpoint")
-    profile_sha256: str = Field(description="digest of this product's prototype and held-out scores")
-    sha256: str = Field(description="digest of this product's expert")
+    parameters: int = Field(ge=0, lt=2**63, description="numbers that this product added to the checkpoint")
+    profile_sha256: Sha256 = Field(description="digest of this product's prototype and held-out scores")
+    sha256: Sha256 = Field(description="digest of this product's expert")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ a product to a large checkpoint needs no more memory than the product and the ta
 import os
 import weakref
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
@@ -73,6 +73,14 @@ class TensorFile:
         }
         return {name: totals[id(section.layout)] for name, section in self._table.items()}
 
+    def sections(self) -> Collection[str]:
+        """The names of all sections that have a tensor."""
+        return self._table.keys()
+
+    def layout(self, name: str) -> tuple[Spec, ...]:
+        """Names, types and shapes of a section's tensors; sections that are alike share one."""
+        return self._table[name].layout if name in self._table else ()
+
     def section(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a section by their names there: none where there is no such section.
 
@@ -92,7 +100,7 @@ class TensorFile:
                 raise OSError("it is shorter than it was")
             position = 0
             for begin, end in _runs((first, last) for _, first, last in spans):
-                _read_into(self._handle, memoryview(buffer)[position : position + end - begin], begin)
+                _read_into(self._handle, buffer.data[position : position + end - begin], begin)
                 position += end - begin
         except OSError as error:
             raise CheckpointFormatError(f"{str(self.path)!r} cannot be read ({one_line(error)}).") from error

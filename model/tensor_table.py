@@ -8,6 +8,7 @@ kind share one layout here (names, types and shapes); beside it they need eight 
 import gc
 import json
 import math
+import re
 import struct
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 
-__all__ = ["TYPES", "Section", "Spec", "format_table", "parse_table", "split_name", "table_length"]
+from model.errors import one_line
+
+__all__ = ["TYPES", "Section", "Spec", "format_table", "parse_table", "split_name", "table_length", "unique_keys"]
 
 TYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
@@ -31,6 +34,16 @@ _WIDTHS = {name: dtype.itemsize for name, dtype in TYPES.items()}
 
 MAX_TABLE_BYTES = 100_000_000
 """The longest table that the safetensors library reads."""
+
+MEMORY_PER_BYTE = 40
+"""Bytes of memory that a byte of the table may cost while it is read: an empty list takes three of them, and 64 here.
+A table of checkpoints takes a quarter of that."""
+
+MAX_DIMENSIONS = 8
+"""Most sides of a tensor; no layer's weight has more than five."""
+
+_MOST_NUMBERS = 2**60
+"""Most numbers of a tensor, so that its bytes still have a number of 64 bits."""
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -80,31 +93,79 @@ def table_length(prefix: bytes, size: int) -> int:
 def parse_table(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
     """Metadata, and the sections by their names.
 
-    Checked as the safetensors library does, against ``data_bytes``, the length of what follows. ``ValueError`` says
-    what is wrong.
+    Whatever the safetensors library refuses is refused, checked against ``data_bytes``, the length of what follows, and
+    so are things that it passes over: keys that come twice, and keys that it does not know. While a table is read it
+    takes at most ``MEMORY_PER_BYTE`` times its own length. ``ValueError`` says what is wrong.
     """
     if not text.startswith(b"{"):
         raise ValueError("its table is no JSON object")
+    written = text.decode()  # and not as ``json`` would, which takes UTF-16 and halves of characters too
+    if _NEGATIVE_ZERO.search(written):
+        raise ValueError("its table has a negative number")
     with _collection_paused():
-        return _sections(json.loads(text), data_bytes)
+        return _sections(
+            json.loads(written, object_pairs_hook=_entry, parse_float=_no_number, parse_constant=_no_number), data_bytes
+        )
 
 
-def _sections(entries: dict[str, Any], data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
+_NEGATIVE_ZERO = re.compile(r"-0+\s*[,\]}]")
+"""The one number that ``json`` reads as a whole one and the library does not."""
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"its table has {text!r} where a whole number belongs")
+
+
+def _entry(pairs: list[tuple[str, Any]]) -> tuple[Any, ...] | dict[str, Any]:
+    """One JSON object: a tensor's dtype, shape and data_offsets, or any other one as a dictionary."""
+    if [key for key, _ in pairs] == _ENTRY_KEYS:
+        return tuple([value for _, value in pairs])
+    return _in_entry_order(unique_keys(pairs))
+
+
+_ENTRY_KEYS = ["dtype", "shape", "data_offsets"]
+"""In the order in which files have them; another one is as good."""
+
+
+def _in_entry_order(found: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
+    return tuple(found[key] for key in _ENTRY_KEYS) if found.keys() == {*_ENTRY_KEYS} else found
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary, for ``json``'s ``object_pairs_hook``. ``ValueError`` where a key comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has a JSON object with a key that comes twice")
+    return found
+
+
+_WHOLE_NUMBERS = frozenset({int})
+"""What sides and offsets are; JSON's true and false would count as 1 and 0."""
+
+
+def _sections(entries: Any, data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
+    if not isinstance(entries, dict):
+        raise ValueError("its table is that of one tensor")
     metadata = _strings(entries.pop("__metadata__", {}))
+    "".join(entries).encode()  # halves of characters are no text, and raise
     begins, sizes = array("q"), array("q")
     widths = _Sizes()
     parts: dict[str, tuple[list[tuple[str, tuple[Any, ...]]], array[int]]] = {}
     prefix = ""
     for name, entry in entries.items():
         try:
-            kind = (entry["dtype"], *entry["shape"])
-            begin, end = entry["data_offsets"]
+            dtype, shape, (begin, end) = entry
+            if type(dtype) is not str or type(shape) is not list or type(entry) is not tuple:
+                raise TypeError
+            if not _WHOLE_NUMBERS.issuperset(map(type, (begin, end, *shape))):
+                raise TypeError
+            kind = (dtype, *shape)
             begins.append(begin)
             sizes.append(end - begin)
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"tensor {name!r} has no dtype, shape and data_offsets that can be") from error
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"tensor {one_line(name)!r} has no dtype, shape and data_offsets that can be") from error
         if sizes[-1] != widths[kind]:
-            raise ValueError(f"tensor {name!r} does not have the bytes that its type and shape need")
+            raise ValueError(f"tensor {one_line(name)!r} does not have the bytes that its type and shape need")
         # Tensors of one section mostly follow each other.
         if not prefix or not name.startswith(prefix):
             section, key = split_name(name)
@@ -131,9 +192,14 @@ class _Sizes(dict[tuple[Any, ...], int]):
     def __missing__(self, kind: tuple[Any, ...]) -> int:
         dtype, *shape = kind
         if dtype not in TYPES:
-            raise ValueError(f"it has tensors of the type {dtype!r}, which this program does not know")
-        if not all(isinstance(side, int) and side >= 0 for side in shape):
-            raise ValueError(f"it has a tensor of the shape {shape}")
+            raise ValueError(f"it has tensors of the type {one_line(dtype)!r}, which this program does not know")
+        # An empty side does not excuse the others: nobody could address them.
+        if (
+            len(shape) > MAX_DIMENSIONS
+            or min(shape, default=0) < 0
+            or math.prod(max(side, 1) for side in shape) > _MOST_NUMBERS
+        ):
+            raise ValueError(f"it has a tensor of the shape {one_line(shape)}")
         self[kind] = Spec("", dtype, tuple(shape)).size
         return self[kind]
 
@@ -141,6 +207,7 @@ class _Sizes(dict[tuple[Any, ...], int]):
 def _strings(metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no strings")
+    "".join((*metadata, *metadata.values())).encode()  # halves of characters are no text, and raise
     return metadata
 
 

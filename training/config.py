@@ -36,7 +36,7 @@ class TrainingConfig(BaseModel):
     cross_fit_below: int = Field(100, ge=0, description="good pictures under which a product is cross-fitted")
     held_out_fraction: float = Field(0.1, gt=0, lt=1, description="good pictures kept out of the fit otherwise")
     min_held_out: int = Field(20, ge=2, description="held-out pictures at least, but never more than a third of all")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
 
 
 class Preset(BaseModel):

@@ -226,7 +226,7 @@ WHOLE = {"a": entry(0, 8), "b": entry(8, 16)}
         (raw(json.dumps({"__metadata__": [1, 2]}).encode()), "metadata are no strings"),
         (
             raw(b'{"a":%b,"a":%b}' % tuple(json.dumps(each).encode() for each in WHOLE.values()), bytes(16)),
-            "leave gaps",
+            "comes twice",
         ),
     ],
 )
