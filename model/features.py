@@ -12,12 +12,13 @@ from model.config import ModelConfig
 from model.embedding import PatchEmbedder
 from model.preprocessing import Preprocessing
 from model.runtime import product_dtype
+from model.value_range import scale_values
 
-__all__ = ["FeatureExtractor", "stack_images"]
+__all__ = ["FeatureExtractor", "as_levels", "stack_images"]
 
 
 class FeatureExtractor(nn.Module):
-    """``(B, S, S, 3)`` uint8 to patch embeddings ``(B, H, W, D)`` float32; frozen, one backbone pass."""
+    """``(B, S, S, 3)`` of values 0…255 to patch embeddings ``(B, H, W, D)`` float32; frozen, one backbone pass."""
 
     scale: torch.Tensor
     offset: torch.Tensor
@@ -54,11 +55,21 @@ class FeatureExtractor(nn.Module):
 def stack_images(
     images: list[np.ndarray], resize: Callable[[np.ndarray], np.ndarray], device: torch.device
 ) -> torch.Tensor:
-    """Resize RGB pictures where needed and bring them to ``device`` as one ``(B, S, S, 3)`` uint8 tensor.
+    """Resize RGB images where needed and bring them to ``device`` as one ``(B, S, S, 3)`` tensor of values 0…255.
 
-    On CUDA the copy goes through pinned memory and does not wait.
+    It is uint8 where all images are; otherwise float32, see ``as_levels``. On CUDA the copy goes through pinned memory
+    and does not wait.
     """
-    batch = torch.from_numpy(np.stack([resize(image) for image in images]))
+    batch = torch.from_numpy(np.stack([as_levels(image, resize) for image in images]))
     if device.type != "cuda":
         return batch
     return batch.pin_memory().to(device, non_blocking=True)
+
+
+def as_levels(image: np.ndarray, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """An RGB image at the model's size over 0…255: uint8, or float32 where it has more bits.
+
+    An image that ``model.value_range.scale_values`` has brought to that range already, float32, is returned as it is;
+    of other 16-bit images the whole range counts.
+    """
+    return image if image.dtype == np.float32 else scale_values(resize(image), None)

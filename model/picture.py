@@ -7,25 +7,20 @@ decoded, against the caller's limit rather than Pillow's own global one. No glob
 
 import io
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile
 
+from model.deep_image import FULL_SCALE, DeepImage, check_samples, is_deep, stored_as
 from model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
+from model.picture_formats import FORMATS, READERS, SUFFIXES, picture_format, webp_size
 from model.picture_limits import check_structure
+from model.resizing import resize_rgb, resize_strips
+from model.rgb_pixels import check_mode, rgb_array, scale_colour_key, to_rgb
 
 __all__ = [
     "FORMATS",
@@ -33,20 +28,15 @@ __all__ = [
     "REDUCED_REACH",
     "SUFFIXES",
     "Picture",
+    "has_deep_values",
     "open_for_model",
     "open_image",
     "open_rgb",
     "picture_format",
 ]
 
-FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF")
-"""What is read. Of an animated or multi-page file, the first frame."""
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-"""Names that such files end with, in lower case; for finding pictures in a folder."""
-
-MAX_PIXELS = 100_000_000
-"""Largest picture read unless the caller says otherwise: 10,000 × 10,000, which decodes to 300 MB of RGB."""
+MAX_PIXELS = 40_000_000
+"""Largest image that is read unless the caller says otherwise. Decoding takes up to 13 bytes a pixel (of a WebP)."""
 
 REDUCED_REACH = 4
 """A JPEG is decoded at a reduced scale where both sides keep this many times the model's. Once resized, the pixels are
@@ -54,15 +44,6 @@ then those of full decoding, give or take one level of 255; at 2 times, up to 5 
 
 _REDUCTIONS = (8, 4, 2)
 """By how much a JPEG can be reduced while it is decoded: coefficients of high frequency are left out of each block."""
-
-_READERS: dict[str, Callable[[IO[bytes]], Image.Image]] = {
-    "PNG": PngImagePlugin.PngImageFile,
-    "JPEG": JpegImagePlugin.JpegImageFile,
-    "WebP": WebPImagePlugin.WebPImageFile,
-    "BMP": BmpImagePlugin.BmpImageFile,
-    "TIFF": TiffImagePlugin.TiffImageFile,
-    "GIF": GifImagePlugin.GifImageFile,
-}
 
 _ORIENTATION = 0x0112
 """EXIF and TIFF tag of the camera's orientation (EXIF 2.32, section 4.6.4)."""
@@ -78,12 +59,10 @@ _UPRIGHT = {
 }
 """What brings a picture of each orientation upright; 1 is upright already."""
 
-_BITS_PER_SAMPLE = 258
-"""TIFF tag of the bits in each value (TIFF 6.0, section 8)."""
-
-_ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
-_PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"})
-# Left out are modes without a known range (32-bit integers, floats) and CIELAB, which needs a colour engine.
+_QUARTERS = frozenset(
+    {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
+)
+"""Those that make rows of columns."""
 
 # Pillow warns of damaged metadata (which is not used here) and of sizes (which are checked here). Filters are set
 # once, at import: changing them around each call would not be safe with several decoding threads.
@@ -91,21 +70,29 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def open_rgb(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def open_rgb(source: bytes | Path, *, max_pixels: int = MAX_PIXELS, white_level: int = FULL_SCALE) -> np.ndarray:
     """Decode a picture, given as its file's bytes or path, to RGB: ``(height, width, 3)`` uint8, writable.
 
     Turned upright by its EXIF orientation. Grey, black-and-white, palette, CMYK and YCbCr pictures become RGB;
-    16-bit values are scaled from 0…65535 to 0…255; transparent parts are laid on white. Colour profiles are not
-    applied. Raises ``UnsupportedImageError`` when the bytes are damaged or of a kind that is not read,
+    16-bit values are scaled from 0…``white_level`` to 0…255; transparent parts are laid on white. Colour profiles are
+    not applied. Raises ``UnsupportedImageError`` when the bytes are damaged or of a kind that is not read,
     ``ImageTooLargeError`` when there are more than ``max_pixels`` pixels (found before decoding), and ``ImageError``
     when a path cannot be read. Safe to call from many threads.
     """
-    return _rgb(open_image(source, max_pixels=max_pixels), source)
+    with _refusing_broken_files(source):
+        opened = _Opened.read(source, max_pixels)
+        if opened.is_deep:
+            rgb = opened.load_deep().to_rgb(white_level)
+            return rgb_array(_turned(rgb, _turn(opened.image)))
+        return rgb_array(opened.load_rgb())
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """RGB pixels, ``(h, w, 3)`` uint8, and the size of the upright picture, which is larger where it was reduced."""
+    """A picture at the model's size, and the width and height of the upright picture that it was made from.
+
+    ``pixels`` are RGB, ``(side, side, 3)``: uint8, or uint16 over 0…65535 where the file holds more than 8 bits.
+    """
 
     pixels: np.ndarray
     width: int
@@ -113,39 +100,93 @@ class Picture:
 
 
 def open_for_model(source: bytes | Path, side: int, *, max_pixels: int = MAX_PIXELS) -> Picture:
-    """Decode a picture that will be resized to ``side`` × ``side``: as ``open_rgb``, but large JPEGs at reduced scale.
+    """Decode a picture and resize it to ``side`` × ``side``; conversions and errors are those of ``open_rgb``.
 
-    They are reduced by 2, 4 or 8 as long as both sides are divided evenly, so that no pixel moves, and keep
-    ``REDUCED_REACH`` times ``side``. That saves four fifths of the time of a JPEG of 16 megapixels.
+    Values of more than 8 bits stay so: which part of their range a product uses is not known here
+    (``model.value_range``). Large JPEGs are decoded at reduced scale: by 2, 4 or 8 as long as both sides are divided
+    evenly, so that no pixel moves, and keep ``REDUCED_REACH`` times ``side``. That saves four fifths of the time of a
+    JPEG of 16 megapixels.
     """
-    image, size = _open(source, max_pixels, side)
-    return Picture(_rgb(image, source), *size)
+    with _refusing_broken_files(source):
+        opened = _Opened.read(source, max_pixels)
+        width, height = opened.image.size
+        if opened.is_deep:
+            deep = opened.load_deep()
+            turn = _turn(opened.image)
+            width, height = deep.size[::-1] if turn in _QUARTERS else deep.size
+            return Picture(_deep_pixels(deep, turn, side), width, height)
+        rgb = opened.load_rgb(side)
+        if rgb.width * height != rgb.height * width:  # it was turned by a quarter
+            width, height = height, width
+        return Picture(rgb_array(resize_rgb(rgb, side)), width, height)
 
 
 def open_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decode a picture, upright, with its values as stored (palette indices stay indices). Errors as ``open_rgb``."""
-    return _open(source, max_pixels)[0]
-
-
-def _open(source: bytes | Path, max_pixels: int, side: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
-    """The decoded picture, upright, and its width and height before any reduction for a model of ``side``."""
-    data = source if isinstance(source, bytes) else _read(source)
-    kind = picture_format(data)
-    if kind is None:
-        found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
-        raise UnsupportedImageError(f"{_called(source)} {found}; save it as PNG or JPEG.")
     with _refusing_broken_files(source):
-        check_structure(data, kind)
-        image = _READERS[kind](io.BytesIO(data))
-        _check_size(image, max_pixels, _called(source))
-        width, height = image.size
-        reduction = _reduction(width, height, side) if side is not None and kind == "JPEG" else 1
-        if reduction > 1:
-            image.draft(None, (width // reduction, height // reduction))
+        image = _Opened.read(source, max_pixels).image
         image.load()
-        upright = _upright(image)
-        # A turn by a quarter swaps the sides; of a square, both are the same.
-        return upright, (width, height) if upright.size == image.size else (height, width)
+        turned = _turned(image, _turn(image))
+        turned.format = image.format  # Pillow carries the rest over
+        return turned
+
+
+def has_deep_values(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+    """Whether a picture holds more than 8 bits a value, told by its header. Errors as ``open_rgb``."""
+    with _refusing_broken_files(source):
+        return _Opened.read(source, max_pixels).is_deep
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A file of a known format whose header was read and found within the limits. No pixel is decoded yet."""
+
+    image: ImageFile.ImageFile
+    kind: str
+    data: bytes
+    name: str
+    stored: str
+
+    @classmethod
+    def read(cls, source: bytes | Path, max_pixels: int) -> "_Opened":
+        """Open ``source``; what is not read is refused here."""
+        data = source if isinstance(source, bytes) else _read(source)
+        name = _called(source)
+        kind = picture_format(data)
+        if kind is None:
+            found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+            raise UnsupportedImageError(f"{name} {found}; save it as PNG or JPEG.")
+        check_structure(data, kind)
+        if kind == "WebP":
+            _check_size(webp_size(data), max_pixels, name)  # its decoder takes memory for all pixels when it is made
+        image = READERS[kind](io.BytesIO(data))
+        _check_size(image.size, max_pixels, name)
+        check_samples(image, name)
+        return cls(image, kind, data, name, stored_as(image))
+
+    @property
+    def is_deep(self) -> bool:
+        """Whether the file holds more than 8 bits a value."""
+        return is_deep(self.stored)
+
+    def load_deep(self) -> DeepImage:
+        """Decode all bits."""
+        return DeepImage.load(self.image, lambda: READERS[self.kind](io.BytesIO(self.data)))
+
+    def load_rgb(self, side: int | None = None) -> Image.Image:
+        """Decode to upright 8-bit RGB; for a model of ``side``, a large JPEG at reduced scale."""
+        image = self.image
+        check_mode(image, self.name)
+        # The first frame of a GIF need not cover the canvas.
+        extent = image.tile[0].extents if self.kind == "GIF" and image.tile else None
+        reduction = _reduction(*image.size, side) if self.kind == "JPEG" and side is not None else 1
+        if reduction > 1:
+            image.draft(None, (image.width // reduction, image.height // reduction))
+        image.load()
+        if self.kind == "PNG":
+            scale_colour_key(image, self.stored)
+        turn = _turn(image)
+        return _turned(to_rgb(image, extent), turn)
 
 
 def _reduction(width: int, height: int, side: int) -> int:
@@ -154,36 +195,11 @@ def _reduction(width: int, height: int, side: int) -> int:
     return next((by for by in _REDUCTIONS if width % by == height % by == 0 and min(width, height) >= least * by), 1)
 
 
-def _rgb(image: Image.Image, source: bytes | Path) -> np.ndarray:
-    """A decoded picture's pixels as ``open_rgb`` gives them."""
-    with _refusing_broken_files(source):
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-            image = _grey_from_16_bit(image)
-        elif image.mode not in _ALPHA_MODES | _PLAIN_MODES:
-            raise UnsupportedImageError(
-                f"{_called(source)} holds values of mode {image.mode} (such as floating-point), which are not read; "
-                "save it as 8-bit or 16-bit grey or RGB."
-            )
-        elif image.mode in _ALPHA_MODES or "transparency" in image.info:
-            image = _on_white(image)
-        return np.array(image.convert("RGB"))
-
-
-def picture_format(data: bytes) -> str | None:
-    """Which of ``FORMATS`` the first bytes of a file announce, or ``None``."""
-    if data.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if data.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
-        return "WebP"
-    if data.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        return "TIFF"
-    if data.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
-    if data.startswith(b"BM"):
-        return "BMP"
-    return None
+def _deep_pixels(deep: DeepImage, turn: Image.Transpose | None, side: int) -> np.ndarray:
+    """A deep image at the model's size and turned: ``(side, side, 3)`` uint16."""
+    channels = [_turned(channel, turn) for channel in resize_strips(deep.strips(), side)]
+    values = np.stack([np.asarray(channel) for channel in channels], 2)
+    return np.repeat(np.clip(np.rint(values), 0, FULL_SCALE).astype(np.uint16), 3 // len(channels), 2)
 
 
 def _read(path: Path) -> bytes:
@@ -217,42 +233,24 @@ def _refusing_broken_files(source: bytes | Path) -> Iterator[None]:
         ) from error
 
 
-def _check_size(image: Image.Image, max_pixels: int, name: str) -> None:
+def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
     """Raise ``ImageTooLargeError`` when the header announces more than ``max_pixels``."""
-    width, height = image.size
+    width, height = size
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} × {height} = {width * height:,} pixels; at most {max_pixels:,} are accepted: "
-            "send a smaller one."
+            "send a smaller one, or raise the limit with --max-pixels or MOLEFLOW_MAX_PIXELS."
         )
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the camera's orientation. A TIFF is upright already: Pillow applies its tag while decoding."""
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What brings a decoded image upright. A TIFF is upright already: Pillow applies its tag while decoding."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged metadata raises as many kinds as damaged pixels do, but the pixels are fine
-        orientation = 1
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
-    if turn is None:
-        return image
-    turned = image.transpose(turn)
-    turned.format = image.format  # Pillow carries the rest over
-    return turned
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """Lay a picture with transparent parts on white."""
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-
-
-def _grey_from_16_bit(image: Image.Image) -> Image.Image:
-    """Scale the file's full range to 0…255, rounded: 0…65535, or 0…4095 for a 12-bit TIFF."""
-    bits = 16
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        bits = image.tag_v2.get(_BITS_PER_SAMPLE, (16,))[0]
-    full = (1 << bits) - 1
-    values = np.asarray(image).astype(np.uint32)
-    grey = ((values * 255 + full // 2) // full).astype(np.uint8)
-    return Image.fromarray(grey)
+def _turned(image: Image.Image, turn: Image.Transpose | None) -> Image.Image:
+    return image if turn is None else image.transpose(turn)

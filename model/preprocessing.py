@@ -10,6 +10,8 @@ import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from model.resizing import resize_rgb, resize_strips, strips
+
 __all__ = ["Preprocessing"]
 
 _Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
@@ -28,17 +30,19 @@ class Preprocessing(BaseModel):
     std: tuple[_Deviation, _Deviation, _Deviation] = Field(description="per channel (RGB), of values in 0…1")
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resize one RGB picture, ``(height, width, 3)`` uint8, to ``(image_size, image_size, 3)`` uint8.
+        """Resize one RGB image, ``(height, width, 3)`` uint8 or uint16, to ``(image_size, image_size, 3)``, same type.
 
-        Bilinear with anti-aliasing (Pillow's filter, whose support grows with the reduction). A picture that
-        has the wanted size already is returned as it is. CPU only, releases the interpreter lock.
+        Bilinear with anti-aliasing (``model.resizing``). An image that has the wanted size already is returned as it
+        is. CPU only, releases the interpreter lock.
         """
         check_image(image)
         size = self.image_size
         if image.shape[:2] == (size, size):
             return image
-        resized = Image.fromarray(image).resize((size, size), Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        if image.dtype == np.uint8:
+            return np.asarray(resize_rgb(Image.fromarray(image), size))
+        channels = resize_strips((image[top:bottom] for top, bottom in strips(image.shape[1], image.shape[0])), size)
+        return np.rint(np.stack([np.asarray(channel) for channel in channels], 2)).astype(np.uint16)
 
     def scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
         """Normalisation of 0…255 values as one multiply-add: ``x·scale + offset``; each ``(3,)`` float32."""
@@ -48,8 +52,9 @@ class Preprocessing(BaseModel):
 
 
 def check_image(image: np.ndarray) -> None:
-    """Raise ``ValueError`` unless ``image`` is an RGB picture: ``(height, width, 3)``, uint8, not empty."""
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+    """Raise ``ValueError`` unless ``image`` is RGB: ``(height, width, 3)``, uint8 or uint16, not empty."""
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(
-            f"image must be (height, width, 3) uint8 and not empty; got shape {image.shape}, dtype {image.dtype}"
+            "image must be (height, width, 3) uint8 or uint16 and not empty; "
+            f"got shape {image.shape}, dtype {image.dtype}"
         )

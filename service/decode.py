@@ -17,7 +17,7 @@ picture one pixel high with millions of columns would cost far more than its pix
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """The model's input, ``(S, S, 3)`` uint8, and the size of the upright picture that it came from."""
+    """The model's input, ``(S, S, 3)`` uint8 or uint16, and the size of the upright image that it came from."""
 
     model_input: np.ndarray
     width: int
@@ -35,4 +35,4 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Dec
         raise ImageTooLargeError(
             f"The picture has {width} × {height} pixels; no side may be longer than {MAX_SIDE:,}: cut it into pieces."
         )
-    return Decoded(preprocessing.resize(picture.pixels), width, height)
+    return Decoded(picture.pixels, width, height)

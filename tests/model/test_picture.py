@@ -18,6 +18,8 @@ from model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
 from model.picture import FORMATS, REDUCED_REACH, open_for_model, open_image, open_rgb, picture_format
 from model.preprocessing import Preprocessing
 
+RESIZE = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)).resize
+
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
@@ -176,16 +178,6 @@ def test_16_bit_grey_of_the_other_byte_order_reads_alike() -> None:
     assert open_rgb(encode(image, "TIFF"))[..., 0].tolist() == [[0, 128, 255]]
 
 
-def test_16_bit_rgb_is_read_as_its_high_bytes() -> None:
-    body = b"\0" + struct.pack(">6H", 0x0012, 0x80FF, 0xFFFF, 0x1234, 0x0100, 0x00FF)
-    header = b"IHDR" + struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0)
-    chunks = [header, b"IDAT" + zlib.compress(body), b"IEND"]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks
-    )
-    assert open_rgb(data).tolist() == [[[0x00, 0x80, 0xFF], [0x12, 0x01, 0x00]]]
-
-
 @pytest.mark.parametrize("kind", ["JPEG", "TIFF"])
 def test_cmyk_becomes_rgb(kind: str) -> None:
     image = Image.new("CMYK", (16, 16), (0, 255, 255, 0))
@@ -202,7 +194,7 @@ def test_of_an_animation_the_first_frame_is_read() -> None:
 
 def test_floating_point_values_are_refused() -> None:
     data = encode(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF")
-    with pytest.raises(UnsupportedImageError, match="The picture holds values of mode F"):
+    with pytest.raises(UnsupportedImageError, match="The picture holds signed or floating-point values"):
         open_rgb(data)
 
 
@@ -317,32 +309,29 @@ def test_a_large_jpeg_is_reduced_and_keeps_its_size_and_its_way_up(orientation: 
     data = encode(Image.fromarray(detailed(512, 768)), "JPEG", quality=95, exif=exif.tobytes())
     full, reduced = open_rgb(data), open_for_model(data, 32)
     assert (reduced.height, reduced.width) == full.shape[:2]
-    assert reduced.pixels.shape == (full.shape[0] // 4, full.shape[1] // 4, 3)
-    resize = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)).resize
-    assert np.abs(resize(reduced.pixels).astype(int) - resize(full)).max() <= 1
+    difference = np.abs(reduced.pixels.astype(int) - RESIZE(full))
+    assert 0 < difference.max() <= 1  # 0 would mean that it was decoded whole
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
 def test_large_jpegs_of_other_colours_are_reduced_too(mode: str) -> None:
     data = encode(Image.fromarray(detailed(256, 256)).convert(mode), "JPEG", quality=95)
-    reduced = open_for_model(data, 32)
-    assert reduced.pixels.shape == (128, 128, 3)
-    whole = open_rgb(data).reshape(128, 2, 128, 2, 3).mean((1, 3))
-    assert np.abs(reduced.pixels - whole).mean() < 3
+    difference = np.abs(open_for_model(data, 32).pixels.astype(int) - RESIZE(open_rgb(data)))
+    assert 0 < difference.max() <= 2
 
 
 @pytest.mark.parametrize(("height", "width"), [(255, 512), (254, 512), (256, 257), (2 * 32 * REDUCED_REACH - 2, 1024)])
 def test_a_jpeg_that_would_become_too_small_or_does_not_divide_is_decoded_whole(height: int, width: int) -> None:
     data = encode(Image.fromarray(detailed(height, width)), "JPEG")
     picture = open_for_model(data, 32)
-    assert np.array_equal(picture.pixels, open_rgb(data))
+    assert np.array_equal(picture.pixels, RESIZE(open_rgb(data)))
     assert (picture.height, picture.width) == (height, width)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WebP", "BMP", "TIFF"])
 def test_only_jpegs_are_reduced(kind: str) -> None:
     data = encode(Image.fromarray(detailed(256, 256)), kind)
-    assert np.array_equal(open_for_model(data, 32).pixels, open_rgb(data))
+    assert np.array_equal(open_for_model(data, 32).pixels, RESIZE(open_rgb(data)))
 
 
 def test_the_pixel_limit_counts_the_pixels_of_the_file_not_the_reduced_ones() -> None:

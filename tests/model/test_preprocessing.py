@@ -50,7 +50,7 @@ def test_normalisation_is_one_multiply_and_add_of_bytes() -> None:
     ],
 )
 def test_what_is_no_rgb_picture_is_refused_with_its_shape(image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match=r"must be \(height, width, 3\) uint8 and not empty; got shape"):
+    with pytest.raises(ValueError, match=r"must be \(height, width, 3\) uint8 or uint16 and not empty; got shape"):
         RECORD.resize(image)
 
 
