@@ -23,6 +23,7 @@ from service.predictor import Predictor, load_predictor
 from service.prefix import UnderPrefix
 from service.problems import add_problem_handlers
 from service.routes import router
+from service.sending import Sending
 from service.settings import Settings
 
 __all__ = ["create_app"]
@@ -70,6 +71,7 @@ def create_app(
     # Each that is added comes around those before it. All answers are made inside of what measures them.
     add_problem_handlers(app)
     add_guards(app, settings)
+    app.add_middleware(Sending)
     app.add_middleware(_Measured, metrics=metrics)
     app.add_middleware(UnderPrefix, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)

@@ -19,17 +19,21 @@ import numpy as np
 from model.errors import OverloadedError, UnknownTaskError
 from model.results import Finding, Prediction
 from service.batching import Batcher
+from service.budget import Account, ByteBudget
 from service.decoding import Decoders
 from service.errors import NotReadyError
 from service.metrics import Metrics
 from service.predictor import Predictor
-from service.render import Answer, AnswerForm, Job, render
+from service.render import Answer, AnswerForm, Job, most_bytes, render
 from service.settings import Settings
 
 __all__ = ["Engine"]
 
 _SHORTEST_RETRY_SECONDS = 1.0
 """Least time that a refused client is told to wait; ``Retry-After`` counts whole seconds (RFC 9110, section 10.2.3)."""
+
+_SMALL_ANSWER_BYTES = 1024**2
+"""Up to this size an answer waits for no memory: all places together hold few of them, and machines ask for them."""
 
 Result = TypeVar("Result")
 
@@ -55,7 +59,11 @@ class Engine:
         self._encoders = ThreadPoolExecutor(settings.cpu_workers, "encode")
         self._loaded: Future[Predictor] = Future()
         self._thread: threading.Thread | None = None
-        self._stopping = False
+        self._stopping = self._is_leaving = False
+        self.uploads = ByteBudget(settings.upload_memory)
+        """Bytes of the bodies that were read, until their answers are made."""
+        self.answers = ByteBudget(settings.answer_memory)
+        """Bytes of large answers, until they are sent."""
         self._accepted = 0
         self._idle = asyncio.Event()
         self._idle.set()
@@ -73,6 +81,10 @@ class Engine:
         """The model, once it is loaded and warmed up. Raises what loading raised."""
         return await asyncio.shield(asyncio.wrap_future(self._loaded))
 
+    def announce_stop(self) -> None:
+        """Be ready no more, so that load goes elsewhere, but go on to take pictures until ``stop``."""
+        self._is_leaving = True
+
     async def stop(self) -> None:
         """Take no more pictures, finish those that were accepted, and end all threads."""
         self._stopping = True
@@ -87,7 +99,7 @@ class Engine:
     @property
     def is_ready(self) -> bool:
         """Whether pictures are taken."""
-        return not self._stopping and self._loaded.done() and self._loaded.exception() is None
+        return not (self._stopping or self._is_leaving) and self._loaded.done() and self._loaded.exception() is None
 
     @property
     def predictor(self) -> Predictor:
@@ -99,6 +111,12 @@ class Engine:
         return self._loaded.result()
 
     def check_ready(self) -> Predictor:
+        """The model, if pictures should be sent here; else ``NotReadyError``, which says why not."""
+        if self._is_leaving:
+            raise NotReadyError("The service is about to stop; send pictures to another instance.")
+        return self._check_open()
+
+    def _check_open(self) -> Predictor:
         """The model, if pictures are taken; else ``NotReadyError``, which says why not."""
         if self._stopping:
             raise NotReadyError("The service is stopping and takes no more pictures; send it to another instance.")
@@ -110,18 +128,22 @@ class Engine:
         if task is not None and task not in known:
             raise UnknownTaskError(task, known)
 
-    @contextmanager
-    def admit(self) -> Iterator[None]:
-        """Hold one of the service's places, from before the upload is read until the answer is made.
-
-        Raises ``OverloadedError`` at once when all are taken, ``NotReadyError`` when no pictures are taken.
-        """
-        self.check_ready()
+    def check_room(self) -> None:
+        """Raise what ``admit`` would raise now: an upload that will be refused need not be read first."""
+        self._check_open()
         if self._accepted >= self._settings.queue_size:
             wait = max(_SHORTEST_RETRY_SECONDS, self._accepted * self._batcher.seconds_per_picture)
             raise OverloadedError(
                 f"All {self._accepted} places of the service are taken; try again in {math.ceil(wait)} s.", wait
             )
+
+    @contextmanager
+    def admit(self) -> Iterator[None]:
+        """Hold one of the service's places, from when the upload has arrived until the answer is sent.
+
+        Raises ``OverloadedError`` at once when all are taken, ``NotReadyError`` when no pictures are taken.
+        """
+        self.check_room()
         self._accepted += 1
         self._idle.clear()
         try:
@@ -138,9 +160,11 @@ class Engine:
         task: str | None = None,
         false_alarm_rate: float | None = None,
         form: AnswerForm | None = None,
+        account: Account | None = None,
     ) -> Answer:
         """Judge one picture, given as its file's bytes. To be called inside ``admit``.
 
+        ``account``, of ``answers``, holds the bytes of a large answer; it is made when there is room for it.
         ``task`` names the product and skips routing; ``false_alarm_rate`` replaces the deployment's. Cancelling takes
         the picture out of whatever queue it is in. Raises ``UnknownTaskError``, ``UnsupportedImageError``,
         ``ImageTooLargeError`` and ``UnknownProductError``; a failure of the model is a ``RuntimeError``.
@@ -173,10 +197,13 @@ class Engine:
             queue_seconds=queue_seconds,
             inference_seconds=inferred.inference_seconds,
         )
-        answer, _, encode_seconds = await _in_thread(
-            self._encoders, lambda: render(job, form or AnswerForm(), self._decoders.open_rgb)
-        )
+        form = form or AnswerForm()
+        if account is not None and (most := most_bytes(form, decoded.height, decoded.width)) > _SMALL_ANSWER_BYTES:
+            await account.wait_for(most)
+        answer, _, encode_seconds = await _in_thread(self._encoders, lambda: render(job, form, self._decoders.open_rgb))
         metrics.encode_seconds.observe(encode_seconds)
+        if account is not None:
+            account.keep(answer.size)
         return answer
 
     def _work(self, load: Callable[[], Predictor]) -> None:

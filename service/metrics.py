@@ -37,6 +37,13 @@ class Metrics:
         )
         self.queue_length = self._gauge("queue_length", "pictures waiting for the model")
         self.requests_in_progress = self._gauge("requests_in_progress", "predictions accepted and not yet answered")
+        self.uploads_in_progress = self._gauge("uploads_in_progress", "bodies of predictions being read")
+        self.connections = self._gauge("connections", "open connections")
+        self.connections_cut = self._counter(
+            "connections_cut",
+            "connections closed for new ones (room), for a late head (header), or for an answer not read (send)",
+            "reason",
+        )
         self.ready = self._gauge("ready", "1 when the model is loaded and pictures are taken, else 0")
         ProcessCollector(registry=self.registry)
 

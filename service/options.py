@@ -6,7 +6,7 @@ from typing import Any, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from service.render import MapSize
+from service.render import MapChoice, MapSize
 
 __all__ = ["PredictOptions", "combine_options"]
 
@@ -22,8 +22,16 @@ class PredictOptions(BaseModel):
     false_alarm_rate: float | None = Field(
         None, gt=0, lt=1, description="share of good pictures that may be called anomalous; moves the thresholds"
     )
-    map: Literal["none", "png", "npy"] = Field("png", description="how the anomaly map travels inside the JSON")
-    map_size: MapSize = Field("image", description="size of the map: the picture's, or that of the model's input")
+    map: MapChoice = Field(
+        "png",
+        description="how the anomaly map travels inside the JSON: not at all, as 16-bit PNG, or as a NumPy file of "
+        "float32 (npy) or float16 (npy16, half as large); with Accept: application/x-npy, npy16 makes that float16 too",
+    )
+    map_size: MapSize = Field(
+        "image",
+        description="size of the map: the image's, or that of the model's input. The latter holds all that the model "
+        "found and stays small however large the image is: the choice for machines",
+    )
 
 
 def combine_options(query: Iterable[tuple[str, str]], form: Iterable[tuple[str, str]] = ()) -> PredictOptions:

@@ -65,11 +65,12 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
 
 
 _STATUSES: dict[int, tuple[str, str]] = {
+    400: ("malformed-request", "Not a request that can be read"),
     403: ("foreign-page", "Web pages of other origins may not ask this"),
     404: ("not-found", "There is nothing here"),
     405: ("method-not-allowed", "The method does not work here"),
     406: ("not-acceptable", "No such form of the answer"),
-    408: ("upload-timeout", "The upload took too long"),
+    408: ("upload-timeout", "The request took too long to arrive"),
     414: ("query-too-long", "The query is too long"),
     415: ("unsupported-body", "Not a kind of body that is read"),
     421: ("unknown-host", "The service is not called by this name"),

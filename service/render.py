@@ -9,12 +9,15 @@ import numpy as np
 
 from model.picture import open_rgb
 from model.results import CheckpointInfo, Finding, Prediction
-from service.encode import encode_map, map_to_npy
+from service.encode import base64_pieces, describe_map, npy_pieces
 from service.errors import UnknownProductError
 from service.overlay import overlay_png
-from service.schemas import Timing, build_response
+from service.schemas import PredictionResponse, Timing, build_response
 
-__all__ = ["MEDIA_TYPES", "Answer", "AnswerForm", "Job", "MapSize", "render"]
+__all__ = ["MEDIA_TYPES", "Answer", "AnswerForm", "Job", "MapChoice", "MapSize", "most_bytes", "render"]
+
+MapChoice = Literal["none", "png", "npy", "npy16"]
+"""How the map travels inside the JSON response, if at all."""
 
 MapSize = Literal["image", "model"]
 """Whether the map has the picture's size or that of the model's input."""
@@ -23,12 +26,16 @@ MEDIA_TYPES = ("application/json", "image/png", "application/x-npy")
 """The forms of an answer: the full response, the heat map over the picture, the bare map. The first is the default."""
 
 
+_NO_DATA = b'"data":""'
+"""Where the map's data belongs, in the JSON of a response that has none yet."""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
-    """What the client wants to get. ``map_encoding`` matters to JSON only, ``map_size`` to maps only."""
+    """What the client wants to get. Of a bare map only ``npy16`` makes a difference: float16 instead of float32."""
 
     media_type: str = MEDIA_TYPES[0]
-    map_encoding: Literal["none", "png", "npy"] = "png"
+    map_encoding: MapChoice = "png"
     map_size: MapSize = "image"
 
 
@@ -53,11 +60,31 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The bytes to send, their media type, and the finding that they tell of."""
+    """The bytes to send, in pieces, their media type, and the finding that they tell of."""
 
-    content: bytes
+    pieces: tuple[bytes | memoryview, ...]
     media_type: str
     finding: Finding
+
+    @property
+    def size(self) -> int:
+        """Number of bytes."""
+        return sum(len(piece) for piece in self.pieces)
+
+    @property
+    def content(self) -> bytes:
+        """All of it, put together."""
+        return b"".join(self.pieces)
+
+
+def most_bytes(form: AnswerForm, height: int, width: int) -> int:
+    """An upper bound of the bytes that an answer takes whose map has the picture's size; 0 for small ones."""
+    if form.media_type == "image/png":
+        return 4 * height * width
+    if form.map_size == "model" or (form.map_encoding == "none" and form.media_type == MEDIA_TYPES[0]):
+        return 0
+    a_pixel = 4 if form.map_encoding == "npy" or form.media_type != MEDIA_TYPES[0] else 3
+    return a_pixel * height * width * (4 if form.media_type == MEDIA_TYPES[0] else 3) // 3
 
 
 def render(job: Job, form: AnswerForm, read_rgb: Callable[[bytes], np.ndarray] = open_rgb) -> Answer:
@@ -68,12 +95,14 @@ def render(job: Job, form: AnswerForm, read_rgb: Callable[[bytes], np.ndarray] =
     started = perf_counter()
     if form.media_type == "image/png":
         prediction = _scored(job.finding)
-        return Answer(overlay_png(read_rgb(job.data), prediction), form.media_type, prediction)
+        return Answer((overlay_png(read_rgb(job.data), prediction),), form.media_type, prediction)
     if form.media_type == "application/x-npy":
-        return Answer(map_to_npy(_map(_scored(job.finding), job, form.map_size)), form.media_type, job.finding)
-    encoding, anomaly_map = form.map_encoding, None
+        values = _map(_scored(job.finding), job, form.map_size)
+        return Answer(tuple(npy_pieces(values, half=form.map_encoding == "npy16")), form.media_type, job.finding)
+    encoding, anomaly_map, data = form.map_encoding, None, None
     if encoding != "none" and isinstance(job.finding, Prediction):
-        anomaly_map = encode_map(_map(job.finding, job, form.map_size), encoding)
+        anomaly_map, data = describe_map(_map(job.finding, job, form.map_size), encoding)
+    encoded = () if data is None else tuple(base64_pieces(data))
     response = build_response(
         job.finding,
         checkpoint=job.checkpoint,
@@ -88,7 +117,15 @@ def render(job: Job, form: AnswerForm, read_rgb: Callable[[bytes], np.ndarray] =
         anomaly_map=anomaly_map,
         forced=job.forced,
     )
-    return Answer(response.model_dump_json().encode(), form.media_type, job.finding)
+    return Answer(_json_pieces(response, encoded), form.media_type, job.finding)
+
+
+def _json_pieces(response: PredictionResponse, encoded: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    """The response with the map's data put in where it has none: a hundred megabytes need not be copied for it, nor
+    Python's lock be held while they are looked through for quotation marks."""
+    before, slot, after = response.model_dump_json().encode().partition(_NO_DATA)
+    # No name can look like it: inside of JSON's strings quotation marks are escaped.
+    return (before, slot[:-1], *encoded, slot[-1:], after) if slot else (before,)
 
 
 def _map(prediction: Prediction, job: Job, size: MapSize) -> np.ndarray:

@@ -15,11 +15,14 @@ from model.errors import UnknownTaskError
 from model.results import Finding, Prediction, TaskInfo
 from service import openapi
 from service.accept import choose_media_type
+from service.budget import Account
 from service.engine import Engine
+from service.intake import body_of
 from service.metrics import Metrics
 from service.options import PredictOptions, combine_options
 from service.render import MEDIA_TYPES, AnswerForm
 from service.schemas import Checkpoint, LiveResponse, PredictionResponse, ReadyResponse, TasksResponse
+from service.sending import PiecesResponse, held_until_sent
 from service.settings import Settings
 from service.upload import Upload, read_upload
 
@@ -38,14 +41,22 @@ async def predict(request: Request, _: Annotated[PredictOptions, Query()]) -> Re
     if media_type is None:
         raise HTTPException(406, f"The answer can be {', '.join(MEDIA_TYPES)}; ask for one of them in Accept.")
     engine.check_task(combine_options(query).task)
-    with engine.admit():
-        upload = await _read(request, settings)
+    engine.check_room()
+    held = held_until_sent(request)
+    with engine.uploads.account() as account:
+        upload = await _read(request, settings, account)
         options = combine_options(query, upload.fields)
-        form = AnswerForm(media_type, options.map, options.map_size)
-        work = engine.predict(upload.data, task=options.task, false_alarm_rate=options.false_alarm_rate, form=form)
+        held.enter_context(engine.admit())
+        work = engine.predict(
+            upload.data,
+            task=options.task,
+            false_alarm_rate=options.false_alarm_rate,
+            form=AnswerForm(media_type, options.map, options.map_size),
+            account=held.enter_context(engine.answers.account()),
+        )
         answer = await _unless_client_leaves(request, work)
     headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.finding)
-    return Response(answer.content, media_type=media_type, headers=headers)
+    return PiecesResponse(answer.pieces, media_type, headers)
 
 
 @router.get("/tasks", response_model=TasksResponse, **openapi.TASKS)
@@ -99,14 +110,12 @@ def _json(model: BaseModel) -> Response:
     return Response(model.model_dump_json(), media_type="application/json")
 
 
-async def _read(request: Request, settings: Settings) -> Upload:
-    """The picture in the request's body; 408 when it takes too long, since it holds one of the service's places."""
-    try:
-        async with asyncio.timeout(settings.upload_timeout_seconds), aclosing(request.stream()) as chunks:
+async def _read(request: Request, settings: Settings, account: Account) -> Upload:
+    """The picture in the request's body."""
+    metrics: Metrics = request.app.state.metrics
+    with metrics.uploads_in_progress.track_inprogress():
+        async with aclosing(body_of(request, account, settings.upload_timeout_seconds)) as chunks:
             return await read_upload(request.headers, chunks, settings.max_upload_bytes)
-    except TimeoutError as error:
-        seconds = settings.upload_timeout_seconds
-        raise HTTPException(408, f"The upload was not complete after {seconds:g} s; send it again, faster.") from error
 
 
 async def _unless_client_leaves(request: Request, work: Awaitable[Result]) -> Result:

@@ -87,11 +87,12 @@ class AnomalyMap(Schema):
     """The anomaly of every pixel, in nats; higher is more anomalous, and values may be negative.
 
     ``png``: 16-bit greyscale; the real value is minimum + stored / 65535 * (maximum - minimum).
-    ``npy``: a NumPy file of the real values.
+    ``npy``: a NumPy file of the real values; as float16 they are rounded to one part in 2,000, and those beyond ±65,504
+    are set to that.
     """
 
     encoding: Literal["png", "npy"]
-    dtype: Literal["uint16", "float32"] = Field(description="type of the stored values")
+    dtype: Literal["uint16", "float32", "float16"] = Field(description="type of the stored values")
     shape: tuple[int, int] = Field(description="height and width in pixels")
     minimum: float
     maximum: float

@@ -10,7 +10,10 @@ import uvicorn
 from fastapi import FastAPI
 
 from model.errors import ConfigurationError
+from service.acceptor import connection_limit
 from service.app import create_app
+from service.connections import Connections, Limits
+from service.lifecycle import Server
 from service.predictor import Predictor
 from service.settings import Settings
 
@@ -58,19 +61,30 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
         raise failures[0]
 
 
-def make_server(app: FastAPI, settings: Settings) -> uvicorn.Server:
+def make_server(app: FastAPI, settings: Settings) -> Server:
     """A server for the app, with defaults that are safe behind a proxy. Forwarded headers are believed from this
-    machine only, unless the environment's ``FORWARDED_ALLOW_IPS`` says otherwise."""
-    return uvicorn.Server(
-        uvicorn.Config(
-            app,
-            lifespan="on",
-            ws="none",
-            log_level=settings.log_level,
-            server_header=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-            timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
-        )
+    machine only, unless the environment's ``FORWARDED_ALLOW_IPS`` says otherwise.
+
+    Raises ``ConfigurationError`` when this process may not open enough files for its connections.
+    """
+    limits = Limits(header_seconds=settings.header_timeout_seconds, send_seconds=settings.send_timeout_seconds)
+    config = uvicorn.Config(
+        app,
+        lifespan="on",
+        loop="asyncio",
+        http="h11",
+        ws="none",
+        log_level=settings.log_level,
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+    )
+    return Server(
+        config,
+        app.state.engine,
+        Connections(limits, app.state.metrics),
+        connection_limit=connection_limit(settings.max_connections, settings.cpu_workers),
+        lame_duck_seconds=settings.lame_duck_seconds,
+        finish_seconds=settings.shutdown_timeout_seconds,
     )
 
 

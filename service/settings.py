@@ -78,6 +78,29 @@ class Settings(BaseSettings):
     upload_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="time in which an upload must have arrived; slower ones get status 408"
     )
+    upload_memory: ByteSize = Field(
+        ByteSize(512 * 1024**2), gt=0,
+        description="most bytes of uploads held at once, until their answers are made; beyond it they get status 429",
+    )  # fmt: skip
+    answer_memory: ByteSize = Field(
+        ByteSize(512 * 1024**2), gt=0,
+        description="most bytes of large answers held at once, until they are sent; beyond it the next are made later",
+    )  # fmt: skip
+    send_timeout_seconds: float = Field(
+        20.0, gt=0, le=3600, description="longest time in which a client may take nothing of its answer; then it is cut"
+    )
+    header_timeout_seconds: float = Field(
+        20.0, gt=0, le=3600, description="time in which a request's head must have arrived; slower connections are cut"
+    )
+    max_connections: int | None = Field(
+        None, ge=16, le=100_000,
+        description="most open connections; the longest idle makes room for a new one. Unless set, as many as the "
+        "limit of open files leaves room for, and at most 1000",
+    )  # fmt: skip
+    lame_duck_seconds: float = Field(
+        5.0, ge=0, le=600,
+        description="time after SIGTERM in which requests are still taken while /health/ready is 503 already",
+    )  # fmt: skip
     shutdown_timeout_seconds: int = Field(
         30, ge=1, le=3600, description="time given to accepted requests when the service is told to stop"
     )

@@ -1,10 +1,15 @@
 """A real server in a thread, with the dummy model behind it."""
 
+import http.client
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,6 +69,19 @@ def request_head(length: int | str, content_type: str = "image/png", query: str 
     ).encode()
 
 
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers in lower case, and body of the next answer on a bare connection."""
+    answer = http.client.HTTPResponse(connection)
+    answer.begin()
+    return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return listener.getsockname()[1]
+
+
 def eventually(condition: Callable[[], bool]) -> bool:
     """Whether something comes true within a generous time."""
     deadline = time.monotonic() + PATIENCE
@@ -72,6 +90,49 @@ def eventually(condition: Callable[[], bool]) -> bool:
             return False
         time.sleep(0.01)
     return True
+
+
+_SERVE_THE_DUMMY = """
+import resource, sys, threading
+import service.app
+from dummy import DummyDetector
+from service.server import serve
+from service.settings import Settings
+{before}
+def tell(url, predictor):
+    print(url, flush=True)
+    threading.Thread(target=when_ready).start()
+
+def when_ready():
+    {when_ready}
+
+if {descriptors}:
+    resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))
+service.app.load_predictor = lambda settings: Dummy() if "Dummy" in globals() else DummyDetector()
+serve(Settings(checkpoint="dummy", port=0, **{settings}), on_ready=tell)
+"""
+
+
+@contextmanager
+def serve_in_a_process(
+    *, descriptors: int = 0, before: str = "", when_ready: str = "pass", **settings: Any
+) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
+    """The dummy, served by a process of its own: its URL, and the process.
+
+    It may open so many ``descriptors`` (unless 0), and runs the code ``before`` the service starts and
+    ``when_ready``. A class ``Dummy`` in the former replaces the dummy.
+    """
+    here = Path(__file__).parent
+    code = _SERVE_THE_DUMMY.format(before=before, when_ready=when_ready, descriptors=descriptors, settings=settings)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process.stdout.readline().strip(), process
+        finally:
+            process.kill()
 
 
 @contextmanager

@@ -59,7 +59,7 @@ def test_an_upload_that_stalls_is_given_up(small: Running) -> None:
     with small.connect() as connection:
         connection.sendall(request_head(1000) + b"x")
         assert status_of(connection.recv(1000)) == 408
-    assert eventually(lambda: small.metric("moleflow_requests_in_progress") == 0)
+    assert eventually(lambda: small.metric("moleflow_uploads_in_progress") == 0)
 
 
 def test_a_picture_of_too_many_pixels_is_refused(small: Running) -> None:

@@ -86,12 +86,12 @@ def test_a_client_that_leaves_costs_no_place_in_a_batch() -> None:
         assert running.metric("moleflow_requests_total", route="/predict", status="499") == 1
 
 
-def test_a_client_that_leaves_while_uploading_frees_its_place() -> None:
+def test_a_client_that_leaves_while_uploading_is_waited_for_no_longer() -> None:
     with run_server(queue_size=1) as running:
         with running.connect() as connection:
             connection.sendall(request_head(1000) + b"x")
-            assert eventually(lambda: running.metric("moleflow_requests_in_progress") == 1)
-        assert eventually(lambda: running.metric("moleflow_requests_in_progress") == 0)
+            assert eventually(lambda: running.metric("moleflow_uploads_in_progress") == 1)
+        assert eventually(lambda: running.metric("moleflow_uploads_in_progress") == 0)
         assert running.predict(encoded(picture())).status_code == 200
 
 

@@ -189,7 +189,7 @@ def test_a_picture_of_extreme_shape_is_judged(service: Running, width: int, heig
         (b"{}", {"content-type": "application/json"}, {}, 415, "application/json"),
         (encoded(picture()), {"content-type": "multipart/form-data"}, {}, 422, "boundary"),
         (encoded(picture()), {}, {"task": "bottle"}, 404, "learned: red, green, blue"),
-        (encoded(picture()), {}, {"map": "jpg"}, 422, "'none', 'png' or 'npy'"),
+        (encoded(picture()), {}, {"map": "jpg"}, 422, "'none', 'png', 'npy' or 'npy16'"),
         (encoded(picture()), {}, {"map_size": "huge"}, 422, "'image' or 'model'"),
         (encoded(picture()), {}, {"tsk": "red"}, 422, "no query parameter 'tsk'"),
         (encoded(picture()), {"accept": "text/html"}, {}, 406, "application/x-npy"),

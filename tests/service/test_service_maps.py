@@ -15,7 +15,7 @@ from PIL import Image
 from model.calibration import TaskCalibration
 from model.overlay import ColourScale, overlay
 from model.results import Candidate, Prediction
-from service.encode import encode_map, map_to_npy, map_to_png
+from service.encode import base64_pieces, encode_map, map_to_png, npy_pieces
 from service.overlay import overlay_png
 from service.schemas import AnomalyMap
 
@@ -61,7 +61,7 @@ def test_an_npy_map_gives_back_the_values_exactly(values: np.ndarray) -> None:
     assert np.array_equal(real_values(encode_map(values, "npy")), values)
 
 
-@pytest.mark.parametrize("encoding", ["png", "npy"])
+@pytest.mark.parametrize("encoding", ["png", "npy", "npy16"])
 def test_the_range_of_a_map_is_that_of_its_values(encoding: str) -> None:
     values = np.array([[-3.5, 2.0, 9.25]], np.float32)
     encoded = encode_map(values, encoding)
@@ -79,10 +79,26 @@ def test_a_flat_map_is_encoded_without_dividing_by_zero() -> None:
     assert np.array_equal(real_values(encoded), np.full((4, 5), 7.5))
 
 
-def test_an_npy_map_is_plain_float32() -> None:
-    loaded = np.load(io.BytesIO(map_to_npy(np.ones((2, 3), np.float32))), allow_pickle=False)
-    assert loaded.dtype == np.float32
+@pytest.mark.parametrize("half", [False, True])
+def test_an_npy_map_is_a_plain_numpy_file(half: bool) -> None:
+    loaded = np.load(io.BytesIO(b"".join(npy_pieces(np.ones((2, 3), np.float32), half=half))), allow_pickle=False)
+    assert loaded.dtype == (np.float16 if half else np.float32)
     assert loaded.shape == (2, 3)
+
+
+@settings(max_examples=50, deadline=None)
+@given(MAPS)
+def test_a_half_map_gives_back_the_values_within_one_part_in_2000(values: np.ndarray) -> None:
+    encoded = encode_map(values, "npy16")
+    within = np.clip(values, -65504, 65504)
+    assert encoded.dtype == "float16"
+    assert np.allclose(real_values(encoded), within, rtol=1 / 2000, atol=1e-6)
+
+
+def test_the_pieces_of_base64_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.encode._BASE64_STEP", 4)
+    pieces = [b"", b"a", b"bcdefghij", b"kl", b"mnopqrs"]
+    assert b"".join(base64_pieces(pieces)) == base64.b64encode(b"".join(pieces))
 
 
 def test_an_overlay_has_the_size_of_the_picture() -> None:
