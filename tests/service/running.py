@@ -29,6 +29,7 @@ class Running:
 
     def __init__(self, detector: DummyDetector, settings: Settings, server: Any, port: int) -> None:
         self.detector, self.settings, self.server, self.port = detector, settings, server, port
+        self.thread = threading.Thread(target=lambda: None)  # the server's, once it runs
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
@@ -147,6 +148,7 @@ def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **se
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     running = Running(model, chosen, server, listener.getsockname()[1])
+    running.thread = thread
     try:
         if wait:
             assert ready.wait(PATIENCE)

@@ -37,7 +37,8 @@ class Slow(DummyDetector):
         return super().predict(images, tasks)
 
 service.app.load_predictor = lambda settings: Slow()
-serve(Settings(checkpoint="dummy", port=0, log_level="critical"), on_ready=lambda url, _: print(url, flush=True))
+settings = Settings(checkpoint="dummy", port=0, log_level="critical", lame_duck_seconds=0)
+serve(settings, on_ready=lambda url, _: print(url, flush=True))
 """
 
 
