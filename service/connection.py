@@ -203,7 +203,7 @@ class Connection(H11Protocol):
             answer = problem_response(status, detail)
             headers = [*answer.raw_headers, (b"connection", b"close")]
             start = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
-            for event in (start, h11.Data(data=answer.body), h11.EndOfMessage()):
+            for event in (start, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
