@@ -1,6 +1,7 @@
 """Which files a command takes of folders that it is given, in what order, and where their overlays go."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -95,11 +96,14 @@ def test_folders_that_link_to_each_other_many_times_are_read_once_each(tmp_path:
 
 def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
     folder = tmp_path
-    for _ in range(1500):
-        folder = folder / "d"
-        folder.mkdir()
-    (folder / "0.png").touch()
-    assert len(find(tmp_path)[0]) == 1
+    try:
+        for _ in range(1500):
+            folder = folder / "d"
+            folder.mkdir()
+        (folder / "0.png").touch()
+        assert len(find(tmp_path)[0]) == 1
+    finally:  # nothing written in Python could remove it
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
 def test_a_folder_without_images_is_a_problem_and_the_others_go_on(tmp_path: Path) -> None:
