@@ -1,6 +1,6 @@
 """The detector: pictures in, typed results out. Works without HTTP, on CPU and CUDA."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -11,17 +11,17 @@ from model.backbone import import_plugin
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
 from model.checkpoint import Checkpoint
 from model.config import DEFAULT_UNKNOWN_LIMIT
-from model.expert_cache import ExpertCache
+from model.errors import PredictionError
+from model.experts import Experts
 from model.features import FeatureExtractor, stack_images
-from model.merged import MergedExpert
+from model.judge import Judge
 from model.preprocessing import Preprocessing
-from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
+from model.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
 from model.router import Router, image_descriptor
-from model.runtime import autocast, product_dtype, resolve_device, resolve_precision
+from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score
-from model.shortlist import Route, Shortlist, shortlist
-from model.side_by_side import side_by_side
-from model.unknown import check_limit, ground_level, strangeness
+from model.shortlist import Shortlist, shortlist
+from model.unknown import check_limit
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -65,15 +65,21 @@ class Detector:
         self._top_k = checkpoint.header.config.score_top_k
         features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
         self._features = features.to(self.device)
-        separated = checkpoint.header.config.flow.sharing == "separated"
-        self._shared_base = None if separated else checkpoint.base().to(self.device)
         # Of each product no more than this is read before a picture of it comes.
         profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
         self._router = Router([each.prototype for each in profiles]).to(self.device)
         self._calibrations = [each.calibration for each in profiles]
         self._typical = torch.tensor([each.distances.median for each in self._calibrations], device=self.device)
         self._tasks = tuple(self._at_rate(info) for info in checkpoint.header.tasks)
-        self._experts = ExpertCache(self._merge, max_experts)
+        self._judge = Judge(
+            self._tasks,
+            self._calibrations,
+            false_alarm_rate=self.false_alarm_rate,
+            unknown_limit=self.unknown_limit,
+            model_size=self.preprocessing.image_size,
+            dim=checkpoint.header.config.backbone.embedding_dim,
+        )
+        self._experts = Experts(checkpoint, self.device, self.precision, max_experts)
 
     @classmethod
     def load(
@@ -139,8 +145,12 @@ class Detector:
         explains gets a ``Refusal``, unless its expert was named or ``refuse_unknown`` is off, as evaluations need it;
         then the nearest product's expert scores it.
 
+        A picture whose expert is damaged gets a ``Failure``, and so does one whose numbers are not finite; the others
+        of the batch get their verdicts. With ``refuse_unknown`` off the first such error is raised instead.
+
         Raises:
             UnknownTaskError: a name that was not learned.
+            PredictionError: with ``refuse_unknown`` off, and nothing can be said of a picture.
         """
         wanted = list(tasks) if tasks is not None else [None] * len(images)
         if len(wanted) != len(images):
@@ -161,16 +171,17 @@ class Detector:
             known = [row for row, task in enumerate(chosen) if task is not None]
             if len(known) < len(chosen):
                 embeddings = embeddings[torch.tensor(known, dtype=torch.long, device=self.device)]
-            maps, scores = self.score(embeddings, [task for task in chosen if task is not None])
-            scored = zip(maps.cpu().numpy(), scores.tolist(), strict=True)
+            maps, failed = self._experts.maps(embeddings, [task for task in chosen if task is not None])
+            scored = zip(maps.cpu().numpy(), image_score(maps, self._top_k).tolist(), strict=True)
         results: list[Finding] = []
         for found, task in zip(routed, chosen, strict=True):
-            if task is None:
-                results.append(self._refusal(found, found.least_share))
-                continue
-            result = self._prediction(found, found.task, *next(scored))
-            refused = refuses and found.named is None and result.is_outside
-            results.append(self._refusal(found, result.strangeness) if refused else result)
+            numbers = None if task is None else next(scored)
+            try:
+                results.append(self._judge.find(found, numbers, failed, refuses=refuses))
+            except PredictionError as error:
+                if not refuse_unknown:
+                    raise
+                results.append(Failure(error.with_traceback(None)))  # its frames would keep the batch's numbers
         return results
 
     def predict_both(self, images: Sequence[np.ndarray], tasks: Sequence[str]) -> list[tuple[Prediction, Prediction]]:
@@ -196,7 +207,7 @@ class Detector:
             chosen = [*(found.nearest[0] for found in routed), *(routed[row].task for row in wrong)]
             maps, scores = self.score(embeddings[rows] if wrong else embeddings, [route.index for route in chosen])
             scored = zip(rows, chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
-            results = [self._prediction(routed[row], task, grid_map, score) for row, task, grid_map, score in scored]
+            results = [self._judge.prediction(routed[row], *numbers) for row, *numbers in scored]
         again = dict(zip(wrong, results[len(images) :], strict=True))
         return [(result, again.get(row, result)) for row, result in enumerate(results[: len(images)])]
 
@@ -210,46 +221,43 @@ class Detector:
         return embeddings, *self._router(image_descriptor(embeddings))
 
     def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and the task of each picture to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits."""
-        maps = embeddings.new_empty(embeddings.shape[:3], dtype=torch.float32)
-        needed = sorted(set(tasks))
-        for start in range(0, len(needed), self._experts.limit):
-            # No thread but this one reads and merges experts: how many compute may change the last digits.
-            experts = {index: self._experts.get(index) for index in needed[start : start + self._experts.limit]}
-            with autocast(self.device, self.precision):
-                self._fill(maps, embeddings, tasks, experts)
-        return maps, image_score(maps, self._top_k)
+        """Embeddings and the task of each picture to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits.
 
-    def _fill(
-        self,
-        maps: torch.Tensor,
-        embeddings: torch.Tensor,
-        tasks: Sequence[int],
-        experts: Mapping[int, MergedExpert],
-    ) -> None:
-        """The maps of all pictures whose task is one of ``experts``; on a CPU side by side, whatever their tasks."""
-        if self.device.type == "cpu":
-            chosen = [row for row, task in enumerate(tasks) if task in experts]
-            found = side_by_side(lambda row: experts[tasks[row]](embeddings[row : row + 1]), chosen)
-            for row, patch_map in zip(chosen, found, strict=True):
-                maps[row : row + 1] = patch_map
-            return
-        for index, expert in experts.items():
-            members = [row for row, task in enumerate(tasks) if task == index]
-            if len(members) == len(tasks):
-                maps.copy_(expert(embeddings))
-            else:
-                rows = torch.tensor(members).to(self.device, non_blocking=True)
-                maps[rows] = expert(embeddings[rows])
+        Raises:
+            ExpertError: the expert of one of the tasks is damaged.
+        """
+        maps, failed = self._experts.maps(embeddings, tasks)
+        for error in failed.values():
+            raise error
+        return maps, image_score(maps, self._top_k)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Merge the experts of the first few products and predict once on blank pictures, so that the first request is
-        not slow; a product beyond them costs its first request the time to read and merge its expert."""
-        for task in self.tasks[: min(WARM_EXPERTS, self._experts.limit)]:
-            self._experts.get(task.index)
+        not slow; a product beyond them costs its first request the time to read and merge its expert.
+
+        A damaged expert is left to the pictures of its product, unless no product would be left.
+
+        Raises:
+            PredictionError: nothing can be predicted.
+        """
+        warm = self.tasks[: min(WARM_EXPERTS, self._experts.limit)]
+        damaged = self._experts.prepare([task.index for task in warm])
+        if len(damaged) == len(self.tasks) > 0:
+            raise damaged[0]
+        usable = [task.name for task in warm if task.index not in damaged]
         size = self.preprocessing.image_size
-        results = self.predict([np.zeros((size, size, 3), dtype=np.uint8)] * batch_size, refuse_unknown=False)
-        results[0].pixel_map()  # makes the matrices that bring maps to the model's size, which are kept
+        blank = [np.zeros((size, size, 3), dtype=np.uint8)] * batch_size
+        for result in self.predict(blank, [usable[0] if usable else None] * batch_size)[:1]:
+            if isinstance(result, Failure):
+                raise result.error
+            if isinstance(result, Prediction):
+                result.pixel_map()  # makes the matrices that bring maps to the model's size, which are kept
+
+    def free_memory(self) -> None:
+        """Give back the device's memory that nothing in use needs: merged experts, and what PyTorch keeps ready."""
+        self._experts.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def _at_rate(self, info: TaskInfo) -> TaskInfo:
         """A product's record with its thresholds at this detector's false-alarm rate."""
@@ -262,38 +270,5 @@ class Detector:
             }
         )
 
-    def _merge(self, index: int) -> MergedExpert:
-        expert = self._checkpoint.expert(index)
-        base = self._shared_base or self._checkpoint.base(index).to(self.device)
-        return MergedExpert(base, expert.to(self.device), product_dtype(self.precision))
-
     def _shortlist(self, distances: torch.Tensor, shares: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
         return shortlist(distances, shares, self._typical, named)
-
-    def _candidate(self, route: Route) -> Candidate:
-        p_value = self._calibrations[route.index].distances.p_value(route.distance)
-        return Candidate(self.tasks[route.index].name, route.index, route.distance, p_value, route.share)
-
-    def _candidates(self, found: Shortlist) -> tuple[Candidate, ...]:
-        """The nearest learned products with their distances and shares."""
-        return tuple(map(self._candidate, found.nearest))
-
-    def _refusal(self, found: Shortlist, strange: float) -> Refusal:
-        return Refusal(self._candidates(found), strangeness=strange, false_alarm_rate=self.false_alarm_rate)
-
-    def _prediction(self, found: Shortlist, task: Route, grid_map: np.ndarray, score: float) -> Prediction:
-        strange, calibration = found.least_share, self._calibrations[task.index]
-        if task.index == found.nearest[0].index:  # another expert does not know what the least share is of
-            dim = self._checkpoint.header.config.backbone.embedding_dim
-            strange = strangeness(strange, ground_level(grid_map), calibration.grounds.median, dim)
-        return Prediction(
-            candidates=self._candidates(found),
-            strangeness=strange,
-            task=self._candidate(task),
-            score=score,
-            grid_map=grid_map,
-            model_size=self.preprocessing.image_size,
-            calibration=calibration,
-            false_alarm_rate=self.false_alarm_rate,
-            is_outside=strange > self.unknown_limit > 0,
-        )

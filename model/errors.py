@@ -15,6 +15,8 @@ Each message is a sentence that says what was wrong, the value, and what to do a
     ├── TaskError               a request about a learned product cannot be met
     │   ├── UnknownTaskError
     │   └── DuplicateTaskError
+    ├── PredictionError         the model came to no verdict about an image
+    │   └── ExpertError               for the expert of the image's product is damaged
     ├── ImageError              a picture cannot be used
     │   ├── UnsupportedImageError     not a picture, or a kind that is not read
     │   └── ImageTooLargeError        more bytes or pixels than the limits allow
@@ -32,13 +34,16 @@ __all__ = [
     "DatasetError",
     "DeviceError",
     "DuplicateTaskError",
+    "ExpertError",
     "ImageError",
     "ImageTooLargeError",
     "MoLEFlowError",
     "OverloadedError",
+    "PredictionError",
     "TaskError",
     "UnknownTaskError",
     "UnsupportedImageError",
+    "describe",
     "one_line",
 ]
 
@@ -55,6 +60,20 @@ def one_line(error: object) -> str:
     text = " ".join(str(error).split())
     plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:_LONGEST_QUOTE])
     return plain if len(text) <= _LONGEST_QUOTE else plain + "…"
+
+
+_MOST_QUOTED = 300
+"""Most characters of a library's error that are quoted; some append a page of advice."""
+
+
+def describe(error: BaseException) -> str:
+    """Type and message of any error on one short line. Never raises, whatever the error does when it is printed."""
+    name = type(error).__name__
+    try:
+        said = one_line(error)
+    except Exception:
+        return name
+    return f"{name}: {said[:_MOST_QUOTED]}" if said else name
 
 
 class MoLEFlowError(Exception):
@@ -112,6 +131,24 @@ class UnknownTaskError(TaskError):
 
 class DuplicateTaskError(TaskError):
     """A product of that name was learned before."""
+
+
+class PredictionError(MoLEFlowError):
+    """The model came to no verdict about an image, for a fault of its own."""
+
+
+class ExpertError(PredictionError):
+    """The expert of the product ``task`` cannot be read, or gives numbers that are not finite; ``reason`` says which.
+
+    It concerns the images of that product alone.
+    """
+
+    def __init__(self, task: str, reason: str) -> None:
+        self.task, self.reason = task, reason
+        super().__init__(
+            f"The expert of product {task!r} is damaged, and no image of it can be judged: {reason} "
+            "Other products are not concerned."
+        )
 
 
 class ImageError(MoLEFlowError):

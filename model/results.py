@@ -4,12 +4,13 @@ import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, NoReturn, Self
 
 import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
+from model.errors import ExpertError, PredictionError
 from model.names import ProductName
 from model.regions import Region, find_regions
 from model.scoring import pixel_map
@@ -19,6 +20,7 @@ __all__ = [
     "MAX_TASKS",
     "Candidate",
     "CheckpointInfo",
+    "Failure",
     "Finding",
     "Prediction",
     "Refusal",
@@ -148,6 +150,9 @@ class Prediction(_Routed):
     the negative log-likelihood of each patch, ``(H, W)`` float32 in nats; unbounded, may be negative. ``score`` is the
     mean of its k highest values. Both are raw: what they mean is the ``calibration``'s to say. ``is_outside`` says that
     no learned product explains the picture; it was scored because its product was named, or refusing was off.
+
+    Raises ``ExpertError`` when it is made of numbers that are not finite: compared with a threshold, they would read as
+    a verdict.
     """
 
     task: Candidate
@@ -156,6 +161,14 @@ class Prediction(_Routed):
     model_size: int
     calibration: TaskCalibration
     is_outside: bool = field(default=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.score) and math.isfinite(self.strangeness) and np.isfinite(self.grid_map).all()):
+            raise ExpertError(
+                self.task.name,
+                "it gives numbers that are not finite. Restore the checkpoint from a copy, or train the product again; "
+                "if that was done, predict with the precision fp32.",
+            )
 
     @property
     def p_value(self) -> float:
@@ -195,5 +208,17 @@ class Prediction(_Routed):
         return find_regions(self.pixel_map(), self.pixel_threshold, height, width)
 
 
-Finding = Prediction | Refusal
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """The model came to no verdict about the image; ``error`` says why, and whose fault it is."""
+
+    error: PredictionError
+
+    @property
+    def verdict(self) -> NoReturn:
+        """There is none: raises ``error``."""
+        raise self.error
+
+
+Finding = Prediction | Refusal | Failure
 """What is said about one picture."""
