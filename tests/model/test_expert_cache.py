@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from model.errors import ExpertError
 from model.expert_cache import ExpertCache
 
 PATIENCE_SECONDS = 30
@@ -104,3 +105,28 @@ def test_a_failure_reaches_all_who_wait_and_the_next_to_ask_tries_again() -> Non
         # The second came while it was being made and failed with it, or afterwards and made it anew.
         assert isinstance(waiting[1].exception(PATIENCE_SECONDS), OSError) or len(attempts) == 2
     assert cache.get(7) == 7
+
+
+def test_a_damaged_expert_is_remembered_for_a_while_and_then_tried_again() -> None:
+    attempts: list[int] = []
+
+    def make(index: int) -> int:
+        attempts.append(index)
+        if len(attempts) == 1:
+            raise ExpertError("brick", "its digest is wrong.")
+        return index
+
+    patient = ExpertCache(make, 2, retry_seconds=3600)
+    errors = []
+    for _ in range(3):
+        with pytest.raises(ExpertError, match="'brick'.*its digest is wrong") as caught:
+            patient.get(0)
+        errors.append(caught.value)
+    assert attempts == [0]
+    assert errors[1] is not errors[2]
+
+    attempts.clear()
+    hasty = ExpertCache(make, 2, retry_seconds=0)
+    with pytest.raises(ExpertError):
+        hasty.get(0)
+    assert hasty.get(0) == 0
