@@ -134,11 +134,11 @@ class Detector:
     @overload
     def predict(
         self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
-    ) -> list[Finding]: ...
+    ) -> list[Finding | Failure]: ...
 
     def predict(
         self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
-    ) -> list[Finding] | list[Prediction]:
+    ) -> list[Finding | Failure] | list[Prediction]:
         """Judge RGB pictures, each ``(height, width, 3)`` uint8 of any size; batches of mixed products are fine.
 
         ``tasks[i]`` names the expert for picture ``i``; ``None`` lets the router choose. A picture that no product
@@ -173,7 +173,7 @@ class Detector:
                 embeddings = embeddings[torch.tensor(known, dtype=torch.long, device=self.device)]
             maps, failed = self._experts.maps(embeddings, [task for task in chosen if task is not None])
             scored = zip(maps.cpu().numpy(), image_score(maps, self._top_k).tolist(), strict=True)
-        results: list[Finding] = []
+        results: list[Finding | Failure] = []
         for found, task in zip(routed, chosen, strict=True):
             numbers = None if task is None else next(scored)
             try:

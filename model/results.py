@@ -220,5 +220,5 @@ class Failure:
         raise self.error
 
 
-Finding = Prediction | Refusal | Failure
+Finding = Prediction | Refusal
 """What is said about one picture."""

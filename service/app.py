@@ -1,6 +1,7 @@
 """The web application: routes, problem documents, metrics and the page around one engine."""
 
 import asyncio
+import contextlib
 import functools
 import importlib.metadata
 import logging
@@ -54,7 +55,9 @@ def create_app(
             yield
         finally:
             await engine.stop()
-            await watching
+            watching.cancel()  # it has ended long since, unless the model's loading hangs
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
 
     app = FastAPI(
         title="MoLE-Flow",
@@ -92,7 +95,11 @@ async def _report(
             on_failure(error)
         return
     if on_ready is not None:
-        on_ready(predictor)
+        try:
+            on_ready(predictor)
+        except Exception:
+            # As when standard output was closed. The service is no worse for it.
+            _logger.exception("The service is ready, but that could not be told.")
 
 
 def _version() -> str:

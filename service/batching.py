@@ -3,8 +3,8 @@
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from time import perf_counter
 
@@ -13,14 +13,18 @@ import numpy as np
 from model.errors import OverloadedError
 from model.results import Finding
 from service.errors import NotReadyError
+from service.inference import Outcome
 
 __all__ = ["Batcher", "Expected", "Inferred"]
 
 _SMOOTHING = 0.2
 """Weight of the newest batch in the running mean of the time per picture: about the last ten batches count."""
 
-Predict = Callable[[Sequence[np.ndarray], Sequence[str | None]], list[Finding]]
-"""The model: pictures ``(S, S, 3)`` uint8 and the wanted expert of each (``None`` routes), to one finding each."""
+Judge = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Outcome]]
+"""The model: pictures ``(S, S, 3)`` uint8 and the wanted expert of each (``None`` routes), to one outcome each."""
+
+Rest = Callable[[], float | None]
+"""What is to be done between batches; says after how many seconds it wants to be called again, if at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +54,7 @@ class Batcher:
     """A queue of at most ``capacity`` pictures, handed to the model in batches.
 
     A batch starts when it is full, when its first picture has waited ``max_wait_seconds``, or as soon as no further
-    picture is on its way (see ``expecting``). A result that its owner cancels leaves the queue at once. When the model
-    fails, only that batch's results fail.
+    picture is on its way (see ``expecting``). A result that its owner cancels leaves the queue at once.
     """
 
     def __init__(self, *, capacity: int, max_batch_size: int, max_wait_seconds: float) -> None:
@@ -60,6 +63,7 @@ class Batcher:
         self._max_wait_seconds = max_wait_seconds
         self._changed = threading.Condition()
         self._queue: deque[_Waiting] = deque()
+        self._running: list[_Waiting] = []
         self._expected: set[Expected | None] = set()
         self._closed = False
         self._seconds_per_picture = 0.0
@@ -115,28 +119,42 @@ class Batcher:
             self._closed = True
             self._changed.notify()
 
-    def run(self, predict: Predict) -> None:
+    def fail_waiting(self, reason: str) -> None:
+        """Answer whoever waits, in the queue or for the batch that is under way, with a ``NotReadyError``."""
+        with self._changed:
+            waiting = self._running + self._take(len(self._queue))
+        for item in waiting:
+            _settle(item.result, NotReadyError(reason))
+
+    def run(self, judge: Judge, rest: Rest = lambda: None) -> None:
         """Feed the model until closed and empty. Blocks; to be called by one thread."""
         try:
-            while batch := self._next_batch():
-                self._infer(batch, predict)
+            while (batch := self._next_batch(rest())) is not None:
+                if batch:
+                    self._infer(batch, judge)
         finally:
-            self._abandon()
+            self.close()
+            self.fail_waiting("The inference thread ended, and no image can be judged any more.")
 
-    def _next_batch(self) -> list[_Waiting]:
-        """Wait for the next batch; an empty one means that the queue is closed and empty."""
+    def _next_batch(self, patience: float | None) -> list[_Waiting] | None:
+        """Wait for the next batch: an empty one if none came in ``patience`` seconds, ``None`` if none will come."""
+        until = None if patience is None else perf_counter() + patience
         with self._changed:
             while True:
                 if self._queue:
                     left = self._seconds_to_wait()
                     if left > 0:
                         self._changed.wait(left)
-                    elif batch := self._take():
+                    elif batch := self._take(self._max_batch_size):
+                        self._running = batch
                         return batch
                 elif self._closed:
-                    return []
+                    return None
                 else:
-                    self._changed.wait()
+                    left_to_rest = None if until is None else until - perf_counter()
+                    if left_to_rest is not None and left_to_rest <= 0:
+                        return []
+                    self._changed.wait(left_to_rest)
 
     def _seconds_to_wait(self) -> float:
         """How long the batch may still wait for more pictures. The lock is held, the queue is not empty."""
@@ -144,10 +162,10 @@ class Batcher:
             return 0.0
         return self._queue[0].since + self._max_wait_seconds - perf_counter()
 
-    def _take(self) -> list[_Waiting]:
-        """Take up to one batch from the queue, without what was cancelled this instant. The lock is held."""
+    def _take(self, most: int) -> list[_Waiting]:
+        """Take up to ``most`` from the queue, without what was cancelled this instant. The lock is held."""
         batch: list[_Waiting] = []
-        while self._queue and len(batch) < self._max_batch_size:
+        while self._queue and len(batch) < most:
             item = self._queue.popleft()
             if item.result.set_running_or_notify_cancel():
                 batch.append(item)
@@ -163,39 +181,29 @@ class Batcher:
                     self._queue.remove(item)
                     return
 
-    def _infer(self, batch: list[_Waiting], predict: Predict) -> None:
-        """Run the model on one batch and hand out the results, or its failure."""
+    def _infer(self, batch: list[_Waiting], judge: Judge) -> None:
+        """Run the model on one batch and hand out what came of each picture."""
         started = perf_counter()
-        try:
-            findings = predict([item.image for item in batch], [item.task for item in batch])
-            if len(findings) != len(batch):
-                raise ValueError(f"the model returned {len(findings)} findings for {len(batch)} pictures")
-        except BaseException as error:
-            # Whatever the model raises belongs to these requests alone: the thread lives on for the next ones, unless
-            # it was told to exit.
-            for item in batch:
-                item.result.set_exception(_failure(len(batch), error))
-            if isinstance(error, Exception):
-                return
-            raise
+        outcomes = judge([item.image for item in batch], [item.task for item in batch])
         seconds = perf_counter() - started
-        share = seconds / len(batch)
-        known = self._seconds_per_picture
-        self._seconds_per_picture = share if known == 0 else known + _SMOOTHING * (share - known)
-        for item, finding in zip(batch, findings, strict=True):
-            item.result.set_result(Inferred(finding, started - item.since, seconds))
-
-    def _abandon(self) -> None:
-        """Fail whatever still waits when the thread ends early, so that no request hangs."""
-        with self._changed:
-            self._closed = True
-            while self._queue:
-                for item in self._take():
-                    item.result.set_exception(RuntimeError("the inference thread ended before this picture's turn"))
+        self._running = []
+        answered = False
+        for item, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                _settle(item.result, outcome)
+            else:
+                answered |= _settle(item.result, Inferred(outcome, started - item.since, seconds))
+        if answered:
+            share, known = seconds / len(batch), self._seconds_per_picture
+            self._seconds_per_picture = share if known == 0 else known + _SMOOTHING * (share - known)
 
 
-def _failure(size: int, cause: BaseException) -> RuntimeError:
-    """An error for one request of a failed batch; each gets its own, since raising an error writes to it."""
-    error = RuntimeError(f"the model failed on a batch of {size}: {type(cause).__name__}: {cause}")
-    error.__cause__ = cause
-    return error
+def _settle(result: "Future[Inferred]", outcome: Inferred | Exception) -> bool:
+    """Give an answer, unless one was given: the model may come back when nobody waits for it any more."""
+    with suppress(InvalidStateError):
+        if isinstance(outcome, Exception):
+            result.set_exception(outcome)
+        else:
+            result.set_result(outcome)
+        return True
+    return False

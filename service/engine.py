@@ -1,31 +1,32 @@
 """The way of a picture through the service: decode, queue, model, encode. Works without HTTP.
 
 Decoding runs in processes of its own and encoding in threads, so that neither the event loop nor the model waits for
-them. All batches run in one thread, which also loads and warms up the model: per-thread state is set up where it is
-used.
+them. The model has one thread (``service.worker``), and the event loop watches it (``service.health``).
 """
 
 import asyncio
+import contextlib
+import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
-import numpy as np
-
-from model.errors import OverloadedError, UnknownTaskError
+from model.errors import OverloadedError, UnknownTaskError, describe
 from model.results import Finding, Prediction
 from service.batching import Batcher
 from service.budget import Account, ByteBudget
 from service.decoding import Decoders
-from service.errors import NotReadyError
+from service.errors import NotLiveError, NotReadyError
+from service.health import Health
 from service.metrics import Metrics
 from service.predictor import Predictor
 from service.render import Answer, AnswerForm, Job, most_bytes, render
 from service.settings import Settings
+from service.worker import Worker
 
 __all__ = ["Engine"]
 
@@ -35,7 +36,12 @@ _SHORTEST_RETRY_SECONDS = 1.0
 _SMALL_ANSWER_BYTES = 1024**2
 """Up to this size an answer waits for no memory: all places together hold few of them, and machines ask for them."""
 
+_JOIN_SECONDS = 2.0
+"""How long each of the engine's kinds of threads is waited for at the end: all that is left to do then hangs."""
+
 Result = TypeVar("Result")
+
+_logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -57,9 +63,10 @@ class Engine:
         )
         self._waiting_for_decoders = ThreadPoolExecutor(settings.cpu_workers, "decode")
         self._encoders = ThreadPoolExecutor(settings.cpu_workers, "encode")
-        self._loaded: Future[Predictor] = Future()
-        self._thread: threading.Thread | None = None
-        self._stopping = self._is_leaving = False
+        self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
+        self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
+        self._watching: asyncio.Task[None] | None = None
+        self._stopping = self._is_leaving = self._has_ended = False
         self.uploads = ByteBudget(settings.upload_memory)
         """Bytes of the bodies that were read, until their answers are made."""
         self.answers = ByteBudget(settings.answer_memory)
@@ -70,45 +77,61 @@ class Engine:
         metrics.watch(metrics.queue_length, lambda: len(self._batcher))
         metrics.watch(metrics.requests_in_progress, lambda: self._accepted)
         metrics.watch(metrics.ready, lambda: self.is_ready)
+        metrics.watch(metrics.live, lambda: self.health.why_not_live() is None)
+        metrics.watch(metrics.damaged_products, lambda: len(self.health.damaged))
+        metrics.watch(metrics.batch_age, lambda: self.health.busy_seconds)
 
     def start(self, load: Callable[[], Predictor]) -> None:
         """Begin to load the model, in the inference thread. Returns at once; see ``wait_until_ready``."""
-        self._thread = threading.Thread(target=self._work, args=(load,), name="inference", daemon=True)
-        self._thread.start()
+        self._worker.start(load)
+        self._watching = asyncio.create_task(self._watch())
         self._decoders.start()
 
     async def wait_until_ready(self) -> Predictor:
         """The model, once it is loaded and warmed up. Raises what loading raised."""
-        return await asyncio.shield(asyncio.wrap_future(self._loaded))
+        return await asyncio.shield(asyncio.wrap_future(self._worker.loaded))
 
     def announce_stop(self) -> None:
         """Be ready no more, so that load goes elsewhere, but go on to take pictures until ``stop``."""
         self._is_leaving = True
 
     async def stop(self) -> None:
-        """Take no more pictures, finish those that were accepted, and end all threads."""
+        """Take no more pictures, finish those that were accepted, and end all threads.
+
+        Takes no longer than ``shutdown_timeout_seconds`` and a few seconds more, whatever the model does; ``has_ended``
+        then says whether all threads did.
+        """
         self._stopping = True
-        await self._idle.wait()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_timeout_seconds):
+                await self._idle.wait()
         self._batcher.close()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
+        ends = await asyncio.to_thread(self._worker.join, _JOIN_SECONDS)
         self._decoders.close()
         for pool in (self._waiting_for_decoders, self._encoders):
-            await asyncio.to_thread(pool.shutdown)
+            pool.shutdown(wait=False, cancel_futures=True)
+            ends &= await asyncio.to_thread(_ends_within, pool.shutdown, _JOIN_SECONDS)
+        if self._watching is not None:
+            self._watching.cancel()
+        self._has_ended = ends
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether ``stop`` ended all threads; one in which the model hangs cannot be ended."""
+        return self._has_ended
 
     @property
     def is_ready(self) -> bool:
-        """Whether pictures are taken."""
-        return not (self._stopping or self._is_leaving) and self._loaded.done() and self._loaded.exception() is None
+        """Whether pictures should be sent here: they are taken, and will be judged."""
+        return not (self._stopping or self._is_leaving) and self.health.why_not_ready() is None
 
     @property
     def predictor(self) -> Predictor:
         """The model. Raises ``NotReadyError``, which says why, while there is none."""
-        if not self._loaded.done():
-            raise NotReadyError("The model is being loaded; try again in a few seconds.")
-        if self._loaded.exception() is not None:
-            raise NotReadyError("The model could not be loaded, and the service is of no use; its log says why.")
-        return self._loaded.result()
+        loaded = self._worker.loaded
+        if not loaded.done() or loaded.exception() is not None:
+            raise NotReadyError(self.health.why_not_ready() or "The model is being loaded; try again in a few seconds.")
+        return loaded.result()
 
     def check_ready(self) -> Predictor:
         """The model, if pictures should be sent here; else ``NotReadyError``, which says why not."""
@@ -120,7 +143,14 @@ class Engine:
         """The model, if pictures are taken; else ``NotReadyError``, which says why not."""
         if self._stopping:
             raise NotReadyError("The service is stopping and takes no more pictures; send it to another instance.")
+        if (reason := self.health.why_not_ready()) is not None:
+            raise NotReadyError(reason)
         return self.predictor
+
+    def check_live(self) -> None:
+        """Raise ``NotLiveError``, which says why, when nothing but a restart helps."""
+        if (reason := self.health.why_not_live()) is not None:
+            raise NotLiveError(f"{reason} Restart the service.")
 
     def check_task(self, task: str | None) -> None:
         """Raise ``UnknownTaskError`` unless the product was learned; ``None``, for routing, is always right."""
@@ -167,7 +197,8 @@ class Engine:
         ``account``, of ``answers``, holds the bytes of a large answer; it is made when there is room for it.
         ``task`` names the product and skips routing; ``false_alarm_rate`` replaces the deployment's. Cancelling takes
         the picture out of whatever queue it is in. Raises ``UnknownTaskError``, ``UnsupportedImageError``,
-        ``ImageTooLargeError`` and ``UnknownProductError``; a failure of the model is a ``RuntimeError``.
+        ``ImageTooLargeError`` and ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged;
+        ``NotReadyError`` when the model fails on everything or hangs; ``PredictionError`` when on this picture alone.
         """
         predictor, metrics = self.predictor, self._metrics
         self.check_task(task)
@@ -179,8 +210,6 @@ class Engine:
             result = self._batcher.submit(decoded.model_input, task, expected)
         inferred = await asyncio.wrap_future(result)
         finding = inferred.finding
-        if isinstance(finding, Prediction):
-            _check_finite(finding)
         if false_alarm_rate is not None:
             finding = finding.at(false_alarm_rate)
         metrics.predictions.labels(_product(finding), finding.verdict.value).inc()
@@ -206,33 +235,13 @@ class Engine:
             account.keep(answer.size)
         return answer
 
-    def _work(self, load: Callable[[], Predictor]) -> None:
-        """The inference thread: load, warm up, and then serve batches until the queue is closed."""
-        try:
-            predictor = load()
-            for batch_size in sorted({1, self._settings.max_batch_size}):
-                predictor.warm_up(batch_size)
-        except Exception as error:
-            self._loaded.set_exception(error)
-            return
-        except BaseException as error:
-            # A plugin that calls sys.exit would end this thread silently, and whoever waits would wait for ever.
-            failure = RuntimeError(f"loading the model ended with {error!r}")
-            failure.__cause__ = error
-            self._loaded.set_exception(failure)
-            return
-        self._loaded.set_result(predictor)
-        self._batcher.run(lambda images, tasks: self._infer(predictor, images, tasks))
-
-    def _infer(self, predictor: Predictor, images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Finding]:
-        """One batch through the model, counted and timed."""
-        self._metrics.batch_size.observe(len(images))
-        try:
-            with self._metrics.inference_seconds.time():
-                return predictor.predict(images, tasks)
-        except Exception:
-            self._metrics.inference_failures.inc()
-            raise
+    async def _watch(self) -> None:
+        """Answer whoever waits for a batch that does not come to an end."""
+        while True:
+            await asyncio.sleep(self.health.look_seconds)
+            self.health.look()
+            if (reason := self.health.stalled()) is not None:
+                self._batcher.fail_waiting(reason)
 
 
 async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result, float, float]:
@@ -241,7 +250,13 @@ async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result
 
     def timed() -> tuple[Result, float, float]:
         started = perf_counter()
-        result = work()
+        try:
+            result = work()
+        except Exception:
+            raise
+        except BaseException as error:
+            # It belongs to this request; raised in the event loop, SystemExit and its like would end the service.
+            raise RuntimeError(f"a thread was told to end: {describe(error)}") from error
         return result, started - submitted, perf_counter() - started
 
     return await asyncio.get_running_loop().run_in_executor(pool, timed)
@@ -252,7 +267,9 @@ def _product(finding: Finding) -> str:
     return finding.task.name if isinstance(finding, Prediction) else ""
 
 
-def _check_finite(prediction: Prediction) -> None:
-    """A number that is not finite has no place in an answer: it would read as a verdict."""
-    if not (math.isfinite(prediction.score) and np.isfinite(prediction.grid_map).all()):
-        raise RuntimeError(f"the model's score for a picture of {prediction.task.name!r} is not finite")
+def _ends_within(join: Callable[[], None], seconds: float) -> bool:
+    """Whether ``join`` returns in time; if not, it is left behind in a thread that keeps nobody from ending."""
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()

@@ -2,11 +2,15 @@
 
 from model.errors import MoLEFlowError
 
-__all__ = ["NotReadyError", "UnknownProductError"]
+__all__ = ["NotLiveError", "NotReadyError", "UnknownProductError"]
+
+
+class NotLiveError(MoLEFlowError):
+    """The service will take no pictures again before it is restarted."""
 
 
 class NotReadyError(MoLEFlowError):
-    """The service takes no pictures at this moment: its model is being loaded, failed to load, or it is stopping."""
+    """The service takes no pictures at this moment: its model is being loaded or fails, or it is stopping."""
 
 
 class UnknownProductError(MoLEFlowError):

@@ -27,6 +27,11 @@ class Metrics:
         self.decoder_restarts = self._counter(
             "decoder_restarts", "decoding processes that an image or the system ended"
         )
+        self.out_of_memory = self._counter("out_of_memory", "calls of the model that there was no memory for")
+        self.expert_failures = self._counter(
+            "expert_failures", "pictures without a verdict, for the expert of their product is damaged", "task"
+        )
+        self.self_test_failures = self._counter("self_test_failures", "blank pictures that the model failed on")
         self.request_seconds = self._histogram("request_duration_seconds", "whole request, upload included", "route")
         self.decode_seconds = self._histogram("decode_seconds", "decoding and resizing one picture")
         self.queue_seconds = self._histogram("queue_seconds", "one picture waiting for the model")
@@ -44,7 +49,10 @@ class Metrics:
             "connections closed for new ones (room), for a late head (header), or for an answer not read (send)",
             "reason",
         )
-        self.ready = self._gauge("ready", "1 when the model is loaded and pictures are taken, else 0")
+        self.ready = self._gauge("ready", "1 when pictures are taken and the model works, else 0")
+        self.live = self._gauge("live", "0 when nothing but a restart helps, else 1")
+        self.damaged_products = self._gauge("damaged_products", "products whose expert was found damaged")
+        self.batch_age = self._gauge("batch_age_seconds", "how long the model has been at what it does now")
         ProcessCollector(registry=self.registry)
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:

@@ -6,7 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from model.preprocessing import Preprocessing
-from model.results import CheckpointInfo, Finding, TaskInfo
+from model.results import CheckpointInfo, Failure, Finding, TaskInfo
 from service.settings import Settings
 
 __all__ = ["Predictor", "load_predictor"]
@@ -35,11 +35,19 @@ class Predictor(Protocol):
     def precision(self) -> str:
         """The number format that the model computes in."""
 
-    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
-        """Judge RGB pictures ``(height, width, 3)`` uint8; ``tasks[i]`` names the expert, else routed or refused."""
+    def predict(
+        self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None
+    ) -> list[Finding | Failure]:
+        """Judge RGB pictures ``(height, width, 3)`` uint8; ``tasks[i]`` names the expert, else routed or refused.
+
+        A picture whose expert is damaged gets a ``Failure``. Whatever is raised concerns the whole batch.
+        """
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Run once on blank pictures, so that the first request does not pay for set-up."""
+
+    def free_memory(self) -> None:
+        """Give back memory that nothing in use needs; called when there is too little of it."""
 
 
 def load_predictor(settings: Settings) -> Predictor:

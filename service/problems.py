@@ -15,13 +15,14 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from model.errors import (
+    ExpertError,
     ImageTooLargeError,
     MoLEFlowError,
     OverloadedError,
     UnknownTaskError,
     UnsupportedImageError,
 )
-from service.errors import NotReadyError, UnknownProductError
+from service.errors import NotLiveError, NotReadyError, UnknownProductError
 
 __all__ = ["MEDIA_TYPE", "STATUS_CLIENT_LEFT", "Problem", "add_problem_handlers", "problem_response"]
 
@@ -60,6 +61,7 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     UnknownTaskError: (404, "unknown-task", "No such product was learned"),
     OverloadedError: (429, "overloaded", "Too many requests at this moment"),
     NotReadyError: (503, "not-ready", "The service takes no pictures at this moment"),
+    NotLiveError: (503, "not-live", "The service needs a restart"),
 }
 """Status, type and title of the errors that a request may meet; any other is the service's own fault."""
 
@@ -94,6 +96,8 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:
+    if isinstance(error, ExpertError):
+        return _respond_damaged(request, error)
     for kind in type(error).__mro__:
         if kind in _KINDS:
             status, slug, title = _KINDS[kind]
@@ -161,6 +165,18 @@ def _respond_failed(request: Request, error: Exception) -> Response:
     _logger.error("%s %s failed (%s)", request.method, request.url.path, instance, exc_info=error)
     detail = "The service failed on this request. Nothing is known to be wrong with the request; try it again."
     return _respond(500, "internal-error", "The service failed", detail, instance=instance)
+
+
+def _respond_damaged(request: Request, error: ExpertError) -> Response:
+    """A product that cannot be judged until somebody mends the checkpoint. Where that lies is for the log alone."""
+    instance = _new_instance()
+    _logger.error("%s %s failed (%s): %s", request.method, request.url.path, instance, error)
+    detail = (
+        f"The expert of product {error.task!r} is damaged, and no image of it can be judged before the service's "
+        "checkpoint is restored from a copy, or the product trained again; the log says more. Images of other products "
+        "are judged."
+    )
+    return _respond(500, "damaged-product", "The product's expert is damaged", detail, instance=instance)
 
 
 def _explain(problem: Any) -> str:

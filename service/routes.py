@@ -75,19 +75,22 @@ async def task(request: Request, name: str) -> Response:
 
 
 @router.get("/health/live", **openapi.LIVE)
-async def live() -> LiveResponse:
+async def live(request: Request) -> LiveResponse:
+    _engine(request).check_live()
     return LiveResponse()
 
 
 @router.get("/health/ready", response_model=ReadyResponse, **openapi.READY)
 async def ready(request: Request) -> Response:
-    predictor = _engine(request).check_ready()
+    engine = _engine(request)
+    predictor = engine.check_ready()
     return _json(
         ReadyResponse(
             checkpoint=Checkpoint.of(predictor.checkpoint),
             tasks=len(predictor.tasks),
             device=str(predictor.device),
             precision=predictor.precision,
+            damaged_products=list(engine.health.damaged),
         )
     )
 

@@ -164,19 +164,22 @@ class TasksResponse(Schema):
 
 
 class LiveResponse(Schema):
-    """The process runs."""
+    """The process runs, and needs no restart."""
 
     status: Literal["live"] = "live"
 
 
 class ReadyResponse(Schema):
-    """The model is loaded and warmed up."""
+    """The model is loaded, and it works."""
 
     status: Literal["ready"] = "ready"
     checkpoint: Checkpoint
     tasks: int = Field(ge=0, description="how many products were learned")
     device: str = Field(examples=["cpu"])
     precision: str = Field(examples=["fp32"])
+    damaged_products: list[str] = Field(
+        description="products whose expert was found damaged; their images get status 500, all others are judged"
+    )
 
 
 def build_response(

@@ -63,6 +63,13 @@ class Settings(BaseSettings):
     max_batch_wait_ms: float = Field(
         5.0, ge=0, le=10_000, description="longest time that a picture waits for others that are on their way"
     )
+    batch_timeout_seconds: float = Field(
+        60.0, gt=0, le=3600,
+        description="time in which the model must have judged a batch; then whoever waits gets status 503",
+    )  # fmt: skip
+    load_timeout_seconds: float = Field(
+        600.0, gt=0, le=86_400, description="time in which the model must be loaded; then only a restart helps"
+    )
     queue_size: int = Field(
         64, ge=1, le=100_000, description="most requests accepted and not yet answered; beyond it they get status 429"
     )

@@ -65,8 +65,8 @@ def predict(
     """Find defects in image files: product, score, verdict, and an overlay of the anomaly map if wanted.
 
     Of a folder, all images below it are taken, in natural order, but for hidden ones. An image of no learned product is
-    said to be UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read is
-    named on standard error, the others go on; the exit status is then 1.
+    said to be UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read or
+    judged is named on standard error, the others go on; the exit status is then 1.
     """
     from model.detector import Detector
     from model.errors import UnknownTaskError
@@ -146,6 +146,7 @@ def _jobs(
     from model.picture import MAX_PIXELS
     from model.regular_file import read_regular_file
     from service.decode import decode
+    from service.inference import judge
     from service.render import Job
 
     readable = []
@@ -161,9 +162,12 @@ def _jobs(
         else:
             readable.append((image, data, decoded, perf_counter() - started))
     started = perf_counter()
-    findings = detector.predict([decoded.model_input for _, _, decoded, _ in readable], [task] * len(readable))
+    findings = judge(detector, [decoded.model_input for _, _, decoded, _ in readable], [task] * len(readable))
     seconds = perf_counter() - started
     for (image, data, decoded, decoding), finding in zip(readable, findings, strict=True):
+        if isinstance(finding, Exception):
+            problems(image.path, finding)
+            continue
         yield image, Job(
             data=data, width=decoded.width, height=decoded.height, finding=finding,
             checkpoint=detector.checkpoint, forced=task is not None,

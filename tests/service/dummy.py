@@ -71,5 +71,8 @@ class DummyDetector:
         grid = image.astype(np.float32).mean(2).reshape(CELLS, step, CELLS, step).mean((1, 3)) - 50
         return Prediction(nearest, chosen, float(np.sort(grid.ravel())[-3:].mean()), grid, SIZE, CALIBRATION)
 
+    def free_memory(self) -> None:
+        pass
+
     def warm_up(self, batch_size: int = 1) -> None:
         self.warmed_up.append(batch_size)

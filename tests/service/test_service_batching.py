@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from dummy import DummyDetector
 
-from model.errors import OverloadedError
-from model.results import Finding
+from model.errors import OverloadedError, PredictionError
 from service.batching import Batcher
 from service.errors import NotReadyError
+from service.inference import Outcome, judge
 
 IMAGE = np.full((64, 64, 3), (0, 90, 0), np.uint8)
 
@@ -28,7 +28,7 @@ def make(capacity: int = 10, max_batch_size: int = 4, max_wait_seconds: float = 
 @contextmanager
 def running(batcher: Batcher, model: DummyDetector) -> Iterator[None]:
     """The batcher's thread; closed and joined at the end."""
-    thread = threading.Thread(target=batcher.run, args=(model.predict,))
+    thread = threading.Thread(target=batcher.run, args=(lambda images, tasks: judge(model, images, tasks),))
     thread.start()
     try:
         yield
@@ -154,44 +154,48 @@ def test_a_queue_of_cancelled_pictures_costs_no_batch() -> None:
     assert model.batches == [1]
 
 
-def test_a_failure_of_the_model_fails_its_batch_only() -> None:
+def test_a_picture_that_the_model_fails_on_fails_alone() -> None:
     batcher, model = make(max_batch_size=2), DummyDetector()
     with running(batcher, model):
         before = hold(batcher, model)
-        doomed = [batcher.submit(IMAGE, None), batcher.submit(WHITE, None)]
+        mate, doomed = batcher.submit(IMAGE, None), batcher.submit(WHITE, None)
         after = batcher.submit(IMAGE, None)
         model.gate.set()
-        assert before.result(120)
-        for result in doomed:
-            with pytest.raises(RuntimeError, match="batch of 2: ArithmeticError: the dummy fails on white"):
-                result.result(120)
-        assert after.result(120)
+        for result in (before, mate, after):
+            assert result.result(120)
+        with pytest.raises(PredictionError, match="ArithmeticError: the dummy fails on white"):
+            doomed.result(120)
 
 
-def test_each_request_of_a_failed_batch_gets_an_error_of_its_own() -> None:
-    batcher, model = make(), DummyDetector()
+def test_whoever_waits_can_be_answered_while_the_model_is_at_it() -> None:
+    batcher, model = make(max_batch_size=1), DummyDetector()
     with running(batcher, model):
-        hold(batcher, model)
-        doomed = [batcher.submit(WHITE, None), batcher.submit(WHITE, None)]
+        inside = hold(batcher, model)
+        behind = batcher.submit(IMAGE, None)
+        batcher.fail_waiting("too late")
+        for result in (inside, behind):
+            with pytest.raises(NotReadyError, match="too late"):
+                result.result(120)
         model.gate.set()
-        first, second = (result.exception(120) for result in doomed)
-    assert first is not None
-    assert second is not None
-    assert first is not second
-    assert first.__cause__ is second.__cause__
+        assert batcher.submit(IMAGE, None).result(120)
+    assert model.batches == [1, 1]
 
 
-def test_too_few_findings_are_a_failure_not_a_hang() -> None:
-    def forgetful(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Finding]:
-        return []
+def test_between_batches_there_is_time_for_other_work() -> None:
+    batcher, model = make(), DummyDetector()
+    rests = []
 
-    batcher = make()
-    thread = threading.Thread(target=batcher.run, args=(forgetful,))
+    def rest() -> float | None:
+        rests.append(len(model.batches))
+        return 0.0 if len(rests) < 3 else None
+
+    thread = threading.Thread(target=batcher.run, args=(lambda i, t: judge(model, i, t), rest))
     thread.start()
-    with pytest.raises(RuntimeError, match="0 findings for 1 pictures"):
-        batcher.submit(IMAGE, None).result(120)
+    assert batcher.submit(IMAGE, None).result(120)
     batcher.close()
     thread.join(120)
+    assert len(rests) >= 3
+    assert rests[-1] == 1
 
 
 def test_closing_finishes_what_was_accepted() -> None:
@@ -214,7 +218,7 @@ def test_a_closed_queue_takes_nothing() -> None:
 def test_a_thread_that_ends_early_leaves_nobody_waiting() -> None:
     entered, leave = threading.Event(), threading.Event()
 
-    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Finding]:
+    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Outcome]:
         entered.set()
         leave.wait(120)
         raise SystemExit
@@ -230,10 +234,8 @@ def test_a_thread_that_ends_early_leaves_nobody_waiting() -> None:
     assert entered.wait(120)
     behind = [batcher.submit(IMAGE, None) for _ in range(3)]
     leave.set()
-    with pytest.raises(RuntimeError, match="SystemExit"):
-        inside.result(120)
-    for result in behind:
-        with pytest.raises(RuntimeError, match="ended before"):
+    for result in (inside, *behind):
+        with pytest.raises(NotReadyError, match="thread ended"):
             result.result(120)
     thread.join(120)
 

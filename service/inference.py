@@ -1,0 +1,123 @@
+"""One batch through the model, so that a failure costs only the images that cause it."""
+
+import logging
+import traceback
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from model.errors import ExpertError, PredictionError, describe
+from model.faults import is_out_of_memory
+from model.results import Failure, Finding
+from service.errors import NotReadyError
+from service.predictor import Predictor
+
+__all__ = ["Outcome", "judge", "self_test"]
+
+Outcome = Finding | Exception
+"""What came of one image: a finding, or the error that is its answer."""
+
+_MOST_TESTED = 3
+"""Products that a self-test tries: one expert may be damaged without anybody having asked for it."""
+
+_logger = logging.getLogger(__name__)
+
+
+def judge(
+    predictor: Predictor,
+    images: Sequence[np.ndarray],
+    tasks: Sequence[str | None],
+    *,
+    goes_on: Callable[[BaseException], bool] = lambda error: True,
+) -> list[Outcome]:
+    """Judge a batch: images ``(S, S, 3)`` uint8, and the wanted expert of each (``None`` routes). Never raises.
+
+    A batch that fails is halved, and so on, down to the images that fail alone: at most ``2n - 1`` calls of the model
+    for ``n`` images. The same serves where memory is short. ``goes_on`` hears of every failed call; when it says no,
+    what is left fails with that error.
+    """
+    outcomes: list[Outcome] = [RuntimeError("not judged")] * len(images)
+    parts = [range(len(images))] if images else []
+    while parts:
+        part = parts.pop()
+        try:
+            findings = predictor.predict([images[row] for row in part], [tasks[row] for row in part])
+            _check(findings, len(part))
+        except BaseException as error:
+            # Even SystemExit: whatever the model raises belongs to these images, and the next ones need the thread.
+            _log(error, len(part))
+            _clear_frames(error)
+            if not goes_on(error):
+                for row in (row for rest in (part, *parts) for row in rest):
+                    outcomes[row] = _failure(error)
+                break
+            if is_out_of_memory(error):
+                _free_memory(predictor)
+            if len(part) == 1:
+                outcomes[part[0]] = _failure(error)
+                continue
+            middle = len(part) // 2
+            parts += [part[middle:], part[:middle]]
+        else:
+            for row, finding in zip(part, findings, strict=True):
+                outcomes[row] = finding.error if isinstance(finding, Failure) else finding
+    return outcomes
+
+
+def self_test(predictor: Predictor) -> str | None:
+    """Why the model does not work; ``None`` when it gives a blank image a score. Never raises.
+
+    It asks for the expert of a product that works, among the first few; one that is damaged says nothing of the rest.
+    """
+    size = predictor.preprocessing.image_size
+    blank = np.zeros((size, size, 3), np.uint8)
+    said = "no product was learned"
+    for task in predictor.tasks[:_MOST_TESTED]:
+        (outcome,) = judge(predictor, [blank], [task.name])
+        if not isinstance(outcome, Exception):
+            return None
+        said = str(outcome)
+        if not isinstance(outcome, ExpertError):
+            break
+    return said
+
+
+def _check(findings: object, count: int) -> None:
+    """Raise unless there is a finding for each of ``count`` images."""
+    if not isinstance(findings, list) or len(findings) != count:
+        given = f"{len(findings)} findings" if isinstance(findings, list) else type(findings).__name__
+        raise PredictionError(f"the model returned {given} for {count} images; it is to return a list of one each")
+    for finding in findings:
+        if not isinstance(finding, Finding | Failure):
+            raise PredictionError(f"the model returned a {type(finding).__name__} where a finding is due")
+
+
+def _failure(cause: BaseException) -> Exception:
+    """The answer to one image, which is not tied to its cause: that one's frames would keep the whole batch."""
+    if is_out_of_memory(cause):
+        return NotReadyError(
+            "There is not enough memory to judge one image at this moment. Try again later, or end what else uses it."
+        )
+    return PredictionError(f"The model failed on the image: {describe(cause)}.")
+
+
+def _log(error: BaseException, size: int) -> None:
+    """Tell of a failed call; in full where it is not tried again, but as text: a log may keep what it is given."""
+    if size > 1:
+        _logger.warning("The model failed on %d images at once: %s", size, describe(error))
+    else:
+        _logger.error("The model failed on an image: %s", "".join(traceback.format_exception(error)).rstrip())
+
+
+def _clear_frames(error: BaseException | None) -> None:
+    """Let go of what an error's frames hold: the batch, and the device's memory with it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
+
+
+def _free_memory(predictor: Predictor) -> None:
+    try:
+        predictor.free_memory()
+    except Exception as error:  # a device in trouble may refuse this too
+        _logger.warning("No memory could be freed: %s", describe(error))
