@@ -66,7 +66,7 @@ class Engine:
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
         self._watching: asyncio.Task[None] | None = None
-        self._stopping = self._is_leaving = self._has_ended = False
+        self._stopping, self._is_leaving, self._has_ended = False, False, True
         self.uploads = ByteBudget(settings.upload_memory)
         """Bytes of the bodies that were read, until their answers are made."""
         self.answers = ByteBudget(settings.answer_memory)
@@ -83,6 +83,7 @@ class Engine:
 
     def start(self, load: Callable[[], Predictor]) -> None:
         """Begin to load the model, in the inference thread. Returns at once; see ``wait_until_ready``."""
+        self._has_ended = False
         self._worker.start(load)
         self._watching = asyncio.create_task(self._watch())
         self._decoders.start()
@@ -117,7 +118,7 @@ class Engine:
 
     @property
     def has_ended(self) -> bool:
-        """Whether ``stop`` ended all threads; one in which the model hangs cannot be ended."""
+        """Whether no thread is left to wait for; one in which the model hangs cannot be ended."""
         return self._has_ended
 
     @property

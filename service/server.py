@@ -13,6 +13,7 @@ from model.errors import ConfigurationError
 from service.acceptor import connection_limit
 from service.app import create_app
 from service.connections import Connections, Limits
+from service.ending import end_at_once
 from service.lifecycle import Server
 from service.predictor import Predictor
 from service.settings import Settings
@@ -34,7 +35,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
     """Serve until told to stop; accepted requests are finished first.
 
     ``on_ready`` gets the service's URL and the model once pictures are taken; unless given, a line is printed. Raises
-    ``ConfigurationError`` when the address cannot be listened on, and what loading the model raised.
+    ``ConfigurationError`` when the address cannot be listened on, and what loading the model raised. Where the model
+    hangs, the process ends here.
     """
     tell = on_ready or _print_ready
     failures: list[Exception] = []
@@ -57,6 +59,8 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
         # After an orderly stop uvicorn raises the signal again; to the user who pressed Ctrl-C that is no error.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
+    if not app.state.engine.has_ended:
+        end_at_once()
     if failures:
         raise failures[0]
 

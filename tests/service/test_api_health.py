@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -306,25 +305,22 @@ def process(hangs: str) -> Iterator["subprocess.Popen[str]"]:
             running.kill()
 
 
-@pytest.mark.parametrize("told_by", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_whose_model_hangs_stops_in_time(told_by: signal.Signals) -> None:
+def test_a_process_whose_model_hangs_stops_in_time_and_tells_where() -> None:
     with process("predict") as running, ThreadPoolExecutor(1) as pool:
         assert running.stdout is not None
         url = running.stdout.readline().strip()
         headers = {"content-type": "image/png"}
         pool.submit(httpx.post, url + "/predict", content=encoded(picture()), headers=headers, timeout=STOP_SECONDS)
         assert running.stdout.readline() == "working\n"
-        began = time.monotonic()
-        running.send_signal(told_by)
-        running.wait(STOP_SECONDS)
-        assert time.monotonic() - began < STOP_SECONDS
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=STOP_SECONDS)
+        assert running.returncode == 1
+        assert "in hang" in errors
 
 
-@pytest.mark.parametrize("told_by", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time(told_by: signal.Signals) -> None:
+def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time() -> None:
     with process("load") as running:
         assert running.stdout is not None
         assert running.stdout.readline() == "loading\n"
-        time.sleep(0.5)  # the signal must come after the server has taken it over
-        running.send_signal(told_by)
-        running.wait(STOP_SECONDS)
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(STOP_SECONDS) != 0
