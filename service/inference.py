@@ -98,7 +98,9 @@ def _failure(cause: BaseException) -> Exception:
         return NotReadyError(
             "There is not enough memory to judge one image at this moment. Try again later, or end what else uses it."
         )
-    return PredictionError(f"The model failed on the image: {describe(cause)}.")
+    if isinstance(cause, ExpertError):
+        return ExpertError(cause.task, cause.reason)
+    return PredictionError(f"The model failed on the image: {describe(cause)}")
 
 
 def _log(error: BaseException, size: int) -> None:
