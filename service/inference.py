@@ -28,13 +28,13 @@ def judge(
     images: Sequence[np.ndarray],
     tasks: Sequence[str | None],
     *,
-    goes_on: Callable[[BaseException], bool] = lambda error: True,
+    on_failure: Callable[[BaseException, int], bool] = lambda error, count: True,
 ) -> list[Outcome]:
     """Judge a batch: images ``(S, S, 3)`` uint8, and the wanted expert of each (``None`` routes). Never raises.
 
     A batch that fails is halved, and so on, down to the images that fail alone: at most ``2n - 1`` calls of the model
-    for ``n`` images. The same serves where memory is short. ``goes_on`` hears of every failed call; when it says no,
-    what is left fails with that error.
+    for ``n`` images. The same serves where memory is short. ``on_failure`` gets every failed call's error and its
+    number of images; when it says no, what is left fails with that error.
     """
     outcomes: list[Outcome] = [RuntimeError("not judged")] * len(images)
     parts = [range(len(images))] if images else []
@@ -45,9 +45,9 @@ def judge(
             _check(findings, len(part))
         except BaseException as error:
             # Even SystemExit: whatever the model raises belongs to these images, and the next ones need the thread.
-            _log(error, len(part))
+            goes_on = on_failure(error, len(part))
             _clear_frames(error)
-            if not goes_on(error):
+            if not goes_on:
                 for row in (row for rest in (part, *parts) for row in rest):
                     outcomes[row] = _failure(error)
                 break
@@ -101,14 +101,6 @@ def _failure(cause: BaseException) -> Exception:
     if isinstance(cause, ExpertError):
         return ExpertError(cause.task, cause.reason)
     return PredictionError(f"The model failed on the image: {describe(cause)}")
-
-
-def _log(error: BaseException, size: int) -> None:
-    """Tell of a failed call; in full where it is not tried again, but as text: a log may keep what it is given."""
-    if size > 1:
-        _logger.warning("The model failed on %d images at once: %s", size, describe(error))
-    else:
-        _logger.error("The model failed on an image: %s", "".join(traceback.format_exception(error)).rstrip())
 
 
 def _clear_frames(error: BaseException | None) -> None:

@@ -5,6 +5,7 @@ All of it happens in one thread: what PyTorch keeps for each thread is set up wh
 
 import logging
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from time import monotonic
@@ -96,9 +97,10 @@ class Worker:
         health, metrics = self._health, self._metrics
         failures = 0
 
-        def goes_on(error: BaseException) -> bool:
+        def on_failure(error: BaseException, count: int) -> bool:
             nonlocal failures
             failures += 1
+            _log(error, count)
             health.failed(error)
             if is_out_of_memory(error):
                 metrics.out_of_memory.inc()
@@ -107,7 +109,7 @@ class Worker:
         metrics.batch_size.observe(len(images))
         with health.working():
             with metrics.inference_seconds.time():
-                outcomes = judge(predictor, images, tasks, goes_on=goes_on)
+                outcomes = judge(predictor, images, tasks, on_failure=on_failure)
             if failures:
                 metrics.inference_failures.inc()
             for outcome in outcomes:
@@ -152,6 +154,14 @@ class Worker:
         if not health.is_failing or health.is_beyond_repair:
             return None
         return max(0.0, self._test_at - monotonic())
+
+
+def _log(error: BaseException, count: int) -> None:
+    """Tell of a failed call; in full where it is not tried again, but as text: a log may keep what it is given."""
+    if count > 1:
+        _logger.warning("The model failed on %d images at once: %s", count, describe(error))
+    else:
+        _logger.error("The model failed on an image: %s", "".join(traceback.format_exception(error)).rstrip())
 
 
 def _refused(reason: str, cause: Exception) -> NotReadyError:

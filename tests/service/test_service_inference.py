@@ -111,7 +111,7 @@ def test_a_model_that_fails_on_everything_is_asked_a_bounded_number_of_times() -
 
 def test_nothing_is_tried_again_when_it_makes_no_sense() -> None:
     model = Raising(RuntimeError("CUDA error: device-side assert triggered"))
-    outcomes = judge(model, [IMAGE] * 8, [None] * 8, goes_on=lambda error: False)
+    outcomes = judge(model, [IMAGE] * 8, [None] * 8, on_failure=lambda error, count: False)
     assert model.batches == [8]
     assert all("device-side assert" in str(each) for each in outcomes)
 
