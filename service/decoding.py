@@ -24,10 +24,11 @@ from service.decode import Decoded
 from service.errors import NotReadyError
 from service.wire import attach, read_array, receive, send
 
-__all__ = ["MEMORY_BYTES", "Decoders"]
+__all__ = ["Decoders"]
 
-MEMORY_BYTES = 600 * 10**6
-"""Memory that one decoding process may take for itself, upload and pixels included."""
+_MEMORY_BYTES, _MEMORY_PER_PIXEL = 120 * 10**6, 12
+"""Memory that a decoding process may take for itself: for Python, its libraries and the upload, and for each pixel of
+the largest image; 600 MB for 40 megapixels."""
 
 _PATIENCE = 10
 """How many times its processor time an image may take on the clock: on a busy machine a process gets that share."""
@@ -57,6 +58,7 @@ class Decoders:
         self, count: int, *, seconds: float, max_pixels: int, on_replaced: Callable[[], None] = lambda: None
     ) -> None:
         self._count, self._seconds, self._max_pixels, self._on_replaced = count, seconds, max_pixels, on_replaced
+        self._memory = _MEMORY_BYTES + _MEMORY_PER_PIXEL * max_pixels
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         self._workers: set[_Worker] = set()
         self._closed = False
@@ -131,7 +133,7 @@ class Decoders:
     def _start_one(self) -> "_Worker":
         if self._closed:
             raise NotReadyError("The service is stopping and takes no more pictures; send it to another instance.")
-        worker = _Worker.start(self._seconds * _PATIENCE)
+        worker = _Worker.start(self._memory, self._seconds * _PATIENCE)
         self._workers.add(worker)
         return worker
 
@@ -160,13 +162,16 @@ class _Worker:
         self._process, self._connection, self._patience = process, connection, patience
 
     @classmethod
-    def start(cls, patience: float) -> Self:
-        """Start a process that may be silent for ``patience`` seconds. ``OSError`` where there can be none."""
+    def start(cls, memory: int, patience: float) -> Self:
+        """Start a process that may take ``memory`` bytes, and be silent for ``patience`` seconds.
+
+        Raises ``OSError`` where there can be none.
+        """
         ours, theirs = socket.socketpair()
         try:
             ours.settimeout(patience + _START_SECONDS)
             process = subprocess.Popen(
-                [sys.executable, "-m", "service.decode_worker", str(theirs.fileno()), str(MEMORY_BYTES)],
+                [sys.executable, "-m", "service.decode_worker", str(theirs.fileno()), str(memory)],
                 pass_fds=[theirs.fileno()],
                 env=_environment(),
                 stdin=subprocess.DEVNULL,

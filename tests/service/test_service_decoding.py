@@ -104,11 +104,11 @@ def test_an_image_that_takes_too_long_is_refused_and_the_next_one_decoded() -> N
 
 
 def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service.decoding, "MEMORY_BYTES", 100 * 10**6)
+    monkeypatch.setattr(service.decoding, "_MEMORY_PER_PIXEL", 0)
     decoders = Decoders(1, seconds=60, max_pixels=10**9)
     try:
         with pytest.raises(ImageTooLargeError, match="too large to decode|too much memory"):
-            decoders.decode(encoded(np.zeros((6_000, 6_000, 3), np.uint8), compress_level=1), MODEL)
+            decoders.decode(encoded(np.zeros((7_000, 7_000, 3), np.uint8), compress_level=1), MODEL)
         assert decoders.decode(IMAGE, MODEL).width == 90
     finally:
         decoders.close()
