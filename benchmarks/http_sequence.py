@@ -34,7 +34,8 @@ from rich.progress import track
 from rich.table import Table
 
 from model.errors import MoLEFlowError
-from training.datasets import Category, Sample, load_category, read_mask
+from training.datasets import Category, Sample, load_category
+from training.masks import read_mask
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 TIMEOUT_SECONDS = 120.0
@@ -79,8 +80,8 @@ class Tally:
             return
         if not sample.is_anomalous:
             self.pixels.add(answer.anomaly_map, None)
-        elif sample.mask is not None:
-            self.pixels.add(answer.anomaly_map, read_mask(sample.mask, *answer.anomaly_map.shape))
+        elif sample.masks:
+            self.pixels.add(answer.anomaly_map, read_mask(sample.masks, *answer.anomaly_map.shape))
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ def measure(client: httpx.Client, categories: Sequence[Category], connections: i
     """Send every test picture once and sum up; ``forced`` names the product in each request."""
     jobs = [(category, sample) for category in categories for sample in category.test]
     random.Random(0).shuffle(jobs)
-    has_masks = {category.name: any(sample.mask for sample in category.test) for category in categories}
+    has_masks = {category.name: any(sample.masks for sample in category.test) for category in categories}
     tallies = {category.name: Tally() for category in categories}
     seconds = []
 

@@ -21,7 +21,8 @@ from model.checkpoint import Checkpoint
 from model.detector import Detector
 from model.network import Expert
 from model.threads import configure_threads, restart_prepared
-from training.datasets import Category, load_category, read_mask, read_picture
+from training.datasets import Category, load_category, read_picture
+from training.masks import read_mask
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 MOST_IMAGE_AUROC, MOST_PIXEL_AP = 0.1, 0.3
@@ -51,9 +52,9 @@ def judge(detector: Detector, category: Category) -> dict[str, float]:
         found = detector.predict(pictures, [category.name] * len(samples), refuse_unknown=False)
         for sample, result in zip(samples, found, strict=True):
             scores.append(result.score)
-            if sample.is_anomalous and sample.mask is None:
+            if sample.is_anomalous and not sample.masks:
                 continue  # its pixels have no labels
-            mask = None if sample.mask is None else read_mask(sample.mask, EVALUATION_SIDE, EVALUATION_SIDE)
+            mask = read_mask(sample.masks, EVALUATION_SIDE, EVALUATION_SIDE) if sample.masks else None
             pixels.add(result.pixel_map(EVALUATION_SIDE, EVALUATION_SIDE), mask)
     image, pixel = image_ranking(scores, [sample.is_anomalous for sample in category.test]), pixels.ranking()
     values = (image.auroc, pixel.auroc, pixel.average_precision, pixels.aupro())

@@ -32,8 +32,9 @@ from model.scoring import SMOOTHING_SIGMA, TOP_K, image_score
 from training.cache import EmbeddingCache
 from training.calibrate import split
 from training.config import Preset
-from training.datasets import Category, load_category, read_mask, read_picture
+from training.datasets import Category, load_category, read_picture
 from training.embeddings import Embeddings
+from training.masks import read_mask
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 from training.task import TaskTrainer, task_seed
 
@@ -183,7 +184,7 @@ def judge_all(
     cases = {
         "pseudo": (torch.cat((good, pseudo)), [None] * len(good) + [mask for _, mask in product.pseudo],
                    [False] * len(good) + [True] * len(pseudo)),
-        "test": (maps["test"], [sample.mask for sample in tests], [sample.is_anomalous for sample in tests]),
+        "test": (maps["test"], [sample.masks or None for sample in tests], [sample.is_anomalous for sample in tests]),
     }  # fmt: skip
     return {
         f"{kind}_{column}": value
@@ -194,7 +195,7 @@ def judge_all(
 
 def _judge(
     maps: torch.Tensor,
-    masks: Sequence[Path | None],
+    masks: Sequence[Path | Sequence[Path] | None],
     anomalous: Sequence[bool],
     side: int,
     top_k: int,

@@ -31,9 +31,11 @@ from training.cache import CachedEmbeddings, EmbeddingCache, digest_picture
 from training.cached_evaluation import CachedEvaluation, CategoryMetrics
 from training.config import Preset, TrainingConfig
 from training.continual import train_tasks
-from training.datasets import Category, load_category, read_picture
+from training.data_warnings import tell
+from training.datasets import Category, load_categories, read_picture
 from training.journal import HISTORY, side_file
 from training.report import Reporter
+from training.selection import checked_for_testing
 from training.studies import STUDIES, Row, Study, rows_for
 
 __all__ = ["Ablation", "RowResult"]
@@ -82,6 +84,7 @@ class Ablation:
         out: the folder of runs and results.
         preset: the full configuration, as ``moleflow train`` would have it.
         cache: folder of the embedding cache; ``out/embeddings`` where there is none.
+        strict: whether anything odd about the data is an error.
 
     Raises:
         DuplicateTaskError: a task is named twice.
@@ -99,6 +102,7 @@ class Ablation:
         precision: str = "auto",
         cache: Path | None = None,
         reporter: Reporter | None = None,
+        strict: bool = False,
     ) -> None:
         if len(set(tasks)) != len(tasks):
             raise DuplicateTaskError(f"a task is named more than once in {', '.join(tasks)}; name each product once.")
@@ -106,7 +110,7 @@ class Ablation:
         self.backbone_weights, self.cache = backbone_weights, cache or out / "embeddings"
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
-        self.reporter = reporter or Reporter()
+        self.reporter, self.strict = reporter or Reporter(), strict
 
     def run(self, study: Study) -> list[tuple[Row, RowResult]]:
         """Every row of ``study`` with its result, the full configuration first; trains and evaluates what is missing.
@@ -129,7 +133,8 @@ class Ablation:
 
     def _source(self) -> _Source:
         """Check the data and open the cache; ``DatasetError`` where a product has nothing to test on."""
-        categories = tuple(load_category(self.data, name) for name in self.tasks)
+        categories = checked_for_testing(load_categories(self.data, self.tasks))
+        tell((warning for each in categories for warning in each.warnings), self.reporter, strict=self.strict)
         for category in categories:
             if len({sample.is_anomalous for sample in category.test}) < 2:
                 raise DatasetError(
@@ -148,7 +153,7 @@ class Ablation:
             "precision": self.precision,
             "device": self.device.type,
         }
-        return _Source(categories, features, cache, identity)
+        return _Source(tuple(categories), features, cache, identity)
 
     def _result_path(self, preset: Preset, source: _Source) -> Path:
         return self.out / "results" / f"{_digest(preset, source)}.json"
@@ -209,9 +214,10 @@ class Ablation:
         after = []
         for index, category in enumerate(source.categories):
             if index >= _learned(path):
+                reporter = self.reporter.beside(side_file(path, HISTORY))
                 train_tasks(
                     self.data, [category.name], path, preset=preset, backbone_weights=self.backbone_weights,
-                    device=str(self.device), precision=self.precision, cache=self.cache, reporter=self._quieter(path),
+                    device=str(self.device), precision=self.precision, cache=self.cache, reporter=reporter,
                 )  # fmt: skip
             if wanted:
                 after.append(self._just_learned(path, index, preset, source))
@@ -256,10 +262,6 @@ class Ablation:
                 on_progress=phase.advance,
             )  # fmt: skip
 
-    def _quieter(self, path: Path) -> Reporter:
-        """The same console, with the history of this run."""
-        return Reporter(history=side_file(path, HISTORY), console=self.reporter.console)
-
 
 def _learned(path: Path) -> int:
     return len(Checkpoint.open(path).header.tasks) if path.exists() else 0
@@ -275,10 +277,10 @@ def _digest(preset: Preset, source: _Source) -> str:
 def _digest_category(category: Category) -> str:
     """Over the content of every picture and mask, and what each is; not where the data lie."""
     digest = hashlib.sha256()
-    entries: list[tuple[str, Path, Path | None]] = [("train", path, None) for path in category.train]
-    entries += [(sample.defect or "good", sample.path, sample.mask) for sample in category.test]
-    for kind, path, mask in entries:
-        marked = "" if mask is None else digest_picture(mask)
+    entries: list[tuple[str, Path, tuple[Path, ...]]] = [("train", path, ()) for path in category.train]
+    entries += [(sample.defect or "good", sample.path, sample.masks) for sample in category.test]
+    for kind, path, masks in entries:
+        marked = "+".join(digest_picture(mask) for mask in masks)
         digest.update(f"{kind}|{path.name}|{digest_picture(path)}|{marked}\n".encode())
     return digest.hexdigest()
 

@@ -10,8 +10,9 @@ from model.merged import MergedExpert
 from model.router import Router, image_descriptor
 from model.runtime import autocast, product_dtype
 from model.scoring import image_score, pixel_map
-from training.datasets import Category, read_mask
+from training.datasets import Category
 from training.embeddings import Embeddings
+from training.masks import read_mask
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 __all__ = ["CachedEvaluation", "CategoryMetrics"]
@@ -68,9 +69,9 @@ class CachedEvaluation:
             maps = self._score(batch, [own] * len(rows) if self._named else chosen)
             scores += image_score(maps, self._top_k).tolist()
             for sample, grid_map in zip((category.test[row] for row in rows.tolist()), maps.cpu().numpy(), strict=True):
-                if sample.is_anomalous and sample.mask is None:
+                if sample.is_anomalous and not sample.masks:
                     continue  # its pixels have no labels
-                mask = None if sample.mask is None else read_mask(sample.mask, EVALUATION_SIDE, EVALUATION_SIDE)
+                mask = read_mask(sample.masks, EVALUATION_SIDE, EVALUATION_SIDE) if sample.masks else None
                 pixels.add(pixel_map(grid_map, size, EVALUATION_SIDE, EVALUATION_SIDE), mask)
             on_progress(len(rows))
         labels = [sample.is_anomalous for sample in category.test]

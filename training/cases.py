@@ -10,8 +10,9 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from model.overlay import overlay
-from training.datasets import read_mask, read_picture
+from training.datasets import read_picture
 from training.evaluation import Outcome, judgement
+from training.masks import read_mask
 
 __all__ = ["Case", "CaseGroup", "case_groups"]
 
@@ -78,8 +79,8 @@ def _case(outcome: Outcome) -> Case:
     sample, found = outcome.sample, judgement(outcome.routed)
     picture = _reduced(read_picture(sample.path))
     shown = overlay(picture, outcome.routed)
-    if sample.mask is not None:
-        shown[find_boundaries(read_mask(sample.mask, *picture.shape[:2]), mode="outer")] = _OUTLINE
+    if sample.masks:
+        shown[find_boundaries(read_mask(sample.masks, *picture.shape[:2]), mode="outer")] = _OUTLINE
     return Case(
         name=sample.path.name,
         defect=sample.defect,

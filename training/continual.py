@@ -25,7 +25,8 @@ from training.alterations import ALTERATIONS, chosen_pictures, descriptor_change
 from training.cache import EmbeddingCache, digest_picture
 from training.calibrate import HeldOutScores, cross_fit, cross_fitted_distances, score_held_out, split
 from training.config import Preset
-from training.datasets import Category, load_category, read_picture
+from training.data_warnings import tell
+from training.datasets import Category, load_categories, read_picture
 from training.embeddings import Embeddings, EmbeddingStore
 from training.journal import HISTORY, Journal, exclusive, side_file
 from training.report import Reporter
@@ -61,6 +62,7 @@ def train_tasks(
     precision: str = "auto",
     cache: Path | None = None,
     reporter: Reporter | None = None,
+    strict: bool = False,
 ) -> None:
     """Learn ``tasks`` from ``data`` in the order given, each written to ``checkpoint`` as soon as it is learned.
 
@@ -68,7 +70,8 @@ def train_tasks(
     counts; ``preset.model`` and ``backbone_weights`` are for a new one. Given again after an interruption, the same
     call goes on where it stopped. Files beside the checkpoint (where a link leads to), with its name in front:
     ``.history.jsonl`` (stays), ``.training``, ``.folds``, ``.journal`` and ``.lock`` (until the call is through).
-    ``cache`` is a folder that keeps embeddings for later calls (``training.cache``).
+    ``cache`` is a folder that keeps embeddings for later calls (``training.cache``). What is odd about the images is
+    told to ``reporter``, or an error where ``strict``.
 
     Raises:
         DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError.
@@ -92,7 +95,9 @@ def train_tasks(
         begun: Sequence[str] = () if earlier is None else earlier.done if replace else tasks
         journal = Journal(fingerprint=fingerprint, done=[name for name in begun if name in known])
         trainer.check_names([name for name in tasks if name not in journal.done], replace=replace)
-        categories = [load_category(data, name) for name in tasks if name not in journal.done]
+        categories = load_categories(data, [name for name in tasks if name not in journal.done])
+        warnings = [warning for each in categories for warning in each.warnings_on("training")]
+        tell(warnings, trainer.reporter, strict=strict)
         for category in categories:
             # Too few pictures are an error now, not after hours.
             split(category.name, len(category.train), preset.training)

@@ -9,23 +9,22 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 
 from model.detector import Detector
-from model.errors import DatasetError, UnknownTaskError
 from model.results import Prediction
 from model.threads import helper_threads
 from training.aupro import FPR_LIMIT
 from training.curves import Curve, operating_points
-from training.datasets import Category, Sample, discover, load_category, read_mask, read_picture
+from training.datasets import Category, Sample, read_picture
 from training.figures import CategoryFigures, Confusion, Evaluation, Figures, Protocol, ServiceAnswers, mean_of
+from training.masks import read_mask
 from training.metrics import EVALUATION_SIDE, PicturePixels, PixelScores, image_ranking, picture_pixels
 from training.report import Reporter
 
-__all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "load_test_categories", "measure"]
+__all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "measure"]
 
 _CURVE_LIMIT = 1.0
 """ROC curves are drawn over the whole range of false-positive rates."""
@@ -79,66 +78,37 @@ class Measured:
     outcomes: tuple[Outcome, ...]
 
 
-def load_test_categories(
-    data: Path, learned: Sequence[str], wanted: Sequence[str] = (), reporter: Reporter | None = None
-) -> list[Category]:
-    """The categories to evaluate: ``wanted``, or else all of ``data`` that were learned and have test pictures.
-
-    In order of learning. What the default leaves out is told to ``reporter``.
-
-    Raises:
-        UnknownTaskError: a wanted category was not learned.
-        DatasetError: a wanted category is not there or has no test pictures, or none is left.
-    """
-    for name in wanted:
-        if name not in learned:
-            raise UnknownTaskError(name, tuple(learned))
-    if wanted:
-        categories = [load_category(data, name, check=False) for name in learned if name in wanted]
-        for category in categories:
-            if not category.test:
-                raise DatasetError(
-                    f"{category.root / category.name} holds no test pictures ({category.layout}); put good ones into "
-                    "test/good and defective ones into test/DEFECT, or leave the product out."
-                )
-        return categories
-    found = discover(data)
-    categories = [load_category(data, name, check=False) for name in learned if name in found]
-    tested = [category for category in categories if category.test]
-    if not tested:
-        raise DatasetError(
-            f"no product of {data} can be evaluated: it holds {', '.join(found)}; learned were {', '.join(learned)}; "
-            f"with test pictures among both: none."
-        )
-    if reporter is not None:
-        _tell("not learned", [name for name in found if name not in learned], reporter)
-        _tell(f"not in {data}", [name for name in learned if name not in found], reporter)
-        _tell("without test pictures", [each.name for each in categories if not each.test], reporter)
-    return tested
-
-
-def _tell(reason: str, names: Sequence[str], reporter: Reporter) -> None:
-    if names:
-        reporter.line(f"left out, {reason}: {', '.join(names)}")
-
-
 def evaluate(
-    detector: Detector, categories: Sequence[Category], *, batch_size: int = 8, reporter: Reporter | None = None
+    detector: Detector,
+    categories: Sequence[Category],
+    *,
+    batch_size: int = 8,
+    reporter: Reporter | None = None,
+    keep: Callable[[Evaluation, list[Measured]], None] = lambda evaluation, measured: None,
 ) -> tuple[Evaluation, list[Measured]]:
     """Score every test picture of ``categories``, and sum up.
+
+    ``keep`` is called after each category with what is measured so far, which an error in a later one cannot undo.
 
     Raises:
         UnknownTaskError: a category that was not learned.
         DatasetError: a picture or mask cannot be read.
     """
     reporter = reporter or Reporter()
-    measured = []
+    measured: list[Measured] = []
     for category in categories:
         with reporter.phase(category.name, len(category.test)) as phase:
             outcomes = list(_outcomes(detector, category, batch_size, phase.advance))
         measured.append(measure(category.name, outcomes, seed=_seed(detector, category.name)))
+        evaluation = _summed_up(detector, categories, measured)
+        keep(evaluation, measured)
+    return evaluation, measured
+
+
+def _summed_up(detector: Detector, categories: Sequence[Category], measured: Sequence[Measured]) -> Evaluation:
+    """The evaluation of those of ``categories`` that are measured, the first ones."""
     figures = [each.figures for each in measured]
-    evaluation = Evaluation(
+    return Evaluation(
         created=datetime.now(UTC),
         checkpoint=detector.checkpoint.name,
         digest=detector.checkpoint.digest,
@@ -151,8 +121,9 @@ def evaluate(
         named=mean_of([each.named for each in figures]),
         service=mean_of([each.service for each in figures]),
         confusion=_confusion(measured, [task.name for task in detector.tasks]),
+        warnings=tuple(warning for each in categories for warning in each.warnings_on("testing")),
+        unmeasured=tuple(each.name for each in categories[len(measured) :]),
     )
-    return evaluation, measured
 
 
 def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
@@ -170,7 +141,7 @@ def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
             category=name,
             good=len(good),
             defective=len(bad),
-            masked=sum(sample.mask is not None for sample in samples),
+            masked=sum(bool(sample.masks) for sample in samples),
             seed=seed,
             threshold=named[0].threshold,
             routing_accuracy=fmean(each.product == name for each in routed),
@@ -210,13 +181,13 @@ def _outcomes(
 def _pixel_scores(outcomes: Sequence[Outcome]) -> tuple[PixelScores, PixelScores]:
     """All labelled pixels as routed and as named; what both have in common is kept once."""
     routed, named = PixelScores(), PixelScores()
-    if not any(outcome.sample.mask for outcome in outcomes):
+    if not any(outcome.sample.masks for outcome in outcomes):
         return routed, named
     for outcome in outcomes:
         sample = outcome.sample
-        if sample.is_anomalous and sample.mask is None:
+        if sample.is_anomalous and not sample.masks:
             continue  # its pixels have no labels
-        mask = None if sample.mask is None else read_mask(sample.mask, EVALUATION_SIDE, EVALUATION_SIDE)
+        mask = read_mask(sample.masks, EVALUATION_SIDE, EVALUATION_SIDE) if sample.masks else None
         pixels = _pixels(outcome.routed, mask)
         routed.append(pixels)
         named.append(pixels if outcome.named is outcome.routed else _pixels(outcome.named, mask))

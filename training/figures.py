@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from model.errors import ConfigurationError, one_line
 from model.outputs import reason, write_text
 from model.regular_file import read_regular_file
+from training.data_warnings import DataWarning
 
 __all__ = [
     "METRICS",
@@ -131,6 +132,8 @@ class Evaluation(_Record):
     service: ServiceAnswers = Field(description="mean over those categories that have the figure")
     confusion: Confusion
     continual: Continual | None = Field(None, description="where earlier states were given")
+    warnings: tuple[DataWarning, ...] = Field((), description="what is odd about the images and masks")
+    unmeasured: tuple[str, ...] = Field((), description="categories that were still to come when the evaluation ended")
 
     def category(self, name: str) -> CategoryFigures | None:
         """The category of that name, if it was measured."""

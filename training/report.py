@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 from rich.console import Console
 from rich.progress import (
@@ -55,6 +56,13 @@ class Reporter:
     def __init__(self, history: Path | None = None, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self.history = history
+        self._warned: set[str] = set()
+
+    def beside(self, history: Path) -> Self:
+        """One that writes to the same console, and to another history; a warning is told once by both together."""
+        other = type(self)(history, self.console)
+        other._warned = self._warned
+        return other
 
     @contextmanager
     def phase(self, title: str, total: int, done: int = 0) -> Iterator[Phase]:
@@ -78,6 +86,12 @@ class Reporter:
     def line(self, text: str) -> None:
         """One line for the user."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that begins with ``warning:``, unless it was written before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.line(f"warning: {text}")
 
     def record(self, event: str, **values: object) -> None:
         """Append one JSON line with the time and ``values`` to the history; ``ConfigurationError`` if it cannot be."""

@@ -31,7 +31,8 @@ from model.backbone import import_plugin
 from model.detector import Detector
 from model.errors import ConfigurationError, DatasetError, MoLEFlowError
 from model.threads import configure_threads, restart_prepared
-from training.datasets import Category, load_category, read_mask, read_picture
+from training.datasets import Category, load_category, read_picture
+from training.masks import read_mask
 from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of all benchmarks
@@ -69,9 +70,9 @@ def measure(category: Category, found: Iterator[Scored]) -> Measured:
     masks: list[np.ndarray] = []
     for sample, (score, anomaly_map) in zip(category.test, found, strict=True):
         scores.append(score)
-        if sample.is_anomalous and sample.mask is None:
+        if sample.is_anomalous and not sample.masks:
             continue  # a defect without mask says nothing of pixels
-        mask = read_mask(sample.mask, *anomaly_map.shape) if sample.mask else None
+        mask = read_mask(sample.masks, *anomaly_map.shape) if sample.masks else None
         pixels.add(anomaly_map, mask)
         maps.append(_at_evaluation_size(anomaly_map, Image.Resampling.BILINEAR))
         marked = np.zeros(anomaly_map.shape, np.uint8) if mask is None else mask.astype(np.uint8)

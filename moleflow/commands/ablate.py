@@ -18,6 +18,7 @@ from moleflow.commands.options import (
     PrecisionName,
     PrecisionOption,
     Seed,
+    Strict,
     given,
 )
 
@@ -64,6 +65,7 @@ def ablate(
     batch_size: BatchSize = None,
     seed: Seed = 0,
     cache: Cache = None,
+    strict: Strict = False,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
@@ -98,7 +100,7 @@ def ablate(
     )
     ablation = Ablation(
         data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision.value,
-        cache=cache, reporter=reporter,
+        cache=cache, reporter=reporter, strict=strict,
     )  # fmt: skip
     wanted = STUDIES[study.value]
     try:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moleflow.commands.options import CheckpointArgument, Device, Plugin, PrecisionName, PrecisionOption
+from moleflow.commands.options import CheckpointArgument, Device, Plugin, PrecisionName, PrecisionOption, Strict
 
 if TYPE_CHECKING:
     from model.detector import Detector
@@ -43,6 +43,7 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Write one HTML file with tables, charts and pictures.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass through the model.")] = 8,
+    strict: Strict = False,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
@@ -50,20 +51,17 @@ def evaluate(
     """Measure a checkpoint on test pictures: AUROC, AP, F1 of pictures; AUROC, AP, AUPRO of pixels; routing; verdicts.
 
     Each picture is scored as the router would have it and with its true product named; the backbone runs once for both.
-    Nothing is chosen on test pictures: thresholds are those that the checkpoint stores.
+    Nothing is chosen on test pictures: thresholds are those that the checkpoint stores. Images and masks are checked
+    first; where the measurement ends early, what is measured by then is shown and written.
     """
-    from rich.console import Console
-
     from model.backbone import import_plugin
     from model.detector import Detector
-    from model.outputs import check_output, write_text
+    from model.outputs import check_output
     from model.threads import configure_threads
-    from training.evaluation import load_test_categories
-    from training.figures import write_json
+    from training.evaluation import evaluate as measure
     from training.forgetting import check_sequence, continual_figures
     from training.report import Reporter
-    from training.report_page import report_page
-    from training.tables import evaluation_tables
+    from training.selection import load_test_categories
 
     configure_threads()
     for what, path in (("the figures", json), ("the report", report)):
@@ -73,23 +71,58 @@ def evaluate(
         import_plugin(plugin)
     reporter = Reporter()
     detector = Detector.load(checkpoint, device=device, precision=precision.value)
-    categories = load_test_categories(data, [each.name for each in detector.tasks], task or (), reporter)
+    categories = load_test_categories(data, [each.name for each in detector.tasks], task or (), reporter, strict=strict)
     states: list[Evaluation | Detector] = [_state(path, device, precision) for path in history or ()]
     check_sequence([*map(_name_and_products, states), _name_and_products(detector)], [each.name for each in categories])
-    evaluations, measured = _measure_states([*states, detector], categories, batch_size, reporter)
-    evaluation = evaluations[-1]
-    if states:
-        evaluation = evaluation.model_copy(update={"continual": continual_figures(evaluations)})
-    if json:
-        write_json("the figures", json, evaluation)
-    if report:
-        write_text("the report", report, report_page(evaluation, measured))
-        reporter.line(f"report: {report}")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_WITHOUT_TERMINAL)
-    for table in evaluation_tables(evaluation):
-        console.print(table)
+    results = _Results(json, report, reporter)
+    try:
+        earlier = _measure_earlier(states, categories, batch_size, reporter)
+        evaluation, measured = measure(
+            detector, categories, batch_size=batch_size, reporter=reporter, keep=results.keep
+        )
+        if states:
+            evaluation = evaluation.model_copy(update={"continual": continual_figures([*earlier, evaluation])})
+            results.keep(evaluation, measured)
+    finally:
+        results.show()
+
+
+class _Results:
+    """What is measured so far: written as soon as it is there, shown at the end, whatever the end is."""
+
+    def __init__(self, json: Path | None, report: Path | None, reporter: "Reporter") -> None:
+        self._json, self._report, self._reporter = json, report, reporter
+        self._latest: tuple[Evaluation, list[Measured]] | None = None
+
+    def keep(self, evaluation: "Evaluation", measured: "list[Measured]") -> None:
+        """Take the place of what was kept before."""
+        from training.figures import write_json
+
+        self._latest = evaluation, measured
+        if self._json:
+            write_json("the figures", self._json, evaluation)
+
+    def show(self) -> None:
+        """Print the tables and write the report, if anything is measured."""
+        from rich.console import Console
+
+        from model.outputs import write_text
+        from training.report_page import report_page
+        from training.tables import evaluation_tables
+
+        if self._latest is None:
+            return
+        evaluation, measured = self._latest
+        if self._report:
+            write_text("the report", self._report, report_page(evaluation, measured))
+            self._reporter.line(f"report: {self._report}")
+        console = Console()
+        if not console.is_terminal:
+            console = Console(width=WIDTH_WITHOUT_TERMINAL)
+        for table in evaluation_tables(evaluation):
+            console.print(table)
+        if evaluation.unmeasured:
+            self._reporter.line(f"ended early; not measured: {', '.join(evaluation.unmeasured)}")
 
 
 def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | Detector":
@@ -102,26 +135,23 @@ def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | D
     return Detector.load(path, device=device, precision=precision.value)
 
 
-def _measure_states(
+def _measure_earlier(
     states: "Sequence[Evaluation | Detector]", categories: "Sequence[Category]", batch_size: int, reporter: "Reporter"
-) -> "tuple[list[Evaluation], list[Measured]]":
-    """Evaluations of all states, and everything about the last one, which is the checkpoint that was asked for."""
+) -> "list[Evaluation]":
+    """Evaluations of the earlier states, those that were written before as they are."""
     from model.detector import Detector
     from training.evaluation import evaluate as measure
 
     evaluations = []
-    measured: list[Measured] = []
     for state in states:
         if not isinstance(state, Detector):
             evaluations.append(state)
             continue
         name, products = _name_and_products(state)
-        if state is not states[-1]:
-            reporter.line(f"earlier state {name}")
+        reporter.line(f"earlier state {name}")
         known = [each for each in categories if each.name in products]
-        evaluation, measured = measure(state, known, batch_size=batch_size, reporter=reporter)
-        evaluations.append(evaluation)
-    return evaluations, measured
+        evaluations.append(measure(state, known, batch_size=batch_size, reporter=reporter)[0])
+    return evaluations
 
 
 def _name_and_products(state: "Evaluation | Detector") -> tuple[str, tuple[str, ...]]:

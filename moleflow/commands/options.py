@@ -25,6 +25,7 @@ __all__ = [
     "PrecisionName",
     "PrecisionOption",
     "Seed",
+    "Strict",
     "UnknownLimit",
     "from_home",
     "given",
@@ -67,6 +68,9 @@ ImageSize = Annotated[int | None, typer.Option(min=32, help="Side of the model's
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Pictures a step.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
+Strict = Annotated[
+    bool, typer.Option("--strict", help="Make every warning about the images and masks an error, before any work.")
+]
 FalseAlarmRate = Annotated[
     float | None, typer.Option(help="Share of good pictures that may be called anomalous. [default: 0.01]")
 ]

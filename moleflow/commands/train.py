@@ -17,6 +17,7 @@ from moleflow.commands.options import (
     PrecisionName,
     PrecisionOption,
     Seed,
+    Strict,
     given,
 )
 
@@ -64,6 +65,7 @@ def train(
     replace: Annotated[
         bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
     ] = False,
+    strict: Strict = False,
     cache: Cache = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
@@ -75,10 +77,12 @@ def train(
     """
     from model.backbone import import_plugin
     from model.checkpoint import Checkpoint
+    from model.errors import ConfigurationError
     from model.threads import configure_threads
     from training.config import preset as find_preset
     from training.continual import train_tasks
-    from training.datasets import discover
+    from training.data_warnings import tell
+    from training.datasets import discover, passed_over
     from training.report import Reporter
 
     configure_threads()
@@ -92,15 +96,24 @@ def train(
     }  # fmt: skip
     network = given({"name": backbone, "image_size": image_size})
     if stored:
+        if preset and preset != stored.preset:
+            raise ConfigurationError(
+                f"--preset {preset} differs from {stored.preset}, with which {str(checkpoint)!r} began: it decides "
+                "network and schedule; leave the option out (--epochs, --batch-size and --learning-rate change the "
+                "schedule), or train a new checkpoint."
+            )
         _check_against(stored.config, checkpoint, network)
         if backbone_weights is not None:
             # Not an error: a command that is given again to go on after an interruption says the same as before.
             reporter.line(f"{checkpoint} holds its backbone already; {backbone_weights} is not read")
     chosen = chosen.with_changes(backbone=network, training=given(schedule))
+    if not task:
+        task = list(discover(data))
+        tell(passed_over(data), reporter, strict=strict)
     try:
         train_tasks(
-            data, task or list(discover(data)), checkpoint, preset=chosen, backbone_weights=backbone_weights,
-            replace=replace, device=device, precision=precision.value, cache=cache, reporter=reporter,
+            data, task, checkpoint, preset=chosen, backbone_weights=backbone_weights,
+            replace=replace, device=device, precision=precision.value, cache=cache, reporter=reporter, strict=strict,
         )  # fmt: skip
     except KeyboardInterrupt:
         reporter.line("stopped; give the same command again to go on from the last whole epoch")

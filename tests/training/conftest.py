@@ -9,8 +9,9 @@ from tiny_model import product_picture, tiny_checkpoint, tiny_config, write_prod
 
 from model.detector import Detector
 from training.config import Preset, TrainingConfig
-from training.evaluation import Measured, evaluate, load_test_categories
+from training.evaluation import Measured, evaluate
 from training.figures import Evaluation
+from training.selection import load_test_categories
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,9 @@ from model.errors import DatasetError, DuplicateTaskError
 from training import ablation as module
 from training.ablation import Ablation, RowResult
 from training.config import Preset, TrainingConfig
-from training.datasets import load_category, read_mask, read_picture
+from training.datasets import load_category, read_picture
 from training.journal import side_file
+from training.masks import read_mask
 from training.metrics import PixelScores, image_ranking
 from training.report import Reporter
 from training.studies import Row, Study
@@ -114,8 +115,8 @@ def test_a_row_is_judged_as_the_detector_judges(data: Path, finished: tuple[Path
         predictions = detector.predict([read_picture(sample.path) for sample in samples], refuse_unknown=False)
         pixels = PixelScores()
         for sample, prediction in zip(samples, predictions, strict=True):
-            if sample.mask is not None or not sample.is_anomalous:
-                mask = None if sample.mask is None else read_mask(sample.mask, 256, 256)
+            if sample.masks or not sample.is_anomalous:
+                mask = read_mask(sample.masks, 256, 256) if sample.masks else None
                 pixels.add(prediction.pixel_map(256, 256), mask)
         image = image_ranking([p.score for p in predictions], [s.is_anomalous for s in samples])
         pixel = pixels.ranking()

@@ -11,8 +11,9 @@ import skimage.data
 
 from model.errors import DatasetError
 from training import demo
-from training.datasets import Layout, discover, load_category, read_mask
+from training.datasets import Layout, discover, load_category
 from training.demo import DEFECTS, PRODUCTS, make_demo_data
+from training.masks import read_mask
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -41,14 +42,14 @@ def test_three_products_are_there_in_the_mvtec_layout(made: Path) -> None:
         assert len(category.train) == 60
         assert sum(not sample.is_anomalous for sample in category.test) == 12
         assert {sample.defect for sample in category.test} == {None, *DEFECTS}
-        assert all((sample.mask is not None) == sample.is_anomalous for sample in category.test)
+        assert all(bool(sample.masks) == sample.is_anomalous for sample in category.test)
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
 def test_every_defect_covers_a_small_but_visible_part(made: Path, product: str) -> None:
     for sample in load_category(made, product).test:
-        if sample.mask is not None:
-            assert 0.002 < read_mask(sample.mask).mean() < 0.12
+        if sample.masks:
+            assert 0.002 < read_mask(sample.masks).mean() < 0.12
 
 
 @pytest.mark.parametrize("product", PRODUCTS)

@@ -10,10 +10,12 @@ from tiny_model import tiny_checkpoint, write_product, write_tested_product
 from model.detector import Detector
 from model.errors import DatasetError, UnknownTaskError
 from model.results import Refusal
-from training.datasets import read_mask, read_picture
-from training.evaluation import Measured, evaluate, load_test_categories
+from training.datasets import read_picture
+from training.evaluation import Measured, evaluate
 from training.figures import METRICS, Evaluation, read_evaluation, write_json
+from training.masks import read_mask
 from training.report import Reporter
+from training.selection import load_test_categories
 
 PRODUCTS = ["bolt", "nut", "gear"]
 Evaluated = tuple[Evaluation, list[Measured]]

@@ -1,0 +1,199 @@
+"""A look into the files of a data set before any work: what cannot be used is an error, what is odd a warning.
+
+Every file is decoded once, a few at a time; of each image only its size, kind and a digest of its values are kept.
+"""
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import TypeVar
+
+import numpy as np
+
+from model.errors import DatasetError, ImageError
+from model.picture import open_image, open_rgb
+from model.threads import helper_threads
+from training.completeness import is_cut_off
+from training.data_warnings import Concern, DataWarning, WarningList
+from training.folders import MOST_LISTED
+from training.samples import Sample
+
+__all__ = [
+    "Checked",
+    "Look",
+    "check_training",
+    "in_threads",
+    "look_at",
+    "refuse_unusable",
+    "repeats",
+    "warn_of_leaks",
+    "warn_of_looks",
+]
+
+_SHAPE_TOLERANCE = 1.1
+"""Images whose proportions differ by more than this factor are told: all are squeezed to the same square."""
+
+_SIZE_TOLERANCE = 4.0
+"""And so are those that differ as much in their number of pixels: a detail then has twice the size."""
+
+_READ_AS_STORED = frozenset({"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
+"""Modes that can always be made RGB."""
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found: why files cannot be used, of how many, and warnings about the rest."""
+
+    problems: tuple[str, ...]
+    files: int
+    warnings: tuple[DataWarning, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What is kept of a decoded image: upright size in pixels, whether it is grey, of one colour, cut off; a digest."""
+
+    width: int
+    height: int
+    is_grey: bool
+    is_constant: bool
+    is_cut_off: bool
+    digest: bytes
+
+
+def check_training(name: str, root: Path, train: Sequence[Path], test: Sequence[Sample]) -> Checked:
+    """Look into all training images of a product, and for their like among its test images.
+
+    Test images that cannot be read are passed over: they take no part in training.
+    """
+    warnings = WarningList(root, name)
+    looks, problems = look_at(train)
+    warn_of_looks(looks, "training", warnings)
+    _warn_of_repeats(looks, warnings)
+    warn_of_leaks(looks, look_at([sample.path for sample in test])[0], "training", warnings)
+    return Checked(problems, len(train), tuple(warnings.found))
+
+
+def refuse_unusable(what: str, checked: Iterable[Checked]) -> None:
+    """One ``DatasetError`` with all files that cannot be used, if there are any; ``what`` they are, as a plural."""
+    results = list(checked)
+    problems = [problem for each in results for problem in each.problems]
+    if problems:
+        more = f" (and {len(problems) - MOST_LISTED} more)" if len(problems) > MOST_LISTED else ""
+        raise DatasetError(
+            f"{len(problems)} of {sum(each.files for each in results)} {what} cannot be used; replace or remove them: "
+            f"{' '.join(problems[:MOST_LISTED])}{more}"
+        )
+
+
+def look_at(paths: Sequence[Path]) -> tuple[dict[Path, Look], tuple[str, ...]]:
+    """A look at each image, in order, and why the others cannot be used."""
+    found = in_threads(_look, paths)
+    looks = {path: each for path, each in zip(paths, found, strict=True) if isinstance(each, Look)}
+    return looks, tuple(each for each in found if isinstance(each, str))
+
+
+def _look(path: Path) -> Look | str:
+    """A look at one image, or why it cannot be used."""
+    try:
+        image = open_image(path)
+        if image.mode not in _READ_AS_STORED:
+            open_rgb(path)  # refuses kinds of values that are not read
+        data = path.read_bytes()
+    except ImageError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror or error}."
+    if image.mode in ("P", "PA"):
+        image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
+    values = np.asarray(image)
+    if image.mode == "RGB" and _is_grey(values):
+        values = values[..., 0]  # grey that is stored as RGB is the same image
+    return Look(
+        width=image.width,
+        height=image.height,
+        is_grey=values.ndim == 2 or image.mode == "LA",
+        is_constant=bool((values == values[0, 0]).all()),
+        is_cut_off=is_cut_off(data, values),
+        digest=hashlib.blake2b(f"{values.shape}{values.dtype}".encode() + values.tobytes(), digest_size=16).digest(),
+    )
+
+
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
+    """``work`` on every item, in order, a few at a time: decoding runs outside the interpreter lock."""
+    with ThreadPoolExecutor(helper_threads()) as pool:
+        return list(pool.map(work, items))
+
+
+def warn_of_looks(looks: dict[Path, Look], concerns: Concern, warnings: WarningList) -> None:
+    """Warn of images that are damaged, empty, or unlike the others."""
+    if not looks:
+        return
+    kind = f"{concerns} images"
+    cut = [path for path, each in looks.items() if each.is_cut_off]
+    warnings.add(concerns, f"{kind} that were cut off before their end", cut, "What is missing is grey; restore them.")
+    constant = [path for path, each in looks.items() if each.is_constant]
+    warnings.add(concerns, f"{kind} of one single colour", constant, "They show nothing; remove them.")
+    shape = median(each.width / each.height for each in looks.values())
+    odd = [path for path, each in looks.items() if _ratio(each.width / each.height, shape) > _SHAPE_TOLERANCE]
+    warnings.add(
+        concerns, f"{kind} of other proportions than most", odd,
+        "Each is squeezed to the model's square in its own way; cut them to one shape.",
+    )  # fmt: skip
+    size = median(each.width * each.height for each in looks.values())
+    odd = [path for path, each in looks.items() if _ratio(each.width * each.height, size) >= _SIZE_TOLERANCE]
+    warnings.add(
+        concerns, f"{kind} that are much larger or smaller than most", odd,
+        "Details differ in sharpness; take all images at one resolution.",
+    )  # fmt: skip
+    grey = Counter(each.is_grey for each in looks.values() if not each.is_constant)
+    if len(grey) == 2:
+        rare = grey[True] < grey[False]
+        title = "grey images among colour ones" if rare else "colour images among grey ones"
+        odd = [path for path, each in looks.items() if each.is_grey == rare and not each.is_constant]
+        warnings.add(
+            concerns, f"{title} ({concerns})", odd,
+            "The missing or added colour looks like a defect; make all images of one kind.",
+        )  # fmt: skip
+
+
+def warn_of_leaks(train: dict[Path, Look], test: dict[Path, Look], concerns: Concern, warnings: WarningList) -> None:
+    """Warn of test images that are training images too."""
+    learned = {each.digest for each in train.values() if not each.is_constant}
+    known = [path for path, each in test.items() if each.digest in learned]
+    warnings.add(
+        concerns, "test images that are training images too", known,
+        "They were learned by heart and flatter every figure; remove them from one side.",
+    )  # fmt: skip
+
+
+def repeats(looks: dict[Path, Look]) -> list[list[Path]]:
+    """Images with the same values, those of one colour apart; each group in order."""
+    groups: dict[bytes, list[Path]] = defaultdict(list)
+    for path, each in looks.items():
+        if not each.is_constant:
+            groups[each.digest].append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _warn_of_repeats(looks: dict[Path, Look], warnings: WarningList) -> None:
+    surplus = [path for group in repeats(looks) for path in group[1:]]
+    warnings.add(
+        "training", "training images that repeat another one", surplus,
+        "They weigh double, and where they are held out, the threshold becomes too low; remove them.",
+    )  # fmt: skip
+
+
+def _is_grey(values: np.ndarray) -> bool:
+    return bool((values[..., 0] == values[..., 1]).all() and (values[..., 0] == values[..., 2]).all())
+
+
+def _ratio(one: float, other: float) -> float:
+    return max(one / other, other / one)
