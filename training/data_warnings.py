@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from model.errors import DatasetError
+from model.file_names import as_line
 from training.report import Reporter
 
 __all__ = ["Concern", "DataWarning", "WarningList", "tell"]
@@ -44,7 +45,7 @@ class WarningList:
             example = first.relative_to(self._root) if first.is_relative_to(self._root) else first
             self.found.append(
                 DataWarning(
-                    product=self._product, concerns=concerns, kind=kind, count=len(paths), example=str(example),
+                    product=self._product, concerns=concerns, kind=kind, count=len(paths), example=as_line(example),
                     meaning=meaning,
                 )
             )  # fmt: skip

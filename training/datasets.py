@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from model.errors import DatasetError, ImageError
+from model.file_names import as_line
 from model.picture import open_for_model, open_rgb
 from training.checks import Checked, check_training, refuse_unusable
 from training.data_warnings import Concern, DataWarning, WarningList
@@ -207,7 +208,7 @@ def _warn_of_leftovers(folder: Path, files: Files, warnings: WarningList) -> Non
         is_testing = not _TEST_FOLDERS.isdisjoint(part.casefold() for part in first.path.relative_to(folder).parts)
         warnings.add(
             "testing" if is_testing else "training",
-            f"{first.reason} ({'/'.join(inside) or first.place.name})",
+            f"{first.reason} ({as_line('/'.join(inside) or first.place.name)})",
             [each.path for each in listed],
             _MEANINGS[first.reason],
         )

@@ -1,6 +1,5 @@
 """Folders of images: what lies in them, in natural order, and what of it nobody uses."""
 
-import re
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.errors import DatasetError
+from model.file_names import as_line, natural_key
 from model.picture import SUFFIXES
 
 __all__ = [
@@ -82,20 +82,14 @@ def child(folder: Path, name: str) -> Path:
 
 def naturally(items: Iterable[Item], name: Callable[[Item], str]) -> tuple[Item, ...]:
     """Sort by name with numbers by value, capitals ignored; equal names as bytes, so that the order is always one."""
-
-    def key(item: Item) -> tuple[list[str | int], str]:
-        parts: list[str | int] = list(re.split("([0-9]+)", name(item).casefold()))
-        parts[1::2] = map(int, parts[1::2])
-        return parts, name(item)
-
-    return tuple(sorted(items, key=key))
+    return tuple(sorted(items, key=lambda item: natural_key(name(item))))
 
 
 def what_is_in(folder: Path) -> str:
     """For error messages: the names inside a folder, or which of its parents is missing."""
     if not folder.is_dir():
         return f"There is no folder {folder}."
-    names = [path.name + ("/" if path.is_dir() else "") for path in _visible(folder)]
+    names = [as_line(path.name) + ("/" if path.is_dir() else "") for path in _visible(folder)]
     if not names:
         return f"{folder} is empty."
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""

@@ -125,7 +125,7 @@ def test_the_threshold_and_seed_are_those_that_the_checkpoint_stores(
 
 
 def test_an_evaluation_comes_back_from_its_json(evaluated: Evaluated, tmp_path: Path) -> None:
-    write_json(tmp_path / "out.json", evaluated[0])
+    write_json("the figures", tmp_path / "out.json", evaluated[0])
     assert read_evaluation(tmp_path / "out.json") == evaluated[0]
 
 
