@@ -113,8 +113,7 @@ def test_train_tells_what_is_odd_and_refuses_it_if_strict(processes: Processes, 
 def test_another_preset_than_that_of_the_checkpoint_is_refused(
     processes: Processes, checkpoint: Path, data: Path
 ) -> None:
-    stored = Checkpoint.open(checkpoint).header.preset
     before = checkpoint.read_bytes()
     done = run(processes, "train", data, "--task", "nut", "--checkpoint", checkpoint, "--preset", "main")
-    assert f"--preset main differs from {stored}, with which" in errors(done)
+    assert "--preset main differs from small, with which" in errors(done)
     assert checkpoint.read_bytes() == before
