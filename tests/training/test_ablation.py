@@ -294,7 +294,7 @@ def test_a_product_without_defective_test_pictures_is_refused_before_any_trainin
         write_product(tmp_path / "data", name, kind)
     with pytest.raises(DatasetError, match="'bolt' .* has no test pictures of both kinds"):
         ablation(tmp_path / "data", tmp_path / "out").run(PAIR)
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "runs").exists()
 
 
 def test_a_task_named_twice_is_refused(data: Path, tmp_path: Path) -> None:
