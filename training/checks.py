@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 
 from model.errors import DatasetError, ImageError
-from model.picture import open_image, open_rgb
+from model.picture import has_deep_values, open_image, open_rgb
 from model.threads import helper_threads
 from training.completeness import is_cut_off
 from training.data_warnings import Concern, DataWarning, WarningList
@@ -40,7 +40,9 @@ _SHAPE_TOLERANCE = 1.1
 _SIZE_TOLERANCE = 4.0
 """And so are those that differ as much in their number of pixels: a detail then has twice the size."""
 
-_READ_AS_STORED = frozenset({"1", "L", "P", "RGB", "RGBA", "LA", "PA", "CMYK", "YCbCr", "I;16", "I;16B", "I;16L"})
+_ALWAYS_8_BIT = frozenset({"L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"})
+
+_READ_AS_STORED = _ALWAYS_8_BIT | {"1", "P", "PA"}
 """Modes that can always be made RGB."""
 
 Item = TypeVar("Item")
@@ -104,9 +106,10 @@ def _look(path: Path) -> Look | str:
     """A look at one image, or why it cannot be used."""
     try:
         image = open_image(path)
-        if image.mode not in _READ_AS_STORED:
-            open_rgb(path)  # refuses kinds of values that are not read
         data = path.read_bytes()
+        is_deep = has_deep_values(data)
+        if is_deep or image.mode not in _READ_AS_STORED:
+            open_rgb(path)  # refuses kinds of values that are not read
     except ImageError as error:
         return str(error)
     except OSError as error:
@@ -114,6 +117,8 @@ def _look(path: Path) -> Look | str:
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     values = np.asarray(image)
+    if is_deep and image.mode in _ALWAYS_8_BIT:  # Pillow left out half of each value
+        return Look(image.width, image.height, False, False, False, _digest(data))
     if image.mode == "RGB" and _is_grey(values):
         values = values[..., 0]  # grey that is stored as RGB is the same image
     return Look(
@@ -122,8 +127,12 @@ def _look(path: Path) -> Look | str:
         is_grey=values.ndim == 2 or image.mode == "LA",
         is_constant=bool((values == values[0, 0]).all()),
         is_cut_off=is_cut_off(data, values),
-        digest=hashlib.blake2b(f"{values.shape}{values.dtype}".encode() + values.tobytes(), digest_size=16).digest(),
+        digest=_digest(f"{values.shape}{values.dtype}".encode() + values.tobytes()),
     )
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
