@@ -9,6 +9,7 @@ import resource
 import signal
 import socket
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ def _confine(memory: int) -> None:
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # What is wrong with an image is told to its sender. Libraries write it to descriptor 2 as well, a line for each
+    # damaged row: thousands from one upload. Python's own messages go on to where they went.
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 def _answer(request: dict[str, Any], upload: int | None) -> tuple[dict[str, Any], int | None]:

@@ -1,5 +1,6 @@
 """Decoding in processes: the same pixels, bounded time and memory, and another process when one ends."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -259,3 +260,14 @@ def test_a_message_brings_its_file() -> None:
         theirs.close()
         assert receive(ours) is None
     os.close(file)
+
+
+def test_what_a_library_says_of_an_image_does_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    dots = np.random.default_rng(0).integers(0, 2, (200, 300)).astype(bool)
+    data = bytearray(encoded(dots, "TIFF", compression="group4"))
+    data[100:140] = bytes(range(40, 80))
+    decoders = one()
+    with contextlib.suppress(UnsupportedImageError):
+        decoders.decode(bytes(data), MODEL)
+    decoders.close()
+    assert capfd.readouterr().err == ""
