@@ -1,0 +1,213 @@
+"""Can anybody stop, blind or fool the service?
+
+    python benchmarks/hostile_load.py [--minutes 30] [--inputs 10000] [--output FILE.json]
+
+A real service with a small model learned from noise runs in a process of its own on this machine, and only there. For
+so many minutes good clients ask it about good images, others send it hostile and damaged ones (``hostile_images.py``),
+attackers do what no client should (``hostile_requests.py``, ``hostile_connections.py``), and an operator stops, kills
+and damages what it is made of (``hostile_operator.py``); meanwhile its health and metrics are asked for every 100 ms.
+Every request is accounted for.
+
+The gates: no request hung; no answer other than the one given in peace, bit by bit; no 5xx, loss or refusal that was
+not injected; all inputs sent; the event loop never late by more than 50 ms but while the process was stopped,
+and no probe slower than a second; memory of all processes within what the settings
+allow; descriptors as at the start; and a stop within its time. The exit status is 1 unless all pass. How late a clock
+in an idle process beside it came says how much of a stall was the machine's.
+"""
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from hostile_client import LostError
+from hostile_images import good_images
+from hostile_ledger import Ledger
+from hostile_operator import Operator, Service
+from hostile_parts import encoded
+from hostile_report import judge, markdown
+from hostile_roles import Question, ask_question, canonical, expected_answers, questions, roles, run_role, start_role
+from hostile_target import Target
+from machine import describe
+from process_tree import descriptors, proportional_bytes
+from random_checkpoint import write_random_checkpoint
+from result_files import positive, write_result
+
+from model.threads import restart_prepared
+from service.settings import Settings
+
+PATIENCE_SECONDS = 90.0
+"""After which a request that is not answered hangs: a hang of the model, a restart and a queue are within it."""
+
+SAMPLING_SECONDS = 0.5
+
+QUIET_SECONDS = 10.0
+"""Between the end of the load and the last look at the service."""
+
+SETTINGS: dict[str, Any] = {"upload_timeout_seconds": 8, "shutdown_timeout_seconds": 15}
+"""Shorter than usual, so that each comes to pass many times."""
+
+PRODUCTS = 3
+
+
+class Watch:
+    """Memory of all processes of the service, and the lateness of this one's clock, read in threads."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._ended = service, threading.Event()
+        self.memory: list[int] = []
+        self.latest = 0.0
+        self._threads = [threading.Thread(target=work) for work in (self._sample, self._tick)]
+        for thread in self._threads:
+            thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _sample(self) -> None:
+        while not self._ended.wait(SAMPLING_SECONDS):
+            self.memory.append(proportional_bytes(self._service.pid))
+
+    def _tick(self) -> None:
+        while not self._ended.is_set():
+            due = time.monotonic() + 0.005
+            time.sleep(0.005)
+            self.latest = max(self.latest, time.monotonic() - due)
+
+
+def target_of(service: Service, settings: Settings) -> Target:
+    """What the attackers know of the service."""
+    large = np.random.default_rng(3).integers(0, 255, (1500, 2000, 3), np.uint8)
+    # From the settings: how long a head, a body or the taking of an answer may last, whichever is longest.
+    closing = max(
+        getattr(settings, name, 0)
+        for name in ("header_timeout_seconds", "send_timeout_seconds", "upload_timeout_seconds")
+    )
+    return Target(
+        service.port, good_images()["png"], encoded(large, "JPEG"), patience=PATIENCE_SECONDS,
+        stall_seconds=closing + 1.0, closing_seconds=closing + 10.0, max_upload_bytes=settings.max_upload_bytes,
+    )  # fmt: skip
+
+
+async def drive(options: argparse.Namespace, service: Service, checkpoint: Path, settings: Settings) -> dict[str, Any]:
+    """The whole load on a running service; the service is stopped at its end."""
+    answers = await expected_answers(service.port)
+    checks = [
+        Question(f"noise{number}", good_images()["png"], f"?map=none&task=noise{number}") for number in range(PRODUCTS)
+    ]
+    checked = answers | {check.name: canonical(await ask_question(service.port, check)) for check in checks}
+    target = target_of(service, settings)
+    rest_descriptors, rest_bytes = descriptors(service.pid), proportional_bytes(service.pid)
+    stop_seconds = settings.shutdown_timeout_seconds + getattr(settings, "lame_duck_seconds", 0) + 10.0
+    ledger = Ledger()
+    operator = Operator(service, checkpoint, ledger, checks, checked, stop_seconds)
+    started, seconds = time.monotonic(), options.minutes * 60.0
+    watch = Watch(service)
+    try:
+        context = multiprocessing.get_context("spawn")
+        over = context.Event()
+        chosen = roles(target, options.seed, seconds, options.inputs, answers)
+        with ProcessPoolExecutor(len(chosen), context, start_role, (over,)) as pool:
+            futures = {role.name: pool.submit(run_role, role) for role in chosen}
+
+            def is_over() -> bool:
+                return time.monotonic() >= started + seconds and futures["inputs"].done()
+
+            try:
+                await operator.run(is_over, options.interval)
+            finally:
+                over.set()
+            for future in futures.values():
+                ledger.merge(await asyncio.wrap_future(future))
+        load_seconds = time.monotonic() - started
+        await asyncio.sleep(QUIET_SECONDS)
+        last = await after_the_load(service.port, answers)
+        end_descriptors, end_bytes = descriptors(service.pid), proportional_bytes(service.pid)
+    finally:
+        watch.end()
+    return {
+        "seconds": load_seconds, "ledger": ledger, "disturbances": operator.disturbances, "restarts": operator.restarts,
+        "memory": {"rest": rest_bytes, "most": max(watch.memory), "end": end_bytes},
+        "descriptors": {"rest": rest_descriptors, "end": end_descriptors}, "clock_late_seconds": watch.latest,
+        "wrong_after": last, "stop_seconds": await asyncio.to_thread(service.stop, stop_seconds),
+        "stop_limit": stop_seconds, "stalls": stalls_of(service),
+    }  # fmt: skip
+
+
+async def after_the_load(port: int, answers: dict[str, bytes]) -> list[str]:
+    """Which good images do not get the answer that they got at first."""
+    wrong = []
+    for question in questions():
+        try:
+            reply = await ask_question(port, question)
+        except LostError as error:
+            wrong.append(f"{question.name}: {error}")
+            continue
+        if reply.status != 200 or canonical(reply) != answers[question.name]:
+            wrong.append(f"{question.name}: {reply.status}")
+    return wrong
+
+
+def stalls_of(service: Service) -> list[dict[str, float]]:
+    """When the event loop came late."""
+    return [json.loads(line) for line in service.stalls.read_text(encoding="utf-8").splitlines()]
+
+
+def start(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Make a checkpoint, start a service of it, and drive the load."""
+    checkpoint = write_random_checkpoint(folder / "served.safetensors", PRODUCTS, "small")
+    settings = Settings(checkpoint=checkpoint, **SETTINGS)
+    service = Service(checkpoint, folder, SETTINGS)
+    service.start()
+    try:
+        found = asyncio.run(drive(options, service, checkpoint, settings))
+    finally:
+        if service.is_alive:
+            service.stop(settings.shutdown_timeout_seconds)
+        if options.log:
+            options.log.write_text(service.said(), encoding="utf-8")
+    return judge(found, settings, options.inputs) | {"machine": describe(), "seed": options.seed}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options from a command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=30)
+    parser.add_argument("--inputs", type=positive, default=10_000, help="hostile and damaged images")
+    parser.add_argument("--interval", type=float, default=10, help="seconds of peace between two disturbances")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="where the service's log goes")
+    parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run from a command line; 1 when a gate fails, 2 when there is nothing to measure."""
+    options = parse(arguments)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = start(options, Path(folder))
+    except LostError as error:
+        print(f"hostile_load: {error}", file=sys.stderr)
+        return 2
+    text = markdown(result)
+    if options.output:
+        write_result(options.output, result, text)
+    print(text)
+    return 0 if all(gate["passed"] for gate in result["gates"]) else 1
+
+
+if __name__ == "__main__":
+    restart_prepared()
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""What the makers of hostile images share."""
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+__all__ = ["LARGE", "encoded", "fill", "noise", "plain"]
+
+LARGE = (6320, 6320)
+"""Width and height just below 40 megapixels, the service's default limit."""
+
+
+def fill(unit: bytes, size: int) -> bytes:
+    """``unit`` as often as it fits into ``size`` bytes, at least once."""
+    return unit * max(1, size // len(unit))
+
+
+@functools.lru_cache(4)
+def noise(size: int) -> bytes:
+    """Random bytes, the same ones each time."""
+    return np.random.default_rng(0).bytes(size)
+
+
+def plain(width: int, height: int, mode: str = "L") -> Image.Image:
+    """An image of one colour."""
+    return Image.new(mode, (width, height), 90 if mode == "L" else (90, 100, 110, 120)[: len(mode)])
+
+
+def encoded(image: Image.Image | np.ndarray, kind: str, **options: Any) -> bytes:
+    """An image file."""
+    buffer = io.BytesIO()
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, kind, **options)
+    return buffer.getvalue()

@@ -1,0 +1,272 @@
+"""The processes of the hostile load: probes, good clients, senders of hostile images, and attackers.
+
+Each role runs in a process of its own, so that its work delays no other's clock, and gives its ``Ledger`` at the end.
+"""
+
+import asyncio
+import json
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing.synchronize import Event
+
+import hostile_connections
+import hostile_requests
+import numpy as np
+from hostile_client import LostError, Reply, ask, form
+from hostile_images import KINDS, MEGABYTE, damaged, good_images
+from hostile_ledger import FAILED, HUNG, LOST, OVERLOADED, REFUSED, RIGHT, UNDOCUMENTED, WRONG, Ledger
+from hostile_parts import encoded
+from hostile_target import BYTES, Attack, Target, attack
+
+__all__ = ["PROBES", "Question", "Role", "ask_question", "canonical", "expected_answers", "questions", "run_role"]
+
+PROBES = ("/health/live", "/health/ready", "/metrics")
+
+PROBE_INTERVAL_SECONDS = 0.1
+
+PROBE_TIMEOUT_SECONDS = 10.0
+
+ATTACKS: tuple[Attack, ...] = (*hostile_connections.ATTACKS, *hostile_requests.ATTACKS)
+
+SENDERS, GOOD_CLIENTS, ATTACKERS = 4, 3, 6
+"""How many of each are at work at a time."""
+
+HOSTILE_SHARE = 10
+"""One of so many inputs is one of ``KINDS``; the others are damaged files."""
+
+SIZES = (1, 8, 32)
+"""Megabytes of hostile images, in turn."""
+
+NICENESS = 5
+"""By how much attackers and senders give way: on a real network they would not take the service's processors at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One request whose answer is known."""
+
+    name: str
+    image: bytes
+    query: str
+    accept: str = "application/json"
+    is_form: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """What a process is to do, and all that it needs to know."""
+
+    name: str
+    seed: int
+    target: Target
+    seconds: float
+    inputs: int
+    answers: dict[str, bytes]
+
+
+_over: Event
+"""Set when all roles are to come to an end."""
+
+
+def start_role(over: Event) -> None:
+    """Prepare the process of a role."""
+    global _over
+    _over = over
+
+
+def run_role(role: Role) -> Ledger:
+    """Run a role to its end."""
+    work: dict[str, Callable[[Role, Ledger], Awaitable[None]]] = {
+        "probes": probe, "good": ask_for_ever, "inputs": send_inputs, "attacks": attack_for_ever
+    }  # fmt: skip
+    if role.name in ("inputs", "attacks"):
+        os.nice(NICENESS)
+    ledger = Ledger()
+    asyncio.run(work[role.name](role, ledger))  # type: ignore[arg-type]
+    return ledger
+
+
+def questions() -> Iterator[Question]:
+    """Good images of every format and size, asked about in every way."""
+    noise = np.random.default_rng(2).integers(0, 255, (400, 600, 3), np.uint8)
+    images = good_images() | {"png_600": encoded(noise, "PNG"), "jpeg_600": encoded(noise, "JPEG")}
+    queries = (
+        "?map=none",
+        "?map=png",
+        "?map=npy&map_size=model",
+        "?map=none&task=noise0",
+        "?false_alarm_rate=0.1&map=none",
+    )
+    accepts = ("image/png", "application/x-npy")
+    for number, (name, data) in enumerate(images.items()):
+        for turn in (number, number + 2):
+            query = queries[turn % len(queries)]
+            yield Question(f"{name}{query}", data, query, is_form=turn % 3 == 0)
+        accept = accepts[number % len(accepts)]
+        yield Question(f"{name} {accept}", data, "", accept)
+
+
+async def ask_question(port: int, question: Question) -> Reply:
+    """Ask once."""
+    body, headers = form([("file", question.image)]) if question.is_form else (question.image, BYTES)
+    return await ask(port, "POST", "/predict" + question.query, body, headers | {"Accept": question.accept})
+
+
+def canonical(reply: Reply) -> bytes:
+    """What must be the same each time: all of the body but the durations, and the verdict's headers."""
+    if reply.headers.get("content-type", "").startswith("application/json"):
+        answer = reply.json()
+        answer.pop("timing_ms", None)
+        return json.dumps(answer, sort_keys=True).encode()
+    told = sorted(item for item in reply.headers.items() if item[0].startswith("moleflow-"))
+    return repr(told).encode() + reply.body
+
+
+async def expected_answers(port: int) -> dict[str, bytes]:
+    """The answers that a service gives when nothing else is asked of it."""
+    answers = {}
+    for question in questions():
+        reply = await ask_question(port, question)
+        if reply.status != 200:
+            raise LostError(f"{question.name}: a good image gets {reply.status} {reply.body[:300]!r}")
+        answers[question.name] = canonical(reply)
+    return answers
+
+
+async def judge_question(role: Role, ledger: Ledger, activity: str, question: Question) -> None:
+    """Ask until there is an answer, and compare it bit by bit. A refusal for lack of room is to be tried again."""
+    start = time.monotonic()
+    try:
+        async with asyncio.timeout(role.target.patience):
+            while True:
+                began = time.monotonic()
+                try:
+                    reply = await ask_question(role.target.port, question)
+                except LostError as error:
+                    ledger.trouble(activity, question.name, LOST, str(error), began)
+                    return
+                ledger.statuses[reply.status] += 1
+                if reply.status != OVERLOADED:
+                    break
+                ledger.count(activity, REFUSED)
+                await asyncio.sleep(min(2.0, float(reply.headers.get("retry-after", 1))))
+    except TimeoutError:
+        ledger.trouble(activity, question.name, HUNG, f"no answer after {role.target.patience:g} s", start)
+        return
+    text = f"{reply.status} {reply.body[:300]!r}"
+    if reply.status >= 500:
+        ledger.trouble(activity, question.name, FAILED, text, began)
+    elif reply.status != 200:
+        ledger.trouble(activity, question.name, UNDOCUMENTED, text, began)
+    elif canonical(reply) == role.answers[question.name]:
+        ledger.count(activity, RIGHT)
+    else:
+        ledger.trouble(activity, question.name, WRONG, text, began)
+
+
+async def ask_for_ever(role: Role, ledger: Ledger) -> None:
+    """Good clients: each asks about one good image after the other."""
+    known = list(questions())
+
+    async def one(number: int) -> None:
+        chance = random.Random(role.seed + number)
+        while not _over.is_set():
+            await judge_question(role, ledger, "good images", chance.choice(known))
+            await asyncio.sleep(chance.uniform(0, 0.1))
+
+    await asyncio.gather(*map(one, range(GOOD_CLIENTS)))
+
+
+async def probe(role: Role, ledger: Ledger) -> None:
+    """Ask for health and metrics, as an orchestrator does, only more often."""
+
+    async def once(path: str) -> None:
+        start = time.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_SECONDS):
+                status = (await ask(role.target.port, "GET", path)).status
+        except (LostError, TimeoutError):
+            status = 0
+        ledger.probes.setdefault(path, []).append((start, time.monotonic() - start, status))
+
+    asked: set[asyncio.Task[None]] = set()
+    while not _over.is_set():
+        for path in PROBES:
+            task = asyncio.create_task(once(path))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+        await asyncio.sleep(PROBE_INTERVAL_SECONDS)
+    await asyncio.gather(*asked)
+
+
+def inputs_of(role: Role) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    """Names and makers of all inputs, the same for the same seed."""
+    kinds = sorted(KINDS)
+    random.Random(role.seed).shuffle(kinds)
+    for number in range(role.inputs):
+        turn, rest = divmod(number, HOSTILE_SHARE)
+        if rest:
+            name, data = damaged(role.seed * 10**6 + number)
+            yield name, lambda data=data: data  # type: ignore[misc]
+        else:
+            kind, size = kinds[turn % len(kinds)], SIZES[(turn + turn // len(kinds)) % len(SIZES)]
+            yield f"{kind} ({size} MB)", lambda kind=kind, size=size: KINDS[kind](size * MEGABYTE)  # type: ignore[misc]
+
+
+async def send_inputs(role: Role, ledger: Ledger) -> None:
+    """Hostile and damaged images, spread over the time that there is."""
+    work, start = enumerate(inputs_of(role)), time.monotonic()
+
+    async def one(number: int) -> None:
+        chance = random.Random(role.seed + number)
+        for turn, (name, make) in work:
+            await asyncio.sleep(start + role.seconds * turn / role.inputs - time.monotonic())
+            data = await asyncio.to_thread(make)
+            await send_input(role, ledger, name, data, chance)
+            ledger.inputs += 1
+
+    await asyncio.gather(*map(one, range(SENDERS)))
+
+
+async def send_input(role: Role, ledger: Ledger, name: str, data: bytes, chance: random.Random) -> None:
+    """One image that is answered or refused, never anything else."""
+    body, headers = form([("file", data)]) if chance.random() < 0.2 else (data, BYTES)
+    accept = {"Accept": "image/png"} if chance.random() < 0.1 else {}
+    start = time.monotonic()
+    try:
+        async with asyncio.timeout(role.target.patience):
+            while True:
+                began = time.monotonic()
+                reply = await ask(role.target.port, "POST", "/predict?map_size=model", body, headers | accept)
+                ledger.judge("hostile images", name, reply, began, expected={413, 415, OVERLOADED})
+                if reply.status != OVERLOADED:
+                    return
+                await asyncio.sleep(min(2.0, float(reply.headers.get("retry-after", 1))))
+    except TimeoutError:
+        ledger.trouble("hostile images", name, HUNG, f"no answer after {role.target.patience:g} s", start)
+    except LostError as error:
+        ledger.trouble("hostile images", name, LOST, str(error), began)
+
+
+async def attack_for_ever(role: Role, ledger: Ledger) -> None:
+    """Attackers: each makes one attack after the other; every kind comes in each round."""
+
+    async def one(number: int) -> None:
+        chance = random.Random(role.seed + number)
+        while not _over.is_set():
+            for chosen in chance.sample(ATTACKS, len(ATTACKS)):
+                if _over.is_set():
+                    return
+                await attack(chosen, role.target, ledger, chance)
+                await asyncio.sleep(chance.uniform(0, 0.3))
+
+    await asyncio.gather(*map(one, range(ATTACKERS)))
+
+
+def roles(target: Target, seed: int, seconds: float, inputs: int, answers: dict[str, bytes]) -> Sequence[Role]:
+    """All roles of a load."""
+    names = ("probes", "good", "inputs", "attacks")
+    return [Role(name, seed, target, seconds, inputs, answers) for name in names]

@@ -1,0 +1,71 @@
+"""What a process and all that it started take of processor, memory and descriptors (Linux)."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Usage", "children", "descriptors", "proportional_bytes", "reset_peaks", "tree", "usage"]
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Of one process: its parent, processor seconds without those of its children, resident bytes now and at most."""
+
+    parent: int
+    seconds: float
+    resident: int
+    peak: int
+
+
+def usage(pid: int) -> Usage | None:
+    """What a process takes; ``None`` when it is gone."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":" in line
+        )
+    except (OSError, ValueError):
+        return None
+    resident, peak = (int(status.get(name, "0 kB").split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
+    return Usage(int(stat[1]), sum(map(int, stat[11:13])) / _TICKS, resident, peak)
+
+
+def tree(root: int) -> dict[int, Usage]:
+    """``root`` and all that it started, by process number. Whatever lost its parent is not found."""
+    everything = {int(path.name): found for path in Path("/proc").glob("[0-9]*") if (found := usage(int(path.name)))}
+    wanted, left = {root} & set(everything), True
+    while left:
+        more = {pid for pid, one in everything.items() if one.parent in wanted} - wanted
+        wanted |= more
+        left = bool(more)
+    return {pid: everything[pid] for pid in wanted}
+
+
+def children(root: int) -> list[int]:
+    """All that ``root`` started, and what these started, the oldest first."""
+    return sorted(set(tree(root)) - {root})
+
+
+def reset_peaks(root: int) -> None:
+    """Let the peaks begin again at what is resident now."""
+    for pid in tree(root):
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{pid}/clear_refs").write_text("5")
+
+
+def proportional_bytes(root: int) -> int:
+    """Memory of the whole tree, in which what is shared counts once."""
+    total = 0
+    for pid in tree(root):
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            total += int(rollup.split("Pss:", 1)[1].split()[0]) * 1024
+    return total
+
+
+def descriptors(pid: int) -> int:
+    """Open files and connections of a process."""
+    return len(list(Path(f"/proc/{pid}/fd").iterdir()))
