@@ -7,7 +7,10 @@ import http.client
 import os
 import sys
 
-__all__ = ["is_ready"]
+__all__ = ["chosen_port", "is_ready"]
+
+DEFAULT_PORT = 8000
+"""Where the server listens unless told otherwise."""
 
 TIMEOUT_SECONDS = 4
 """Below the five seconds after which the engine gives up on the check, so that the reason still gets into its log."""
@@ -32,6 +35,17 @@ def is_ready(host: str, port: int) -> bool:
     return response.status == http.client.OK
 
 
+def chosen_port(value: str) -> int:
+    """The port that ``MOLEFLOW_PORT`` names. Kubernetes sets it to ``tcp://…`` for a service that is called moleflow;
+    the server passes over that, and so does this. Raises ``ValueError`` for what is no port."""
+    return DEFAULT_PORT if not value or "://" in value else int(value)
+
+
 if __name__ == "__main__":
-    ready = is_ready(os.environ.get("MOLEFLOW_HOST", "0.0.0.0"), int(os.environ.get("MOLEFLOW_PORT", "8000")))
-    sys.exit(0 if ready else 1)
+    try:
+        port = chosen_port(os.environ.get("MOLEFLOW_PORT", ""))
+    except ValueError:
+        sys.exit(
+            f"MOLEFLOW_PORT cannot be {os.environ['MOLEFLOW_PORT']!r}: it should be a number such as {DEFAULT_PORT}"
+        )
+    sys.exit(0 if is_ready(os.environ.get("MOLEFLOW_HOST", "0.0.0.0"), port) else 1)

@@ -1,21 +1,20 @@
 """What a deployment may choose, from ``MOLEFLOW_*`` environment variables and from the command line alike."""
 
+import os
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ByteSize, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from model.calibration import DEFAULT_FALSE_ALARM_RATE
 from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
 from model.threads import helper_threads
+from service.environment import ENVIRONMENT_PREFIX, own_variables, report_foreign_variables
 from service.names import HostList, OriginList, RootPath
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
-
-ENVIRONMENT_PREFIX = "MOLEFLOW_"
-"""What the names of all environment variables begin with."""
 
 
 class Settings(BaseSettings):
@@ -115,12 +114,28 @@ class Settings(BaseSettings):
         "info", description="least serious messages to log; info includes one line per request"
     )
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Arguments, and then those variables of the environment that are the service's."""
+        assert isinstance(env_settings, EnvSettingsSource)
+        env_settings.env_vars = own_variables(env_settings.env_vars)
+        return init_settings, env_settings
+
 
 def load_settings(**arguments: Any) -> Settings:
     """Settings from the environment, with the given arguments on top; ``None`` means that an argument was not given.
 
+    Variables with the prefix that nothing reads are told in the log.
     Raises ``ConfigurationError``, naming every key that is wrong, its value, and what would be valid.
     """
+    report_foreign_variables(os.environ, Settings.model_fields)
     try:
         return Settings(**{key: value for key, value in arguments.items() if value is not None})
     except ValidationError as error:

@@ -1,6 +1,7 @@
 """The container's health check, run as the engine runs it, against a small server."""
 
 import os
+import runpy
 import socket
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+
+import pytest
 
 HEALTHCHECK = Path(__file__).parents[2] / "docker/healthcheck.py"
 
@@ -71,3 +74,17 @@ def test_no_server_is_not_healthy() -> None:
 def test_the_check_never_goes_through_a_proxy() -> None:
     with server(200) as port:
         assert check(port, http_proxy="http://127.0.0.1:9", HTTP_PROXY="http://127.0.0.1:9").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "port"), [("", 8000), ("tcp://10.96.0.12:8000", 8000), ("udp://10.96.0.12:53", 8000), ("9000", 9000)]
+)
+def test_the_port_is_the_variables_unless_it_is_what_kubernetes_tells_of_a_service(value: str, port: int) -> None:
+    assert runpy.run_path(str(HEALTHCHECK))["chosen_port"](value) == port
+
+
+def test_a_port_variable_that_is_no_port_is_told() -> None:
+    result = check(0, MOLEFLOW_PORT="eight")
+    assert result.returncode == 1
+    assert "MOLEFLOW_PORT cannot be 'eight'" in result.stderr
+    assert "Traceback" not in result.stderr
