@@ -69,7 +69,7 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
-    app.include_router(router)
+    app.include_router(router, responses=openapi.COMMON)
     add_pages(app)
     # Each that is added comes around those before it. All answers are made inside of what measures them.
     add_problem_handlers(app)

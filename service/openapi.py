@@ -6,7 +6,7 @@ from service.form import FILE_FIELD
 from service.options import PredictOptions
 from service.problems import MEDIA_TYPE, Problem
 
-__all__ = ["DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "TASK", "TASKS"]
+__all__ = ["COMMON", "DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "TASK", "TASKS"]
 
 DESCRIPTION = """
 One endpoint that finds defects on any product it has learned: send a picture to `POST /predict`, and get the product,
@@ -88,6 +88,12 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
     return documented | ({"headers": {name.replace("_", "-"): text for name, text in named.items()}} if named else {})
 
 
+COMMON: dict[int | str, dict[str, Any]] = {
+    414: _problem("a query of thousands of bytes"),
+    421: _problem("the request calls the service by a name that it does not answer to"),
+}
+"""What any request may be answered with."""
+
 _NOT_READY = _problem("no model yet, or no longer", Retry_After="seconds to wait")
 
 PREDICT: dict[str, Any] = {
@@ -129,12 +135,13 @@ PREDICT: dict[str, Any] = {
                 "application/x-npy": {"schema": _BINARY},
             },
         },
+        403: _problem("a browser sent it on behalf of a web page of another origin"),
         404: _problem("no product of that name was learned"),
         406: _problem("Accept asks for none of the forms of the answer"),
         408: _problem("the upload took too long"),
         413: _problem("more bytes or pixels than the limits allow"),
         415: _problem("not a readable picture, or not a kind of body that is read"),
-        422: _problem("no picture in the body, a query parameter that is not valid, or no map of an unknown product"),
+        422: _problem("no image in the body, an option that is not valid, or no map of an unknown product"),
         429: _problem("all places are taken", Retry_After="seconds to wait"),
         500: _problem("the service failed"),
         503: _NOT_READY,
@@ -151,7 +158,7 @@ TASKS: dict[str, Any] = {
 TASK: dict[str, Any] = {
     "summary": "One learned product",
     "tags": ["products"],
-    "responses": {404: _problem("no product of that name was learned"), 503: _NOT_READY, "default": _problem("error")},
+    "responses": {404: _problem("no product of that name was learned"), 503: _NOT_READY},
 }
 
 LIVE: dict[str, Any] = {"summary": "Does the process run?", "tags": ["operation"]}

@@ -113,7 +113,7 @@ def test_the_description_tells_both_bodies_and_all_answers(service: Running) -> 
     problems = {
         status for status, told in operation["responses"].items() if "application/problem+json" in told["content"]
     }
-    assert problems == {"404", "406", "408", "413", "415", "422", "429", "500", "503"}
+    assert problems == {"403", "404", "406", "408", "413", "414", "415", "421", "422", "429", "500", "503"}
 
 
 def test_the_example_in_the_description_is_a_valid_response(service: Running) -> None:
