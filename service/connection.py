@@ -17,6 +17,7 @@ from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, Request
 from uvicorn.server import ServerState
 
 from service.connections import Connections, Phase
+from service.headers import SECURITY_HEADERS
 from service.problems import problem_response
 from service.transport import ClosingTransport
 
@@ -201,6 +202,7 @@ class Connection(H11Protocol):
         """Answer what is no request, and close. Whoever works on what it seemed to be is told that the client left."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # in the middle of an answer nothing can be said
             answer = problem_response(status, detail)
+            answer.headers.update(SECURITY_HEADERS)
             headers = [*answer.raw_headers, (b"connection", b"close")]
             start = h11.Response(status_code=status, headers=headers, reason=STATUS_PHRASES[status])
             for event in (start, h11.Data(data=bytes(answer.body)), h11.EndOfMessage()):

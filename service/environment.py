@@ -21,9 +21,9 @@ service called ``moleflow``, ``MOLEFLOW_SERVICE_HOST`` and ``MOLEFLOW_PORT=tcp:/
 _logger = logging.getLogger(__name__)
 
 
-def own_variables(environment: Mapping[str, str]) -> dict[str, str]:
+def own_variables(environment: Mapping[str, str | None]) -> dict[str, str | None]:
     """The variables without those by which Kubernetes tells of a service."""
-    return {name: value for name, value in environment.items() if not _is_service_link(name, value)}
+    return {name: value for name, value in environment.items() if not _is_service_link(name, value or "")}
 
 
 def report_foreign_variables(environment: Mapping[str, str], settings: Iterable[str]) -> None:

@@ -1,5 +1,6 @@
 """A real server in a thread, with the dummy model behind it."""
 
+import asyncio
 import http.client
 import os
 import socket
@@ -30,6 +31,7 @@ class Running:
     def __init__(self, detector: DummyDetector, settings: Settings, server: Any, port: int) -> None:
         self.detector, self.settings, self.server, self.port = detector, settings, server, port
         self.thread = threading.Thread(target=lambda: None)  # the server's, once it runs
+        self.loops: list[asyncio.AbstractEventLoop] = []  # the server's, once it is ready
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
@@ -142,13 +144,19 @@ def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **se
     chosen = Settings(checkpoint="dummy.safetensors", log_level="critical", **settings)
     model = detector or DummyDetector()
     ready = threading.Event()
-    app = create_app(chosen, model, on_ready=lambda _: ready.set())
+    loops: list[asyncio.AbstractEventLoop] = []
+
+    def note_ready(_: object) -> None:
+        loops.append(asyncio.get_running_loop())
+        ready.set()
+
+    app = create_app(chosen, model, on_ready=note_ready)
     listener = bind("127.0.0.1", 0)
     server = make_server(app, chosen)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     running = Running(model, chosen, server, listener.getsockname()[1])
-    running.thread = thread
+    running.thread, running.loops = thread, loops
     try:
         if wait:
             assert ready.wait(PATIENCE)

@@ -225,3 +225,11 @@ def test_a_failure_of_the_service_tells_browsers_what_to_keep_to(service: Runnin
     response = service.predict(encoded(np.full((60, 90, 3), 255, np.uint8)))
     assert response.status_code == 500
     assert response.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_refusal_of_what_is_no_request_tells_browsers_what_to_keep_to(service: Running) -> None:
+    with service.connect() as connection:
+        connection.sendall(b"nonsense\r\n\r\n")
+        answer = connection.recv(65536)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"x-content-type-options: nosniff" in answer

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from running import Running, request_head, run_server
+from running import Running, request_head
 
 LONGEST_STALL_SECONDS = 0.25
 """Without its guards the loop stalls for seconds on these; with them for milliseconds, and busy machines add some."""
@@ -15,10 +15,8 @@ BOUNDARY = b"b"
 MEBIBYTE = 2**20
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[Running]:
-    with run_server() as running:
-        yield running
+ATTEMPTS = 3
+"""A stall that a busy machine made does not come each time; one that the request makes does."""
 
 
 class Watchdog:
@@ -36,9 +34,8 @@ class Watchdog:
 
 @contextlib.contextmanager
 def watched(service: Running) -> Iterator[Watchdog]:
-    loop = service.server.servers[0].get_loop()
     watchdog = Watchdog()
-    watching = asyncio.run_coroutine_threadsafe(watchdog.watch(), loop)
+    watching = asyncio.run_coroutine_threadsafe(watchdog.watch(), service.loops[0])
     try:
         yield watchdog
     finally:
@@ -55,6 +52,16 @@ def exchange(service: Running, *data: bytes) -> bytes:
             return connection.recv(MEBIBYTE)
         except OSError:
             return b""
+
+
+def stalls(service: Running, *data: bytes) -> bool:
+    """Whether these bytes stall the loop, whenever they are sent."""
+    for _ in range(ATTEMPTS):
+        with watched(service) as watchdog:
+            exchange(service, *data)
+        if watchdog.longest < LONGEST_STALL_SECONDS:
+            return False
+    return True
 
 
 def form(body: bytes, boundary: bytes = BOUNDARY) -> tuple[bytes, bytes]:
@@ -90,17 +97,22 @@ FORMS = {
 
 @pytest.mark.parametrize("kind", FORMS)
 def test_a_hostile_form_is_refused_without_stalling_the_loop(service: Running, kind: str) -> None:
-    with watched(service) as watchdog:
-        answer = exchange(service, *form(FORMS[kind]))
-    assert not answer or answer.split()[1] in {b"413", b"415", b"422"}
-    assert watchdog.longest < LONGEST_STALL_SECONDS
+    answer = exchange(service, *form(FORMS[kind]))
+    assert answer.split()[1] in {b"413", b"415", b"422"}
+    assert not stalls(service, *form(FORMS[kind]))
 
 
 def test_a_large_upload_does_not_stall_the_loop(service: Running) -> None:
     data = b"x" * 32 * MEBIBYTE
-    with watched(service) as watchdog:
-        assert exchange(service, request_head(len(data)), data).split()[1] == b"415"
-    assert watchdog.longest < LONGEST_STALL_SECONDS
+    assert exchange(service, request_head(len(data)), data).split()[1] == b"415"
+    assert not stalls(service, request_head(len(data)), data)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_body_of_tiny_chunks_does_not_stall_the_loop(service: Running, size: int) -> None:
+    chunk = b"%x\r\n%s\r\n" % (size, b"x" * size)
+    head = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert not stalls(service, head, repeated(chunk, MEBIBYTE // 4), b"0\r\n\r\n")
 
 
 LINES = {
@@ -125,6 +137,4 @@ LINES = {
 def test_a_request_head_of_any_size_does_not_stall_the_loop(service: Running, kind: str, bytes_sent: int) -> None:
     request, headers = LINES[kind]
     head = b"\r\n".join([request[:bytes_sent] + b" HTTP/1.1", b"Host: localhost", *headers])[:bytes_sent]
-    with watched(service) as watchdog:
-        exchange(service, head + b"\r\nContent-Length: 0\r\n\r\n")
-    assert watchdog.longest < LONGEST_STALL_SECONDS
+    assert not stalls(service, head + b"\r\nContent-Length: 0\r\n\r\n")
