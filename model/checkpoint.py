@@ -28,6 +28,7 @@ from model.errors import (
     CheckpointVersionError,
     one_line,
 )
+from model.file_names import as_text
 from model.header import FORMAT_VERSION, Header, UnknownVersionError, parse_header
 from model.layout import (
     STORED_TYPES,
@@ -75,7 +76,7 @@ class Checkpoint:
 
     def __init__(self, file: TensorFile, header: Header, digest: str) -> None:
         self.path, self.header = file.path, header
-        self.info = CheckpointInfo(file.path.name, digest)
+        self.info = CheckpointInfo(as_text(file.path.name), digest)
         self._file, self._digests = file, header.digests()
 
     @classmethod
@@ -86,9 +87,10 @@ class Checkpoint:
             CheckpointNotFoundError, CheckpointFormatError, CheckpointVersionError: each says what to do.
         """
         path = Path(path)
-        if path.is_dir():
-            raise CheckpointFormatError(f"{str(path)!r} is a folder; name the checkpoint's file inside it.")
-        if not path.is_file():
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "FIFO or a device"
+            raise CheckpointFormatError(f"{str(path)!r} is a {kind}; name the checkpoint's file.")
+        if not path.exists():
             raise CheckpointNotFoundError(
                 f"there is no checkpoint {str(path)!r}; train one with "
                 f"`moleflow train DATA --task NAME --checkpoint {path}`."

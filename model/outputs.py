@@ -40,6 +40,11 @@ def reason(error: OSError) -> str:
 
 def what_to_do(error: OSError) -> str:
     """Advice on an error of the file system, to be put after what went wrong."""
+    if error.errno == errno.ENOENT:
+        try:
+            Path.cwd()
+        except FileNotFoundError:
+            return "the current folder was removed: change to another one"
     return _WHAT_TO_DO.get(error.errno or 0, "choose another place")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from model.errors import CheckpointFormatError, one_line
+from model.regular_file import open_regular_file
 from model.tensor_table import TYPES, Section, Spec, format_table, parse_table, table_length
 
 __all__ = ["StoredSection", "TensorFile", "Tensors", "write_tensor_file"]
@@ -49,7 +50,7 @@ class TensorFile:
             CheckpointFormatError: not a whole safetensors file.
         """
         try:
-            handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            handle = open_regular_file(path)
             try:
                 size = os.fstat(handle).st_size
                 length = table_length(_read(handle, 8, 0), size)

@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import sys
+from typing import Any
 
 import typer
 
@@ -30,6 +31,8 @@ for _command in (
     app.command(name=_command.__name__)(from_home(_command))
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
+
+_OUTPUT = "standard output"
 
 
 def main() -> None:
@@ -63,18 +66,32 @@ def main() -> None:
     sys.exit(status if isinstance(status, int) else 0)
 
 
+class _Output(io.FileIO):
+    """Standard output, whose errors say that it is what failed."""
+
+    def write(self, data: Any) -> Any:
+        try:
+            return super().write(data)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, _OUTPUT) from error
+
+
 def _prepare_streams() -> None:
-    """Let any text be printed, and a stream that was closed be told from one that takes what is written."""
+    """Let any text be printed, and let a standard output that takes nothing be told from other files."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:
-            # Else the next file that is opened gets the stream's number. Read-only, so that results that are written
-            # to a closed output are an error.
-            descriptor = os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR)
-            os.dup2(descriptor, number)
+        if getattr(sys, name) is None:  # it was closed: else the next file that is opened would get its number
+            # Read-only, so that results that are written to a closed output are an error.
+            os.dup2(os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR), number)
             setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - open as long as the program
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # Names of files may hold bytes that are no text, and a terminal's encoding may lack letters.
-        sys.stdout.reconfigure(errors="backslashreplace")
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and out.isatty() is False:
+        out.flush()
+        # Names of files may hold bytes that are no text, and an encoding may lack letters.
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(out.fileno(), "w", closefd=False)), out.encoding, "backslashreplace"
+        )
+    elif isinstance(out, io.TextIOWrapper):
+        out.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str) -> None:
@@ -98,15 +115,7 @@ def _explain(error: OSError) -> str:
     """An error of the file system that no command foresaw: what failed, where, and what to do."""
     from model.outputs import reason, what_to_do
 
-    if error.filename is None:
-        try:
-            sys.stdout.flush()
-        except OSError as failed:
-            return f"standard output cannot be written ({reason(failed)}); lead it to a place that takes it."
-    try:
-        os.getcwd()  # noqa: PTH109
-    except FileNotFoundError:
-        return "the current folder was removed; change to another one, and give the command again."
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return f"reading or writing failed ({reason(error)}); {what_to_do(error)}."
-    return f"{os.fsdecode(error.filename)!r} cannot be used ({reason(error)}); {what_to_do(error)}."
+    name = os.fsdecode(error.filename)
+    return f"{name if name == _OUTPUT else repr(name)} cannot be used ({reason(error)}); {what_to_do(error)}."

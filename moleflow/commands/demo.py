@@ -26,6 +26,7 @@ def demo(
     showing. Learned once, a second call serves at once.
     """
     from model.checkpoint import Checkpoint
+    from model.outputs import check_output
     from model.threads import configure_threads
     from service.settings import load_settings
     from training.config import preset
@@ -36,6 +37,7 @@ def demo(
     checkpoint = directory / "demo.safetensors"
     # Settings first: a port that cannot be is better told before two minutes of training than after.
     settings = load_settings(checkpoint=checkpoint, host=host, port=port) if serve else None
+    check_output("the checkpoint", checkpoint)
     data = make_demo_data(directory / "pictures")
     chosen = preset("small").with_changes(backbone={}, training=SCHEDULE)
     known = {task.name for task in Checkpoint.open(checkpoint).header.tasks} if checkpoint.exists() else set()
