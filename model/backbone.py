@@ -16,6 +16,7 @@ from model.errors import BackboneError, one_line
 from model.folding import fold
 from model.plugin import import_plugin
 from model.preprocessing import Preprocessing
+from model.soundness import not_finite
 
 __all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "outline"]
 
@@ -66,6 +67,12 @@ class Backbone(nn.Module):
             _load_state(net, state, str(weights or "the embedded package"))
         else:
             net = _create(config, pretrained=True)
+        broken = not_finite(net.state_dict())
+        if broken is not None:
+            raise BackboneError(
+                f"the weights of backbone {config.name!r} hold numbers that are not finite, first in {broken!r}; get "
+                "them again, or take others."
+            )
         data = timm.data.resolve_data_config({}, model=net)
         mean, std = _EMBEDDED_MEAN_STD if embedded else (tuple(data["mean"]), tuple(data["std"]))
         return cls(config, net, Preprocessing(image_size=config.image_size, mean=mean, std=std))

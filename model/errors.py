@@ -7,6 +7,7 @@ Each message is a sentence that says what was wrong, the value, and what to do a
     ├── DeviceError             the wanted device or precision is not there
     ├── BackboneError           a backbone or its weights cannot be had
     ├── DatasetError            pictures for training or evaluation are missing or unreadable
+    ├── DivergenceError         training came to numbers that are not finite
     ├── CheckpointError         a checkpoint cannot be used
     │   ├── CheckpointNotFoundError
     │   ├── CheckpointFormatError     not a MoLE-Flow checkpoint, truncated, or foreign
@@ -33,6 +34,7 @@ __all__ = [
     "ConfigurationError",
     "DatasetError",
     "DeviceError",
+    "DivergenceError",
     "DuplicateTaskError",
     "ExpertError",
     "ImageError",
@@ -94,6 +96,10 @@ class BackboneError(MoLEFlowError):
 
 class DatasetError(MoLEFlowError):
     """Pictures for training or evaluation are missing, misplaced or unreadable; names the path."""
+
+
+class DivergenceError(MoLEFlowError):
+    """Training came to numbers that are not finite; nothing of it is kept."""
 
 
 class CheckpointError(MoLEFlowError):

@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
-from model.errors import OverloadedError, UnknownTaskError, describe
+from model.errors import OverloadedError, describe
+from model.names import find_named
 from model.results import Finding, Prediction
 from service.batching import Batcher
 from service.budget import Account, ByteBudget
@@ -153,11 +154,10 @@ class Engine:
         if (reason := self.health.why_not_live()) is not None:
             raise NotLiveError(f"{reason} Restart the service.")
 
-    def check_task(self, task: str | None) -> None:
-        """Raise ``UnknownTaskError`` unless the product was learned; ``None``, for routing, is always right."""
-        known = tuple(info.name for info in self.predictor.tasks)
-        if task is not None and task not in known:
-            raise UnknownTaskError(task, known)
+    def check_task(self, task: str | None) -> str | None:
+        """The learned product that is called ``task`` in any form of Unicode, as it is named in answers; ``None``, for
+        routing, is always right. Raises ``UnknownTaskError`` for other names."""
+        return None if task is None else find_named(task, self.predictor.tasks).name
 
     def check_room(self) -> None:
         """Raise what ``admit`` would raise now: an upload that will be refused need not be read first."""
@@ -202,7 +202,7 @@ class Engine:
         ``NotReadyError`` when the model fails on everything or hangs; ``PredictionError`` when on this picture alone.
         """
         predictor, metrics = self.predictor, self._metrics
-        self.check_task(task)
+        task = self.check_task(task)
         with self._batcher.expecting() as expected:
             decoded, waited, decode_seconds = await _in_thread(
                 self._waiting_for_decoders, lambda: self._decoders.decode(data, predictor.preprocessing)

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from model.errors import UnknownTaskError
+from model.names import find_named
 from model.results import Finding, Prediction, TaskInfo
 from service import openapi
 from service.accept import choose_media_type
@@ -67,11 +67,7 @@ async def tasks(request: Request) -> Response:
 
 @router.get("/tasks/{name}", response_model=TaskInfo, **openapi.TASK)
 async def task(request: Request, name: str) -> Response:
-    known = _engine(request).predictor.tasks
-    for info in known:
-        if info.name == name:
-            return _json(info)
-    raise UnknownTaskError(name, tuple(info.name for info in known))
+    return _json(find_named(name, _engine(request).predictor.tasks))
 
 
 @router.get("/health/live", **openapi.LIVE)

@@ -26,6 +26,7 @@ from model.errors import ConfigurationError, DatasetError
 from model.features import FeatureExtractor
 from model.outputs import reason
 from model.regular_file import read_regular_file
+from model.soundness import not_finite
 from training.embeddings import extract
 
 __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_picture"]
@@ -169,9 +170,12 @@ def _shape(path: Path) -> tuple[int, ...] | None:
 def _read(path: Path) -> torch.Tensor:
     try:
         with path.open("rb") as file:
-            return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+            found = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
     except (OSError, ValueError, EOFError, MemoryError) as error:
         raise _changed(path) from error
+    if not_finite({"embeddings": found}):
+        raise _changed(path)
+    return found
 
 
 def _changed(path: Path) -> ConfigurationError:

@@ -29,6 +29,7 @@ from training.data_warnings import tell
 from training.datasets import Category, load_categories, read_picture
 from training.embeddings import Embeddings, EmbeddingStore
 from training.journal import HISTORY, Journal, exclusive, side_file
+from training.product_folders import checked_name
 from training.report import Reporter
 from training.resume import ResumableFit
 from training.save import save_task, task_info
@@ -74,11 +75,13 @@ def train_tasks(
     told to ``reporter``, or an error where ``strict``.
 
     Raises:
-        DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError.
+        DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError,
+        DivergenceError.
     """
     trainer = ContinualTrainer(
         checkpoint, preset, device=device, precision=precision, cache=cache, reporter=reporter or Reporter()
     )
+    tasks = [checked_name(name) for name in tasks]
     repeated = {name for name in tasks if list(tasks).count(name) > 1}
     if repeated:
         raise DuplicateTaskError(f"task {min(repeated)!r} is named more than once; name each product once.")

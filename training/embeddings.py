@@ -10,9 +10,10 @@ from typing import IO, Protocol, Self
 import numpy as np
 import torch
 
-from model.errors import ConfigurationError
+from model.errors import BackboneError, ConfigurationError
 from model.features import FeatureExtractor, stack_images
 from model.runtime import autocast
+from model.soundness import not_finite
 from model.threads import helper_threads
 
 __all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "extract"]
@@ -143,6 +144,9 @@ def extract(
 
     ``read`` decodes one, given its path and the side of the model's input. Decoding of the next pictures runs beside
     the backbone's work on these.
+
+    Raises:
+        BackboneError: the features are not finite.
     """
     if not paths:
         return
@@ -154,6 +158,12 @@ def extract(
         for start, images in zip(starts, decoded, strict=True):
             with torch.inference_mode(), autocast(device, precision):
                 values = features(stack_images(images, resize, device)).to("cpu")
+            if not_finite({"embeddings": values}):
+                odd = next(path for path, each in zip(paths[start:], values, strict=False) if not each.isfinite().all())
+                raise BackboneError(
+                    f"the backbone's features of {odd} are not finite in {precision}; use --precision fp32, or other "
+                    "weights."
+                )
             yield start, values
 
 

@@ -9,6 +9,7 @@ from typing import Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from model.errors import ConfigurationError, one_line
+from model.names import ProductName, same_name
 from model.outputs import reason, write_text
 from model.regular_file import read_regular_file
 from training.data_warnings import DataWarning
@@ -63,7 +64,7 @@ class ServiceAnswers(_Record):
 class CategoryFigures(_Record):
     """One category. ``routed`` is what a user gets; ``named`` is with the true product given instead of routed."""
 
-    category: str
+    category: ProductName
     good: int = Field(ge=0, description="good test pictures")
     defective: int = Field(ge=0, description="defective test pictures; those without mask count for image figures only")
     masked: int = Field(ge=0, description="defective test pictures with a mask")
@@ -78,8 +79,8 @@ class CategoryFigures(_Record):
 class Confusion(_Record):
     """How many pictures of each category (rows) were routed to which learned product (columns)."""
 
-    categories: tuple[str, ...]
-    products: tuple[str, ...]
+    categories: tuple[ProductName, ...]
+    products: tuple[ProductName, ...]
     counts: tuple[tuple[int, ...], ...]
 
     @model_validator(mode="after")
@@ -110,8 +111,8 @@ class OverSequence(_Record):
 class Continual(_Record):
     """What learning later products did to earlier ones; the last state is the checkpoint that was evaluated."""
 
-    states: tuple[tuple[str, ...], ...] = Field(description="the products that each state has learned")
-    categories: tuple[str, ...] = Field(description="those measured, in order of learning")
+    states: tuple[tuple[ProductName, ...], ...] = Field(description="the products that each state has learned")
+    categories: tuple[ProductName, ...] = Field(description="those measured, in order of learning")
     routed: dict[str, OverSequence] = Field(description="by figure; the routing accuracy is one of them")
     named: dict[str, OverSequence]
 
@@ -122,7 +123,7 @@ class Evaluation(_Record):
     created: datetime
     checkpoint: str = Field(description="the file's name")
     digest: str = Field(description="over the checkpoint's whole content")
-    products: tuple[str, ...] = Field(description="all that the checkpoint has learned, in order of learning")
+    products: tuple[ProductName, ...] = Field(description="all that the checkpoint has learned, in order of learning")
     precision: str = Field(description="type of the matrix products")
     protocol: Protocol
     categories: tuple[CategoryFigures, ...] = Field(min_length=1)
@@ -137,7 +138,7 @@ class Evaluation(_Record):
 
     def category(self, name: str) -> CategoryFigures | None:
         """The category of that name, if it was measured."""
-        return next((each for each in self.categories if each.category == name), None)
+        return next((each for each in self.categories if same_name(each.category, name)), None)
 
 
 def mean_of(figures: Sequence[_AnyFigures]) -> _AnyFigures:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -81,7 +82,7 @@ class Reporter:
         # Where standard output is no terminal, it is not for the bar's console to print.
         own = sys.stdout is not None and sys.stdout.isatty()
         with Progress(*columns, console=self.console, transient=True, redirect_stdout=own) as progress:
-            yield Phase(progress, progress.add_task(title, total=total, completed=done, detail=""))
+            yield Phase(progress, progress.add_task(escape(title), total=total, completed=done, detail=""))
 
     def line(self, text: str) -> None:
         """One line for the user."""

@@ -1,10 +1,13 @@
 """Run fits to their ends, each from where an interrupted one stopped."""
 
+import math
 import time
 from pathlib import Path
 
 import torch
 
+from model.errors import DivergenceError
+from model.soundness import not_finite
 from training.embeddings import Embeddings
 from training.report import Reporter
 from training.task import TaskTrainer
@@ -19,7 +22,11 @@ class ResumableFit:
         self.state_path, self.reporter = state_path, reporter
 
     def run(self, trainer: TaskTrainer, store: Embeddings, fingerprint: str) -> None:
-        """Fit ``trainer`` to ``store``, from the saved state if that is of the same ``fingerprint``."""
+        """Fit ``trainer`` to ``store``, from the saved state if that is of the same ``fingerprint``.
+
+        Raises:
+            DivergenceError: loss or weights are not finite any more; the state saved last is that of the epoch before.
+        """
         epochs = trainer.training.epochs
         try:
             if trainer.restore(self.state_path, fingerprint):
@@ -36,6 +43,7 @@ class ResumableFit:
             started = time.perf_counter()
             for result in trainer.epochs(store, on_step):
                 seconds = time.perf_counter() - started
+                _check_finite(trainer, result.loss)
                 trainer.save(self.state_path, fingerprint)
                 self.reporter.record(
                     "epoch", name=trainer.name, epoch=result.epoch, loss=result.loss, nll=result.nll,
@@ -49,7 +57,25 @@ class ResumableFit:
                     )
                 started = time.perf_counter()
         trainer.finish()
+        _check_finite(trainer)
 
     def forget(self) -> None:
         """Remove the saved state: what it led to is kept elsewhere."""
         self.state_path.unlink(missing_ok=True)
+
+
+def _check_finite(trainer: TaskTrainer, loss: float = 0.0) -> None:
+    """``DivergenceError`` unless the loss and all that was learned are finite."""
+    weights = {
+        f"{part}.{key}": value
+        for part in ("base", "expert")
+        for key, value in getattr(trainer, part).state_dict().items()
+    }
+    broken = not_finite(weights)
+    if broken is None and math.isfinite(loss):
+        return
+    found = f"the loss is {loss}" if broken is None else f"{broken} is not finite"
+    raise DivergenceError(
+        f"the fit of {trainer.name!r} diverged in epoch {trainer.epoch} ({found}), and nothing of it is kept; look at "
+        "its images, or train with a lower --learning-rate or --precision fp32."
+    )

@@ -9,6 +9,7 @@ from model.backbone import Backbone
 from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from model.checkpoint import Checkpoint, Header, Tensors, digest_tensors, write_checkpoint
 from model.config import ModelConfig
+from model.errors import DivergenceError, one_line
 from model.network import Base
 from model.results import TaskInfo
 from model.tensor_file import StoredSection
@@ -21,8 +22,18 @@ __all__ = ["save_task", "task_info"]
 def task_info(
     name: str, index: int, parts: Split, training: TrainingConfig, held_out: Tensors, profile: Tensors, expert: Tensors
 ) -> TaskInfo:
-    """The record of a task: ``held_out`` calibrates it, ``profile`` and ``expert`` are its sections."""
-    calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
+    """The record of a task: ``held_out`` calibrates it, ``profile`` and ``expert`` are its sections.
+
+    Raises:
+        DivergenceError: the expert scores held-out images with numbers that are not finite.
+    """
+    try:
+        calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
+    except ValueError as error:
+        raise DivergenceError(
+            f"the fit of {name!r} diverged: its held-out images do not calibrate it ({one_line(error)}), and nothing "
+            "of it is kept; look at its images, or train with a lower --learning-rate or --precision fp32."
+        ) from error
     return TaskInfo(
         name=name,
         index=index,

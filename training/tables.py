@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from rich import box
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -83,7 +84,7 @@ def _figures_table(evaluation: Evaluation, title: str, *, named: bool) -> Table:
     for each in evaluation.categories:
         routing = [] if named else [percent(each.routing_accuracy)]
         cells = _cells(each.named if named else each.routed)
-        table.add_row(each.category, f"{each.good} + {each.defective}", *routing, *cells)
+        table.add_row(escape(each.category), f"{each.good} + {each.defective}", *routing, *cells)
     table.add_section()
     routing = [] if named else [percent(evaluation.routing_accuracy)]
     table.add_row("mean", "", *routing, *_cells(evaluation.named if named else evaluation.routed), style="bold")
@@ -103,9 +104,9 @@ def _confusion_table(confusion: Confusion) -> Table:
     table = _table("Pictures of each category (rows) by the product they were routed to (columns)")
     table.add_column("category")
     for product in confusion.products:
-        table.add_column(product, justify="right")
+        table.add_column(escape(product), justify="right")
     for category, row in zip(confusion.categories, confusion.counts, strict=True):
-        table.add_row(category, *(str(count) if count else "·" for count in row))
+        table.add_row(escape(category), *(str(count) if count else "·" for count in row))
     return table
 
 
@@ -116,7 +117,7 @@ def _service_table(evaluation: Evaluation) -> Table:
     for name in ServiceAnswers.model_fields:
         table.add_column(HEADINGS[name], justify="right")
     for each in evaluation.categories:
-        table.add_row(each.category, *_service_cells(each.service))
+        table.add_row(escape(each.category), *_service_cells(each.service))
     table.add_section()
     table.add_row("mean", *_service_cells(evaluation.service), style="bold")
     return table
@@ -142,7 +143,7 @@ def _continual_table(continual: Continual) -> Table:
 
 def _spread_cells(row: SpreadFigures, *, named: bool) -> list[str]:
     figures = row.named if named else row.routed
-    return [row.name, _plus_minus(row.routing_accuracy), *(_plus_minus(figures[name]) for name in METRICS)]
+    return [escape(row.name), _plus_minus(row.routing_accuracy), *(_plus_minus(figures[name]) for name in METRICS)]
 
 
 def _plus_minus(spread: Spread | None) -> str:

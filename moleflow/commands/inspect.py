@@ -43,6 +43,7 @@ def inspect(
 def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     header, config = opened.header, opened.header.config
@@ -69,13 +70,13 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         "score": f"mean of the {config.score_top_k} highest patches",
     }
     for key, value in rows.items():
-        facts.add_row(key, value)
+        facts.add_row(key, escape(value))  # square brackets are markup to Rich
     tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, side in _COLUMNS.items():
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
         tasks.add_row(
-            str(task.index), task.name, _pictures(task), str(task.epochs),
+            str(task.index), escape(task.name), _pictures(task), str(task.epochs),
             f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{_bytes_of(task, sizes) / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip

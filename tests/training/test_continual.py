@@ -11,7 +11,8 @@ from tiny_model import product_picture, write_product
 
 from model.checkpoint import Checkpoint
 from model.detector import Detector
-from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
+from model.errors import BackboneError, ConfigurationError, DatasetError, DivergenceError, DuplicateTaskError
+from model.features import FeatureExtractor
 from training.calibrate import split
 from training.config import Preset
 from training.continual import train_tasks
@@ -258,3 +259,41 @@ def test_longer_training_lowers_the_loss(products: Path, tmp_path: Path, tiny_pr
     history = [json.loads(line) for line in side_file(path, ".history.jsonl").read_text().splitlines()]
     losses = [entry["loss"] for entry in history if entry["event"] == "epoch"]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("folds", [1, 3])
+def test_a_fit_that_diverges_is_an_error_and_leaves_the_checkpoint_as_it_was(
+    products: Path, tiny_preset: Preset, learned: dict[str, Path], tmp_path: Path, folds: int
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(learned["bolt"].read_bytes())
+    wild = tiny_preset.with_changes(training={"learning_rate": 1e30, "folds": folds})
+    for _ in range(2):  # and again: no state is kept that would go on from there
+        with pytest.raises(DivergenceError, match="fit of 'nut.*diverged.*lower --learning-rate"):
+            learn(products, ["nut"], path, wild)
+    assert path.read_bytes() == learned["bolt"].read_bytes()
+    assert names_in(learn(products, ["nut"], path, tiny_preset)) == ["bolt", "nut"]
+
+
+def names_in(path: Path) -> list[str]:
+    return [task.name for task in Checkpoint.open(path).header.tasks]
+
+
+def test_features_that_are_not_finite_are_an_error_that_names_the_image(
+    products: Path, tiny_preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = FeatureExtractor.forward
+    monkeypatch.setattr(FeatureExtractor, "forward", lambda self, images: plain(self, images) * float("inf"))
+    with pytest.raises(BackboneError, match=r"features of .*0\.png are not finite in fp32"):
+        learn(products, ["bolt"], tmp_path / "factory.safetensors", tiny_preset)
+    assert not (tmp_path / "factory.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "two\nlines", "\x1b[31m", "x" * 10**6, "\ud800"])
+def test_a_name_that_no_product_can_have_is_an_error_before_anything_is_written(
+    products: Path, tiny_preset: Preset, tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(DatasetError, match="cannot be a product's name") as caught:
+        learn(products, [name], tmp_path / "factory.safetensors", tiny_preset)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000
+    assert not (tmp_path / "factory.safetensors").exists()
