@@ -19,6 +19,7 @@ from training.checks import Checked, check_training, refuse_unusable
 from training.data_warnings import Concern, DataWarning, WarningList
 from training.folders import SUFFIXES_LISTED, Leftover, Reason, child, folders, images, leftovers, what_is_in
 from training.layouts import Files, layout_of, mvtec_files, plain_files, visa_files, visa_listed
+from training.product_folders import checked_name, folders_by_name, product_folder
 from training.samples import Layout, Sample, is_good
 from training.visa_table import VISA_TABLE, visa_rows
 
@@ -62,7 +63,7 @@ class Category:
     ``good_masks`` are masks of good images, which mark nothing where all is well. ``warnings`` say what is odd.
     """
 
-    name: str
+    name: str  # in Unicode's normal form, however its folder is spelled
     root: Path
     layout: Layout
     train: tuple[Path, ...]
@@ -79,10 +80,11 @@ def discover(root: Path) -> tuple[str, ...]:
     """Names of the products below ``root``, in natural order.
 
     Raises:
-        DatasetError: there are none, or ``root`` is itself a product or lies inside one.
+        DatasetError: there are none, two are called alike, one is called what no product can be, or ``root`` is itself
+            a product or lies inside one.
     """
     _refuse_product(root)
-    names = tuple(folder.name for folder in folders(root) if layout_of(folder) is not None)
+    names = tuple(folders_by_name(folder for folder in folders(root) if layout_of(folder) is not None))
     if not names:
         deeper = [folder for folder in folders(root) if any(layout_of(each) is not None for each in folders(folder))]
         hint = f"Products lie in {deeper[0]}: give that folder. " if deeper else ""
@@ -149,10 +151,9 @@ def read_picture(path: Path, side: int | None = None) -> np.ndarray:
 
 def _find(root: Path, name: str) -> Category:
     """One product's files, none of them opened. Errors as ``load_category``."""
-    if Path(name).name != name or name in ("", ".."):
-        raise DatasetError(f"{name!r} cannot be a product's name; give the name of one folder inside {root}.")
+    name = checked_name(name)
     _refuse_product(root)
-    folder = root / name
+    folder = product_folder(root, name)
     if not folder.is_dir():
         raise DatasetError(f"There is no folder {folder}, where product {name!r} should be. {what_is_in(root)}")
     warnings = WarningList(root, name)

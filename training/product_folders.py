@@ -5,8 +5,9 @@ from pathlib import Path
 
 from model.errors import DatasetError, one_line
 from model.names import product_name, same_name
+from training.folders import folders
 
-__all__ = ["checked_name", "folders_by_name", "spelled_as_on_disk"]
+__all__ = ["checked_name", "folders_by_name", "product_folder", "spelled_as_on_disk"]
 
 
 def checked_name(name: str) -> str:
@@ -32,6 +33,16 @@ def folders_by_name(folders: Iterable[Path]) -> dict[str, Path]:
             )
         found[name] = folder
     return found
+
+
+def product_folder(root: Path, name: str) -> Path:
+    """The folder of the product called ``name``, however the disk spells it; it may be missing.
+
+    Raises:
+        DatasetError: there are two.
+    """
+    named = folders_by_name(folder for folder in folders(root) if same_name(folder.name, name))
+    return named.get(name, root / name)
 
 
 def spelled_as_on_disk(path: Path) -> Path:

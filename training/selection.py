@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.errors import DatasetError, UnknownTaskError
+from model.names import product_name, same_name
 from training.checks import refuse_unusable
 from training.data_warnings import tell
 from training.datasets import Category, discover, load_category, passed_over, with_warnings
@@ -52,8 +53,9 @@ def _find_test_categories(
 ) -> list[Category]:
     """``load_test_categories`` without a look into the files."""
     for name in wanted:
-        if name not in learned:
+        if not any(same_name(name, each) for each in learned):
             raise UnknownTaskError(name, tuple(learned))
+    wanted = [product_name(name) for name in wanted]
     if wanted:
         categories = [load_category(data, name, check=False) for name in learned if name in wanted]
         for category in categories:

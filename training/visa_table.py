@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.errors import DatasetError
+from model.names import same_name
+from training.product_folders import spelled_as_on_disk
 from training.samples import is_good
 
 __all__ = ["VISA_TABLE", "VisaRow", "visa_rows"]
@@ -37,7 +39,7 @@ def visa_rows(root: Path, name: str) -> Iterator[VisaRow]:
     table = root / VISA_TABLE
     seen: dict[Path, int] = {}
     for line, row in _rows(table):
-        if row["object"] != name:
+        if not same_name(row["object"], name):
             continue
         place = f"{table}, line {line}"
         split, label = row["split"].casefold(), row["label"]
@@ -74,7 +76,7 @@ def _rows(table: Path) -> Iterator[tuple[int, dict[str, str]]]:
 
 def _listed(root: Path, name: str, place: str) -> Path:
     """A file that the table lists; it must be there."""
-    path = root / name
+    path = spelled_as_on_disk(root / name)
     if not path.is_file():
         raise DatasetError(f"{place}: {path} is listed but not there; restore the file or remove the row.")
     return path
