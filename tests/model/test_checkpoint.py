@@ -24,6 +24,7 @@ from model.errors import (
     CheckpointVersionError,
     UnknownTaskError,
 )
+from model.results import Failure
 
 NAMES = ("bolt", "nut", "gear")
 
@@ -166,11 +167,20 @@ def test_one_flipped_bit_in_a_tensor_is_found_before_it_is_used(
     opened = Checkpoint.open(tmp_path / "damaged.safetensors")
     with pytest.raises(CheckpointDigestError, match=f"section '{section}' of .*damaged"):
         opened.verify()
-    used = section.rpartition(".")[0].removeprefix("tasks.") if section.endswith("expert") else "0"
-    with pytest.raises(CheckpointDigestError):
-        Detector.load(tmp_path / "damaged.safetensors", device="cpu").predict(
-            [product_picture(0, 1)], [NAMES[int(used)]]
-        )
+    if section.endswith("expert"):
+        index = int(section.split(".")[1])
+        detector = Detector.load(tmp_path / "damaged.safetensors", device="cpu")
+        assert "damaged" in failure_of(detector, NAMES[index])
+    else:
+        with pytest.raises(CheckpointDigestError):
+            Detector.load(tmp_path / "damaged.safetensors", device="cpu")
+
+
+def failure_of(detector: Detector, name: str) -> str:
+    """What is said instead of a verdict about an image of a product."""
+    (found,) = detector.predict([product_picture(0, 1)], [name])
+    assert isinstance(found, Failure)
+    return str(found.error)
 
 
 def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -190,8 +200,7 @@ def test_a_damaged_expert_keeps_none_of_the_others_from_predicting(checkpoint: C
 
     detector = Detector.load(rewritten(checkpoint.path, tmp_path / "damaged.safetensors", damage), device="cpu")
     for _ in range(2):
-        with pytest.raises(CheckpointDigestError, match=r"section 'tasks\.1\.expert' of .*restore it from a copy"):
-            detector.predict([product_picture(1, 50)], ["nut"])
+        assert "section 'tasks.1.expert'" in failure_of(detector, "nut")
     assert detector.predict([product_picture(2, 50)], ["gear"])[0].task.name == "gear"
 
 
@@ -205,7 +214,6 @@ def test_cutting_the_served_file_is_an_error_of_the_products_that_are_still_to_b
     finished = processes.run(
         "import os, sys\nsys.path.insert(0, 'tests/support')\nfrom tiny_model import PLUGIN, product_picture\n"
         "from model.detector import Detector\n"
-        "from model.errors import CheckpointError\n"
         f"path = {str(path)!r}\n"
         "detector = Detector.load(path, device='cpu', plugin=str(PLUGIN))\n"
         "before = detector.predict([product_picture(0, 5)], ['bolt'])[0].score\n"
@@ -213,11 +221,10 @@ def test_cutting_the_served_file_is_an_error_of_the_products_that_are_still_to_b
         "    size = os.stat(path).st_size\n    os.truncate(path, 0)\n    os.truncate(path, size)\n"
         f"{change}\n"
         "assert detector.predict([product_picture(0, 5)], ['bolt'])[0].score == before\n"
-        "try:\n    detector.predict([product_picture(2, 5)], ['gear'])\n"
-        "except CheckpointError as error:\n    print(type(error).__name__)\n"
+        "print(detector.predict([product_picture(2, 5)], ['gear'])[0].error)\n"
     )
-    expected = "CheckpointDigestError" if change == "cut()" else "CheckpointFormatError"
-    assert (finished.status, finished.stdout.strip()) == (0, expected), finished.stderr
+    assert finished.status == 0, finished.stderr
+    assert ("differs from what was written" if change == "cut()" else "cannot be read") in finished.stdout
 
 
 def test_a_detector_goes_on_with_the_file_that_it_opened_after_a_newer_one_took_its_place(
