@@ -28,8 +28,10 @@ class Settings(BaseSettings):
     )
 
     checkpoint: Path = Field(description="the checkpoint file to serve")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="auto, cpu, cuda or cuda:N")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="number format of the model")
+    device: str = Field(
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where the model runs: auto, cpu, cuda, cuda:N"
+    )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="fp32, bf16, fp16 or auto")
     plugin: str | None = Field(None, description="module to import first; it registers further backbones with timm")
     false_alarm_rate: float = Field(
         DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="share of good pictures that may be called anomalous"
@@ -111,7 +113,7 @@ class Settings(BaseSettings):
         30, ge=1, le=3600, description="time given to accepted requests when the service is told to stop"
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
-        "info", description="least serious messages to log; info includes one line per request"
+        "info", description="critical, error, warning, info (one line per request, too) or debug"
     )
 
     @classmethod

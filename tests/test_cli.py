@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_model import PLUGIN, product_picture, tiny_checkpoint, write_tested_product
 
 from model.checkpoint import Checkpoint
+from service.settings import Settings
 from training.config import PRESETS
 
 PRODUCTS = ("bolt", "nut", "gear")
@@ -267,6 +268,15 @@ def test_every_command_explains_itself(processes: Processes, command: str) -> No
     done = run(processes, *([command] if command else []), "--help")
     assert done.status == 0
     assert "Usage:" in done.stdout
+
+
+def test_every_setting_of_the_service_is_an_option_of_serve_with_its_default(processes: Processes) -> None:
+    shown = " ".join(run(processes, "serve", "--help").stdout.replace("│", " ").split())
+    for name, field in Settings.model_fields.items():
+        assert f"--{name.replace('_', '-')} " in shown or name == "checkpoint"
+        assert str(field.description).split()[-1] in shown
+    assert "(default: 8000)" in shown
+    assert "(default: 32.0MiB)" in shown
 
 
 def test_serve_answers_until_it_is_told_to_stop(

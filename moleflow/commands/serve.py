@@ -1,57 +1,49 @@
-"""`moleflow serve`: answer over HTTP."""
+"""`moleflow serve`: answer over HTTP. Its options are the service's settings."""
 
-from pathlib import Path
-from typing import Annotated
+import inspect
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 import typer
+from pydantic import ByteSize
+from pydantic.fields import FieldInfo
 
-from moleflow.commands.options import FalseAlarmRate, Plugin, PrecisionName, UnknownLimit
+from service.settings import Settings, load_settings
 
 __all__ = ["serve"]
 
 
-def serve(
-    checkpoint: Annotated[
-        Path | None, typer.Argument(metavar="CHECKPOINT", help="The checkpoint to serve. [env: MOLEFLOW_CHECKPOINT]")
-    ] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1, this machine only]")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 8000]")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N. [default: auto]")] = None,
-    precision: Annotated[
-        PrecisionName | None, typer.Option(help="Type of the matrix products. [default: auto]")
-    ] = None,
-    plugin: Plugin = None,
-    false_alarm_rate: FalseAlarmRate = None,
-    unknown_limit: UnknownLimit = None,
-    max_upload_bytes: Annotated[str | None, typer.Option(help="Largest upload, as in 32MiB. [default: 32MiB]")] = None,
-    max_pixels: Annotated[int | None, typer.Option(help="Largest picture. [default: 40000000]")] = None,
-    max_batch_size: Annotated[int | None, typer.Option(help="Pictures in one pass. [default: 8]")] = None,
-    max_batch_wait_ms: Annotated[
-        float | None, typer.Option(help="Longest that a picture waits for others. [default: 5]")
-    ] = None,
-    queue_size: Annotated[
-        int | None, typer.Option(help="Requests in hand; beyond it they get status 429. [default: 64]")
-    ] = None,
-    log_level: Annotated[
-        str | None, typer.Option(help="critical, error, warning, info or debug. [default: info]")
-    ] = None,
-) -> None:
+def serve(**given: str | None) -> None:
     """Serve a checkpoint: POST /predict, GET /tasks, a page at /, metrics at /metrics, documentation at /docs.
 
     Every option can be set by environment too: MOLEFLOW_ and its name, as in MOLEFLOW_MAX_BATCH_SIZE; an option wins.
     """
     from model.threads import configure_threads
     from service.server import serve as run
-    from service.settings import load_settings
 
-    settings = load_settings(
-        checkpoint=checkpoint, host=host, port=port, device=device,
-        precision=precision.value if precision else None, plugin=plugin, false_alarm_rate=false_alarm_rate,
-        unknown_limit=unknown_limit, max_upload_bytes=max_upload_bytes, max_pixels=max_pixels,
-        max_batch_size=max_batch_size, max_batch_wait_ms=max_batch_wait_ms,
-        queue_size=queue_size, log_level=log_level,
-    )  # fmt: skip
+    settings = load_settings(**given)
     configure_threads()
     run(settings)
+
+
+def _parameters() -> Iterator[inspect.Parameter]:
+    """One parameter for each setting; the settings themselves say what is valid."""
+    for name, field in Settings.model_fields.items():
+        text = _help(field)
+        argument = typer.Argument(metavar="CHECKPOINT", help=f"{text} (Or MOLEFLOW_CHECKPOINT.)")
+        option = typer.Option(help=text, metavar="VALUE")
+        annotation = Annotated[str | None, argument if name == "checkpoint" else option]
+        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _help(field: FieldInfo) -> str:
+    """What the setting means, and its default if it is one that can be written down."""
+    text = f"{str(field.description)[0].upper()}{str(field.description)[1:]}."
+    default: Any = field.default
+    if field.is_required() or default in (None, "", ()) or field.default_factory is not None:
+        return text
+    return f"{text} (default: {default.human_readable() if isinstance(default, ByteSize) else default})"
+
+
+serve.__signature__ = inspect.Signature(list(_parameters()))  # type: ignore[attr-defined]
+serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _parameters()}
