@@ -15,6 +15,9 @@ DEFAULT_PORT = 8000
 TIMEOUT_SECONDS = 4
 """Below the five seconds after which the engine gives up on the check, so that the reason still gets into its log."""
 
+MOST_BYTES = 1000
+"""Of an answer that says what is wrong, so much gets into the log."""
+
 LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
 """Where to reach a server that binds to every address."""
 
@@ -25,13 +28,14 @@ def is_ready(host: str, port: int) -> bool:
     try:
         connection.request("GET", "/health/ready")
         response = connection.getresponse()
+        said = response.read(MOST_BYTES).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
         print(f"{host}:{port} does not answer: {error}")
         return False
     finally:
         connection.close()
     if response.status != http.client.OK:
-        print(f"{host}:{port} answers {response.status} {response.reason}")
+        print(f"{host}:{port} answers {response.status} {response.reason}: {said}")
     return response.status == http.client.OK
 
 

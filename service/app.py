@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from model.errors import MoLEFlowError
 from service import openapi
 from service.engine import Engine
+from service.errors import NotLiveError
 from service.guard import add_guards
 from service.headers import SecurityHeaders
 from service.methods import HeadAsGet
@@ -42,7 +43,7 @@ def create_app(
     """The application. It takes connections at once, and loads the model meanwhile, unless it is given one.
 
     ``on_ready`` is called in the event loop when the model is loaded and warmed up, ``on_failure`` when it cannot be
-    loaded. The app may be started once.
+    loaded, or when the service has needed a restart for a minute. The app may be started once.
     """
     metrics = Metrics()
     engine = Engine(settings, metrics)
@@ -50,14 +51,14 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start(functools.partial(load_predictor, settings) if detector is None else lambda: detector)
-        watching = asyncio.create_task(_report(engine, on_ready, on_failure))
+        reporting = asyncio.gather(_report(engine, on_ready, on_failure), _give_up(engine, on_failure))
         try:
             yield
         finally:
             await engine.stop()
-            watching.cancel()  # it has ended long since, unless the model's loading hangs
+            reporting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watching
+                await reporting
 
     app = FastAPI(
         title="MoLE-Flow",
@@ -80,6 +81,14 @@ def create_app(
     app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)
     return app
+
+
+async def _give_up(engine: Engine, on_failure: Callable[[Exception], None] | None) -> None:
+    """Tell when the service has waited long enough for a restart."""
+    error = NotLiveError(f"{await engine.wait_until_useless()} The service ends, so that it can be started anew.")
+    _logger.error("%s", error)
+    if on_failure is not None:
+        on_failure(error)
 
 
 async def _report(

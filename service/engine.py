@@ -29,7 +29,11 @@ from service.render import Answer, AnswerForm, Job, most_bytes, render
 from service.settings import Settings
 from service.worker import Worker
 
-__all__ = ["Engine"]
+__all__ = ["USELESS_SECONDS", "Engine"]
+
+USELESS_SECONDS = 60.0
+"""How long a service that only a restart helps waits for one, before it ends by itself: an orchestrator that asks
+``/health/live`` is faster, and Docker has none."""
 
 _SHORTEST_RETRY_SECONDS = 1.0
 """Least time that a refused client is told to wait; ``Retry-After`` counts whole seconds (RFC 9110, section 10.2.3)."""
@@ -75,6 +79,7 @@ class Engine:
         self._accepted = 0
         self._idle = asyncio.Event()
         self._idle.set()
+        self._is_useless = asyncio.Event()
         metrics.watch(metrics.queue_length, lambda: len(self._batcher))
         metrics.watch(metrics.requests_in_progress, lambda: self._accepted)
         metrics.watch(metrics.ready, lambda: self.is_ready)
@@ -92,6 +97,11 @@ class Engine:
     async def wait_until_ready(self) -> Predictor:
         """The model, once it is loaded and warmed up. Raises what loading raised."""
         return await asyncio.shield(asyncio.wrap_future(self._worker.loaded))
+
+    async def wait_until_useless(self) -> str:
+        """Why nothing but a restart helps, ``USELESS_SECONDS`` after that came about."""
+        await self._is_useless.wait()
+        return self.health.why_not_live() or "The service needed a restart."
 
     def announce_stop(self) -> None:
         """Be ready no more, so that load goes elsewhere, but go on to take pictures until ``stop``."""
@@ -237,10 +247,14 @@ class Engine:
         return answer
 
     async def _watch(self) -> None:
-        """Answer whoever waits for a batch that does not come to an end."""
+        """Answer whoever waits for a batch that does not come to an end, and see when there is no hope left."""
+        useless = 0.0
         while True:
             await asyncio.sleep(self.health.look_seconds)
             self.health.look()
+            useless = 0.0 if self.health.why_not_live() is None else useless + self.health.look_seconds
+            if useless >= USELESS_SECONDS:
+                self._is_useless.set()
             if (reason := self.health.stalled()) is not None:
                 self._batcher.fail_waiting(reason)
 

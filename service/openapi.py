@@ -94,7 +94,10 @@ COMMON: dict[int | str, dict[str, Any]] = {
 }
 """What any request may be answered with."""
 
-_NOT_READY = _problem("no model yet, or no longer", Retry_After="seconds to wait")
+_NOT_READY = _problem(
+    "no model yet, or no longer; it fails or does not come to an end; `detail` says which",
+    Retry_After="seconds to wait",
+)
 
 PREDICT: dict[str, Any] = {
     "summary": "Judge one picture",
@@ -143,7 +146,7 @@ PREDICT: dict[str, Any] = {
         415: _problem("not a readable picture, or not a kind of body that is read"),
         422: _problem("no image in the body, an option that is not valid, or no map of an unknown product"),
         429: _problem("all places are taken", Retry_After="seconds to wait"),
-        500: _problem("the service failed"),
+        500: _problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
         503: _NOT_READY,
     },
 }
@@ -161,10 +164,23 @@ TASK: dict[str, Any] = {
     "responses": {404: _problem("no product of that name was learned"), 503: _NOT_READY},
 }
 
-LIVE: dict[str, Any] = {"summary": "Does the process run?", "tags": ["operation"]}
+LIVE: dict[str, Any] = {
+    "summary": "Does it need no restart?",
+    "description": (
+        "503 when nothing but a restart helps: the model cannot be loaded, or its loading does not end; a batch takes "
+        "twice its limit; the device is lost to this process; the inference thread ended. Restart it then."
+    ),
+    "tags": ["operation"],
+    "responses": {503: _problem("nothing but a restart helps; `detail` says why")},
+}
 
 READY: dict[str, Any] = {
-    "summary": "Are pictures taken?",
+    "summary": "Are images taken, and judged?",
+    "description": (
+        "503 while the model is loaded, while it fails on a blank image too, while a batch takes longer than its "
+        "limit, and from the moment that the service is told to stop. Send requests elsewhere then; it may get ready "
+        "again by itself. `damaged_products` lists those whose images cannot be judged, while all others are."
+    ),
     "tags": ["operation"],
     "responses": {503: _NOT_READY},
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from forked import Finished, Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, product_picture, tiny_checkpoint
+from tiny_model import PLUGIN, damage, product_picture, tiny_checkpoint
 
 PRODUCTS = ("bolt", "nut", "gear")
 
@@ -233,3 +233,33 @@ def test_a_terminal_shows_a_bar_and_the_results_stay_where_they_were_led(
     assert process.finish().status == 0
     assert b"/10" in shown
     assert len(out.read_text().splitlines()) == 10
+
+
+def test_a_damaged_expert_costs_only_the_images_of_its_product_their_verdict(
+    processes: Processes, tmp_path: Path, folder: Path
+) -> None:
+    path = tmp_path / "damaged.safetensors"
+    tiny_checkpoint(path)
+    damage(path, "tasks.1.expert")
+    done = predict(processes, path, folder)
+    assert done.status == 1
+    assert "Traceback" not in done.stderr
+    assert done.stdout.count("bolt") == 5
+    assert done.stdout.count("gear") == 2
+    assert "nut" not in done.stdout
+    problems = [line for line in done.stderr.splitlines() if line.startswith("error: ") and "'nut' is damaged" in line]
+    assert len(problems) == 3
+
+
+def test_numbers_that_are_not_finite_are_an_error_and_never_a_verdict(
+    processes: Processes, checkpoint: Path, folder: Path
+) -> None:
+    before = (
+        "import torch, model.merged\n"
+        "model.merged.MergedExpert.forward = lambda self, x: torch.full(x.shape[:3], float('nan'))"
+    )
+    done = predict(processes, checkpoint, folder, before=before)
+    assert done.status == 1
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("not finite") == 10

@@ -23,8 +23,10 @@ def server(status: int) -> Iterator[int]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(status if self.path == "/health/ready" else 404)
-            self.send_header("Content-Length", "0")
+            body = b"the reason"
+            self.send_header("Content-Length", str(len(body)))
             self.end_headers()
+            self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:
             """Keep the test's output quiet."""
@@ -61,6 +63,7 @@ def test_a_server_that_is_not_ready_is_not_healthy_and_its_answer_is_told() -> N
         result = check(port)
     assert result.returncode == 1
     assert "503" in result.stdout
+    assert "the reason" in result.stdout
 
 
 def test_no_server_is_not_healthy() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import product_picture, tiny_checkpoint
+from tiny_model import damage, product_picture, tiny_checkpoint
 
 from model.checkpoint import Checkpoint
 from model.detector import Detector
@@ -15,16 +15,6 @@ from model.results import Failure, Prediction
 
 IMAGES = [product_picture(kind, 60 + kind) for kind in range(3)]
 NAMES = ["bolt", "nut", "gear"]
-
-
-def damage(path: Path, section: str) -> None:
-    """Change one byte of a section in place."""
-    offset = next(begin for _, begin, end in Checkpoint.open(path)._file.spans(section) if end > begin)
-    with path.open("r+b") as file:
-        file.seek(offset)
-        byte = file.read(1)[0]
-        file.seek(offset)
-        file.write(bytes([byte ^ 1]))
 
 
 @pytest.fixture

@@ -21,7 +21,9 @@ from running import Running, eventually, run_server
 import service.app
 from model.errors import ExpertError
 from model.results import Failure
+from service.errors import NotLiveError
 from service.predictor import Predictor
+from service.server import serve
 from service.settings import Settings
 
 HERE = Path(__file__).parent
@@ -198,6 +200,24 @@ def test_loading_that_hangs_needs_a_restart() -> None:
         assert "loading" in live(running).json()["detail"]
         model.gate.set()
         assert eventually(lambda: ready(running).status_code == 200)
+
+
+def test_a_service_that_needs_a_restart_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(DummyDetector):
+        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def lose(url: str, _: Predictor) -> None:
+        headers = {"content-type": "image/png"}
+        threading.Thread(
+            target=httpx.post, args=(url + "/predict",), kwargs={"content": WHITE, "headers": headers}
+        ).start()
+
+    monkeypatch.setattr("service.app.load_predictor", lambda settings: Lost())
+    monkeypatch.setattr("service.engine.USELESS_SECONDS", 0.2)
+    settings = Settings(checkpoint="dummy", port=0, log_level="critical", batch_timeout_seconds=1)
+    with pytest.raises(NotLiveError, match="unspecified launch failure"):
+        serve(settings, on_ready=lose)
 
 
 def test_a_model_that_cannot_be_loaded_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:

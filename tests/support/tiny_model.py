@@ -28,6 +28,7 @@ from model.router import Prototype, image_descriptor
 
 __all__ = [
     "PLUGIN",
+    "damage",
     "product_picture",
     "randomized",
     "tiny_base",
@@ -188,3 +189,13 @@ def tiny_checkpoint(
     )
     write_checkpoint(path, header, sections)
     return Checkpoint.open(path)
+
+
+def damage(path: Path, section: str) -> None:
+    """Change one byte of a section in place."""
+    offset = next(begin for _, begin, end in Checkpoint.open(path)._file.spans(section) if end > begin)
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 1]))
