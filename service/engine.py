@@ -8,7 +8,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,9 @@ from model.names import find_named
 from model.results import Finding, Prediction
 from service.batching import Batcher
 from service.budget import Account, ByteBudget
+from service.decoder_check import DecoderCheck
 from service.decoding import Decoders
+from service.ending import ends_within, tell_of_threads
 from service.errors import NotLiveError, NotReadyError
 from service.health import Health
 from service.metrics import Metrics
@@ -64,7 +65,7 @@ class Engine:
             settings.cpu_workers,
             seconds=settings.decode_timeout_seconds,
             max_pixels=settings.max_pixels,
-            on_replaced=metrics.decoder_restarts.inc,
+            on_replaced=self._on_decoder_replaced,
         )
         self._waiting_for_decoders = ThreadPoolExecutor(settings.cpu_workers, "decode")
         self._encoders = ThreadPoolExecutor(settings.cpu_workers, "encode")
@@ -80,6 +81,10 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_useless = asyncio.Event()
+        self._decoder_check = DecoderCheck(
+            lambda data: _in_thread(self._waiting_for_decoders, lambda: self._decoders.open_rgb(data)),
+            self.health.decoding_tested,
+        )
         metrics.watch(metrics.queue_length, lambda: len(self._batcher))
         metrics.watch(metrics.requests_in_progress, lambda: self._accepted)
         metrics.watch(metrics.ready, lambda: self.is_ready)
@@ -122,10 +127,13 @@ class Engine:
         self._decoders.close()
         for pool in (self._waiting_for_decoders, self._encoders):
             pool.shutdown(wait=False, cancel_futures=True)
-            ends &= await asyncio.to_thread(_ends_within, pool.shutdown, _JOIN_SECONDS)
+            ends &= await asyncio.to_thread(ends_within, pool.shutdown, _JOIN_SECONDS)
+        self._decoder_check.cancel()
         if self._watching is not None:
             self._watching.cancel()
         self._has_ended = ends
+        if not ends:
+            tell_of_threads()
 
     @property
     def has_ended(self) -> bool:
@@ -214,9 +222,13 @@ class Engine:
         predictor, metrics = self.predictor, self._metrics
         task = self.check_task(task)
         with self._batcher.expecting() as expected:
-            decoded, waited, decode_seconds = await _in_thread(
-                self._waiting_for_decoders, lambda: self._decoders.decode(data, predictor.preprocessing)
-            )
+            try:
+                decoded, waited, decode_seconds = await _in_thread(
+                    self._waiting_for_decoders, lambda: self._decoders.decode(data, predictor.preprocessing)
+                )
+            except OverloadedError:
+                self._decoder_check.doubt()
+                raise
             metrics.decode_seconds.observe(decode_seconds)
             result = self._batcher.submit(decoded.model_input, task, expected)
         inferred = await asyncio.wrap_future(result)
@@ -257,6 +269,11 @@ class Engine:
                 self._is_useless.set()
             if (reason := self.health.stalled()) is not None:
                 self._batcher.fail_waiting(reason)
+            self._decoder_check.look()
+
+    def _on_decoder_replaced(self) -> None:
+        self._metrics.decoder_restarts.inc()
+        self._decoder_check.doubt()
 
 
 async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result, float, float]:
@@ -280,11 +297,3 @@ async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result
 def _product(finding: Finding) -> str:
     """The product for the metrics' label; empty, which to Prometheus is as if absent, where none was recognised."""
     return finding.task.name if isinstance(finding, Prediction) else ""
-
-
-def _ends_within(join: Callable[[], None], seconds: float) -> bool:
-    """Whether ``join`` returns in time; if not, it is left behind in a thread that keeps nobody from ending."""
-    thread = threading.Thread(target=join, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return not thread.is_alive()

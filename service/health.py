@@ -51,6 +51,7 @@ class Health:
         self._loaded = False
         self._beyond_repair: str | None = None
         self._failing: str | None = None
+        self._not_decoding: str | None = None
         self._damaged: Mapping[str, str] = {}
 
     # --- told by the inference thread
@@ -102,6 +103,12 @@ class Health:
     def tested(self, said: str | None) -> None:
         """A self-test ended: ``said`` is why the model does not work, ``None`` if it does."""
         self._failing = said
+
+    # --- told by the event loop
+
+    def decoding_tested(self, said: str | None) -> None:
+        """A good image was to be decoded: ``said`` is why it could not be, ``None`` if it was."""
+        self._not_decoding = said
 
     # --- asked by anybody
 
@@ -156,4 +163,8 @@ class Health:
             return "The model is being loaded; try again in a few seconds."
         if self._failing is not None:
             return f"The model fails ({self._failing}). It is tested again and again; try later, or another instance."
+        if self._not_decoding is not None:
+            return (
+                f"No image can be decoded ({self._not_decoding}). That is tried again; try later, or another instance."
+            )
         return None

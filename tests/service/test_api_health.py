@@ -1,5 +1,6 @@
 """The service says that it is well when it is, and says why when it is not."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from running import Running, eventually, run_server
 import service.app
 from model.errors import ExpertError
 from model.results import Failure
+from service.decoding import Decoders
 from service.errors import NotLiveError
 from service.predictor import Predictor
 from service.server import serve
@@ -290,6 +292,28 @@ def test_a_product_that_was_mended_is_damaged_no_more() -> None:
         assert ready(running).json()["damaged_products"] == []
 
 
+def test_a_service_that_cannot_decode_is_not_ready_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = True
+    sound = Decoders._start_one
+
+    def start_one(decoders: Decoders) -> Any:
+        if broken:
+            raise OSError(errno.EAGAIN, "no more processes")
+        return sound(decoders)
+
+    with run_server(batch_timeout_seconds=2) as running:
+        assert running.predict(encoded(picture())).status_code == 200
+        monkeypatch.setattr(Decoders, "_start_one", start_one)
+        for worker in list(running.server.config.app.state.engine._decoders._workers):
+            worker._process.kill()
+        assert running.predict(encoded(picture())).status_code in {429, 503}
+        assert eventually(lambda: ready(running).status_code == 503)
+        assert "decoded" in ready(running).json()["detail"]
+        broken = False
+        assert eventually(lambda: ready(running).status_code == 200)
+        assert running.predict(encoded(picture())).status_code == 200
+
+
 def test_a_service_that_cannot_tell_that_it_is_ready_is_ready_all_the_same() -> None:
     def tell(_: Predictor) -> None:
         raise BrokenPipeError
@@ -343,4 +367,6 @@ def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time() -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == "loading\n"
         running.send_signal(signal.SIGTERM)
-        assert running.wait(STOP_SECONDS) != 0
+        _, errors = running.communicate(timeout=STOP_SECONDS)
+        assert running.returncode != 0
+        assert "in hang" in errors
