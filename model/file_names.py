@@ -13,7 +13,11 @@ _UNSHOWN = frozenset({"Cc", "Zl", "Zp"})
 
 def as_text(path: Path | str) -> str:
     """A path as valid Unicode: bytes that are no UTF-8 appear as ``\\xNN``."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    try:
+        raw = os.fsencode(path)
+    except UnicodeEncodeError:  # half a character, which no file system gives but JSON can
+        raw = str(path).encode("utf-8", "backslashreplace")
+    return raw.decode("utf-8", "backslashreplace")
 
 
 def as_line(path: Path | str) -> str:

@@ -96,7 +96,9 @@ def _prepare_streams() -> None:
 
 def _fail(message: str) -> None:
     """Print the one line, and end."""
-    line = " ".join(message.split())
+    from model.file_names import as_line
+
+    line = as_line(" ".join(message.split()))
     with contextlib.suppress(OSError):  # standard error may be full too
         print(f"error: {line}", file=sys.stderr, flush=True)
     _drop_output()

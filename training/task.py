@@ -132,8 +132,8 @@ class TaskTrainer:
             "optimizer": self.optimizer.state_dict(),
         }
         try:
-            with atomic_write(path) as temporary:
-                torch.save(state, temporary)
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                torch.save(state, file)  # by its path it would not say why it cannot be written
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"the state of training {str(path)!r} cannot be written ({one_line(error)}); make room and give the "

@@ -1,5 +1,6 @@
 """`moleflow predict`: find defects in image files, without a server."""
 
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from enum import StrEnum
@@ -69,7 +70,7 @@ def predict(
     judged is named on standard error, the others go on; the exit status is then 1.
     """
     from model.detector import Detector
-    from model.errors import UnknownTaskError
+    from model.names import find_named
     from model.outputs import check_output_folder
     from model.threads import configure_threads
     from training.report import Reporter
@@ -83,9 +84,8 @@ def predict(
         checkpoint, device=device, precision=precision.value, plugin=plugin,
         **{name: rate for name, rate in rates.items() if rate is not None},
     )  # fmt: skip
-    learned = tuple(info.name for info in detector.tasks)
-    if task is not None and task not in learned:
-        raise UnknownTaskError(task, learned)
+    if task is not None:
+        find_named(task, detector.tasks)  # better told now than after the first image that can be read
     reporter, problems = Reporter(), _Problems()
     # Counted for a bar only: output begins with the first batch, however many there are.
     total = sum(1 for _ in _files(images, save_overlay)) if reporter.console.is_terminal else 0
@@ -129,7 +129,7 @@ def _check_apart(outputs: Path, images: Sequence[Path]) -> None:
     """Overlays in a folder of images would be taken for images the next time."""
     from model.errors import ConfigurationError
 
-    if any(path.is_dir() and path.samefile(outputs) for path in images):
+    if any(os.path.isdir(path) and path.samefile(outputs) for path in images):  # noqa: PTH112 - names may be too long
         raise ConfigurationError(
             f"--save-overlay {str(outputs)!r} is the folder of the images; name another one, such as one inside it."
         )

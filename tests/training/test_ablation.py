@@ -1,6 +1,7 @@
 """A study's rows are run once each, go on after an interruption, and are judged as prediction would judge them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -158,8 +159,6 @@ def test_another_study_shares_the_full_row_and_the_scoring_shares_its_weights(
 def test_whatever_decides_a_result_makes_it_another_row(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path, change: str
 ) -> None:
-    import shutil
-
     out, _ = finished
     preset, root, tasks = PRESET, data, TASKS
     if change in ("epochs", "seed"):
@@ -184,8 +183,6 @@ def test_whatever_decides_a_result_makes_it_another_row(
 def test_where_the_data_lie_does_not_matter(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path
 ) -> None:
-    import shutil
-
     shutil.copytree(data, tmp_path / "moved")
     moved = ablation(tmp_path / "moved", finished[0])
     assert moved._kept(PRESET, moved._source()) == finished[1][0][1]
@@ -234,6 +231,23 @@ def test_a_study_killed_before_a_row_was_judged_trains_nothing_again(
     counter = Counter(monkeypatch)
     ablation(data, tmp_path, PRESET.with_changes(flow={"spatial_context_kernel": 5})).run(SCORING)
     assert counter.fits == ["nut"]  # bolt was there; it is judged just after it was learned, which was the kill
+
+
+@pytest.mark.parametrize("damage", ["", '{"digest":', "[" * 10_000, "null", "\udcff"])
+def test_a_damaged_result_is_measured_again_without_training(
+    data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    damage: str,
+) -> None:  # fmt: skip
+    out, expected = finished
+    shutil.copytree(out, tmp_path / "out")
+    for path in (tmp_path / "out" / "results").iterdir():
+        path.write_text(damage, errors="surrogateescape")
+    for path in (tmp_path / "out").glob("runs/*/*.history.jsonl"):
+        path.write_text('null\n{"event": "epoch"}\n[]\n' + path.read_text() + '{"event": "epo')
+    counter = Counter(monkeypatch)
+    again = ablation(data, tmp_path / "out").run(PAIR)
+    assert counter.fits == []
+    assert [result.categories for _, result in again] == [result.categories for _, result in expected]
 
 
 def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_the_base_that_learns_on_forgets(

@@ -4,6 +4,8 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,43 @@ def test_every_name_of_a_checkpoint_excludes_every_other(
         other.finish()
     with exclusive(names["link"]):  # what the killed ones left locks nobody out
         pass
+
+
+BOUND = """
+set -e
+mount --bind "$1/store" "$1/folder of store"
+mount --bind "$1/store/factory" "$1/file of store"
+exec "$2" - "$1" <<'CODE'
+import sys
+from pathlib import Path
+from model.errors import ConfigurationError
+from training.journal import exclusive
+top = Path(sys.argv[1])
+with exclusive(top / "store" / "factory"):
+    for name in ("folder of store/factory", "file of store"):
+        try:
+            with exclusive(top / name):
+                print("taken twice")
+        except ConfigurationError as error:
+            print(error)
+CODE
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_checkpoint_that_is_mounted_elsewhere_too_is_the_same_one(tmp_path: Path) -> None:
+    for name in ("store", "folder of store"):
+        (tmp_path / name).mkdir()
+    for name in ("store/factory", "file of store"):
+        (tmp_path / name).touch()
+    command = ["unshare", "-m", "sh", "-c", BOUND, "sh", tmp_path, sys.executable]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if "mount" in done.stderr:
+        pytest.skip("nothing can be mounted here")
+    folder, file = done.stdout.splitlines()
+    assert "another process is training" in folder
+    assert "mounted on its own" in file
 
 
 def test_a_relative_name_excludes_the_absolute_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
