@@ -6,13 +6,14 @@ more with the bytes of each value swapped; grey with alpha is decoded as four ch
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageFile, TiffImagePlugin
 
 from model.errors import UnsupportedImageError
-from model.resizing import strips
+from model.resizing import pixel_array, strips
 
 __all__ = ["FULL_SCALE", "DeepImage", "check_samples", "is_deep", "stored_as"]
 
@@ -65,10 +66,10 @@ def check_samples(image: ImageFile.ImageFile, name: str) -> None:
 class DeepImage:
     """A decoded image of more than 8 bits a value. TIFFs are upright, others still as they are stored.
 
-    ``layers`` are one or two images with the bytes of the values, ``stored`` is how they were kept in the file.
+    ``layers`` are one or two arrays with the bytes of the values, ``stored`` is how they were kept in the file.
     """
 
-    layers: tuple[Image.Image, ...]
+    layers: tuple[np.ndarray, ...]
     stored: str
     key: tuple[int, ...] | None
     is_inverted: bool
@@ -79,7 +80,7 @@ class DeepImage:
         stored = stored_as(image)
         key = image.info.pop("transparency", None)  # Pillow's own handling knows 8 bits only
         inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
-        layers = [image]
+        images = [image]
         if stored.startswith("LA;16"):
             _store_as(image, "RGBA")
         elif stored[:-1] in _COLOURS:
@@ -87,21 +88,21 @@ class DeepImage:
             _store_as(image, stored.replace("RGBa", "RGBA"))
             low = reopen()
             _store_as(low, stored.replace("RGBa", "RGBA")[:-1] + _OTHER_ORDER[stored[-1]])
-            layers.append(low)
-        for layer in layers:
-            layer.load()
-        return cls(tuple(layers), stored, (key,) if isinstance(key, int) else key, inverted)
+            images.append(low)
+        # One after the other: while it is decoded, an image takes more memory than its values.
+        layers = tuple(map(_loaded, images))
+        return cls(layers, stored, (key,) if isinstance(key, int) else key, inverted)
 
     @property
     def size(self) -> tuple[int, int]:
         """Width and height as decoded."""
-        return self.layers[0].size
+        height, width = self.layers[0].shape[:2]
+        return width, height
 
     def strips(self) -> Iterator[np.ndarray]:
         """The values ``(rows, width, 1 or 3)`` uint16, strip by strip, over 0…65535; transparent parts are white."""
         for top, bottom in strips(*self.size):
-            box = (0, top, self.size[0], bottom)
-            yield self._on_white(self._values([np.asarray(layer.crop(box)) for layer in self.layers]))
+            yield self._on_white(self._values([layer[top:bottom] for layer in self.layers]))
 
     def to_rgb(self, white_level: int) -> Image.Image:
         """An 8-bit RGB image: 0…``white_level`` becomes 0…255, rounded; larger values are white."""
@@ -136,6 +137,16 @@ class DeepImage:
         if not self.stored.startswith("RGBa"):
             colours *= alpha
         return np.rint(np.minimum(colours + FULL_SCALE * (1 - alpha), FULL_SCALE)).astype(np.uint16)
+
+
+def _loaded(image: ImageFile.ImageFile) -> np.ndarray:
+    """The values of an opened image, which is of no use then but for its metadata."""
+    image.load()
+    with suppress(Exception):  # damaged metadata are found out by whoever asks for them
+        image.getexif()  # kept; in a PNG they may lie behind the pixels
+    values = pixel_array(image)
+    image.close()
+    return values
 
 
 def _store_as(image: ImageFile.ImageFile, stored: str) -> None:

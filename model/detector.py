@@ -22,6 +22,7 @@ from model.runtime import autocast, resolve_device, resolve_precision
 from model.scoring import image_score
 from model.shortlist import Shortlist, shortlist
 from model.unknown import check_limit
+from model.value_range import Views
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -139,7 +140,9 @@ class Detector:
     def predict(
         self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
     ) -> list[Finding | Failure] | list[Prediction]:
-        """Judge RGB pictures, each ``(height, width, 3)`` uint8 of any size; batches of mixed products are fine.
+        """Judge RGB pictures, each ``(height, width, 3)`` of any size; batches of mixed products are fine.
+
+        They are uint8, or uint16 as the file holds them: each product looks at 16-bit values by its own white level.
 
         ``tasks[i]`` names the expert for picture ``i``; ``None`` lets the router choose. A picture that no product
         explains gets a ``Refusal``, unless its expert was named or ``refuse_unknown`` is off, as evaluations need it;
@@ -159,8 +162,8 @@ class Detector:
         if not images:
             return []
         with torch.inference_mode():
-            batch = stack_images(list(images), self.preprocessing.resize, self.device)
-            embeddings, distances, shares = self.embed_and_route(batch)
+            views = self._views(images, forced)
+            embeddings, distances, shares = self._compare(views)
             # The one read that waits for the device: which experts this batch needs.
             routed = self._shortlist(distances, shares, forced)
             refuses = refuse_unknown and self.unknown_limit > 0
@@ -168,16 +171,16 @@ class Detector:
                 None if refuses and found.named is None and found.least_share > self.unknown_limit else found.task.index
                 for found in routed
             ]
-            known = [row for row, task in enumerate(chosen) if task is not None]
-            if len(known) < len(chosen):
-                embeddings = embeddings[torch.tensor(known, dtype=torch.long, device=self.device)]
+            seen = [views.row(number, task) for number, task in enumerate(chosen) if task is not None]
+            if seen != list(range(len(embeddings))):
+                embeddings = embeddings[torch.tensor(seen, dtype=torch.long, device=self.device)]
             maps, failed = self._experts.maps(embeddings, [task for task in chosen if task is not None])
             scored = zip(maps.cpu().numpy(), image_score(maps, self._top_k).tolist(), strict=True)
         results: list[Finding | Failure] = []
-        for found, task in zip(routed, chosen, strict=True):
+        for image, found, task in zip(views.images, routed, chosen, strict=True):
             numbers = None if task is None else next(scored)
             try:
-                results.append(self._judge.find(found, numbers, failed, refuses=refuses))
+                results.append(self._judge.find(found, numbers, failed, refuses=refuses).of_image(image, self.tasks))
             except PredictionError as error:
                 if not refuse_unknown:
                     raise
@@ -199,20 +202,39 @@ class Detector:
         if not images:
             return []
         with torch.inference_mode():
-            batch = stack_images(list(images), self.preprocessing.resize, self.device)
-            embeddings, distances, shares = self.embed_and_route(batch)
+            views = self._views(images, [None] * len(images))
+            embeddings, distances, shares = self._compare(views)
             routed = self._shortlist(distances, shares, named)
             wrong = [row for row, found in enumerate(routed) if found.nearest[0] != found.task]
             rows = [*range(len(images)), *wrong]
             chosen = [*(found.nearest[0] for found in routed), *(routed[row].task for row in wrong)]
-            maps, scores = self.score(embeddings[rows] if wrong else embeddings, [route.index for route in chosen])
+            seen = [views.row(row, route.index) for row, route in zip(rows, chosen, strict=True)]
+            if seen != list(range(len(embeddings))):
+                embeddings = embeddings[seen]
+            maps, scores = self.score(embeddings, [route.index for route in chosen])
             scored = zip(rows, chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
-            results = [self._judge.prediction(routed[row], *numbers) for row, *numbers in scored]
+            results = [
+                self._judge.prediction(routed[row], *numbers).of_image(views.images[row], self.tasks)
+                for row, *numbers in scored
+            ]
         again = dict(zip(wrong, results[len(images) :], strict=True))
         return [(result, again.get(row, result)) for row, result in enumerate(results[: len(images)])]
 
+    def _views(self, images: Sequence[np.ndarray], named: Sequence[int | None]) -> Views:
+        """What the products see of the images."""
+        return Views.of(list(map(self.preprocessing.resize, images)), [each.white_level for each in self.tasks], named)
+
+    def _compare(self, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Embeddings of all views, and each image's distances and shares ``(images, T)`` by what the product sees."""
+        batch = stack_images(views.levels, self.preprocessing.resize, self.device)
+        embeddings, distances, shares = self.embed_and_route(batch)
+        if views.rows is not None:
+            rows = torch.from_numpy(views.rows).to(self.device, non_blocking=True)
+            distances, shares = distances.gather(0, rows), shares.gather(0, rows)
+        return embeddings, distances, shares
+
     def embed_and_route(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(B, S, S, 3)`` uint8 on the device to embeddings ``(B, H, W, D)``, distances and shares ``(B, T)``.
+        """``(B, S, S, 3)`` over 0…255 on the device to embeddings ``(B, H, W, D)``, distances and shares ``(B, T)``.
 
         Never waits for the device.
         """

@@ -19,8 +19,8 @@ from model.deep_image import FULL_SCALE, DeepImage, check_samples, is_deep, stor
 from model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
 from model.picture_formats import FORMATS, READERS, SUFFIXES, picture_format, webp_size
 from model.picture_limits import check_structure
-from model.resizing import resize_rgb, resize_strips
-from model.rgb_pixels import check_mode, rgb_array, scale_colour_key, to_rgb
+from model.resizing import pixel_array, resize_rgb, resize_strips
+from model.rgb_pixels import check_mode, scale_colour_key, to_rgb
 
 __all__ = [
     "FORMATS",
@@ -29,6 +29,7 @@ __all__ = [
     "SUFFIXES",
     "Picture",
     "has_deep_values",
+    "limit_pixels",
     "open_for_model",
     "open_image",
     "open_rgb",
@@ -36,7 +37,17 @@ __all__ = [
 ]
 
 MAX_PIXELS = 40_000_000
-"""Largest image that is read unless the caller says otherwise. Decoding takes up to 13 bytes a pixel (of a WebP)."""
+"""Largest image that is read unless ``limit_pixels`` or the caller says otherwise. Decoding takes up to 13 bytes a
+pixel (of a WebP)."""
+
+_process_limit = MAX_PIXELS
+
+
+def limit_pixels(most: int) -> None:
+    """Set the largest image, in pixels, that this process reads where a call names no limit; before other threads."""
+    global _process_limit
+    _process_limit = most
+
 
 REDUCED_REACH = 4
 """A JPEG is decoded at a reduced scale where both sides keep this many times the model's. Once resized, the pixels are
@@ -70,7 +81,7 @@ for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
-def open_rgb(source: bytes | Path, *, max_pixels: int = MAX_PIXELS, white_level: int = FULL_SCALE) -> np.ndarray:
+def open_rgb(source: bytes | Path, *, max_pixels: int | None = None, white_level: int = FULL_SCALE) -> np.ndarray:
     """Decode a picture, given as its file's bytes or path, to RGB: ``(height, width, 3)`` uint8, writable.
 
     Turned upright by its EXIF orientation. Grey, black-and-white, palette, CMYK and YCbCr pictures become RGB;
@@ -83,8 +94,8 @@ def open_rgb(source: bytes | Path, *, max_pixels: int = MAX_PIXELS, white_level:
         opened = _Opened.read(source, max_pixels)
         if opened.is_deep:
             rgb = opened.load_deep().to_rgb(white_level)
-            return rgb_array(_turned(rgb, _turn(opened.image)))
-        return rgb_array(opened.load_rgb())
+            return pixel_array(_turned(rgb, _turn(opened.image)))
+        return pixel_array(opened.load_rgb())
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +110,7 @@ class Picture:
     height: int
 
 
-def open_for_model(source: bytes | Path, side: int, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_for_model(source: bytes | Path, side: int, *, max_pixels: int | None = None) -> Picture:
     """Decode a picture and resize it to ``side`` × ``side``; conversions and errors are those of ``open_rgb``.
 
     Values of more than 8 bits stay so: which part of their range a product uses is not known here
@@ -118,10 +129,10 @@ def open_for_model(source: bytes | Path, side: int, *, max_pixels: int = MAX_PIX
         rgb = opened.load_rgb(side)
         if rgb.width * height != rgb.height * width:  # it was turned by a quarter
             width, height = height, width
-        return Picture(rgb_array(resize_rgb(rgb, side)), width, height)
+        return Picture(pixel_array(resize_rgb(rgb, side)), width, height)
 
 
-def open_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_image(source: bytes | Path, *, max_pixels: int | None = None) -> Image.Image:
     """Decode a picture, upright, with its values as stored (palette indices stay indices). Errors as ``open_rgb``."""
     with _refusing_broken_files(source):
         image = _Opened.read(source, max_pixels).image
@@ -131,7 +142,7 @@ def open_image(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> Image.I
         return turned
 
 
-def has_deep_values(source: bytes | Path, *, max_pixels: int = MAX_PIXELS) -> bool:
+def has_deep_values(source: bytes | Path, *, max_pixels: int | None = None) -> bool:
     """Whether a picture holds more than 8 bits a value, told by its header. Errors as ``open_rgb``."""
     with _refusing_broken_files(source):
         return _Opened.read(source, max_pixels).is_deep
@@ -148,19 +159,19 @@ class _Opened:
     stored: str
 
     @classmethod
-    def read(cls, source: bytes | Path, max_pixels: int) -> "_Opened":
+    def read(cls, source: bytes | Path, max_pixels: int | None) -> "_Opened":
         """Open ``source``; what is not read is refused here."""
         data = source if isinstance(source, bytes) else _read(source)
-        name = _called(source)
+        name, most = _called(source), _process_limit if max_pixels is None else max_pixels
         kind = picture_format(data)
         if kind is None:
             found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
             raise UnsupportedImageError(f"{name} {found}; save it as PNG or JPEG.")
         check_structure(data, kind)
         if kind == "WebP":
-            _check_size(webp_size(data), max_pixels, name)  # its decoder takes memory for all pixels when it is made
+            _check_size(webp_size(data), most, name)  # its decoder takes memory for all pixels when it is made
         image = READERS[kind](io.BytesIO(data))
-        _check_size(image.size, max_pixels, name)
+        _check_size(image.size, most, name)
         check_samples(image, name)
         return cls(image, kind, data, name, stored_as(image))
 
@@ -185,8 +196,10 @@ class _Opened:
         image.load()
         if self.kind == "PNG":
             scale_colour_key(image, self.stored)
-        turn = _turn(image)
-        return _turned(to_rgb(image, extent), turn)
+        turn, rgb = _turn(image), to_rgb(image, extent)
+        if rgb is not image:
+            image.close()  # gives its pixels back before a turn takes as many again
+        return _turned(rgb, turn)
 
 
 def _reduction(width: int, height: int, side: int) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from PIL import Image
 
-__all__ = ["STRIP_PIXELS", "resize_rgb", "resize_strips", "strips"]
+__all__ = ["STRIP_PIXELS", "pixel_array", "resize_rgb", "resize_strips", "strips"]
 
 STRIP_PIXELS = 2**20
 """Pixels that are worked on at a time where whole images would take too much memory."""
@@ -18,6 +18,18 @@ def strips(width: int, height: int) -> Iterator[tuple[int, int]]:
     """The horizontal strips of an image of about ``STRIP_PIXELS`` each: first row, and the row after the last."""
     rows = max(1, STRIP_PIXELS // width)
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def pixel_array(image: Image.Image) -> np.ndarray:
+    """A decoded image's values, writable: ``(height, width)`` or ``(height, width, channels)``."""
+    parts = (np.asarray(image.crop((0, top, image.width, bottom))) for top, bottom in strips(*image.size))
+    first = next(parts)
+    values = np.empty((image.height, *first.shape[1:]), first.dtype)
+    values[: len(first)], top = first, len(first)
+    for part in parts:
+        values[top : top + len(part)] = part
+        top += len(part)
+    return values
 
 
 def resize_rgb(image: Image.Image, side: int) -> Image.Image:

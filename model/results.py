@@ -1,6 +1,7 @@
 """Typed values that the model hands out: what was learned, and what was found in a picture."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -14,6 +15,7 @@ from model.errors import ExpertError, PredictionError
 from model.names import ProductName
 from model.regions import Region, find_regions
 from model.scoring import pixel_map
+from model.value_range import misfit
 
 __all__ = [
     "MAX_CANDIDATES",
@@ -79,6 +81,12 @@ class TaskInfo(BaseModel):
     pixel_threshold: float = Field(description="parts of the anomaly map above it are regions")
     parameters: int = Field(ge=0, lt=2**63, description="numbers that this product added to the checkpoint")
     profile_sha256: Sha256 = Field(description="digest of this product's prototype and held-out scores")
+    white_level: int | None = Field(
+        default=None,
+        ge=255,
+        le=65535,
+        description="the value of its 16-bit images that is white; null where it was learned from 8-bit images",
+    )
     sha256: Sha256 = Field(description="digest of this product's expert")
 
 
@@ -109,12 +117,16 @@ class Candidate:
 class _Routed:
     """What is said of every picture: ``candidates`` holds the few nearest products, the nearest first.
 
-    ``strangeness`` (``model.unknown``) is what the limit of unknown products is compared with.
+    ``strangeness`` (``model.unknown``) is what the limit of unknown products is compared with. ``white_level`` is that
+    of the product that scored the image, else of the nearest; ``warnings`` say where the image does not fit it
+    (``model.value_range``).
     """
 
     candidates: tuple[Candidate, ...]
     strangeness: float = field(default=0.0, kw_only=True)
     false_alarm_rate: float = field(default=DEFAULT_FALSE_ALARM_RATE, kw_only=True)
+    white_level: int | None = field(default=None, kw_only=True)
+    warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     def at(self, false_alarm_rate: float) -> Self:
         """The same finding, judged at another false-alarm rate.
@@ -123,6 +135,18 @@ class _Routed:
             ConfigurationError: the rate is no probability.
         """
         return replace(self, false_alarm_rate=check_rate(false_alarm_rate, "the false-alarm rate"))
+
+    def of_image(self, image: np.ndarray, tasks: Sequence[TaskInfo]) -> Self:
+        """The same finding with what is to be told of its ``image``, which has the model's size; ``tasks`` are all."""
+        task = tasks[self.product.index]
+        if image.dtype == np.uint8 and task.white_level is None:
+            return self
+        return replace(self, white_level=task.white_level, warnings=misfit(image, task.white_level, task.name))
+
+    @property
+    def product(self) -> Candidate:
+        """The nearest product."""
+        return self.candidates[0]
 
     @property
     def margin(self) -> float:
@@ -169,6 +193,11 @@ class Prediction(_Routed):
                 "it gives numbers that are not finite. Restore the checkpoint from a copy, or train the product again; "
                 "if that was done, predict with the precision fp32.",
             )
+
+    @property
+    def product(self) -> Candidate:
+        """The product whose expert scored the picture."""
+        return self.task
 
     @property
     def p_value(self) -> float:

@@ -4,13 +4,12 @@ Pillow's conversions are used where they do what the formats' specifications say
 strips wherever more than one copy of the image would be needed.
 """
 
-import numpy as np
 from PIL import Image
 
 from model.errors import UnsupportedImageError
 from model.resizing import strips
 
-__all__ = ["PLAIN_MODES", "check_mode", "rgb_array", "scale_colour_key", "to_rgb"]
+__all__ = ["PLAIN_MODES", "check_mode", "scale_colour_key", "to_rgb"]
 
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}) | ALPHA_MODES
@@ -63,11 +62,3 @@ def _on_white(image: Image.Image) -> Image.Image:
         white = Image.new("RGBA", strip.size, "white")
         canvas.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
     return canvas
-
-
-def rgb_array(image: Image.Image) -> np.ndarray:
-    """The pixels of an RGB image: ``(height, width, 3)`` uint8, writable."""
-    pixels = np.empty((image.height, image.width, 3), np.uint8)
-    for top, bottom in strips(*image.size):
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
-    return pixels

@@ -69,10 +69,12 @@ def misfit(image: np.ndarray, white: int | None, product: str) -> tuple[str, ...
 class Views:
     """A batch as the products see it: each image once for every range that counts for it.
 
-    ``levels`` are the images at the model's size over 0…255, uint8 or float32. ``rows`` ``(images, products)`` tells
-    which of them is compared with which product; ``None`` where each image has one view, in order.
+    ``images`` have the model's size, uint8 or uint16. ``levels`` are the views over 0…255, uint8 or float32. ``rows``
+    ``(images, products)`` tells which of them is compared with which product; ``None`` where each image has one view,
+    in order.
     """
 
+    images: list[np.ndarray]
     levels: list[np.ndarray]
     rows: np.ndarray | None
 
@@ -83,7 +85,7 @@ class Views:
         ``whites`` are the products' levels; ``named[i]`` is the only product that counts for image ``i``, if any.
         """
         if all(image.dtype != np.uint16 for image in images):
-            return cls(list(images), None)
+            return cls(list(images), list(images), None)
         products = [white or FULL_SCALE for white in whites]
         levels: list[np.ndarray] = []
         rows = np.empty((len(images), len(products)), np.int64)
@@ -93,7 +95,7 @@ class Views:
             place = {white: len(levels) + position for position, white in enumerate(ranges)}
             levels += [scale_values(image, white) for white in ranges]
             rows[number] = [place.get(white, len(levels) - 1) for white in wanted]
-        return cls(levels, rows if len(levels) > len(images) else None)
+        return cls(list(images), levels, rows if len(levels) > len(images) else None)
 
     def row(self, image: int, product: int) -> int:
         """Which view of an image a product sees."""

@@ -24,7 +24,7 @@ class Decoded:
     height: int
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int) -> Decoded:
+def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int | None = None) -> Decoded:
     """Decode a picture and resize it for the model; the full-size pixels are let go.
 
     Raises ``UnsupportedImageError`` when the bytes are no picture that is read, ``ImageTooLargeError`` past the limits.

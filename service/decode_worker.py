@@ -71,8 +71,8 @@ def _answer(request: dict[str, Any], upload: int | None) -> tuple[dict[str, Any]
 
 def _decode(request: dict[str, Any], data: bytes) -> Decoded:
     """At the model's size, or whole where the request brings no preprocessing."""
-    if request["preprocessing"] is None:
-        rgb = open_rgb(data, max_pixels=request["max_pixels"])
+    if "preprocessing" not in request:
+        rgb = open_rgb(data, max_pixels=request["max_pixels"], white_level=request["white_level"])
         return Decoded(rgb, rgb.shape[1], rgb.shape[0])
     return decode(data, Preprocessing.model_validate_json(request["preprocessing"]), max_pixels=request["max_pixels"])
 

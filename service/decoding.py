@@ -84,15 +84,15 @@ class Decoders:
         Raises ``ImageTooLargeError`` also when decoding takes too much time or memory, ``UnsupportedImageError`` when
         it ends the process, ``OverloadedError`` when the machine gives it no time.
         """
-        answer, pixels = self._ask(data, preprocessing.model_dump_json())
+        answer, pixels = self._ask(data, preprocessing=preprocessing.model_dump_json())
         return Decoded(pixels, answer["width"], answer["height"])
 
-    def open_rgb(self, data: bytes) -> np.ndarray:
+    def open_rgb(self, data: bytes, white_level: int) -> np.ndarray:
         """``model.picture.open_rgb``, ``(height, width, 3)`` uint8; errors as ``decode``."""
-        return self._ask(data, None)[1]
+        return self._ask(data, white_level=white_level)[1]
 
-    def _ask(self, data: bytes, preprocessing: str | None) -> tuple[dict[str, Any], np.ndarray]:
-        request = {"preprocessing": preprocessing, "max_pixels": self._max_pixels, "seconds": self._seconds}
+    def _ask(self, data: bytes, **wanted: str | int) -> tuple[dict[str, Any], np.ndarray]:
+        request = {**wanted, "max_pixels": self._max_pixels, "seconds": self._seconds}
         worker = self._idle.get()
         try:
             for is_last in (False, True):

@@ -104,8 +104,8 @@ PREDICT: dict[str, Any] = {
     "description": (
         "Send the image as the raw body, or as the field `file` of a multipart form; the options of the query may be "
         "fields of the form instead. PNG, JPEG, WebP, BMP, TIFF and GIF are read, of several frames the first; "
-        "transparent parts are laid on white, 16-bit values scaled by "
-        "their full range, and the EXIF rotation is applied.\n\n"
+        "transparent parts are laid on white, and the EXIF rotation is applied. Of 16-bit values the range counts that "
+        "the product was learned with; `warnings` tells where an image does not fit it.\n\n"
         "`Accept` chooses the answer: `application/json`, the heat map over the picture as `image/png`, or the bare "
         "float32 map as `application/x-npy`. In the heat map the middle of the colours (red) is the threshold.\n\n"
         "`p_value` is the calibrated score: the chance that a good picture of this product scores as high or higher. "

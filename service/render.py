@@ -1,5 +1,6 @@
 """From a prediction to the bytes of the answer, in the form that the client asked for. Runs in the encoding threads."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -7,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 
+from model.deep_image import FULL_SCALE
 from model.picture import open_rgb
 from model.results import CheckpointInfo, Finding, Prediction
 from service.encode import base64_pieces, describe_map, npy_pieces
@@ -87,15 +89,26 @@ def most_bytes(form: AnswerForm, height: int, width: int) -> int:
     return a_pixel * height * width * (4 if form.media_type == MEDIA_TYPES[0] else 3) // 3
 
 
-def render(job: Job, form: AnswerForm, read_rgb: Callable[[bytes], np.ndarray] = open_rgb) -> Answer:
-    """Make the answer. Slow in proportion to the map's pixels. ``read_rgb`` decodes the image for an overlay.
+def _read_rgb(data: bytes, white_level: int) -> np.ndarray:
+    """An image whose number of pixels was found within the limit before."""
+    return open_rgb(data, max_pixels=sys.maxsize, white_level=white_level)
+
+
+def render(job: Job, form: AnswerForm, read_rgb: Callable[[bytes, int], np.ndarray] = _read_rgb) -> Answer:
+    """Make the answer. Slow in proportion to the map's pixels.
+
+    ``read_rgb`` decodes the image for an overlay, given the value of its 16-bit values that is white.
 
     Raises ``UnknownProductError`` when there is no map and the form is nothing else.
     """
     started = perf_counter()
     if form.media_type == "image/png":
         prediction = _scored(job.finding)
-        return Answer((overlay_png(read_rgb(job.data), prediction),), form.media_type, prediction)
+        return Answer(
+            (overlay_png(read_rgb(job.data, prediction.white_level or FULL_SCALE), prediction),),
+            form.media_type,
+            prediction,
+        )
     if form.media_type == "application/x-npy":
         values = _map(_scored(job.finding), job, form.map_size)
         return Answer(tuple(npy_pieces(values, half=form.map_encoding == "npy16")), form.media_type, job.finding)

@@ -151,6 +151,9 @@ class PredictionResponse(Schema):
         description="where the map is above the pixel threshold, the highest peak first"
     )
     anomaly_map: AnomalyMap | None = Field(description="null when the request said map=none, or the product is unknown")
+    warnings: list[str] = Field(
+        description="where the image does not fit what the product was learned from, such as values beyond its white"
+    )
     image: ImageSize
     checkpoint: Checkpoint
     timing_ms: Timing
@@ -221,6 +224,7 @@ def build_response(
         pixel_threshold=scored.pixel_threshold if scored else None,
         regions=[RegionBox.of(region) for region in scored.regions(height, width)] if scored else [],
         anomaly_map=anomaly_map,
+        warnings=list(finding.warnings),
         image=ImageSize(width=width, height=height),
         checkpoint=Checkpoint.of(checkpoint),
         timing_ms=timing,

@@ -10,6 +10,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from model.calibration import DEFAULT_FALSE_ALARM_RATE
 from model.config import DEFAULT_UNKNOWN_LIMIT
 from model.errors import ConfigurationError
+from model.picture import MAX_PIXELS
 from model.threads import helper_threads
 from service.environment import ENVIRONMENT_PREFIX, own_variables, report_foreign_variables
 from service.names import HostList, OriginList, RootPath
@@ -58,7 +59,7 @@ class Settings(BaseSettings):
         ByteSize(32 * 1024**2), gt=0, description="largest upload, in bytes or as 32MiB; larger ones get status 413"
     )
     max_pixels: int = Field(
-        40_000_000, gt=0, description="largest picture, in pixels; decoding takes about 10 bytes a pixel"
+        MAX_PIXELS, gt=0, description="largest picture, in pixels; decoding takes up to 13 bytes a pixel"
     )
     max_batch_size: int = Field(8, ge=1, le=1024, description="most pictures in one pass through the model")
     max_batch_wait_ms: float = Field(

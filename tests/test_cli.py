@@ -55,10 +55,40 @@ def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint
     assert [answer["task"]["name"] for answer in answers] == list(PRODUCTS)
     assert set(answers[0]) == {
         "path", "verdict", "task", "routing", "score", "p_value", "threshold", "false_alarm_rate", "is_anomalous",
-        "pixel_threshold", "regions", "anomaly_map", "image", "checkpoint", "timing_ms",
+        "pixel_threshold", "regions", "anomaly_map", "warnings", "image", "checkpoint", "timing_ms",
     }  # fmt: skip
     assert answers[0]["image"] == {"width": 80, "height": 60}
     assert answers[0]["anomaly_map"]["shape"] == [60, 80]
+
+
+def test_predict_tells_of_an_image_that_does_not_fit_its_product(
+    processes: Processes, checkpoint: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "deep.png"
+    Image.fromarray(product_picture(0, 50).mean(2).astype(np.uint16) * 257).save(path)
+    done = run(processes, "predict", checkpoint, path, "--task", "bolt", "--plugin", PLUGIN)
+    assert done.status == 0
+    assert done.stderr.startswith(f"warning: {path}: the image has 16-bit values, but 'bolt' was learned without any")
+
+
+@pytest.mark.parametrize("command", ["predict", "train", "evaluate"])
+def test_one_setting_limits_the_images_of_every_command(
+    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path, command: str
+) -> None:
+    product = tmp_path / "data" / "bolt"
+    for part in ("train/good", "test/good"):
+        (product / part).mkdir(parents=True)
+        for number in range(6):
+            (product / part / f"{number}.png").write_bytes(pictures[0].read_bytes())
+    arguments = {
+        "predict": ["predict", checkpoint, pictures[0], "--plugin", PLUGIN],
+        "train": ["train", product.parent, "--checkpoint", tmp_path / "new.safetensors", "--preset", "small"],
+        "evaluate": ["evaluate", checkpoint, product.parent, "--plugin", PLUGIN],
+    }[command]
+    done = run(processes, *arguments, "--max-pixels", "4799")
+    assert done.status == 1
+    assert "80 × 60 = 4,800 pixels; at most 4,799 are accepted" in done.stderr
+    assert "--max-pixels or MOLEFLOW_MAX_PIXELS" in done.stderr
 
 
 def test_predict_says_that_a_product_is_unknown_and_writes_no_overlay_of_it(

@@ -32,11 +32,12 @@ from training.cached_evaluation import CachedEvaluation, CategoryMetrics
 from training.config import Preset, TrainingConfig
 from training.continual import train_tasks
 from training.data_warnings import tell
-from training.datasets import Category, load_categories, read_picture
+from training.datasets import Category, load_categories
 from training.journal import HISTORY, side_file
 from training.report import Reporter
 from training.selection import checked_for_testing
 from training.studies import STUDIES, Row, Study, rows_for
+from training.white_levels import Reader
 
 __all__ = ["Ablation", "RowResult"]
 
@@ -250,16 +251,17 @@ class Ablation:
         results = []
         for category in categories:
             total = len(category.test)
-            with self._embed(category, source) as embeddings, self.reporter.phase(category.name, total) as phase:
+            level = checkpoint.header.task(category.name).white_level
+            with self._embed(category, source, level) as embeddings, self.reporter.phase(category.name, total) as phase:
                 results.append(evaluation.category(category, embeddings, phase.advance))
         return tuple(results)
 
-    def _embed(self, category: Category, source: _Source) -> CachedEmbeddings:
+    def _embed(self, category: Category, source: _Source, white_level: int | None) -> CachedEmbeddings:
         paths = [sample.path for sample in category.test]
         with self.reporter.phase(f"{category.name}: test embeddings", len(paths)) as phase:
             return source.cache.embed(
-                source.features, paths, read_picture, device=self.device, precision=self.precision,
-                on_progress=phase.advance,
+                source.features, paths, Reader(white_level), device=self.device, precision=self.precision,
+                white_level=white_level, on_progress=phase.advance,
             )  # fmt: skip
 
 

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFilter
 
-from model.features import FeatureExtractor
+from model.features import FeatureExtractor, as_levels
 from model.router import image_descriptor
 from training.embeddings import extract
 
 __all__ = ["ALTERATIONS", "MOST_PICTURES", "Alteration", "chosen_pictures", "descriptor_changes"]
 
 Alteration = Callable[[np.ndarray, np.random.Generator], np.ndarray]
-"""An RGB picture ``(S, S, 3)`` uint8 to its altered form, drawn by the generator."""
+"""An RGB image ``(S, S, 3)``, uint8 or float32 over 0…255, to its altered form, drawn by the generator."""
 
 MOST_PICTURES = 32
 """Good pictures that are altered, at most; spread evenly over those of the product."""
@@ -43,14 +43,15 @@ def cover(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     colour = random.uniform(0, 255) + random.normal(0, 25, 3)
     grain = random.normal(0, random.uniform(0, 30), (height, width, 1))
     weight = np.asarray(mask, np.float32)[..., None] / 255
-    return _rounded(picture + weight * (np.clip(colour + grain, 0, 255) - picture))
+    return _limited(picture + weight * (np.clip(colour + grain, 0, 255) - picture), picture.dtype)
 
 
 def light(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """A fifth brighter or darker, a quarter more or a fifth less contrast, and a tinge of colour, at most."""
     bright = picture * random.uniform(0.8, 1.2)
     middle = bright.mean()
-    return _rounded((middle + (bright - middle) * random.uniform(0.8, 1.25)) * random.uniform(0.96, 1.04, 3))
+    altered = (middle + (bright - middle) * random.uniform(0.8, 1.25)) * random.uniform(0.96, 1.04, 3)
+    return _limited(altered, picture.dtype)
 
 
 def focus(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -60,7 +61,13 @@ def focus(picture: np.ndarray, random: np.random.Generator) -> np.ndarray:
         kernel: ImageFilter.Filter = ImageFilter.GaussianBlur(random.uniform(0.0015, 0.005) * width)
     else:
         kernel = ImageFilter.UnsharpMask(0.008 * width, int(random.integers(40, 120)), 0)
-    return np.asarray(Image.fromarray(picture).filter(kernel))
+    if picture.dtype == np.uint8:
+        return np.asarray(Image.fromarray(picture).filter(kernel))
+    # Pillow filters 8 bits only: let the values that there are have all of them.
+    low, high = float(picture.min()), max(float(picture.max()), float(picture.min()) + 1e-3)
+    stretched = np.rint((picture - low) * (255 / (high - low))).astype(np.uint8)
+    filtered = np.asarray(Image.fromarray(stretched).filter(kernel)).astype(np.float32)
+    return filtered * np.float32((high - low) / 255) + np.float32(low)
 
 
 ALTERATIONS: dict[str, Alteration] = {"cover": cover, "light": light, "focus": focus}
@@ -97,7 +104,7 @@ def descriptor_changes(
 
         def altered(path: Path, side: int, name: str = name, alteration: Alteration = alteration) -> np.ndarray:
             seed = hashlib.sha256(f"{name}|{path.name}".encode()).digest()
-            return alteration(resize(read(path, side)), np.random.default_rng(list(seed)))
+            return alteration(as_levels(read(path, side), resize), np.random.default_rng(list(seed)))
 
         found = []
         for _, values in extract(
@@ -109,5 +116,7 @@ def descriptor_changes(
     return torch.cat(moved)
 
 
-def _rounded(values: np.ndarray) -> np.ndarray:
-    return np.clip(values, 0, 255).round().astype(np.uint8)
+def _limited(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Values within 0…255; rounded where they are to be whole numbers."""
+    limited = np.clip(values, 0, 255)
+    return limited.round().astype(dtype) if dtype == np.uint8 else limited.astype(dtype)

@@ -2,7 +2,8 @@
 
 One file a picture, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything but the picture that decides
 an embedding: the backbone's weights and stages, the preprocessing, the embedding's width, the products' precision and
-the kind of device. The file's name is the SHA-256 of the picture's bytes. Files are written atomically, so a kill
+the kind of device. The file's name is the SHA-256 of the picture's bytes, with
+the white level behind it for an image of 16 bits. Files are written atomically, so a kill
 leaves whole ones only, and two processes that compute the same one merely repeat each other. A cache that cannot be
 written, as on a full disk, stops the command rather than let it compute for hours what it was told to keep; what is
 there already is found again. Nothing is ever removed: delete the folder, or a source in it, when it is no longer
@@ -22,12 +23,14 @@ from model.atomic import atomic_write, remove_left_behind
 from model.backbone import Backbone
 from model.checkpoint import digest_tensors
 from model.config import BackboneConfig
+from model.deep_image import FULL_SCALE
 from model.errors import ConfigurationError, DatasetError
 from model.features import FeatureExtractor
 from model.outputs import reason
 from model.regular_file import read_regular_file
 from model.soundness import not_finite
 from training.embeddings import extract
+from training.white_levels import is_16_bit
 
 __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_picture"]
 
@@ -104,15 +107,18 @@ class EmbeddingCache:
         *,
         device: torch.device,
         precision: str,
+        white_level: int | None = None,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> CachedEmbeddings:
         """The embeddings of ``paths`` in their order; pictures that were not seen before are embedded and kept.
+
+        ``white_level`` is the one that ``read`` uses: the same 16-bit image has other embeddings with another one.
 
         Raises:
             ConfigurationError: a file cannot be written, as on a full disk.
             DatasetError: a picture cannot be read.
         """
-        files = [self._file_of(path) for path in paths]
+        files = [self._file_of(path, white_level) for path in paths]
         # Of pictures with the same bytes one is enough. What is damaged, as after a power cut, is missing too.
         missing = {file: path for file, path in zip(files, paths, strict=True) if _shape(file) is None}
         on_progress(len(paths) - len(missing))
@@ -129,9 +135,10 @@ class EmbeddingCache:
                 raise _changed(file)
         return CachedEmbeddings(files)
 
-    def _file_of(self, path: Path) -> Path:
+    def _file_of(self, path: Path, white_level: int | None) -> Path:
         digest = digest_picture(path)
-        return self.folder / digest[:2] / f"{digest}.npy"
+        scale = f"-{white_level or FULL_SCALE}" if is_16_bit(path) else ""
+        return self.folder / digest[:2] / f"{digest}{scale}.npy"
 
     def _write(self, path: Path, write: Callable[[Path], object]) -> None:
         try:

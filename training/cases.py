@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from skimage.segmentation import find_boundaries
 
+from model.deep_image import FULL_SCALE
 from model.overlay import overlay
 from training.datasets import read_picture
 from training.evaluation import Outcome, judgement
@@ -77,7 +78,7 @@ def _score(outcome: Outcome) -> float:
 
 def _case(outcome: Outcome) -> Case:
     sample, found = outcome.sample, judgement(outcome.routed)
-    picture = _reduced(read_picture(sample.path))
+    picture = _reduced(read_picture(sample.path, white_level=outcome.routed.white_level or FULL_SCALE))
     shown = overlay(picture, outcome.routed)
     if sample.masks:
         shown[find_boundaries(read_mask(sample.masks, *picture.shape[:2]), mode="outer")] = _OUTLINE

@@ -60,13 +60,15 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is kept of a decoded image: upright size in pixels, whether it is grey, of one colour, cut off; a digest."""
+    """What is kept of a decoded image: upright size in pixels, whether it is grey, of one colour, cut off, of over
+    8 bits; a digest."""
 
     width: int
     height: int
     is_grey: bool
     is_constant: bool
     is_cut_off: bool
+    is_deep: bool
     digest: bytes
 
 
@@ -118,7 +120,7 @@ def _look(path: Path) -> Look | str:
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     values = np.asarray(image)
     if is_deep and image.mode in _ALWAYS_8_BIT:  # Pillow left out half of each value
-        return Look(image.width, image.height, False, False, False, _digest(data))
+        return Look(image.width, image.height, False, False, False, is_deep, _digest(data))
     if image.mode == "RGB" and _is_grey(values):
         values = values[..., 0]  # grey that is stored as RGB is the same image
     return Look(
@@ -127,6 +129,7 @@ def _look(path: Path) -> Look | str:
         is_grey=values.ndim == 2 or image.mode == "LA",
         is_constant=bool((values == values[0, 0]).all()),
         is_cut_off=is_cut_off(data, values),
+        is_deep=is_deep,
         digest=_digest(f"{values.shape}{values.dtype}".encode() + values.tobytes()),
     )
 
@@ -162,6 +165,15 @@ def warn_of_looks(looks: dict[Path, Look], concerns: Concern, warnings: WarningL
         concerns, f"{kind} that are much larger or smaller than most", odd,
         "Details differ in sharpness; take all images at one resolution.",
     )  # fmt: skip
+    deep = Counter(each.is_deep for each in looks.values())
+    if len(deep) == 2:
+        rare = deep[True] < deep[False]
+        title = "16-bit images among 8-bit ones" if rare else "8-bit images among 16-bit ones"
+        odd = [path for path, each in looks.items() if each.is_deep == rare]
+        warnings.add(
+            concerns, f"{title} ({concerns})", odd,
+            "Their brightness may differ by what each takes for white; save all images with one depth.",
+        )  # fmt: skip
     grey = Counter(each.is_grey for each in looks.values() if not each.is_constant)
     if len(grey) == 2:
         rare = grey[True] < grey[False]

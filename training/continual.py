@@ -26,7 +26,7 @@ from training.cache import EmbeddingCache, digest_picture
 from training.calibrate import HeldOutScores, cross_fit, cross_fitted_distances, score_held_out, split
 from training.config import Preset
 from training.data_warnings import tell
-from training.datasets import Category, load_categories, read_picture
+from training.datasets import Category, load_categories
 from training.embeddings import Embeddings, EmbeddingStore
 from training.journal import HISTORY, Journal, exclusive, side_file
 from training.product_folders import checked_name
@@ -34,6 +34,7 @@ from training.report import Reporter
 from training.resume import ResumableFit
 from training.save import save_task, task_info
 from training.task import TaskTrainer, task_seed
+from training.white_levels import Reader, find_white_level
 
 __all__ = ["ContinualTrainer", "train_tasks"]
 
@@ -202,11 +203,12 @@ class ContinualTrainer:
         first = shared.config.flow.starts_base(index)
         if first and self.path.exists():
             shared = dataclasses.replace(shared, base=self._new_base(shared.config).to(self.device))
-        fingerprint = self._fingerprint(category, shared)
+        white = find_white_level(category.name, category.train, shared.backbone.preprocessing, self.reporter.line)
+        fingerprint = self._fingerprint(category, shared, white)
         parts = split(category.name, len(category.train), self.training)
         fitting = ResumableFit(self._state_path, self.reporter)
         make_trainer = functools.partial(self._trainer, shared.config, first)
-        with self._embed(category, shared) as store:
+        with self._embed(category, shared, white) as store:
             held_out = HeldOutScores()
             if parts.is_cross_fitted:
                 self.reporter.line(
@@ -229,7 +231,7 @@ class ContinualTrainer:
             len(ALTERATIONS) * len(chosen_pictures(len(category.train))),
         ) as phase:
             changes = descriptor_changes(
-                shared.features, category.train, descriptors, read_picture, device=self.device,
+                shared.features, category.train, descriptors, Reader(white), device=self.device,
                 precision=self.precision, on_progress=phase.advance,
             )  # fmt: skip
         prototype = Prototype.fit(descriptors, shared.config.router, changes)
@@ -242,7 +244,7 @@ class ContinualTrainer:
         profile = profile_tensors(prototype, values)
         own_base = shared.base if shared.config.flow.sharing == "separated" else None
         expert = expert_tensors(trainer.expert, shared.config.expert_dtype, own_base)
-        info = task_info(category.name, index, parts, self.training, values, profile, expert)
+        info = task_info(category.name, index, parts, self.training, values, profile, expert, white)
         save_task(self.path, self.preset.name, shared.config, shared.backbone, shared.base, info, profile, expert)
         fitting.forget()
         self._folds_path.unlink(missing_ok=True)
@@ -269,7 +271,7 @@ class ContinualTrainer:
         known = self.known()
         return known.index(name) if name in known else len(known)
 
-    def _fingerprint(self, category: Category, shared: _Shared) -> str:
+    def _fingerprint(self, category: Category, shared: _Shared, white_level: int | None) -> str:
         """Of everything that what is kept of an unfinished task depends on, by content."""
         digest = hashlib.sha256()
         base = "" if not self.path.exists() else Checkpoint.open(self.path).header.base_sha256
@@ -280,6 +282,7 @@ class ContinualTrainer:
             self.training.model_dump_json(),
             base,
             self.precision,
+            white_level,
         ):
             digest.update(f"{part}\n".encode())
         digest.update(digest_tensors(shared.backbone.net.state_dict()).encode())
@@ -287,14 +290,14 @@ class ContinualTrainer:
             digest.update(os.fsencode(path.name) + bytes.fromhex(digest_picture(path)))
         return digest.hexdigest()
 
-    def _embed(self, category: Category, shared: _Shared) -> Embeddings:
+    def _embed(self, category: Category, shared: _Shared, white_level: int | None) -> Embeddings:
         with self.reporter.phase(f"{category.name}: embeddings", len(category.train)) as phase:
             if shared.cache is not None:
                 return shared.cache.embed(
-                    shared.features, category.train, read_picture, device=self.device, precision=self.precision,
-                    on_progress=phase.advance,
+                    shared.features, category.train, Reader(white_level), device=self.device, precision=self.precision,
+                    white_level=white_level, on_progress=phase.advance,
                 )  # fmt: skip
             return EmbeddingStore.compute(
-                shared.features, category.train, read_picture, device=self.device, precision=self.precision,
+                shared.features, category.train, Reader(white_level), device=self.device, precision=self.precision,
                 folder=self.path.parent, on_progress=phase.advance,
             )  # fmt: skip

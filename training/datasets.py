@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from model.deep_image import FULL_SCALE
 from model.errors import DatasetError, ImageError
 from model.file_names import as_line
 from model.picture import open_for_model, open_rgb
@@ -138,13 +139,14 @@ def with_warnings(category: Category, checked: Checked) -> Category:
     return replace(category, warnings=(*category.warnings, *checked.warnings))
 
 
-def read_picture(path: Path, side: int | None = None) -> np.ndarray:
+def read_picture(path: Path, side: int | None = None, *, white_level: int = FULL_SCALE) -> np.ndarray:
     """Decode one image to RGB, ``(height, width, 3)`` uint8. ``DatasetError`` if it cannot be.
 
-    With the ``side`` of the model's input, it is decoded exactly as the service does, large JPEGs reduced.
+    With the ``side`` of the model's input, it is decoded exactly as the service does, at that size, and 16-bit values
+    are uint16; else 0…``white_level`` of them becomes 0…255.
     """
     try:
-        return open_rgb(path) if side is None else open_for_model(path, side).pixels
+        return open_rgb(path, white_level=white_level) if side is None else open_for_model(path, side).pixels
     except ImageError as error:
         raise DatasetError(str(error)) from error
 

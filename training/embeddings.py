@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from model.errors import BackboneError, ConfigurationError
-from model.features import FeatureExtractor, stack_images
+from model.features import FeatureExtractor, as_levels, stack_images
 from model.runtime import autocast
 from model.soundness import not_finite
 from model.threads import helper_threads
@@ -154,7 +154,7 @@ def extract(
     starts = range(0, len(paths), EXTRACTION_BATCH)
     batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
     with ThreadPoolExecutor(helper_threads()) as pool:
-        decoded = _ahead(pool, batches, lambda path: resize(read(path, side)))
+        decoded = _ahead(pool, batches, lambda path: as_levels(read(path, side), resize))
         for start, images in zip(starts, decoded, strict=True):
             with torch.inference_mode(), autocast(device, precision):
                 values = features(stack_images(images, resize, device)).to("cpu")

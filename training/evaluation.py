@@ -14,6 +14,7 @@ from statistics import fmean
 import numpy as np
 
 from model.detector import Detector
+from model.file_names import as_line
 from model.results import Prediction
 from model.threads import helper_threads
 from training.aupro import FPR_LIMIT
@@ -99,6 +100,7 @@ def evaluate(
     for category in categories:
         with reporter.phase(category.name, len(category.test)) as phase:
             outcomes = list(_outcomes(detector, category, batch_size, phase.advance))
+        _tell_misfits(category.name, outcomes, reporter)
         measured.append(measure(category.name, outcomes, seed=_seed(detector, category.name)))
         evaluation = _summed_up(detector, categories, measured)
         keep(evaluation, measured)
@@ -156,6 +158,16 @@ def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
         ),
         outcomes=tuple(outcomes),
     )
+
+
+def _tell_misfits(name: str, outcomes: Sequence[Outcome], reporter: Reporter) -> None:
+    """One line about images that do not fit the range of values that their product was learned with."""
+    odd = [outcome for outcome in outcomes if outcome.named.warnings]
+    if odd:
+        reporter.line(
+            f"{name}: {len(odd)} of {len(outcomes)} test images do not fit what was learned; "
+            f"{as_line(odd[0].sample.path)}: {odd[0].named.warnings[0]}"
+        )
 
 
 def _outcomes(

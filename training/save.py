@@ -20,7 +20,14 @@ __all__ = ["save_task", "task_info"]
 
 
 def task_info(
-    name: str, index: int, parts: Split, training: TrainingConfig, held_out: Tensors, profile: Tensors, expert: Tensors
+    name: str,
+    index: int,
+    parts: Split,
+    training: TrainingConfig,
+    held_out: Tensors,
+    profile: Tensors,
+    expert: Tensors,
+    white_level: int | None = None,
 ) -> TaskInfo:
     """The record of a task: ``held_out`` calibrates it, ``profile`` and ``expert`` are its sections.
 
@@ -47,6 +54,7 @@ def task_info(
         threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
         pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
         parameters=sum(value.numel() for section in (profile, expert) for value in section.values()),
+        white_level=white_level,
         profile_sha256=digest_tensors(profile),
         sha256=digest_tensors(expert),
     )

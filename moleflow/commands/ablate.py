@@ -14,6 +14,7 @@ from moleflow.commands.options import (
     Device,
     Epochs,
     ImageSize,
+    MaxPixels,
     Plugin,
     PrecisionName,
     PrecisionOption,
@@ -66,6 +67,7 @@ def ablate(
     seed: Seed = 0,
     cache: Cache = None,
     strict: Strict = False,
+    max_pixels: MaxPixels = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
@@ -79,6 +81,7 @@ def ablate(
 
     from model.backbone import import_plugin
     from model.outputs import check_output, write_text
+    from model.picture import MAX_PIXELS, limit_pixels
     from model.threads import configure_threads
     from training.ablation import Ablation
     from training.config import preset as find_preset
@@ -87,6 +90,7 @@ def ablate(
     from training.study_table import StudyTable
 
     configure_threads()
+    limit_pixels(max_pixels or MAX_PIXELS)
     if markdown is not None:
         check_output("the table", markdown)  # better told now than after the training
     if plugin:

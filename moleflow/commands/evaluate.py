@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moleflow.commands.options import CheckpointArgument, Device, Plugin, PrecisionName, PrecisionOption, Strict
+from moleflow.commands.options import (
+    CheckpointArgument,
+    Device,
+    MaxPixels,
+    Plugin,
+    PrecisionName,
+    PrecisionOption,
+    Strict,
+)
 
 if TYPE_CHECKING:
     from model.detector import Detector
@@ -44,6 +52,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass through the model.")] = 8,
     strict: Strict = False,
+    max_pixels: MaxPixels = None,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
@@ -57,6 +66,7 @@ def evaluate(
     from model.backbone import import_plugin
     from model.detector import Detector
     from model.outputs import check_output
+    from model.picture import MAX_PIXELS, limit_pixels
     from model.threads import configure_threads
     from training.evaluation import evaluate as measure
     from training.forgetting import check_sequence, continual_figures
@@ -64,6 +74,7 @@ def evaluate(
     from training.selection import load_test_categories
 
     configure_threads()
+    limit_pixels(max_pixels or MAX_PIXELS)
     for what, path in (("the figures", json), ("the report", report)):
         if path:  # better told now than after the measurement
             check_output(what, path, inputs=(checkpoint, *(history or ())))

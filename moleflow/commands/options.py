@@ -21,6 +21,7 @@ __all__ = [
     "Epochs",
     "FalseAlarmRate",
     "ImageSize",
+    "MaxPixels",
     "Plugin",
     "PrecisionName",
     "PrecisionOption",
@@ -68,6 +69,13 @@ ImageSize = Annotated[int | None, typer.Option(min=32, help="Side of the model's
 Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Pictures a step.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-pixels", min=1, envvar="MOLEFLOW_MAX_PIXELS", show_envvar=True,
+        help="Largest image that is read, in pixels; the service has the same limit. [default: 40000000]",
+    ),
+]  # fmt: skip
 Strict = Annotated[
     bool, typer.Option("--strict", help="Make every warning about the images and masks an error, before any work.")
 ]

@@ -14,6 +14,7 @@ from moleflow.commands.options import (
     CheckpointArgument,
     Device,
     FalseAlarmRate,
+    MaxPixels,
     Plugin,
     PrecisionName,
     PrecisionOption,
@@ -59,6 +60,7 @@ def predict(
     false_alarm_rate: FalseAlarmRate = None,
     unknown_limit: UnknownLimit = None,
     map_: Annotated[MapName, typer.Option("--map", help="With --json: the anomaly map too, in base64.")] = MapName.NONE,
+    max_pixels: MaxPixels = None,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
@@ -72,10 +74,12 @@ def predict(
     from model.detector import Detector
     from model.names import find_named
     from model.outputs import check_output_folder
+    from model.picture import MAX_PIXELS, limit_pixels
     from model.threads import configure_threads
     from training.report import Reporter
 
     configure_threads()
+    limit_pixels(max_pixels or MAX_PIXELS)
     if save_overlay is not None:
         check_output_folder("the folder of overlays", save_overlay)  # better told now than after the first batch
         _check_apart(save_overlay, images)
@@ -143,7 +147,6 @@ def _jobs(
 
     from model.errors import ImageError
     from model.outputs import reason
-    from model.picture import MAX_PIXELS
     from model.regular_file import read_regular_file
     from service.decode import decode
     from service.inference import judge
@@ -154,7 +157,7 @@ def _jobs(
         started = perf_counter()
         try:
             data = read_regular_file(image.path, MAX_FILE_BYTES)
-            decoded = decode(data, detector.preprocessing, max_pixels=MAX_PIXELS)
+            decoded = decode(data, detector.preprocessing)
         except OSError as error:
             problems(image.path, f"cannot be read: {reason(error)}.")
         except ImageError as error:
@@ -188,6 +191,8 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
         print(json.dumps({"path": as_text(path)} | answer), flush=True)
         return
     found, name = job.finding, as_line(path)
+    for warning in found.warnings:
+        print(f"warning: {name}: {warning}", file=sys.stderr)
     if isinstance(found, Refusal):
         nearest = found.candidates[0]
         print(

@@ -13,6 +13,7 @@ from moleflow.commands.options import (
     Device,
     Epochs,
     ImageSize,
+    MaxPixels,
     Plugin,
     PrecisionName,
     PrecisionOption,
@@ -66,6 +67,7 @@ def train(
         bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
     ] = False,
     strict: Strict = False,
+    max_pixels: MaxPixels = None,
     cache: Cache = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
@@ -78,6 +80,7 @@ def train(
     from model.backbone import import_plugin
     from model.checkpoint import Checkpoint
     from model.errors import ConfigurationError
+    from model.picture import MAX_PIXELS, limit_pixels
     from model.threads import configure_threads
     from training.config import preset as find_preset
     from training.continual import train_tasks
@@ -86,6 +89,7 @@ def train(
     from training.report import Reporter
 
     configure_threads()
+    limit_pixels(max_pixels or MAX_PIXELS)
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()

@@ -67,7 +67,7 @@ def test_a_process_decodes_to_the_same_bits(decoders: Decoders, kind: str) -> No
 
 
 def test_whole_images_come_too(decoders: Decoders) -> None:
-    assert np.array_equal(decoders.open_rgb(SLOW), open_rgb(SLOW))
+    assert np.array_equal(decoders.open_rgb(SLOW, 65_535), open_rgb(SLOW))
 
 
 def test_errors_come_as_they_were_raised(decoders: Decoders) -> None:
@@ -82,7 +82,7 @@ def test_many_threads_share_the_processes(decoders: Decoders) -> None:
     found: dict[int, np.ndarray] = {}
 
     def work(index: int) -> None:
-        found[index] = decoders.open_rgb(encoded(images[index]))
+        found[index] = decoders.open_rgb(encoded(images[index]), 65_535)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(12)]
     for thread in threads:

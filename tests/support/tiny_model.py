@@ -139,8 +139,12 @@ def tiny_checkpoint(
     names: tuple[str, ...] = ("bolt", "nut", "gear"),
     config: ModelConfig | None = None,
     typical_ground: float = TYPICAL_GROUND,
+    white_levels: tuple[int | None, ...] = (),
 ) -> Checkpoint:
-    """Write a checkpoint whose router knows the pictures of products 0, 1, …, and whose experts are random."""
+    """Write a checkpoint whose router knows the pictures of products 0, 1, …, and whose experts are random.
+
+    ``white_levels`` are what the products record, as if these pictures had been of 16 bits.
+    """
     import_plugin(str(PLUGIN))
     config = config or tiny_config()
     backbone = Backbone.pretrained(config.backbone)
@@ -175,6 +179,7 @@ def tiny_checkpoint(
                 threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
                 pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
                 parameters=sum(value.numel() for part in both for value in part.values()),
+                white_level=white_levels[index] if white_levels else None,
                 profile_sha256=digest_tensors(both[0]),
                 sha256=digest_tensors(both[1]),
             )
