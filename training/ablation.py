@@ -22,9 +22,9 @@ from pydantic import BaseModel, ConfigDict
 from model.backbone import Backbone
 from model.checkpoint import Checkpoint, digest_tensors
 from model.config import ModelConfig
-from model.errors import ConfigurationError, DatasetError, DuplicateTaskError
+from model.errors import DatasetError, DuplicateTaskError
 from model.features import FeatureExtractor
-from model.outputs import check_output_folder, reason, write_text
+from model.outputs import check_output_folder, write_text
 from model.regular_file import read_regular_file
 from model.runtime import resolve_device, resolve_precision
 from training.cache import CachedEmbeddings, EmbeddingCache, digest_picture
@@ -34,7 +34,7 @@ from training.continual import train_tasks
 from training.data_warnings import tell
 from training.datasets import Category, load_categories
 from training.journal import HISTORY, side_file
-from training.report import Reporter
+from training.report import Reporter, epoch_seconds
 from training.selection import checked_for_testing
 from training.studies import STUDIES, Row, Study, rows_for
 from training.white_levels import Reader
@@ -190,7 +190,7 @@ class Ablation:
             at_end=at_end,
             parameters=tuple(task.parameters for task in checkpoint.header.tasks),
             base_parameters=checkpoint.section_parameters().get("base", 0),
-            train_seconds=_train_seconds(side_file(checkpoint.path, HISTORY)),
+            train_seconds=epoch_seconds(side_file(checkpoint.path, HISTORY)),
             finished_at=datetime.now(UTC),
             environment={
                 "torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": str(self.device),
@@ -285,26 +285,6 @@ def _digest_category(category: Category) -> str:
         marked = "+".join(digest_picture(mask) for mask in masks)
         digest.update(f"{kind}|{path.name}|{digest_picture(path)}|{marked}\n".encode())
     return digest.hexdigest()
-
-
-def _train_seconds(history: Path) -> float:
-    """Seconds of all epochs, each counted once, whatever interruptions lay between them; no embedding, no saving."""
-    seconds: dict[tuple[str, int], float] = {}
-    try:
-        lines = read_regular_file(history).decode("utf-8", "replace").splitlines()
-    except OSError as error:
-        raise ConfigurationError(
-            f"the history {str(history)!r} cannot be read ({reason(error)}), so how long training took is not known; "
-            "remove its folder to train the row anew."
-        ) from error
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            if entry["event"] == "epoch":
-                seconds[entry["name"], entry["epoch"]] = float(entry["seconds"])
-        except (ValueError, KeyError, TypeError):
-            continue  # a kill cut this line off
-    return round(sum(seconds.values()), 3)
 
 
 def _write(path: Path, value: BaseModel) -> None:

@@ -4,6 +4,7 @@ Every file is decoded once, a few at a time; of each image only its size, kind a
 """
 
 import hashlib
+import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,9 +14,10 @@ from statistics import median
 from typing import TypeVar
 
 import numpy as np
+from PIL import Image
 
 from model.errors import DatasetError, ImageError
-from model.picture import has_deep_values, open_image, open_rgb
+from model.picture import has_deep_values, open_image, open_rgb, picture_format
 from model.threads import helper_threads
 from training.completeness import is_cut_off
 from training.data_warnings import Concern, DataWarning, WarningList
@@ -60,8 +62,7 @@ class Checked:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What is kept of a decoded image: upright size in pixels, whether it is grey, of one colour, cut off, of over
-    8 bits; a digest."""
+    """What is kept of a decoded image: its upright size in pixels, what there is to say of it, and a digest."""
 
     width: int
     height: int
@@ -69,6 +70,7 @@ class Look:
     is_constant: bool
     is_cut_off: bool
     is_deep: bool
+    has_more_frames: bool
     digest: bytes
 
 
@@ -120,7 +122,7 @@ def _look(path: Path) -> Look | str:
         image = image.convert("RGBA" if image.mode == "PA" or "transparency" in image.info else "RGB")
     values = np.asarray(image)
     if is_deep and image.mode in _ALWAYS_8_BIT:  # Pillow left out half of each value
-        return Look(image.width, image.height, False, False, False, is_deep, _digest(data))
+        return Look(image.width, image.height, False, False, False, True, _has_more_frames(data), _digest(data))
     if image.mode == "RGB" and _is_grey(values):
         values = values[..., 0]  # grey that is stored as RGB is the same image
     return Look(
@@ -130,8 +132,17 @@ def _look(path: Path) -> Look | str:
         is_constant=bool((values == values[0, 0]).all()),
         is_cut_off=is_cut_off(data, values),
         is_deep=is_deep,
+        has_more_frames=_has_more_frames(data),
         digest=_digest(f"{values.shape}{values.dtype}".encode() + values.tobytes()),
     )
+
+
+def _has_more_frames(data: bytes) -> bool:
+    """Whether a file holds several pages or frames. A second image in a JPEG is a preview, or for a stereo screen."""
+    if picture_format(data) == "JPEG":
+        return False
+    with Image.open(io.BytesIO(data)) as image:
+        return getattr(image, "n_frames", 1) > 1
 
 
 def _digest(data: bytes) -> bytes:
@@ -144,45 +155,46 @@ def in_threads(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Re
         return list(pool.map(work, items))
 
 
-def warn_of_looks(looks: dict[Path, Look], concerns: Concern, warnings: WarningList) -> None:
-    """Warn of images that are damaged, empty, or unlike the others."""
-    if not looks:
-        return
+def warn_of_looks(
+    looks: dict[Path, Look], concerns: Concern, warnings: WarningList, learned: dict[Path, Look] | None = None
+) -> None:
+    """Warn of images that are damaged, empty, or unlike most of the others, or of those ``learned`` if any are."""
     kind = f"{concerns} images"
-    cut = [path for path, each in looks.items() if each.is_cut_off]
-    warnings.add(concerns, f"{kind} that were cut off before their end", cut, "What is missing is grey; restore them.")
-    constant = [path for path, each in looks.items() if each.is_constant]
-    warnings.add(concerns, f"{kind} of one single colour", constant, "They show nothing; remove them.")
-    shape = median(each.width / each.height for each in looks.values())
+    meanings = {
+        "is_cut_off": ("that were cut off before their end", "What is missing is grey; restore them."),
+        "is_constant": ("of one single colour", "They show nothing; remove them."),
+        "has_more_frames": ("of several pages or frames", "The first alone is used; store one image a file."),
+    }
+    for field, (what, meaning) in meanings.items():
+        warnings.add(
+            concerns, f"{kind} {what}", [path for path, each in looks.items() if getattr(each, field)], meaning
+        )
+    usual, most = (learned, "most training images") if learned else (looks, "most")
+    if not usual:
+        return
+    shape = median(each.width / each.height for each in usual.values())
     odd = [path for path, each in looks.items() if _ratio(each.width / each.height, shape) > _SHAPE_TOLERANCE]
     warnings.add(
-        concerns, f"{kind} of other proportions than most", odd,
+        concerns, f"{kind} of other proportions than {most}", odd,
         "Each is squeezed to the model's square in its own way; cut them to one shape.",
     )  # fmt: skip
-    size = median(each.width * each.height for each in looks.values())
+    size = median(each.width * each.height for each in usual.values())
     odd = [path for path, each in looks.items() if _ratio(each.width * each.height, size) >= _SIZE_TOLERANCE]
     warnings.add(
-        concerns, f"{kind} that are much larger or smaller than most", odd,
+        concerns, f"{kind} that are much larger or smaller than {most}", odd,
         "Details differ in sharpness; take all images at one resolution.",
     )  # fmt: skip
-    deep = Counter(each.is_deep for each in looks.values())
-    if len(deep) == 2:
-        rare = deep[True] < deep[False]
-        title = "16-bit images among 8-bit ones" if rare else "8-bit images among 16-bit ones"
-        odd = [path for path, each in looks.items() if each.is_deep == rare]
-        warnings.add(
-            concerns, f"{title} ({concerns})", odd,
-            "Their brightness may differ by what each takes for white; save all images with one depth.",
-        )  # fmt: skip
-    grey = Counter(each.is_grey for each in looks.values() if not each.is_constant)
-    if len(grey) == 2:
-        rare = grey[True] < grey[False]
-        title = "grey images among colour ones" if rare else "colour images among grey ones"
-        odd = [path for path, each in looks.items() if each.is_grey == rare and not each.is_constant]
-        warnings.add(
-            concerns, f"{title} ({concerns})", odd,
-            "The missing or added colour looks like a defect; make all images of one kind.",
-        )  # fmt: skip
+    for is_so, yes, no, meaning in (
+        ("is_grey", "in grey", "in colour",
+         "The missing or added colour looks like a defect; make all images of one kind."),
+        ("is_deep", "of 16 bits", "of 8 bits",
+         "Their brightness may differ by what each takes for white; save all images with one depth."),
+    ):  # fmt: skip
+        counted = Counter(getattr(each, is_so) for each in usual.values() if not each.is_constant)
+        mostly = counted[True] > counted[False]
+        odd = [path for path, each in looks.items() if getattr(each, is_so) != mostly and not each.is_constant]
+        unlike, like = (no, yes) if mostly else (yes, no)
+        warnings.add(concerns, f"{kind} {unlike} where {most} are {like}", odd if counted else [], meaning)
 
 
 def warn_of_leaks(train: dict[Path, Look], test: dict[Path, Look], concerns: Concern, warnings: WarningList) -> None:

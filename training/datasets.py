@@ -18,7 +18,18 @@ from model.file_names import as_line
 from model.picture import open_for_model, open_rgb
 from training.checks import Checked, check_training, refuse_unusable
 from training.data_warnings import Concern, DataWarning, WarningList
-from training.folders import SUFFIXES_LISTED, Leftover, Reason, child, folders, images, leftovers, what_is_in
+from training.folders import (
+    SUFFIXES_LISTED,
+    Leftover,
+    Reason,
+    child,
+    entries,
+    folders,
+    images,
+    is_folder,
+    leftovers,
+    what_is_in,
+)
 from training.layouts import Files, layout_of, mvtec_files, plain_files, visa_files, visa_listed
 from training.product_folders import checked_name, folders_by_name, product_folder
 from training.samples import Layout, Sample, is_good
@@ -39,8 +50,10 @@ __all__ = [
 _DEPTH_OF_PRODUCTS = 3
 """How many folders lie at most between a product's folder and one that images are in (``Data/Images/Normal``)."""
 
-_PARTS = frozenset({"train", "test", "ground_truth", "validation", "data"})
+_PARTS = frozenset({"train", "test", "ground_truth", "validation"})
 """Folders that a product's folder holds, as far as they are read, or known from published data."""
+
+_VISA_IMAGES = ["data", "images"]
 
 _TEST_FOLDERS = frozenset({"test", "ground_truth", "anomaly", "masks"})
 """What lies in these concerns testing alone."""
@@ -98,16 +111,16 @@ def discover(root: Path) -> tuple[str, ...]:
 
 def passed_over(root: Path) -> list[DataWarning]:
     """What ``discover`` passes over though there are images in it: folders without a layout, and single files."""
-    warnings = WarningList(root, root.name)
+    warnings = WarningList(root, root.resolve().name)
     others = [folder for folder in folders(root) if layout_of(folder) is None]
-    missed = [
-        folder for folder in others if any(each.reason is Reason.DEEPER for each in leftovers(folder, (), [folder]))
-    ]
+    missed = [folder for folder in others if any(each.is_image for each in leftovers(folder, (), [folder]))]
     warnings.add(
         "training", "folders with images that are no products", missed,
         "They are left out; a product's folder holds train/good (MVTec AD), Data/Images (VisA), or images directly.",
     )  # fmt: skip
     warnings.add("training", "images beside the products", images(root), "They are left out.")
+    lost = [path for path in entries(root) if path.is_symlink() and not path.exists()]
+    warnings.add("training", "links beside the products that lead nowhere", lost, "Restore what they point to.")
     return warnings.found
 
 
@@ -156,7 +169,7 @@ def _find(root: Path, name: str) -> Category:
     name = checked_name(name)
     _refuse_product(root)
     folder = product_folder(root, name)
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise DatasetError(f"There is no folder {folder}, where product {name!r} should be. {what_is_in(root)}")
     warnings = WarningList(root, name)
     layout = layout_of(folder)
@@ -182,7 +195,7 @@ def _find(root: Path, name: str) -> Category:
         source = child(folder, "train") / "good" if layout is Layout.MVTEC else folder / "Data/Images/Normal"
         raise DatasetError(
             f"{source} holds no good images to train on; put some there, ending in {SUFFIXES_LISTED}. "
-            f"{what_is_in(source if source.is_dir() else source.parent)}"
+            f"{what_is_in(source if is_folder(source) else source.parent)}"
         )
     _warn_of_leftovers(folder, files, warnings)
     _warn_of_labels(files, warnings)
@@ -239,8 +252,8 @@ def _refuse_product(root: Path) -> None:
     """``DatasetError`` when ``root``, where one folder a product should be, is a product or a part of one."""
     here = root.resolve()
     for product in (here, *here.parents[:_DEPTH_OF_PRODUCTS]):
-        inside = here.relative_to(product).parts
-        if (not inside or inside[0].casefold() in _PARTS) and _is_marked_product(product):
+        inside = [part.casefold() for part in here.relative_to(product).parts]
+        if (not inside or inside[0] in _PARTS or inside[:2] == _VISA_IMAGES) and _is_marked_product(product):
             what = "is a product itself" if not inside else f"lies inside the product {product}"
             raise DatasetError(
                 f"{root} {what}; give the folder that holds the products, {product.parent}, and name the product: "
@@ -251,4 +264,4 @@ def _refuse_product(root: Path) -> None:
 def _is_marked_product(folder: Path) -> bool:
     """Whether a folder has the layout of MVTec AD or VisA down to its good images."""
     visa = child(child(child(folder, "Data"), "Images"), "Normal")
-    return visa.is_dir() or any(is_good(each.name) for each in folders(child(folder, "train")))
+    return is_folder(visa) or any(is_good(each.name) for each in folders(child(folder, "train")))

@@ -17,8 +17,10 @@ __all__ = [
     "Leftover",
     "Reason",
     "child",
+    "entries",
     "folders",
     "images",
+    "is_folder",
     "leftovers",
     "naturally",
     "what_is_in",
@@ -53,6 +55,13 @@ class Reason(StrEnum):
     BARRED = "folders that cannot be listed"
 
 
+_UNREAD_SUFFIXES = frozenset(
+    {".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".tga", ".pgm", ".ppm", ".pbm", ".pnm", ".psd", ".dng", ".cr2",
+     ".nef", ".arw", ".raw", ".exr", ".dcm"}
+)  # fmt: skip
+"""How image files end that are not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Leftover:
     """Something in a product's folder that is not used; ``place`` is the folder that it is told for."""
@@ -61,21 +70,31 @@ class Leftover:
     place: Path
     path: Path
 
+    @property
+    def is_image(self) -> bool:
+        """Whether it is one by its name, be it of a kind that is not read."""
+        return self.path.suffix.lower() in SUFFIXES | _UNREAD_SUFFIXES
+
 
 def images(folder: Path) -> tuple[Path, ...]:
     """The image files directly inside a folder, in natural order; none when there is no such folder."""
-    return tuple(path for path in _visible(folder) if path.suffix.lower() in SUFFIXES and _holds(path.is_file))
+    return tuple(path for path in entries(folder) if path.suffix.lower() in SUFFIXES and _holds(path.is_file))
 
 
 def folders(folder: Path) -> tuple[Path, ...]:
     """The folders directly inside a folder, in natural order; none when there is no such folder."""
-    return tuple(path for path in _visible(folder) if _holds(path.is_dir))
+    return tuple(path for path in entries(folder) if is_folder(path))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is such a folder; not where a folder above bars the question."""
+    return _holds(path.is_dir)
 
 
 def child(folder: Path, name: str) -> Path:
     """The folder called ``name`` inside ``folder``; where it is only there in other capitals, that one."""
     exact = folder / name
-    if exact.is_dir():
+    if is_folder(exact):
         return exact
     return next((each for each in folders(folder) if each.name.casefold() == name.casefold()), exact)
 
@@ -87,9 +106,9 @@ def naturally(items: Iterable[Item], name: Callable[[Item], str]) -> tuple[Item,
 
 def what_is_in(folder: Path) -> str:
     """For error messages: the names inside a folder, or which of its parents is missing."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return f"There is no folder {folder}."
-    names = [as_line(path.name) + ("/" if path.is_dir() else "") for path in _visible(folder)]
+    names = [as_line(path.name) + ("/" if is_folder(path) else "") for path in entries(folder)]
     if not names:
         return f"{folder} is empty."
     more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
@@ -108,13 +127,13 @@ def leftovers(product: Path, used: Collection[Path], read: Collection[Path]) -> 
         folder, above = pending.pop()
         place = folder if folder in read else above
         try:
-            entries = naturally(folder.iterdir(), attrgetter("name"))
+            inside = naturally(folder.iterdir(), attrgetter("name"))
         except OSError:
             yield Leftover(Reason.BARRED, folder, folder)
             continue
         below: list[tuple[Path, Path | None]] = []
-        for path in entries:
-            if _holds(path.is_dir):
+        for path in inside:
+            if is_folder(path):
                 if path.is_symlink() and path not in followed:
                     yield Leftover(Reason.LINKED_FOLDER, place or folder, path)
                 elif not path.name.startswith("."):
@@ -152,9 +171,9 @@ def _holds(asks_the_disk: Callable[[], bool]) -> bool:
         return False
 
 
-def _visible(folder: Path) -> tuple[Path, ...]:
+def entries(folder: Path) -> tuple[Path, ...]:
     """Everything directly inside a folder that is not hidden, in natural order. ``DatasetError`` if it is barred."""
-    if not folder.is_dir():
+    if not is_folder(folder):
         return ()
     try:
         return naturally((path for path in folder.iterdir() if not path.name.startswith(".")), attrgetter("name"))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from model.errors import DatasetError
 from training.data_warnings import WarningList
-from training.folders import child, folders, images, naturally
+from training.folders import child, folders, images, is_folder, naturally
 from training.samples import Layout, Sample, is_good
 from training.visa_table import VisaRow
 
@@ -50,9 +50,9 @@ class Files:
 
 def layout_of(folder: Path) -> Layout | None:
     """Which layout a product's folder has, or ``None``."""
-    if child(folder, "train").is_dir():
+    if is_folder(child(folder, "train")):
         return Layout.MVTEC
-    if _visa_images(folder).is_dir():
+    if is_folder(_visa_images(folder)):
         return Layout.VISA
     return Layout.FOLDER if images(folder) else None
 

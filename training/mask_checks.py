@@ -21,6 +21,9 @@ _SHAPE_TOLERANCE = 0.02
 _ORIENTATION = 0x0112
 """EXIF and TIFF tag of the camera's orientation (EXIF 2.32, section 4.6.4); 1 is upright."""
 
+_QUARTERS = frozenset({5, 6, 7, 8})
+"""Those that make rows of columns."""
+
 _TRAIT_MEANINGS = {
     Trait.SOFT: "They are cut in the middle between black and their brightest level; store 0 and 255 alone.",
     Trait.NO_BLACK: "Index 0 is taken for unmarked, whatever its colour; give what is unmarked the colour black.",
@@ -46,9 +49,10 @@ def check_testing(
     """
     warnings = WarningList(root, name)
     looks, problems = look_at([sample.path for sample in test])
-    warn_of_looks(looks, "testing", warnings)
+    learned = look_at(train)[0]
+    warn_of_looks(looks, "testing", warnings, learned)
     _warn_of_contradictions(looks, test, warnings)
-    warn_of_leaks(look_at(train)[0], looks, "testing", warnings)
+    warn_of_leaks(learned, looks, "testing", warnings)
     marked = [sample for sample in test if sample.masks and sample.path in looks]
     markings = in_threads(lambda sample: _marking(sample, looks[sample.path]), marked)
     _warn_of_markings({s.path: m for s, m in zip(marked, markings, strict=True) if isinstance(m, _Marking)}, warnings)
@@ -73,10 +77,15 @@ def _marking(sample: Sample, image: Look) -> _Marking | str:
             mask = decode_mask(path)
         except DatasetError as error:
             return str(error)
-        differs = _orientation(path) != _orientation(sample.path)
+        orientations = _orientation(path), _orientation(sample.path)
+        differs = orientations[0] != orientations[1]
         misfit = _misfit(path, mask.marked.shape, sample.path, image, differs)
         if misfit is not None:
             return misfit
+        if differs and (orientations[0] in _QUARTERS) != (orientations[1] in _QUARTERS):
+            # Lying across, it would not have fitted, unless the image is a square.
+            height, width = mask.marked.shape
+            differs = _has_proportions(height, width, image.width, image.height)
         union = mask.marked if union is None else union | resized_mask(mask.marked, *union.shape)
         traits, turned = traits | mask.traits, turned or differs
     return _Marking(0.0 if union is None else float(union.mean()), traits, turned)

@@ -21,9 +21,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from model.outputs import writing
+from model.errors import ConfigurationError
+from model.outputs import reason, writing
+from model.regular_file import read_regular_file
 
-__all__ = ["Phase", "Reporter"]
+__all__ = ["Phase", "Reporter", "epoch_seconds"]
 
 
 class Phase:
@@ -101,3 +103,23 @@ class Reporter:
         entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
         with writing("the history of training", self.history), self.history.open("a", encoding="utf-8") as file:
             file.write(json.dumps(entry) + "\n")
+
+
+def epoch_seconds(history: Path) -> float:
+    """Seconds of all epochs, each counted once, whatever interruptions lay between them; no embedding, no saving."""
+    seconds: dict[tuple[str, int], float] = {}
+    try:
+        lines = read_regular_file(history).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the history {str(history)!r} cannot be read ({reason(error)}), so how long training took is not known; "
+            "remove its folder to train the row anew."
+        ) from error
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            if entry["event"] == "epoch":
+                seconds[entry["name"], entry["epoch"]] = float(entry["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a kill cut this line off
+    return round(sum(seconds.values()), 3)

@@ -106,8 +106,27 @@ def test_training_images_unlike_the_others_are_told(bolt: Path) -> None:
     assert {kind: each.example for kind, each in found.items()} == {
         "training images of other proportions than most": "bolt/train/good/a.png",
         "training images that are much larger or smaller than most": "bolt/train/good/b.png",
-        "grey images among colour ones (training)": "bolt/train/good/c.png",
+        "training images in grey where most are in colour": "bolt/train/good/c.png",
     }
+
+
+def test_test_images_unlike_those_that_were_learned_are_told(bolt: Path) -> None:
+    for path in sorted((bolt / "test").rglob("*.png")):
+        with Image.open(path) as image:
+            write(path, image.convert("L").resize((64, 32)))
+    for path in (bolt / "ground_truth").rglob("*.png"):
+        path.unlink()
+    found = {kind: each.count for kind, each in warned_on_testing(bolt).items() if "training" in kind}
+    assert found == {
+        "testing images of other proportions than most training images": 7,
+        "testing images in grey where most training images are in colour": 7,
+    }
+
+
+def test_pages_that_are_not_read_are_told(bolt: Path) -> None:
+    path = write(bolt / "train" / "good" / "pages.tif", image_of(3), save_all=True, append_images=[image_of(4)])
+    only(warned_on_training(bolt), "training images of several pages or frames", 1, "bolt/train/good/pages.tif")
+    assert path.exists()
 
 
 def test_twelve_bit_images_in_sixteen_bits_are_not_taken_for_repeats(bolt: Path) -> None:
@@ -184,6 +203,15 @@ def test_a_mask_that_is_turned_otherwise_than_its_image_is_told_where_the_sides_
         1,
         "bolt/test/spot/200.png",
     )
+
+
+def test_a_mask_that_was_drawn_on_the_upright_image_is_fine(bolt: Path) -> None:
+    mask = Image.new("L", (32, 48))
+    mask.paste(255, (0, 0, 9, 9))
+    image = image_of(1).resize((48, 32))
+    write(bolt / "test" / "spot" / "200.png", image, **turned(image, 6))
+    write(mask_of(bolt), mask)
+    assert not [kind for kind in warned_on_testing(bolt) if "mask" in kind]
 
 
 def test_a_mask_that_is_turned_like_its_image_is_fine(bolt: Path) -> None:

@@ -414,11 +414,14 @@ def test_products_one_folder_deeper_are_pointed_at(whole: Path) -> None:
 def test_what_lies_beside_the_products_is_told(whole: Path) -> None:
     put(whole / "loose.png")
     put(whole / "old" / "batch" / "a.png")
+    put(whole / "phone" / "a.png").rename(whole / "phone" / "a.heic")
+    (whole / "bracket").symlink_to(whole / "unplugged" / "bracket")
     (whole / "split_csv").mkdir()
     (whole / "split_csv" / "1cls.csv").write_text("object,split,label,image,mask\n")
     found = {each.kind: (each.count, each.example) for each in passed_over(whole)}
     assert found == {
-        "folders with images that are no products": (1, "old"),
+        "folders with images that are no products": (2, "old"),
+        "links beside the products that lead nowhere": (1, "bracket"),
         "images beside the products": (1, "loose.png"),
     }
 
