@@ -11,6 +11,7 @@ Told apart by the folders that are there, whose names are taken in any capitals:
 - A plain folder of good images, ``PRODUCT/*.png``, ``*.jpg`` and so on: training only.
 """
 
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,10 +78,10 @@ def mvtec_files(folder: Path, warnings: WarningList) -> Files:
             files.good_masks += files.images_in(each)
             for below in folders(each):
                 files.good_masks += files.images_in(below)
-    defects = {each.name for each in (*folders(test), *folders(truth)) if not is_good(each.name)}
+    defects = {_composed(each.name) for each in (*folders(test), *folders(truth)) if not is_good(each.name)}
     empty = []
     for defect in naturally(defects, str):
-        samples = _with_masks(files, test / defect, truth / defect, defect)
+        samples = _with_masks(files, _spelled(test, defect), _spelled(truth, defect), defect)
         if not samples:
             empty.append(test / defect)
         files.bad += samples
@@ -116,6 +117,16 @@ def visa_listed(folder: Path, rows: Iterable[VisaRow]) -> Files:
     return files
 
 
+def _composed(name: str) -> str:
+    """A name in Unicode's form NFC: folders that macOS wrote spell an accent as a letter of its own."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _spelled(folder: Path, name: str) -> Path:
+    """The folder called ``name`` inside ``folder``, in whatever form of Unicode; it may be missing."""
+    return next((each for each in folders(folder) if _composed(each.name) == name), folder / name)
+
+
 def _visa_images(folder: Path) -> Path:
     return child(child(folder, "Data"), "Images")
 
@@ -137,10 +148,10 @@ def _with_masks(files: Files, pictures: Path, masks: Path, defect: str) -> list[
     paths = files.images_in(pictures)
     of_stem: dict[str, list[Path]] = {}
     for path in paths:
-        of_stem.setdefault(path.stem, []).append(path)
+        of_stem.setdefault(_composed(path.stem), []).append(path)
     masks_of: dict[Path, tuple[Path, ...]] = {}
-    single = [(each, (each,), each.stem) for each in files.images_in(masks)]
-    nested = [(each, files.images_in(each), each.name) for each in folders(masks)]
+    single = [(each, (each,), _composed(each.stem)) for each in files.images_in(masks)]
+    nested = [(each, files.images_in(each), _composed(each.name)) for each in folders(masks)]
     for source, found, name in (*single, *nested):
         if not found:
             continue

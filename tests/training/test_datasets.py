@@ -283,6 +283,16 @@ def test_a_folder_of_masks_that_names_no_image_is_refused(whole: Path, name: str
         load_category(whole, "nut")
 
 
+def test_images_and_masks_are_paired_in_either_form_of_unicode(whole: Path) -> None:
+    composed, decomposed = "rayé", "raye\u0301"
+    put(whole / "nut" / "test" / composed / f"{decomposed}.png")
+    mask = put(whole / "nut" / "ground_truth" / decomposed / f"{composed}_mask.png", 255)
+    assert [(each.defect, each.masks) for each in load_category(whole, "nut").test if each.defect == composed] == [
+        (composed, (mask,))
+    ]
+    assert warned(whole, "nut") == {}
+
+
 def test_one_mask_for_two_images_is_refused(whole: Path) -> None:
     put(whole / "nut" / "test" / "crack" / "000.jpg")
     with pytest.raises(DatasetError, match=r"is a mask of both .*000\.jpg and .*000\.png"):
