@@ -41,6 +41,7 @@ class MapName(StrEnum):
     NONE = "none"
     PNG = "png"
     NPY = "npy"
+    NPY16 = "npy16"
 
 
 def predict(
