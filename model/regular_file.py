@@ -27,7 +27,10 @@ def open_regular_file(path: Path) -> int:
 def read_regular_file(path: Path, limit: int | None = None) -> bytes:
     """The whole content of a file; ``OSError`` as ``open_regular_file``, and where it exceeds ``limit`` bytes."""
     with os.fdopen(open_regular_file(path), "rb") as file:
+        if limit is None:
+            return file.read()
         size = os.fstat(file.fileno()).st_size
-        if limit is not None and size > limit:
-            raise OSError(errno.EFBIG, f"it has {size:,} bytes, of at most {limit:,}", str(path))
-        return file.read()
+        data = b"" if size > limit else file.read(limit + 1)  # it may grow meanwhile
+        if max(size, len(data)) > limit:
+            raise OSError(errno.EFBIG, f"it has {max(size, len(data)):,} bytes, of at most {limit:,}", str(path))
+        return data

@@ -67,13 +67,16 @@ def _walk(
         elif (identity := _identity(path)) is None or identity not in seen:
             seen.add(identity)
             try:
-                pending.append(iter(_entries(path, overlay, suffixes)))
+                pending.append(_entries(path, overlay, suffixes))
             except OSError as error:
                 on_problem(path, f"the folder cannot be read: {reason(error)}.")
 
 
-def _entries(folder: Path, place: Path, suffixes: frozenset[str]) -> list[tuple[Path, Path, bool]]:
-    """The folders and images directly inside ``folder``: path, place of the overlay, and whether it is a folder."""
+def _entries(folder: Path, place: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, Path, bool]]:
+    """The folders and images directly inside ``folder``: path, place of the overlay, and whether it is a folder.
+
+    Its names are all read at once, paths are made one by one: they take ten times the memory.
+    """
     kinds: dict[str, bool] = {}
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -85,10 +88,10 @@ def _entries(folder: Path, place: Path, suffixes: frozenset[str]) -> list[tuple[
     images = [name for name, is_folder in kinds.items() if not is_folder]
     # Where a.png and a.jpg lie side by side, their whole names tell the overlays apart.
     whole = len({Path(name).stem.casefold() for name in images}) < len(images)
-    return [
+    return (
         (folder / name, place / (name if kinds[name] else _overlay_name(name, whole)), kinds[name])
         for name in sorted(kinds, key=natural_key)
-    ]
+    )
 
 
 def _is_folder(path: Path | str) -> bool:

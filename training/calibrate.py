@@ -27,6 +27,7 @@ from model.errors import DatasetError
 from model.merged import MergedExpert
 from model.network import Base
 from model.outputs import write_text
+from model.regular_file import read_regular_file
 from model.router import Prototype, Router
 from model.runtime import autocast, product_dtype
 from model.scoring import image_score, pixel_map
@@ -109,7 +110,7 @@ class _FoldJournal(BaseModel):
     def find(cls, path: Path, fingerprint: str) -> Self:
         """The journal at ``path`` if it belongs to the same task, else an empty one."""
         try:
-            found = cls.model_validate_json(path.read_bytes())
+            found = cls.model_validate_json(read_regular_file(path))
         except (FileNotFoundError, ValueError):
             return cls(fingerprint=fingerprint)
         return found if found.fingerprint == fingerprint else cls(fingerprint=fingerprint)
