@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
+from model.deep_image import FULL_SCALE
 from model.errors import OverloadedError, describe
 from model.names import find_named
 from model.results import Finding, Prediction
@@ -82,7 +83,7 @@ class Engine:
         self._idle.set()
         self._is_useless = asyncio.Event()
         self._decoder_check = DecoderCheck(
-            lambda data: _in_thread(self._waiting_for_decoders, lambda: self._decoders.open_rgb(data)),
+            lambda data: _in_thread(self._waiting_for_decoders, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
             self.health.decoding_tested,
         )
         metrics.watch(metrics.queue_length, lambda: len(self._batcher))
