@@ -155,16 +155,18 @@ class Health:
             return f"{work.what} has not ended within {work.limit_seconds * work.hopeless:g} s."
         return None
 
-    def why_not_ready(self) -> str | None:
-        """Why no images are taken; ``None`` when they are."""
+    def why_not_judging(self) -> str | None:
+        """Why no image is judged that has come as far as the model; ``None`` when it is."""
         if (reason := self.why_not_live() or self.stalled()) is not None:
             return reason
         if not self._loaded:
             return "The model is being loaded; try again in a few seconds."
         if self._failing is not None:
             return f"The model fails ({self._failing}). It is tested again and again; try later, or another instance."
-        if self._not_decoding is not None:
-            return (
-                f"No image can be decoded ({self._not_decoding}). That is tried again; try later, or another instance."
-            )
         return None
+
+    def why_not_ready(self) -> str | None:
+        """Why no images are taken; ``None`` when they are."""
+        if (reason := self.why_not_judging()) is not None or self._not_decoding is None:
+            return reason
+        return f"No image can be decoded ({self._not_decoding}). That is tried again; try later, or another instance."

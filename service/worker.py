@@ -26,6 +26,9 @@ __all__ = ["Worker"]
 _FIRST_TEST_SECONDS, _LONGEST_TEST_SECONDS = 1.0, 30.0
 """A model that fails is tested after the first, then each time after twice as long, up to the second."""
 
+_MOST_TESTED = 3
+"""Products that one test tries at most: an expert may be damaged without anybody having asked for it."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -37,7 +40,7 @@ class Worker:
         self._batcher, self._health, self._metrics = batcher, health, metrics
         self._max_batch_size = max_batch_size
         self._thread: threading.Thread | None = None
-        self._test_at, self._test_pause = 0.0, _FIRST_TEST_SECONDS
+        self._tests, self._test_at, self._test_pause = 0, 0.0, _FIRST_TEST_SECONDS
 
     def start(self, load: Callable[[], Predictor]) -> None:
         """Begin to load the model. Returns at once."""
@@ -100,11 +103,7 @@ class Worker:
         def on_failure(error: BaseException, count: int) -> bool:
             nonlocal failures
             failures += 1
-            _log(error, count)
-            health.failed(error)
-            if is_out_of_memory(error):
-                metrics.out_of_memory.inc()
-            return not health.is_beyond_repair and health.stalled() is None
+            return self._on_failure(error, count)
 
         metrics.batch_size.observe(len(images))
         with health.working():
@@ -119,7 +118,7 @@ class Worker:
             # An image that failed alone may be to blame itself; a blank one is not.
             if self._is_in_doubt(predictor, outcomes):
                 self._test(predictor)
-        if (reason := health.why_not_ready()) is None:
+        if (reason := health.why_not_judging()) is None:
             return outcomes
         self._batcher.fail_waiting(reason)
         return [_refused(reason, each) if isinstance(each, Exception) else each for each in outcomes]
@@ -131,19 +130,48 @@ class Worker:
         explained = all(isinstance(each, ExpertError) for each in outcomes)
         return not explained or len(self._health.damaged) >= len(predictor.tasks)
 
+    def _on_failure(self, error: BaseException, count: int) -> bool:
+        """Note that a call of the model failed; says whether it makes sense to try again."""
+        _log(error, count)
+        self._health.failed(error)
+        if is_out_of_memory(error):
+            self._metrics.out_of_memory.inc()
+        return not self._health.is_beyond_repair and self._health.stalled() is None
+
     def _test(self, predictor: Predictor) -> None:
         """Try the model on a blank image, and plan the next try unless it works."""
-        said = self_test(predictor)
+        said = self._try_products(predictor)
         if said is None:
             if self._health.is_failing:
                 _logger.info("The model works again.")
             self._test_pause = _FIRST_TEST_SECONDS
         else:
             self._metrics.self_test_failures.inc()
-            _logger.error("The model fails on a blank image too: %s; tested again in %g s", said, self._test_pause)
+            _logger.error("The model fails on a blank image too: %s Tested again in %g s.", said, self._test_pause)
             self._test_at = monotonic() + self._test_pause
             self._test_pause = min(2 * self._test_pause, _LONGEST_TEST_SECONDS)
         self._health.tested(said)
+
+    def _try_products(self, predictor: Predictor) -> str | None:
+        """Why no product can be judged; ``None`` if one can, or if some were not tried yet.
+
+        A damaged expert says nothing of the model, so those that are thought sound are tried first, and of those that
+        are not, others each time: somebody may have mended one.
+        """
+        tasks, damaged = predictor.tasks, self._health.damaged
+        start = self._tests * _MOST_TESTED % max(1, len(tasks))
+        self._tests += 1
+        names = sorted((task.name for task in (*tasks[start:], *tasks[:start])), key=damaged.__contains__)
+        said = "No product was learned."
+        for name in names[:_MOST_TESTED]:
+            outcome = self_test(predictor, name, on_failure=self._on_failure)
+            self._health.note([outcome])
+            if not isinstance(outcome, Exception):
+                return None
+            said = str(outcome)
+            if not isinstance(outcome, ExpertError):
+                return said
+        return said if len(self._health.damaged) >= len(tasks) else None
 
     def _rest(self, predictor: Predictor) -> float | None:
         """What is to be done between two batches; the seconds after which there is something again, if ever."""

@@ -80,12 +80,14 @@ class Moody(DummyDetector):
 
 
 class Damaged(DummyDetector):
-    """The expert of the green product is damaged."""
+    """The expert of the green product is damaged, or those of the products ``damaged``."""
+
+    damaged: tuple[str, ...] = ("green",)
 
     def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
-        found = super().predict(images, tasks)
         return [
-            Failure(ExpertError("green", "/secret is cut.")) if each.task.name == "green" else each for each in found
+            Failure(ExpertError(each.task.name, "/secret is cut.")) if each.task.name in self.damaged else each
+            for each in super().predict(images, tasks)
         ]
 
 
@@ -279,17 +281,60 @@ def test_a_damaged_product_fails_its_own_images_and_is_named_everywhere() -> Non
 
 
 def test_a_product_that_was_mended_is_damaged_no_more() -> None:
-    class Mended(Damaged):
-        mended = False
-
-        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
-            return DummyDetector.predict(self, images, tasks) if self.mended else super().predict(images, tasks)
-
-    with run_server(Mended()) as running:
+    model = Damaged()
+    with run_server(model) as running:
         assert running.predict(of("green")).status_code == 500
-        Mended.mended = True
+        model.damaged = ()
         assert running.predict(of("green")).status_code == 200
         assert ready(running).json()["damaged_products"] == []
+
+
+def test_a_service_whose_products_are_all_damaged_is_ready_again_when_one_was_mended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("service.worker._MOST_TESTED", 1)
+    model = Damaged()
+    model.damaged = ("red", "green", "blue")
+    with run_server(model) as running:
+        assert [running.predict(of(name)).status_code for name in ("red", "green", "blue")] == [500, 500, 503]
+        assert ready(running).status_code == 503
+        model.damaged = ("red", "green")
+        assert eventually(lambda: ready(running).status_code == 200)
+        assert running.predict(of("blue")).status_code == 200
+
+
+def test_an_image_that_fails_while_products_are_damaged_costs_no_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.worker._MOST_TESTED", 1)
+    model = Damaged()
+    model.damaged = ("red", "green")
+    with run_server(model) as running:
+        for _ in range(3):
+            assert running.predict(WHITE).status_code == 500
+            assert ready(running).status_code == 200
+
+
+def test_a_device_that_only_the_self_test_finds_lost_needs_a_restart() -> None:
+    class Late(DummyDetector):
+        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+            self.batches.append(len(images))
+            lost = len(self.batches) > 1
+            raise RuntimeError(f"CUDA error: {'unspecified launch failure' if lost else 'unknown error'}")
+
+    with run_server(Late()) as running:
+        assert running.predict(encoded(picture())).status_code == 503
+        assert "unspecified launch failure" in live(running).json()["detail"]
+
+
+def test_an_inference_thread_that_ends_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*arguments: Any, **options: Any) -> Any:
+        raise SystemExit
+
+    with run_server() as running:
+        monkeypatch.setattr("service.worker.judge", end)
+        for _ in range(2):
+            assert running.predict(encoded(picture())).status_code == 503
+        assert "thread ended" in live(running).json()["detail"]
+        assert ready(running).status_code == 503
 
 
 def test_a_service_that_cannot_decode_is_not_ready_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -155,13 +155,7 @@ def test_a_failed_batch_keeps_nothing_alive() -> None:
         gc.enable()
 
 
-def test_a_self_test_says_why_the_model_does_not_work() -> None:
-    assert self_test(DummyDetector()) is None
-    assert "ValueError: broken" in (self_test(Raising(ValueError("broken"))) or "")
-
-
-def test_a_self_test_passes_over_a_damaged_product() -> None:
-    assert self_test(Damaged("red")) is None
-    said = self_test(Damaged("red", "green", "blue"))
-    assert said is not None
-    assert "'blue' is damaged" in said
+def test_a_self_test_tells_of_a_blank_image() -> None:
+    assert isinstance(self_test(DummyDetector(), "red"), Prediction)
+    assert "ValueError: broken" in str(self_test(Raising(ValueError("broken")), "red"))
+    assert isinstance(self_test(Damaged("red"), "red"), ExpertError)
