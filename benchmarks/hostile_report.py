@@ -64,7 +64,11 @@ def judge(found: dict[str, Any], settings: Settings, inputs: int) -> dict[str, A
         "outcomes": table_of(ledger), "statuses": dict(sorted(ledger.statuses.items())), "probes": probes,
         "disturbances": dict(Counter(one.kind for one in disturbances)), "restarts": found["restarts"],
         "memory": memory, "descriptors": descriptors, "idle_clock_late_ms": 1000 * found["clock_late_seconds"],
-        "stalls_over_limit": [one for one in stalls if one["seconds"] > MOST_STALL_SECONDS],
+        "stalls": {
+            "over_limit": sum(one["seconds"] > MOST_STALL_SECONDS for one in stalls),
+            "longest": sorted(stalls, key=lambda one: -one["seconds"])[:MOST_SHOWN],
+            "busiest": sorted(stalls, key=lambda one: -one["own_seconds"])[:MOST_SHOWN],
+        },
         "wrong_after": found["wrong_after"], "left": [asdict(trouble) for trouble in left],
     }  # fmt: skip
 

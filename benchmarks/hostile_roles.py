@@ -40,6 +40,9 @@ HOSTILE_SHARE = 10
 SIZES = (1, 8, 32)
 """Megabytes of hostile images, in turn."""
 
+MOST_DELAY, PATIENCE_SECONDS = 2.0, 300.0
+"""Inputs that are not sent after so many times the load's time, and so many seconds, are left out."""
+
 NICENESS = 5
 """By how much attackers and senders give way: on a real network they would not take the service's processors at all."""
 
@@ -223,6 +226,8 @@ async def send_inputs(role: Role, ledger: Ledger) -> None:
     async def one(number: int) -> None:
         chance = random.Random(role.seed + number)
         for turn, (name, make) in work:
+            if time.monotonic() > start + MOST_DELAY * role.seconds + PATIENCE_SECONDS:
+                return
             await asyncio.sleep(start + role.seconds * turn / role.inputs - time.monotonic())
             data = await asyncio.to_thread(make)
             await send_input(role, ledger, name, data, chance)

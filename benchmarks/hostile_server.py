@@ -9,6 +9,7 @@ than ``LEAST_STALL_SECONDS``, a line of ``STALLS_FILE`` says when and by how muc
 import asyncio
 import json
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ HANG_SECONDS = 12.0
 """How long a prediction hangs that is told to."""
 
 TICK_SECONDS = 0.005
+
+MOST_PLACES, DEPTH = 5, 6
+"""How often it is written down where a late loop was, and how many callers with it."""
 
 LEAST_STALL_SECONDS = 0.02
 
@@ -71,16 +75,37 @@ class Failing:
         return found
 
 
-async def watch_loop(stalls: IO[str]) -> None:
-    """Write down when this loop comes late."""
-    while True:
-        due, busy = time.monotonic() + TICK_SECONDS, time.thread_time()
-        await asyncio.sleep(TICK_SECONDS)
-        late = time.monotonic() - due
-        if late > LEAST_STALL_SECONDS:
-            stall = {"start": due, "seconds": late, "own_seconds": time.thread_time() - busy}
-            stalls.write(json.dumps(stall) + "\n")
-            stalls.flush()
+class Heartbeat:
+    """Says when this thread's event loop comes late, and what it was at meanwhile."""
+
+    def __init__(self, stalls: IO[str]) -> None:
+        self._stalls, self._loop_thread = stalls, threading.get_ident()
+        self._due, self._seen = time.monotonic(), list[str]()
+        threading.Thread(target=self._look, daemon=True).start()
+
+    async def beat(self) -> None:
+        """Write down each delay: its start, its length, the loop's own processor time in it, and where it was."""
+        while True:
+            busy, self._seen = time.thread_time(), []
+            self._due = time.monotonic() + TICK_SECONDS
+            await asyncio.sleep(TICK_SECONDS)
+            late = time.monotonic() - self._due
+            if late > LEAST_STALL_SECONDS:
+                stall = {"start": self._due, "seconds": late, "own_seconds": time.thread_time() - busy}
+                self._stalls.write(json.dumps(stall | {"at": self._seen[:MOST_PLACES]}) + "\n")
+                self._stalls.flush()
+
+    def _look(self) -> None:
+        """While the loop is late, look now and then at what it does."""
+        while True:
+            time.sleep(2 * TICK_SECONDS)
+            frame = sys._current_frames().get(self._loop_thread)
+            if frame is not None and time.monotonic() - self._due > LEAST_STALL_SECONDS:
+                places = list[str]()
+                while frame is not None and len(places) < DEPTH:
+                    places.append(f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}")
+                    frame = frame.f_back
+                self._seen.append(" < ".join(places))
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -95,7 +120,7 @@ def main(arguments: Sequence[str]) -> None:
     watching: list[asyncio.Task[None]] = []
 
     def on_ready(url: str, _: object) -> None:
-        watching.append(asyncio.get_running_loop().create_task(watch_loop(stalls)))
+        watching.append(asyncio.get_running_loop().create_task(Heartbeat(stalls).beat()))
         print(f"ready at {url}", flush=True)
 
     with Path(arguments[0]).open("a", encoding="utf-8") as stalls:
