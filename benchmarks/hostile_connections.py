@@ -128,7 +128,7 @@ async def reads_slowly(target: Target, ledger: Ledger, chance: random.Random) ->
 
 async def pipelining(target: Target, ledger: Ledger, chance: random.Random) -> None:
     """Many requests at once: as many answers, in order, unless one of them says that it is the last."""
-    count = chance.choice((2, 20, 200))
+    count = chance.choice((2, 10, 30))
     request = (
         head("GET", "/health/live") + head("POST", "/predict?map=none", BYTES, length=len(target.image)) + target.image
     )

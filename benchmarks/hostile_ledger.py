@@ -19,9 +19,10 @@ WRONG, HUNG, LOST, FAILED, UNDOCUMENTED = "wrong", "hung", "lost", "failed", "un
 BAD = (HUNG, WRONG, FAILED, LOST, UNDOCUMENTED)
 """Outcomes of which none may be left."""
 
-OVERLOADED = 429
+TOO_SLOW, OVERLOADED = 408, 429
+"""Refusals that say nothing about the request itself: it may be tried again."""
 
-REFUSALS = frozenset({400, 404, 405, 406, 408, 411, 413, 414, 415, 422, OVERLOADED, 431})
+REFUSALS = frozenset({400, 404, 405, 406, TOO_SLOW, 411, 413, 414, 415, 421, 422, OVERLOADED, 431})
 """What the service may refuse a request with; which of them fits is the sender's to say."""
 
 

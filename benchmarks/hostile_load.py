@@ -53,7 +53,10 @@ SAMPLING_SECONDS = 0.5
 QUIET_SECONDS = 10.0
 """Between the end of the load and the last look at the service."""
 
-SETTINGS: dict[str, Any] = {"upload_timeout_seconds": 8, "shutdown_timeout_seconds": 15}
+SETTINGS: dict[str, Any] = {
+    "upload_timeout_seconds": 10, "header_timeout_seconds": 5, "send_timeout_seconds": 5, "batch_timeout_seconds": 6,
+    "lame_duck_seconds": 1, "shutdown_timeout_seconds": 15,
+}  # fmt: skip
 """Shorter than usual, so that each comes to pass many times."""
 
 PRODUCTS = 3
@@ -90,10 +93,7 @@ def target_of(service: Service, settings: Settings) -> Target:
     """What the attackers know of the service."""
     large = np.random.default_rng(3).integers(0, 255, (1500, 2000, 3), np.uint8)
     # From the settings: how long a head, a body or the taking of an answer may last, whichever is longest.
-    closing = max(
-        getattr(settings, name, 0)
-        for name in ("header_timeout_seconds", "send_timeout_seconds", "upload_timeout_seconds")
-    )
+    closing = max(settings.header_timeout_seconds, settings.send_timeout_seconds, settings.upload_timeout_seconds)
     return Target(
         service.port, good_images()["png"], encoded(large, "JPEG"), patience=PATIENCE_SECONDS,
         stall_seconds=closing + 1.0, closing_seconds=closing + 10.0, max_upload_bytes=settings.max_upload_bytes,
@@ -109,7 +109,7 @@ async def drive(options: argparse.Namespace, service: Service, checkpoint: Path,
     checked = answers | {check.name: canonical(await ask_question(service.port, check)) for check in checks}
     target = target_of(service, settings)
     rest_descriptors, rest_bytes = descriptors(service.pid), proportional_bytes(service.pid)
-    stop_seconds = settings.shutdown_timeout_seconds + getattr(settings, "lame_duck_seconds", 0) + 10.0
+    stop_seconds = settings.shutdown_timeout_seconds + settings.lame_duck_seconds + 10.0
     ledger = Ledger()
     operator = Operator(service, checkpoint, ledger, checks, checked, stop_seconds)
     started, seconds = time.monotonic(), options.minutes * 60.0

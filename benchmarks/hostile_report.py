@@ -24,6 +24,9 @@ DECODING_BYTES = 600 * 10**6
 CONNECTION_BYTES = 300_000
 """What one connection may hold of what it sent."""
 
+MOST_CONNECTIONS = 1000
+"""As many as there are where ``max_connections`` is not set."""
+
 SPARE_BYTES = 200 * 10**6
 """What Python's and the model's own memory may grow by over thousands of requests."""
 
@@ -75,8 +78,8 @@ def judge(found: dict[str, Any], settings: Settings, inputs: int) -> dict[str, A
 
 def memory_limit(rest: int, settings: Settings) -> int:
     """What all processes together may take: what they take at rest, and what the settings let requests have."""
-    budgets = sum(int(getattr(settings, name, 0)) for name in ("upload_memory", "answer_memory"))
-    connections = CONNECTION_BYTES * (getattr(settings, "max_connections", None) or 1000)
+    budgets = settings.upload_memory + settings.answer_memory
+    connections = CONNECTION_BYTES * (settings.max_connections or MOST_CONNECTIONS)
     return rest + settings.cpu_workers * 2 * DECODING_BYTES + budgets + connections + SPARE_BYTES
 
 

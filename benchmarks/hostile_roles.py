@@ -11,13 +11,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
+from typing import Any
 
 import hostile_connections
 import hostile_requests
 import numpy as np
 from hostile_client import LostError, Reply, ask, form
 from hostile_images import KINDS, MEGABYTE, damaged, good_images
-from hostile_ledger import FAILED, HUNG, LOST, OVERLOADED, REFUSED, RIGHT, UNDOCUMENTED, WRONG, Ledger
+from hostile_ledger import FAILED, HUNG, LOST, OVERLOADED, REFUSED, RIGHT, TOO_SLOW, UNDOCUMENTED, WRONG, Ledger
 from hostile_parts import encoded
 from hostile_target import BYTES, Attack, Target, attack
 
@@ -42,6 +43,9 @@ SIZES = (1, 8, 32)
 
 MOST_DELAY, PATIENCE_SECONDS = 2.0, 300.0
 """Inputs that are not sent after so many times the load's time, and so many seconds, are left out."""
+
+ROUTING_DIGITS = 4
+"""Of what the router measured; single precision has seven."""
 
 NICENESS = 5
 """By how much attackers and senders give way: on a real network they would not take the service's processors at all."""
@@ -119,13 +123,27 @@ async def ask_question(port: int, question: Question) -> Reply:
 
 
 def canonical(reply: Reply) -> bytes:
-    """What must be the same each time: all of the body but the durations, and the verdict's headers."""
+    """What must be the same each time: the verdict's headers, and all of the body but the durations.
+
+    Scores and maps are compared bit by bit. What the router measured (distances and shares) is rounded: a product of
+    matrices may add in another order for a batch of another size.
+    """
     if reply.headers.get("content-type", "").startswith("application/json"):
         answer = reply.json()
         answer.pop("timing_ms", None)
+        answer["routing"] = _rounded(answer.get("routing"))
         return json.dumps(answer, sort_keys=True).encode()
     told = sorted(item for item in reply.headers.items() if item[0].startswith("moleflow-"))
     return repr(told).encode() + reply.body
+
+
+def _rounded(value: Any) -> Any:
+    """``value`` with every number in it at ``ROUTING_DIGITS`` digits."""
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{ROUTING_DIGITS}g}") if isinstance(value, float) else value
 
 
 async def expected_answers(port: int) -> dict[str, bytes]:
@@ -246,8 +264,8 @@ async def send_input(role: Role, ledger: Ledger, name: str, data: bytes, chance:
             while True:
                 began = time.monotonic()
                 reply = await ask(role.target.port, "POST", "/predict?map_size=model", body, headers | accept)
-                ledger.judge("hostile images", name, reply, began, expected={413, 415, OVERLOADED})
-                if reply.status != OVERLOADED:
+                ledger.judge("hostile images", name, reply, began, expected={413, 415, TOO_SLOW, OVERLOADED})
+                if reply.status not in (TOO_SLOW, OVERLOADED):
                     return
                 await asyncio.sleep(min(2.0, float(reply.headers.get("retry-after", 1))))
     except TimeoutError:

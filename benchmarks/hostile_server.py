@@ -28,8 +28,8 @@ MARKERS = {
 }
 """Colours that no other image of the load consists of."""
 
-HANG_SECONDS = 12.0
-"""How long a prediction hangs that is told to."""
+HANG_SECONDS = 9.0
+"""How long a prediction hangs that is told to: beyond the limit of a batch, but not twice."""
 
 TICK_SECONDS = 0.005
 
