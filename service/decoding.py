@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from model.deep_image import FULL_SCALE
 from model.errors import ImageError, ImageTooLargeError, OverloadedError, UnsupportedImageError
 from model.preprocessing import Preprocessing
 from service.decode import Decoded
@@ -87,7 +88,7 @@ class Decoders:
         answer, pixels = self._ask(data, preprocessing=preprocessing.model_dump_json())
         return Decoded(pixels, answer["width"], answer["height"])
 
-    def open_rgb(self, data: bytes, white_level: int) -> np.ndarray:
+    def open_rgb(self, data: bytes, white_level: int = FULL_SCALE) -> np.ndarray:
         """``model.picture.open_rgb``, ``(height, width, 3)`` uint8; errors as ``decode``."""
         return self._ask(data, white_level=white_level)[1]
 
