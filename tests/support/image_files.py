@@ -35,14 +35,20 @@ def png(values: Any, bits: int, colour: int, *chunks: bytes, interlaced: bool = 
     height, width, channels = samples.shape
     step = max(1, bits * channels // 8)
     parts = [samples[y::dy, x::dx] for y, x, dy, dx in _ADAM7] if interlaced else [samples]
-    body = b""
+    rows = []
     for row in (row for part in parts if part.size for row in part):
         plain = np.frombuffer(packed(row, bits), np.uint8)
         before = np.concatenate([np.zeros(step, np.uint8), plain])[: len(plain)]
-        body += b"\1" + (plain - before).tobytes()
+        rows.append(b"\1" + (plain - before).tobytes())
+    pixels = zlib.compress(b"".join(rows), 1)
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlaced)
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        (png_chunk(b"IHDR", header), *chunks, png_chunk(b"IDAT", zlib.compress(body)), png_chunk(b"IEND", b""))
+        (
+            png_chunk(b"IHDR", header),
+            *chunks,
+            png_chunk(b"IDAT", pixels),
+            png_chunk(b"IEND", b""),
+        )
     )
 
 

@@ -129,6 +129,17 @@ def test_pages_that_are_not_read_are_told(bolt: Path) -> None:
     assert path.exists()
 
 
+def test_16_bit_training_images_among_8_bit_ones_are_told(bolt: Path) -> None:
+    values = np.full((32, 32), 3000, np.uint16)
+    values[0] = 0
+    for number in range(3):
+        write(bolt / "train" / "good" / f"more{number}.png", image_of(300 + number).convert("L").convert("RGB"))
+    write(bolt / "train" / "good" / "deep.png", Image.fromarray(values))
+    found = warned_on_training(bolt)
+    told = found["training images of 16 bits where most are of 8 bits"]
+    assert (told.count, told.example.endswith("deep.png")) == (1, True)
+
+
 def test_twelve_bit_images_in_sixteen_bits_are_not_taken_for_repeats(bolt: Path) -> None:
     good = bolt / "train" / "good"
     rng = np.random.default_rng(0)

@@ -1,5 +1,6 @@
 """A product of 16-bit images is learned by its own white level, and judged with it."""
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from training.calibrate import split
 from training.config import Preset
 from training.continual import train_tasks
 from training.datasets import load_category, read_picture
+from training.evaluation import evaluate
 from training.metrics import image_ranking
 from training.report import Reporter
 from training.white_levels import Reader, find_white_level
@@ -147,3 +149,15 @@ def test_alterations_keep_the_values_between_whole_grey_levels(name: str) -> Non
     assert len(np.unique(altered)) > 100
     assert altered.min() >= 0
     assert altered.max() <= 255
+
+
+def test_an_evaluation_tells_of_test_images_that_do_not_fit(tmp_path: Path, tiny_detector: Detector) -> None:
+    folder = tmp_path / "bolt" / "test" / "good"
+    folder.mkdir(parents=True)
+    (tmp_path / "bolt" / "train" / "good").mkdir(parents=True)
+    write_product(tmp_path / "bolt" / "train", "good", 0, count=1)
+    for number in range(2):
+        (folder / f"{number}.png").write_bytes(png(product_picture(0, number).astype(np.uint16) * 257, 16, 2))
+    console = Console(record=True, file=io.StringIO(), width=300)
+    evaluate(tiny_detector, [load_category(tmp_path, "bolt", check=False)], reporter=Reporter(console=console))
+    assert "bolt: 2 of 2 test images do not fit what was learned; " in console.export_text()
