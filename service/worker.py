@@ -74,6 +74,8 @@ class Worker:
             self._batcher.run(
                 lambda images, tasks: self._judge(predictor, images, tasks), lambda: self._rest(predictor)
             )
+        except BaseException:
+            _logger.critical("The inference thread ends", exc_info=True)
         finally:
             self._health.thread_ended()
 
