@@ -171,12 +171,12 @@ def test_an_image_that_vanishes_before_it_is_read_is_named(processes: Processes,
     victim = tmp_path / "data" / "bolt" / "3.png"
     before = f"""
 import pathlib, training.continual as module
-plain = module.load_category
-def load_category(*arguments, **options):
+plain = module.load_categories
+def load_categories(*arguments, **options):
     found = plain(*arguments, **options)
     pathlib.Path({str(victim)!r}).unlink()
     return found
-module.load_category = load_category
+module.load_categories = load_categories
 """
     done = run(processes, "train", tmp_path / "data", "--checkpoint", tmp_path / "new", *TRAINING, before=before)
     says(done, "3.png", "cannot be read")
