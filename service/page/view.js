@@ -49,7 +49,7 @@ export function resultSentence(answer) {
 
 /** The result of one picture; `scale` is that of heatmap.js, `milliseconds` the round trip seen from here. */
 export function resultView(answer, scale, fileName, milliseconds) {
-  return [verdictView(answer), scoreView(answer, scale), ...regionsView(answer), routingView(answer),
+  return [verdictView(answer), ...warningViews(answer), scoreView(answer, scale), ...regionsView(answer), routingView(answer),
     timingView(answer, milliseconds), sourceView(answer, fileName)];
 }
 
@@ -58,7 +58,7 @@ export function unknownView(answer, fileName, milliseconds) {
   const words = element("div", {},
     element("h2", { id: "verdict" }, "Unknown product"),
     element("p", { class: "quiet" }, "No learned product explains this picture, so it was not scored."));
-  return [element("div", { class: "verdict unknown" }, icon("unknown"), words), routingView(answer),
+  return [element("div", { class: "verdict unknown" }, icon("unknown"), words), ...warningViews(answer), routingView(answer),
     timingView(answer, milliseconds), sourceView(answer, fileName)];
 }
 
@@ -87,6 +87,10 @@ function verdictView({ is_anomalous: isAnomalous, task, routing }) {
       element("h2", { id: "verdict" }, isAnomalous ? "Defect" : "Good"),
       element("p", {}, element("strong", { id: "verdict-product" }, task.name),
         element("span", { class: "quiet" }, routing.forced ? " · chosen by you" : " · recognised"))));
+}
+
+function warningViews({ warnings }) {
+  return warnings.map((warning) => element("p", { class: "block", role: "note" }, `Note: ${warning}.`));
 }
 
 function regionsView({ regions, is_anomalous: isAnomalous }) {

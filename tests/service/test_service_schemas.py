@@ -1,5 +1,6 @@
 """The JSON response, which the command line prints too."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -9,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 from dummy import calibration
-from pydantic import ValidationError
 
 from model.calibration import TaskCalibration
+from model.errors import ExpertError
 from model.results import MAX_CANDIDATES, Candidate, CheckpointInfo, Finding, Prediction, Refusal
 from service.encode import encode_map
 from service.schemas import PredictionResponse, Timing, build_response
@@ -59,6 +60,7 @@ def test_the_response_has_the_fields_of_the_api() -> None:
         "false_alarm_rate": 0.01,
         "is_anomalous": True,
         "pixel_threshold": pytest.approx(2.5),
+        "warnings": [],
         "image": {"width": 30, "height": 20},
         "checkpoint": {"name": "factory.safetensors", "digest": "12ab"},
         "timing_ms": {"decode": 1.0, "queue": 2.0, "inference": 3.0, "encode": 4.0},
@@ -107,8 +109,12 @@ def test_a_forced_product_reports_its_own_distance_even_when_it_is_far() -> None
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
 def test_a_number_that_json_cannot_carry_is_refused(score: float) -> None:
-    with pytest.raises(ValidationError, match="score"):
+    with pytest.raises(ExpertError, match="not finite"):
         build(predict(score=score))
+
+
+def test_what_does_not_fit_the_product_is_in_the_response() -> None:
+    assert build(dataclasses.replace(predict(), warnings=("it is dark",))).warnings == ["it is dark"]
 
 
 def test_negative_scores_pass_unchanged() -> None:
