@@ -17,9 +17,17 @@ Every error is a problem document (RFC 9457, `application/problem+json`) whose `
 
 _BINARY = {"type": "string", "format": "binary"}
 
+
+def _as_field(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema of an option as a form's field: left out, it has no value, and it cannot be null."""
+    (given, *_) = schema.get("anyOf", [{}])
+    return {name: value for name, value in (schema | given).items() if name != "anyOf" and value is not None}
+
+
 _FORM = {
     "type": "object",
-    "properties": {FILE_FIELD: _BINARY} | PredictOptions.model_json_schema()["properties"],
+    "properties": {FILE_FIELD: _BINARY}
+    | {name: _as_field(schema) for name, schema in PredictOptions.model_json_schema()["properties"].items()},
     "required": [FILE_FIELD],
     "additionalProperties": False,
 }
@@ -122,12 +130,13 @@ PREDICT: dict[str, Any] = {
         "requestBody": {
             "required": True,
             "content": {
+                # First what /docs offers to try: of a form it fills in every field.
+                "application/octet-stream": {"schema": _BINARY},
+                "image/*": {"schema": _BINARY},
                 "multipart/form-data": {
                     "schema": _FORM,
                     "encoding": {FILE_FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}},
                 },
-                "image/*": {"schema": _BINARY},
-                "application/octet-stream": {"schema": _BINARY},
             },
         }
     },

@@ -122,9 +122,16 @@ def test_loading_and_using_the_page_logs_no_error_and_asks_no_other_server(brows
     assert {url for url in addresses if not url.startswith((f"{service.url}/", f"blob:{service.url}/"))} == set()
 
 
-@pytest.mark.parametrize("prefix", ["", "/factory/inspection"])
-def test_the_documentation_is_drawn_and_tries_requests_and_asks_no_other_server(browser: Any, prefix: str) -> None:
-    problems, addresses = [], []
+def test_the_page_works_below_a_path(browser: Any) -> None:
+    with run_server(root_path="/factory/inspection") as running, opened(browser, running) as page:
+        page.goto(f"{running.url}/factory/inspection/")
+        choose(page, DEFECT)
+        expect(page, "#verdict").to_have_text("Defect")
+        expect(page, "#curl").to_contain_text(f"{running.url}/factory/inspection/predict?")
+
+
+def test_the_documentation_is_drawn_and_tries_requests_and_asks_no_other_server(browser: Any) -> None:
+    problems, addresses, prefix = [], [], "/factory/inspection"
     with run_server(root_path=prefix) as running:
         context = browser.new_context()
         page = context.new_page()
@@ -133,13 +140,14 @@ def test_the_documentation_is_drawn_and_tries_requests_and_asks_no_other_server(
         page.on("request", lambda request: addresses.append(request.url))
         page.goto(f"{running.url}{prefix}/docs")
         expect(page, ".opblock").to_have_count(6)
-        page.locator("#operations-products-tasks_tasks_get .opblock-summary-control").click()
+        page.locator(".opblock-post .opblock-summary-control").click()
         page.get_by_role("button", name="Try it out").click()
+        page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": GOOD})
         page.get_by_role("button", name="Execute").click()
         expect(page, ".live-responses-table").to_contain_text("dummy.safetensors")
         context.close()
         assert problems == []
-        assert f"{running.url}{prefix}/tasks" in addresses
+        assert any(url.startswith(f"{running.url}{prefix}/predict?") for url in addresses)
         assert {url for url in addresses if not url.startswith((f"{running.url}{prefix}/", "data:"))} == set()
 
 
