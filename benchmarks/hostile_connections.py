@@ -147,10 +147,10 @@ async def pipelining(target: Target, ledger: Ledger, chance: random.Random) -> N
 
 async def tiny_chunks(target: Target, ledger: Ledger, chance: random.Random) -> None:
     """An upload in chunks of one byte."""
+    body = b"".join(b"1\r\n" + bytes([value]) + b"\r\n" for value in (target.image * 40)[:300_000]) + b"0\r\n\r\n"
+    request = head("POST", "/predict?map=none", BYTES | {"Transfer-Encoding": "chunked"}) + body
     start = time.monotonic()
     async with connect(target.port) as (reader, writer):
-        body = b"".join(b"1\r\n" + bytes([value]) + b"\r\n" for value in (target.image * 40)[:300_000]) + b"0\r\n\r\n"
-        request = head("POST", "/predict?map=none", BYTES | {"Transfer-Encoding": "chunked"}) + body
         sending = asyncio.create_task(send(writer, request))
         try:
             ledger.judge("tiny_chunks", "300,000 chunks", await read_reply(reader), start)

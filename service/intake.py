@@ -65,5 +65,8 @@ def _check_framing(request: Request, received: int) -> None:
     framing = connection.framing_bytes if connection is not None else 0
     if framing > _FRAMING_BYTES + received * _FRAMING_SHARE:
         raise HTTPException(
-            400, f"The body's chunks are too small: their framing took {framing:,} bytes. Send larger ones, or none."
+            400,
+            f"The body's chunks are too small: their framing took {framing:,} bytes. Send larger ones, or none.",
+            # What is left of it is thrown away unparsed: to find the end of such a body would be the same work again.
+            headers={"Connection": "close"},
         )
