@@ -2,8 +2,8 @@
 
 A request head must come in time, whether the client is silent or sends a byte a second. Connections are closed in
 order: while the client is still sending, what it sends is read and thrown away, since closing a socket with unread
-bytes makes the client's system drop the answer too ("connection reset"; RFC 9112, section 9.6). A body of tiny chunks
-is read in turns, so that the event loop stays free.
+bytes makes the client's system drop the answer too ("connection reset"; RFC 9112, section 9.6). Connections are parsed
+in turns (``service.turns``), so that bodies of tiny chunks leave the event loop free.
 """
 
 import asyncio
@@ -25,9 +25,6 @@ __all__ = ["Connection"]
 
 _SLICE_BYTES = 4096
 """What is parsed at once where one byte may be one event: request heads and chunked bodies."""
-
-_TURN_SECONDS = 0.005
-"""Parsing stops after this long to let others have the event loop."""
 
 _SLOWEST_ANSWER = 64 * 1024
 """Bytes a second at which an answer must be read on the whole: half a megabit, which the poorest of links has."""
@@ -106,25 +103,27 @@ class Connection(H11Protocol):
         if self.transport.is_closing():
             self.transport.throw_away(len(data))
             return
-        self._unparsed = memoryview(data)
-        self._parse()
+        is_waiting = bool(self._unparsed)
+        self._unparsed = memoryview(bytes(self._unparsed) + data if is_waiting else data)
+        if not is_waiting:
+            self.all.turns.parse(self)
+        if self._unparsed:
+            self.transport.hold_reading()
 
     # Parsing
 
-    def _parse(self) -> None:
-        """Parse what has come; after a while let others go on, and continue then."""
-        started = time.perf_counter()
-        while self._unparsed and not self.transport.is_closing():
+    def parse_some(self) -> bool:
+        """Parse a piece of what has come; whether there is more."""
+        if not self.transport.is_closing():
             size = len(self._unparsed) if self._is_of_declared_length() else _SLICE_BYTES
             piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
             self._parse_piece(bytes(piece))
-            if time.perf_counter() - started > _TURN_SECONDS and self._unparsed:
-                self.transport.hold_reading()
-                self.loop.call_soon(self._parse)
-                return
+        if self._unparsed and not self.transport.is_closing():
+            return True
         self._unparsed = memoryview(b"")
         self.transport.release_reading()
         self._watch_head()
+        return False
 
     def _parse_piece(self, piece: bytes) -> None:
         request, is_body = self.cycle, self.conn.their_state is h11.SEND_BODY

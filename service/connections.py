@@ -7,6 +7,7 @@ from enum import IntEnum
 from typing import Protocol
 
 from service.metrics import Metrics
+from service.turns import Turns
 
 __all__ = ["Client", "Connections", "Limits", "Phase"]
 
@@ -67,6 +68,7 @@ class Connections:
         self.limits = limits
         self.is_draining = False
         """Whether the service is about to stop: answers then ask the client to close its connection."""
+        self.turns = Turns()
         self._open: set[Client] = set()
         self._metrics = metrics
         self._on_closed: list[Callable[[], None]] = []
