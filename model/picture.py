@@ -25,6 +25,7 @@ from model.rgb_pixels import check_mode, scale_colour_key, to_rgb
 __all__ = [
     "FORMATS",
     "MAX_PIXELS",
+    "MAX_SIDE",
     "REDUCED_REACH",
     "SUFFIXES",
     "Picture",
@@ -48,6 +49,10 @@ def limit_pixels(most: int) -> None:
     global _process_limit
     _process_limit = most
 
+
+MAX_SIDE = 32_768
+"""Longest side that is read, in pixels. An anomaly map needs memory for each row and column apart from its pixels:
+an image one pixel high with millions of columns would cost far more than its pixel count says."""
 
 REDUCED_REACH = 4
 """A JPEG is decoded at a reduced scale where both sides keep this many times the model's. Once resized, the pixels are
@@ -247,8 +252,12 @@ def _refusing_broken_files(source: bytes | Path) -> Iterator[None]:
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Raise ``ImageTooLargeError`` when the header announces more than ``max_pixels``."""
+    """Raise ``ImageTooLargeError`` when a header announces more than ``max_pixels``, or a side beyond ``MAX_SIDE``."""
     width, height = size
+    if max(size) > MAX_SIDE:
+        raise ImageTooLargeError(
+            f"{name} has {width} × {height} pixels; no side may be longer than {MAX_SIDE:,}: cut it into pieces."
+        )
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} × {height} = {width * height:,} pixels; at most {max_pixels:,} are accepted: "

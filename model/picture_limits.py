@@ -22,6 +22,12 @@ MAX_SCANNED_PIXELS = 10**9
 MAX_SEGMENTS = 2_000
 """Most segments of a JPEG. A profile of colours has up to 255, metadata of 32 MB 500, and a scan about three."""
 
+MAX_EXIF_SEGMENTS = 64
+"""Most segments of a JPEG that EXIF metadata are put together from: 4 MB, of which cameras write 64 kB."""
+
+MAX_RESOURCES = 20_000
+"""Most image resources that Photoshop may have left in a JPEG, where it leaves some fifty."""
+
 MAX_GAP = 64 * 1024
 """Most bytes in all between the segments before a JPEG's first scan, where encoders write none; Pillow reads them one
 by one."""
@@ -53,8 +59,8 @@ MAX_TAG_VALUES = 40_000
 MAX_TILE_PIXELS = 4096**2
 """Largest tile of a TIFF smaller than this; no tile needs to be much larger than its image."""
 
-_SCAN, _END, _APP1 = 0xDA, 0xD9, 0xE1
-"""JPEG markers: start of scan, end of image (ITU-T T.81, table B.1), and the segment that holds EXIF metadata."""
+_SCAN, _END, _APP1, _APP13 = 0xDA, 0xD9, 0xE1, 0xED
+"""JPEG markers: start of scan, end of image (ITU-T T.81, table B.1), and the segments of EXIF and Photoshop."""
 
 _FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
 """JPEG markers of a frame's header, which holds the image's size (T.81, table B.1)."""
@@ -63,7 +69,7 @@ _MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])")
 """A marker with a segment of its own, or the end: no stuffed zero, restart marker or other lone one (T.81, B.1.1). Fill
 bytes may come before it; looking for the last one alone takes time linear in their number."""
 
-_EXIF = b"Exif\0\0"
+_EXIF, _RESOURCE = b"Exif\0\0", b"8BIM"
 
 _TILE_WIDTH, _TILE_LENGTH, _WIDTH, _LENGTH = 322, 323, 256, 257
 """TIFF tags (TIFF 6.0, sections 8 and 15)."""
@@ -92,11 +98,12 @@ def check_structure(data: bytes, kind: str) -> None:
 
 
 def _check_jpeg(data: bytes) -> None:
-    position, segments, scans, gap, pixels = 2, 0, 0, 0, 0
+    position, segments, scans, gap, pixels, resources = 2, 0, 0, 0, 0, 0
+    exif: list[bytes] = []
     while (marker := _MARKER.search(data, position)) is not None:
         code, end = marker[1][0], marker.end()
         if code == _END and scans:  # before a scan, Pillow goes on
-            return
+            break
         segments += 1
         scans += code == _SCAN
         gap += 0 if scans else marker.start() - position
@@ -105,15 +112,19 @@ def _check_jpeg(data: bytes) -> None:
             height, width = struct.unpack(">HH", data[end + 3 : end + 7].ljust(4, b"\0"))
             pixels = height * width
         if code == _APP1 and data.startswith(_EXIF, end + 2):
-            check_tags(data[end + 2 + len(_EXIF) : body])
+            exif.append(data[end + 2 + len(_EXIF) : body])
+        resources += data.count(_RESOURCE, end, body) if code == _APP13 else 0
         if scans > MAX_SCANS or scans * pixels > MAX_SCANNED_PIXELS:
             raise _refused(f"a JPEG of {pixels:,} pixels in {scans} scans or more", "which takes too long to decode")
         if segments > MAX_SEGMENTS:
             raise _refused(f"a JPEG of more than {MAX_SEGMENTS:,} segments")
+        if len(exif) > MAX_EXIF_SEGMENTS or resources > MAX_RESOURCES:
+            raise _refused(f"a JPEG with EXIF metadata of {len(exif)} segments and {resources:,} other resources")
         if gap > MAX_GAP:
             raise _refused(f"a JPEG with more than {MAX_GAP:,} bytes between its segments")
         # The length of a segment says where it ends: it may hold a thumbnail with markers of its own.
         position = max(body, end)
+    check_tags(b"".join(exif))
     if not scans and len(data) - position > MAX_GAP:
         raise _refused("a JPEG without a scan")
 

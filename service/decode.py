@@ -1,18 +1,13 @@
-"""From the bytes of an upload to the model's input: what the service demands beyond a readable picture."""
+"""From the bytes of an upload to the model's input."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from model.errors import ImageTooLargeError
 from model.picture import open_for_model
 from model.preprocessing import Preprocessing
 
-__all__ = ["MAX_SIDE", "Decoded", "decode"]
-
-MAX_SIDE = 32_768
-"""Longest side accepted, in pixels. An anomaly map needs memory for each row and column apart from its pixels, so a
-picture one pixel high with millions of columns would cost far more than its pixel count says."""
+__all__ = ["Decoded", "decode"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +25,4 @@ def decode(data: bytes, preprocessing: Preprocessing, *, max_pixels: int | None 
     Raises ``UnsupportedImageError`` when the bytes are no picture that is read, ``ImageTooLargeError`` past the limits.
     """
     picture = open_for_model(data, preprocessing.image_size, max_pixels=max_pixels)
-    width, height = picture.width, picture.height
-    if max(height, width) > MAX_SIDE:
-        raise ImageTooLargeError(
-            f"The picture has {width} × {height} pixels; no side may be longer than {MAX_SIDE:,}: cut it into pieces."
-        )
-    return Decoded(picture.pixels, width, height)
+    return Decoded(picture.pixels, picture.width, picture.height)

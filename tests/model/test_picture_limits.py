@@ -72,6 +72,17 @@ EXIF_OF_RATIONALS = (
     b"MM\0*\0\0\0\x08\0\x01\x01\x1a\0\x05" + struct.pack(">II", 500_000, 26) + bytes(4) + bytes(4_000_000)
 )
 
+
+def segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_with(*segments: bytes) -> bytes:
+    """A good JPEG with more segments before all others."""
+    data = encoded("JPEG")
+    return data[:2] + b"".join(segments) + data[2:]
+
+
 HOSTILE = {
     "JPEG of fill bytes": b"\xff\xd8" + b"\xff" * MEGABYTE + b"\0",
     "JPEG of stuffed zeros before a scan": b"\xff\xd8\xff\xfe\0\x02" + b"\xff\0" * MEGABYTE,
@@ -79,6 +90,13 @@ HOSTILE = {
     "JPEG of ends": b"\xff\xd8" + b"\xff\xd9" * MEGABYTE,
     "JPEG of junk after its end": b"\xff\xd8\xff\xd9" + b"a" * MEGABYTE,
     "JPEG of comments": b"\xff\xd8" + b"\xff\xfe\0\x02" * MEGABYTE,
+    "JPEG with EXIF of rationals in many segments": jpeg_with(
+        *(segment(0xE1, b"Exif\0\0" + EXIF_OF_RATIONALS[at : at + 65_000]) for at in range(0, 4_000_000, 65_000))
+    ),
+    "JPEG with EXIF of very many segments": jpeg_with(*[segment(0xE1, b"Exif\0\0" + bytes(65_000))] * 100),
+    "JPEG with very many image resources": jpeg_with(
+        *[segment(0xED, b"Photoshop 3.0\0" + b"8BIM\4\4\0\0\0\0\0\0" * 5_000)] * 10
+    ),
     "JPEG of many scans": progressive_jpeg(MAX_SCANS),
     "PNG of text chunks": png_with(chunk(b"tEXt", b"a\0b") * 50_000),
     "PNG of empty chunks of pixels": png_with(chunk(b"IDAT", b"") * 50_000),

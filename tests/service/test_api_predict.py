@@ -11,7 +11,7 @@ from pictures import encoded, picture
 from PIL import Image
 from running import Running
 
-from service.decode import MAX_SIDE
+from model.picture import MAX_SIDE
 
 PROBLEM = "application/problem+json"
 

@@ -10,9 +10,9 @@ from pictures import encoded, picture, png_of_declared_size
 from PIL import Image
 
 from model.errors import ImageTooLargeError
-from model.picture import open_rgb
+from model.picture import MAX_SIDE, open_rgb
 from model.preprocessing import Preprocessing
-from service.decode import MAX_SIDE, decode
+from service.decode import decode
 
 MODEL = Preprocessing(image_size=64, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -52,9 +52,9 @@ def test_a_picture_one_pixel_over_the_limit_is_refused() -> None:
         decode(encoded(picture(90, 60)), MODEL, max_pixels=90 * 60 - 1)
 
 
-def test_a_side_that_is_too_long_is_refused() -> None:
+def test_a_side_that_is_too_long_is_refused_before_decoding() -> None:
     with pytest.raises(ImageTooLargeError, match=re.escape(f"{MAX_SIDE:,}")):
-        decode(encoded(np.zeros((1, MAX_SIDE + 1, 3), np.uint8)), MODEL, max_pixels=MAX_SIDE * 2)
+        decode(png_of_declared_size(MAX_SIDE + 1, 1), MODEL, max_pixels=MAX_SIDE * 2)
 
 
 def test_a_small_file_of_many_pixels_is_refused_without_decoding_it() -> None:
