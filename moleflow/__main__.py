@@ -8,6 +8,11 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command; an interrupt ends it without a traceback, also while it is still being imported."""
     try:
+        from model.memory import keep_freed_memory
+        from model.threads import prepare_threads
+
+        prepare_threads()  # before NumPy is imported
+        keep_freed_memory()
         from moleflow.cli import main as run
 
         run()

@@ -8,8 +8,6 @@ from typing import Any
 
 import typer
 
-from model.memory import keep_freed_memory
-from model.threads import prepare_threads
 from moleflow.commands import ablate, demo, evaluate, inspect, predict, serve, summarise, train
 from moleflow.commands.options import from_home
 
@@ -37,8 +35,6 @@ _OUTPUT = "standard output"
 
 def main() -> None:
     """Run the command; every expected error is one line on standard error and exit status 1."""
-    prepare_threads()
-    keep_freed_memory()
     _prepare_streams()
     from model.errors import MoLEFlowError
 

@@ -95,7 +95,7 @@ class Watch:
 seen = {}
 sys.meta_path.insert(0, Watch())
 sys.argv = ["moleflow", "inspect", "missing.safetensors"]
-from moleflow.cli import main
+from moleflow.__main__ import main
 try:
     main()
 except SystemExit:
