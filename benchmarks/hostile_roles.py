@@ -41,7 +41,7 @@ HOSTILE_SHARE = 10
 SIZES = (1, 8, 32)
 """Megabytes of hostile images, in turn."""
 
-MOST_DELAY, PATIENCE_SECONDS = 2.0, 300.0
+MOST_DELAY, PATIENCE_SECONDS = 1.2, 60.0
 """Inputs that are not sent after so many times the load's time, and so many seconds, are left out."""
 
 ROUTING_DIGITS = 4

@@ -20,6 +20,9 @@ __all__ = ["add_guards"]
 _MAX_QUERY_BYTES = 4096
 """A name of 300 letters, percent-encoded, has room in it; reading as many bytes of parameters takes milliseconds."""
 
+_VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
+"""Of HTTP; the last two where another server runs the application."""
+
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 """How this machine is called on itself."""
 
@@ -70,6 +73,8 @@ class _Guard:
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """Status and detail, if the request is refused."""
         headers = Headers(scope=scope)
+        if scope["http_version"] not in _VERSIONS:
+            return 505, f"The service speaks HTTP/1.1, not HTTP/{scope['http_version']}."
         if len(scope["query_string"]) > _MAX_QUERY_BYTES:
             return 414, f"The query has more than {_MAX_QUERY_BYTES} bytes; its parameters need fewer."
         host = headers.get("host", "")

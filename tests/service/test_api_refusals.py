@@ -214,3 +214,27 @@ def test_a_picture_passes_the_proxy(proxy: str) -> None:
     request = urllib.request.Request(proxy + "/predict?map=none", encoded(picture()), {"Content-Type": "image/png"})
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         assert answer.status == 200
+
+
+@pytest.mark.parametrize("version", ["9.9", "2.0"])
+def test_a_version_of_http_that_is_not_spoken_is_refused(small: Running, version: str) -> None:
+    with small.connect() as connection:
+        connection.sendall(f"GET /health/live HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 505 ")
+
+
+@pytest.mark.parametrize(("lines", "status"), [(90, b"200"), (110, b"431"), (3000, b"431")])
+def test_a_head_of_very_many_lines_is_refused(small: Running, lines: int, status: bytes) -> None:
+    with small.connect() as connection:
+        connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * lines + b"\r\n")
+        assert connection.recv(65536).split()[1] == status
+
+
+def test_many_requests_at_once_are_not_taken_for_one_of_many_lines(small: Running) -> None:
+    request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    with small.connect() as connection:
+        connection.sendall(request * 60 + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        answers = b""
+        while piece := connection.recv(65536):
+            answers += piece
+    assert answers.count(b"HTTP/1.1 200") == 61
