@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -247,7 +248,12 @@ async def send_inputs(role: Role, ledger: Ledger) -> None:
             if time.monotonic() > start + MOST_DELAY * role.seconds + PATIENCE_SECONDS:
                 return
             await asyncio.sleep(start + role.seconds * turn / role.inputs - time.monotonic())
-            data = await asyncio.to_thread(make)
+            try:
+                data = await asyncio.to_thread(make)
+            except Exception as error:
+                # It counts as an input that was not sent, and costs the others nothing.
+                print(f"input {name} cannot be made: {type(error).__name__}: {error}", file=sys.stderr)
+                continue
             await send_input(role, ledger, name, data, chance)
             ledger.inputs += 1
 
