@@ -205,7 +205,7 @@ def webp_noise(size: int) -> bytes:
 
 def webp_lossy_noise(size: int) -> bytes:
     """Noise of 1.6 bytes a pixel, up to 2 MB: the format has no room for more in the first part of a file."""
-    side = max(16, int((min(size, 2 * MEGABYTE) / 1.6) ** 0.5))
+    side = max(16, int((min(size, 2 * 2**20) / 1.6) ** 0.5))
     pixels = np.frombuffer(noise(side * side * 3), np.uint8).reshape(side, side, 3)
     return encoded(pixels, "WEBP", quality=100, method=0)
 
