@@ -74,7 +74,7 @@ class _Guard:
         """Status and detail, if the request is refused."""
         headers = Headers(scope=scope)
         if scope["http_version"] not in _VERSIONS:
-            return 505, f"The service speaks HTTP/1.1, not HTTP/{scope['http_version']}."
+            return 400, f"The service speaks HTTP/1.1, not HTTP/{scope['http_version']}."
         if len(scope["query_string"]) > _MAX_QUERY_BYTES:
             return 414, f"The query has more than {_MAX_QUERY_BYTES} bytes; its parameters need fewer."
         host = headers.get("host", "")

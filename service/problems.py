@@ -78,7 +78,6 @@ _STATUSES: dict[int, tuple[str, str]] = {
     421: ("unknown-host", "The service is not called by this name"),
     422: ("invalid-request", "The request is not valid"),
     431: ("too-many-headers", "The request has too many header lines"),
-    505: ("http-version", "Not a version of HTTP that is spoken here"),
 }
 """Type and title of what routing and the reading of uploads refuse, by status."""
 

@@ -220,7 +220,7 @@ def test_a_picture_passes_the_proxy(proxy: str) -> None:
 def test_a_version_of_http_that_is_not_spoken_is_refused(small: Running, version: str) -> None:
     with small.connect() as connection:
         connection.sendall(f"GET /health/live HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
-        assert connection.recv(65536).startswith(b"HTTP/1.1 505 ")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(("lines", "status"), [(90, b"200"), (110, b"431"), (3000, b"431")])
