@@ -409,7 +409,7 @@ def test_a_service_without_products_says_how_to_teach_one(browser: Any) -> None:
 
 
 def test_html_in_a_product_name_is_shown_as_text(browser: Any) -> None:
-    name = '<img src="/x" onerror="document.title = 1"><b>bolt</b>'
+    name = '<img src="x" onerror="document.title = 1"><b>bolt'
     with run_server(DummyDetector(names=(name,))) as running, opened(browser, running) as page:
         choose(page, GOOD)
         expect(page, "#verdict-product").to_have_text(name)
