@@ -93,11 +93,12 @@ async def crowd(target: Target, ledger: Ledger, chance: random.Random) -> None:
 async def reads_nothing(target: Target, ledger: Ledger, chance: random.Random) -> None:
     """Ask for a large map, and take none of it: the connection is cut, or the system had room for all of it."""
     async with connect(target.port) as (reader, writer):
+        sent = time.monotonic()
         await send(writer, head("POST", "/predict?map=npy", BYTES, length=len(target.large_image)) + target.large_image)
         writer.transport.pause_reading()  # type: ignore[attr-defined]
         await asyncio.sleep(target.stall_seconds)
         writer.transport.resume_reading()  # type: ignore[attr-defined]
-        await closes(target, "reads_nothing", reader, ledger, right=(200,))
+        await closes(target, "reads_nothing", reader, ledger, right=(200,), sent=sent)
 
 
 async def reads_slowly(target: Target, ledger: Ledger, chance: random.Random) -> None:

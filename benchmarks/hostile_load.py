@@ -38,7 +38,7 @@ from hostile_report import judge, markdown
 from hostile_roles import Question, ask_question, canonical, expected_answers, questions, roles, run_role, start_role
 from hostile_target import Target
 from machine import describe
-from process_tree import descriptors, proportional_bytes
+from process_tree import descriptors, resident_bytes
 from random_checkpoint import write_random_checkpoint
 from result_files import positive, write_result
 
@@ -80,7 +80,7 @@ class Watch:
 
     def _sample(self) -> None:
         while not self._ended.wait(SAMPLING_SECONDS):
-            self.memory.append(proportional_bytes(self._service.pid))
+            self.memory.append(resident_bytes(self._service.pid))
 
     def _tick(self) -> None:
         while not self._ended.is_set():
@@ -108,7 +108,7 @@ async def drive(options: argparse.Namespace, service: Service, checkpoint: Path,
     ]
     checked = answers | {check.name: canonical(await ask_question(service.port, check)) for check in checks}
     target = target_of(service, settings)
-    rest_descriptors, rest_bytes = descriptors(service.pid), proportional_bytes(service.pid)
+    rest_descriptors, rest_bytes = descriptors(service.pid), resident_bytes(service.pid)
     stop_seconds = settings.shutdown_timeout_seconds + settings.lame_duck_seconds + 10.0
     ledger = Ledger()
     operator = Operator(service, checkpoint, ledger, checks, checked, stop_seconds)
@@ -133,7 +133,7 @@ async def drive(options: argparse.Namespace, service: Service, checkpoint: Path,
         load_seconds = time.monotonic() - started
         await asyncio.sleep(QUIET_SECONDS)
         last = await after_the_load(service.port, answers)
-        end_descriptors, end_bytes = descriptors(service.pid), proportional_bytes(service.pid)
+        end_descriptors, end_bytes = descriptors(service.pid), resident_bytes(service.pid)
     finally:
         watch.end()
     return {

@@ -48,8 +48,8 @@ MOST_DELAY, PATIENCE_SECONDS = 1.2, 60.0
 ROUTING_DIGITS = 4
 """Of what the router measured; single precision has seven."""
 
-NICENESS = 5
-"""By how much attackers and senders give way: on a real network they would not take the service's processors at all."""
+NICENESS = 10
+"""By how much clients of all kinds give way: on a real network they would not take the service's processors at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def run_role(role: Role) -> Ledger:
     work: dict[str, Callable[[Role, Ledger], Awaitable[None]]] = {
         "probes": probe, "good": ask_for_ever, "inputs": send_inputs, "attacks": attack_for_ever
     }  # fmt: skip
-    if role.name in ("inputs", "attacks"):
+    if role.name != "probes":
         os.nice(NICENESS)
     ledger = Ledger()
     asyncio.run(work[role.name](role, ledger))  # type: ignore[arg-type]

@@ -51,10 +51,19 @@ async def attack(chosen: Attack, target: Target, ledger: Ledger, chance: random.
 
 
 async def closes(
-    target: Target, name: str, reader: asyncio.StreamReader, ledger: Ledger, *, right: tuple[int, ...] = ()
+    target: Target,
+    name: str,
+    reader: asyncio.StreamReader,
+    ledger: Ledger,
+    *,
+    right: tuple[int, ...] = (),
+    sent: float | None = None,
 ) -> None:
-    """The service must end this connection, with an answer or without, in its time."""
-    start = time.monotonic()
+    """The service must end this connection, with an answer or without, in its time.
+
+    ``sent`` is when the request was sent, unless that was just now: what disturbed it then explains its answer.
+    """
+    start = time.monotonic() if sent is None else sent
     try:
         async with asyncio.timeout(target.closing_seconds):
             reply = await read_reply(reader)

@@ -20,7 +20,7 @@ _MOST_CONNECTIONS = 1000
 _FEWEST_CONNECTIONS = 16
 """With fewer a service is of no use."""
 
-_AT_ONCE = 16
+_AT_ONCE = 4
 """Connections taken in one turn of the event loop. What is closed to make room is closed in the next."""
 
 _SPARE_DESCRIPTORS = 64

@@ -24,8 +24,9 @@ from service.transport import ClosingTransport
 
 __all__ = ["Connection"]
 
-_SLICE_BYTES = 4096
-"""What is parsed at once where one byte may be one event: request heads and chunked bodies."""
+_SLICE_LINES, _SLICE_BYTES = 64, 64 * 1024
+"""What is parsed at once where a few bytes may be one event: request heads and chunked bodies. Each event ends with a
+line; as many lines take a millisecond or two."""
 
 _MOST_HEADERS = 100
 """Lines of a request's head. Browsers behind proxies send some thirty; 16 kB of the shortest would be 4,000."""
@@ -121,12 +122,11 @@ class Connection(H11Protocol):
     def parse_some(self) -> bool:
         """Parse a piece of what has come; whether there is more."""
         if not self.transport.is_closing():
-            size = len(self._unparsed) if self._is_of_declared_length() else _SLICE_BYTES
-            piece = bytes(self._unparsed[:size])
+            piece = bytes(self._unparsed if self._is_of_declared_length() else _few_lines(self._unparsed))
             if self._has_too_many_headers(piece):
                 self._refuse(431, f"The request has more than {_MOST_HEADERS} header lines; send fewer.")
             else:
-                self._unparsed = self._unparsed[size:]
+                self._unparsed = self._unparsed[len(piece) :]
                 self._parse_piece(piece)
         if self._unparsed and not self.transport.is_closing():
             return True
@@ -143,6 +143,7 @@ class Connection(H11Protocol):
 
     def _parse_piece(self, piece: bytes) -> None:
         request, is_body = self.cycle, self.conn.their_state is h11.SEND_BODY
+        is_chunked = is_body and not self._is_of_declared_length()
         had = len(request.body) if request is not None else 0
         super().data_received(piece)
         self._note_request(request)
@@ -158,12 +159,13 @@ class Connection(H11Protocol):
                 self.timeout_keep_alive_task = self.loop.call_later(
                     self.timeout_keep_alive, self.timeout_keep_alive_handler
                 )
-        elif not self._is_of_declared_length():
+        elif is_chunked:
             self.framing_bytes += len(piece) - (len(request.body) - had)
 
     def _note_request(self, previous: RequestResponseCycle | None) -> None:
         """Begin to count anew when a request has begun."""
         if self.cycle is not previous:
+            self.all.turns.note_request()
             self._since = time.monotonic()
             self._received = self._handed = self.framing_bytes = 0
 
@@ -259,3 +261,10 @@ class Connection(H11Protocol):
             before, left = left, self.transport.unacknowledged_bytes()
             if left < before:
                 progressed = time.monotonic()
+
+
+def _few_lines(data: memoryview) -> memoryview:
+    """The beginning of ``data`` that may be parsed at once."""
+    data = data[:_SLICE_BYTES]
+    rest = bytes(data).split(b"\n", _SLICE_LINES)[_SLICE_LINES:]
+    return data[: len(data) - len(rest[0])] if rest else data

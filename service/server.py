@@ -42,10 +42,12 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
     failures: list[Exception] = []
 
     def start_with(predictor: Predictor) -> None:
-        # What was loaded stays: the collector need not look at it again. Before it looks at everything, it waits until
-        # a quarter as much has come, and meanwhile what a request left in cycles keeps the request's pictures.
+        # What was loaded stays: the collector need not look at it again. It would wait until a quarter as much has come
+        # before it looks at everything that came later, and hold the event loop for a tenth of a second; only another
+        # collection tells it how little is left to look at.
         gc.collect()
         gc.freeze()
+        gc.collect()
         tell(url, predictor)
 
     def stop_after(error: Exception) -> None:

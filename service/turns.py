@@ -11,6 +11,10 @@ _TURN_SECONDS = 0.005
 """After this long in one turn of the event loop, parsing leaves it to others until the next."""
 
 
+_REQUEST_SECONDS = 0.002
+"""What a request that has begun takes of the next turn, until it waits for something: its route, checks and answer."""
+
+
 class Parser(Protocol):
     """Something with bytes to parse."""
 
@@ -31,6 +35,10 @@ class Turns:
         self._waiting.append(parser)
         if len(self._waiting) == 1:
             self._go_on()
+
+    def note_request(self) -> None:
+        """A request has begun: few do in one turn, since each takes some of the next."""
+        self._used += _REQUEST_SECONDS
 
     def _go_on(self) -> None:
         while self._waiting and self._used < _TURN_SECONDS:

@@ -190,6 +190,16 @@ def test_pipelined_requests_are_answered_in_order() -> None:
         assert statuses == [200] * 50 + [404]
 
 
+def test_requests_that_follow_a_body_at_once_do_not_count_as_its_framing() -> None:
+    data = encoded(picture())
+    upload = request_head(len(data), query="?map=none") + data
+    with run_server() as running, running.connect() as connection:
+        connection.sendall(upload[:-10])
+        time.sleep(0.2)  # the rest of the body comes in one piece with what follows
+        connection.sendall(upload[-10:] + GET * 2500)
+        assert read_answer(connection)[0] == 200
+
+
 def test_pipelined_requests_whose_answers_nobody_reads_are_cut() -> None:
     request = b"GET /openapi.json HTTP/1.1\r\nHost: test\r\n\r\n"
     with run_server(send_timeout_seconds=0.5) as running, running.connect() as connection:

@@ -1,6 +1,7 @@
 """How connections whose bytes take long to parse share the event loop."""
 
 import asyncio
+import itertools
 import time
 
 from service.turns import Turns
@@ -56,4 +57,29 @@ def test_each_comes_in_its_turn() -> None:
         assert order.index("short") <= 3
         assert sorted(order) == ["long"] * 9 + ["other"] * 2 + ["short"]
 
+    asyncio.run(main())
+
+
+def test_few_requests_begin_in_one_turn_of_the_loop() -> None:
+    class Beginner:
+        """Begins a request with each piece."""
+
+        def __init__(self) -> None:
+            self.begun = 0
+
+        def parse_some(self) -> bool:
+            self.begun += 1
+            turns.note_request()
+            return self.begun < 30
+
+    async def main() -> None:
+        beginner = Beginner()
+        turns.parse(beginner)
+        begun = [beginner.begun]
+        while beginner.begun < 30:
+            await asyncio.sleep(0)
+            begun.append(beginner.begun)
+        assert max(later - before for before, later in itertools.pairwise([0, *begun])) <= 5
+
+    turns = Turns()
     asyncio.run(main())
