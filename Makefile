@@ -29,7 +29,7 @@ help: ## this list
 	@echo '  TORCH_INDEX_URL  the index to take it from, such as the CPU index that pytorch.org/get-started names'
 	@echo '  pip itself reads its usual PIP_… variables and configuration.'
 
-demo: runtime ## learn three products from pictures, then serve them with a page (ARGS=--no-serve: learn only)
+demo: runtime ## learn three products from images, then serve them with a page (ARGS=--no-serve: learn only)
 	@"$(VENV)/bin/moleflow" demo $(ARGS)
 
 test: development ## run the tests (ARGS goes to pytest)

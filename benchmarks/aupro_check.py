@@ -1,11 +1,11 @@
 """Is AUPRO right? Compares it with a plain reference written from the definition, and with anomalib where it is there.
 
-    python benchmarks/aupro_check.py [--cases N] [--pictures N] [--output FILE.json]
+    python benchmarks/aupro_check.py [--cases N] [--images N] [--output FILE.json]
 
 The reference takes every distinct score as a threshold, one after another; finds regions with SciPy instead of
 scikit-image; and adds up trapezoids, the last one cut at the limit. It is slow, and nothing is shared with what it
 checks. anomalib (2.7; a version that keeps the metric elsewhere is skipped with a line) computes in float32 and is
-given more room. Then a category of ``--pictures`` pictures of 256 × 256 is measured for time and memory. Exit status 1
+given more room. Then a category of ``--images`` images of 256 × 256 is measured for time and memory. Exit status 1
 when a difference is larger than stated.
 """
 
@@ -20,8 +20,8 @@ import numpy as np
 from result_files import write_result
 from scipy import ndimage
 
-from training.aupro import FPR_LIMIT
-from training.metrics import PixelScores
+from moleflow.training.evaluation.aupro import FPR_LIMIT
+from moleflow.training.evaluation.metrics import PixelScores
 
 TOLERANCE = 1e-9
 """Between two exact computations: rounding in float64."""
@@ -67,9 +67,9 @@ def ours(maps: np.ndarray, masks: np.ndarray) -> float:
     return found
 
 
-def random_case(rng: np.random.Generator, *, pictures: int, side: int, levels: int | None) -> Case:
+def random_case(rng: np.random.Generator, *, images: int, side: int, levels: int | None) -> Case:
     """Blobs as defects, scores that tell them from the rest more or less; rounded to ``levels`` steps for ties."""
-    fields = np.stack([ndimage.gaussian_filter(rng.normal(size=(side, side)), side / 16) for _ in range(pictures)])
+    fields = np.stack([ndimage.gaussian_filter(rng.normal(size=(side, side)), side / 16) for _ in range(images)])
     masks = fields > np.quantile(fields, 0.93)
     masks &= rng.random(masks.shape) < 0.97  # ragged edges, single pixels and diagonal neighbours
     masks[0, 0, 0] = True
@@ -102,12 +102,12 @@ def anomalib_aupro() -> Callable[[np.ndarray, np.ndarray], float] | None:
     return measure
 
 
-def measure_large(pictures: int) -> str:
+def measure_large(images: int) -> str:
     """Time and memory of one large category, in words."""
     rng = np.random.default_rng(0)
     pixels = PixelScores()
     start = time.perf_counter()
-    for number in range(pictures):
+    for number in range(images):
         mask = np.zeros((pixels.side, pixels.side), bool)
         mask[40:90, 40:90] = mask[150:170, 100:200] = bool(number % 3)
         pixels.add(rng.random((pixels.side, pixels.side), dtype=np.float32) + mask / np.float32(2), mask)
@@ -118,7 +118,7 @@ def measure_large(pictures: int) -> str:
         line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")
     )
     return (
-        f"{pictures} pictures of {pixels.side} × {pixels.side}: AUPRO {value:.4f}, collected in "
+        f"{images} images of {pixels.side} × {pixels.side}: AUPRO {value:.4f}, collected in "
         f"{collected - start:.1f} s, computed in {done - collected:.1f} s, peak memory {int(peak) / 1e6:.2f} GB"
     )
 
@@ -137,16 +137,16 @@ def markdown(checks: Sequence[Check], large: str) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=40, help="random cases of each kind (default: 40)")
-    parser.add_argument("--pictures", type=int, default=578, help="of the large category (default: 578)")
+    parser.add_argument("--images", type=int, default=578, help="of the large category (default: 578)")
     parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    cases = [random_case(rng, pictures=3, side=24, levels=levels) for levels in [None, 4, 30] * options.cases]
+    cases = [random_case(rng, images=3, side=24, levels=levels) for levels in [None, 4, 30] * options.cases]
     checks = [check("reference by definition", reference, cases, TOLERANCE)]
     theirs = anomalib_aupro()
     if theirs is not None:
         checks.append(check("anomalib's metric", theirs, cases, ANOMALIB_TOLERANCE))
-    large = measure_large(options.pictures)
+    large = measure_large(options.images)
     text = markdown(checks, large)
     if options.output:
         write_result(options.output, {"checks": checks, "large": large}, text)

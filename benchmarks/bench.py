@@ -30,7 +30,7 @@ from bench_sections import SECTIONS, Section
 from bench_setup import ROOT, SetupError, last_lines, prepare_inputs, run_logged, set_up_peers
 from machine import OtherWork, code_digest, commit, describe
 
-from model.atomic import atomic_write
+from moleflow.model.files.atomic import atomic_write
 
 
 class Bench:
@@ -89,7 +89,7 @@ class Bench:
         values = {
             "python": sys.executable,
             "peers": f"{self.options.peers_folder}/bin/python",
-            "pictures": str(self.folder / "pictures"),
+            "images": str(self.folder / "images"),
             "checkpoint": str(self.folder / "random.safetensors"),
         }
         reason, table, others = "", "", OtherWork()
@@ -128,7 +128,7 @@ class Bench:
 
     def _prepare(self, section: Section) -> None:
         """Make what the section's command needs. Raises ``SetupError``."""
-        if "{pictures}" in section.command or "{checkpoint}" in section.command:
+        if "{images}" in section.command or "{checkpoint}" in section.command:
             prepare_inputs(self.folder, self.code)
         if "{peers}" in section.command:
             if self._peers is None:

@@ -1,10 +1,10 @@
-"""What several sections of ``bench.py`` take: a checkpoint of random weights, and pictures for the service.
+"""What several sections of ``bench.py`` take: a checkpoint of random weights, and images for the service.
 
     python benchmarks/bench_inputs.py FOLDER
 
-``FOLDER/random.safetensors`` has the MAIN configuration and eight products. ``FOLDER/pictures`` holds the three
+``FOLDER/random.safetensors`` has the MAIN configuration and eight products. ``FOLDER/images`` holds the three
 photographs that scikit-image ships and the demo is made of, enlarged to 1024 × 1024 and tinted, since cameras of
-factories give pictures of that size and in colour.
+factories give images of that size and in colour.
 """
 
 import argparse
@@ -15,22 +15,22 @@ import skimage.data
 from PIL import Image
 from scale_checkpoint import write_synthetic_checkpoint
 
-from model.atomic import atomic_write
-from training.config import preset
-from training.demo import PRODUCTS as PHOTOGRAPHS
+from moleflow.model.files.atomic import atomic_write
+from moleflow.training.config import preset
+from moleflow.training.data.demo import PRODUCTS as PHOTOGRAPHS
 
-__all__ = ["write_pictures"]
+__all__ = ["write_images"]
 
 PRODUCTS = 8
-"""As many as the largest batch of ``floor.py``, in which every picture is of another."""
+"""As many as the largest batch of ``floor.py``, in which every image is of another."""
 
 SIDE = 1024
 TINT = (1.0, 0.97, 0.93)
 """Shares of the grey value that red, green and blue get."""
 
 
-def write_pictures(folder: Path) -> None:
-    """Write the pictures as PNG."""
+def write_images(folder: Path) -> None:
+    """Write the images as PNG."""
     for name in PHOTOGRAPHS:
         grey = Image.fromarray(getattr(skimage.data, name)()).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         colours = np.asarray(grey, dtype=np.float32)[..., None] * np.array(TINT, dtype=np.float32)
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     folder = parser.parse_args().folder
-    write_pictures(folder / "pictures")
+    write_images(folder / "images")
     write_synthetic_checkpoint(folder / "random.safetensors", preset("main"), PRODUCTS)
 
 

@@ -9,7 +9,7 @@ __all__ = ["SECTIONS", "Section"]
 @dataclass(frozen=True)
 class Section:
     """One table of the results. In ``command``, ``{python}`` is our interpreter and ``{peers}`` the neighbours';
-    ``{pictures}`` and ``{checkpoint}`` are made for all; ``--output FILE.json`` is added, and FILE.md is the table."""
+    ``{images}`` and ``{checkpoint}`` are made for all; ``--output FILE.json`` is added, and FILE.md is the table."""
 
     name: str
     title: str
@@ -42,16 +42,16 @@ SECTIONS = (
     Section(
         "training", "Training beside the plain way",
         "How much faster does training learn a product than the method as it is written, and does it come to the same?",
-        "{python} benchmarks/training_speed.py --rounds 3 --pictures 8 --epochs 2",
+        "{python} benchmarks/training_speed.py --rounds 3 --images 8 --epochs 2",
     ),
     Section(
         "request", "Where the time of a request goes", "Which step of a request takes how long?",
-        "{python} benchmarks/request_time.py --checkpoint {checkpoint} --pictures {pictures} --rounds 5 --seconds 4",
+        "{python} benchmarks/request_time.py --checkpoint {checkpoint} --images {images} --rounds 5 --seconds 4",
     ),
     Section(
         "service", "The service under load",
-        "How many pictures a second does the service answer, beside its own parts in one process?",
-        "{python} benchmarks/service_load.py --checkpoint {checkpoint} --pictures {pictures} --rounds 3 --seconds 4 "
+        "How many images a second does the service answer, beside its own parts in one process?",
+        "{python} benchmarks/service_load.py --checkpoint {checkpoint} --images {images} --rounds 3 --seconds 4 "
         "--requests 0",
     ),
     Section(
@@ -68,6 +68,6 @@ SECTIONS = (
     ),
     Section(
         "aupro-peers", "AUPRO beside anomalib's", "Does anomalib's own metric say the same?",
-        "{peers} benchmarks/aupro_check.py --cases 10 --pictures 100",
+        "{peers} benchmarks/aupro_check.py --cases 10 --images 100",
     ),
 )  # fmt: skip

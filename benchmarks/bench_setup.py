@@ -58,7 +58,7 @@ def last_lines(log: Path, program: str = "") -> str:
 
 
 def prepare_inputs(folder: Path, code: str) -> None:
-    """Pictures and a checkpoint of random weights for all sections, made once by each state of the code."""
+    """Images and a checkpoint of random weights for all sections, made once by each state of the code."""
     made = folder / "inputs.txt"
     with contextlib.suppress(OSError):
         if made.read_text(encoding="utf-8") == code:
@@ -66,7 +66,7 @@ def prepare_inputs(folder: Path, code: str) -> None:
     words = [sys.executable, "benchmarks/bench_inputs.py", str(folder)]
     status = run_logged(words, folder / "inputs.log", folder / "temporary")
     if status:
-        raise SetupError(f"pictures and checkpoint could not be made: {last_lines(folder / 'inputs.log')}")
+        raise SetupError(f"images and checkpoint could not be made: {last_lines(folder / 'inputs.log')}")
     made.write_text(code, encoding="utf-8")
 
 

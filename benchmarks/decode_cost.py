@@ -140,9 +140,9 @@ def decode_for_ever() -> None:
 
 def upload_decoder() -> Callable[[bytes], str]:
     """The way of an upload in the service, with its default settings; it gives width and height."""
-    from model.preprocessing import Preprocessing
-    from service.decoding import Decoders
-    from service.settings import Settings
+    from moleflow.model.images.preprocessing import Preprocessing
+    from moleflow.service.decoding.pool import Decoders
+    from moleflow.service.settings import Settings
 
     settings = Settings(checkpoint=Path("any"))
     preprocessing = Preprocessing(image_size=224, mean=(0.5,) * 3, std=(0.5,) * 3)

@@ -1,10 +1,10 @@
-"""How many epochs are worth it: likelihood of held-out good pictures, and metrics, against the length of training.
+"""How many epochs are worth it: likelihood of held-out good images, and metrics, against the length of training.
 
     python benchmarks/epochs.py DATA --preset fast --backbone NAME [--plugin MODULE] --out epochs/ [--epochs 2 …]
 
 Learns bottle → grid (``--task``) once for each number of epochs, each with the whole schedule from warm-up to the
 cosine's end. Judged as levers are (``benchmarks/trials.py``): held-out likelihood and pseudo-defects may choose, the
-test pictures are for the report. Done rows are kept in ``OUT/epochs.jsonl``; given again, only missing ones run.
+test images are for the report. Done rows are kept in ``OUT/epochs.jsonl``; given again, only missing ones run.
 """
 
 import argparse
@@ -14,10 +14,10 @@ import numpy as np
 from result_files import positive
 from trials import HEADINGS, Bench, Found, Setting, add_arguments, cells, load_product, run_missing
 
-from model.backbone import import_plugin
-from model.memory import keep_freed_memory
-from model.threads import configure_threads, restart_prepared
-from training.config import PRESETS, Preset, preset
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.runtime.memory import keep_freed_memory
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.training.config import PRESETS, Preset, preset
 
 TASKS = ("bottle", "grid")
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         import_plugin(options.plugin)
     start = preset(options.preset).with_changes(
         backbone={"name": options.backbone} if options.backbone else {},
-        training={"folds": 1},  # held-out pictures judge
+        training={"folds": 1},  # held-out images judge
     )
     products = [load_product(options.data, name, options.out, start, options.most) for name in options.task or TASKS]
     bench = Bench(products, options.out, options.backbone_weights)

@@ -6,8 +6,8 @@ The *floor* is the bare forward pass of the backbone, as PyTorch offers it, plus
 of the same shapes and type (``benchmarks/peers/own_worker.py``). Everything runs in this one process in turn, round
 after round; a ratio is taken within a round, and shown is the median with the least and the greatest.
 
-Two gates: a prediction takes at most 1.25 times the floor, for one picture and for eight, and eight different products
-in one batch take at most 1.2 times as long as eight pictures of one. The exit status is 1 unless all pass.
+Two gates: a prediction takes at most 1.25 times the floor, for one image and for eight, and eight different products
+in one batch take at most 1.2 times as long as eight images of one. The exit status is 1 unless all pass.
 
 Without a checkpoint, one of the MAIN configuration with random weights is made; with one, of eight products or more,
 only its sizes count.
@@ -32,9 +32,9 @@ from random_checkpoint import write_random_checkpoint
 from result_files import positive, ratios, spread, write_result
 from torch import nn
 
-from model.detector import Detector
-from model.memory import keep_freed_memory
-from model.threads import THREAD_POLICY, configure_threads, restart_prepared
+from moleflow.model.detector import Detector
+from moleflow.model.runtime.memory import keep_freed_memory
+from moleflow.model.runtime.threads import THREAD_POLICY, configure_threads, restart_prepared
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "peers"))  # its modules import each other as scripts do
 
@@ -47,13 +47,13 @@ MOST_FOR_MIXING = 1.2
 """The time of a batch of different products, of one of the same size with one product."""
 
 MIXED_BATCH = 8
-"""Pictures of the batch in which every one is of another product."""
+"""Images of the batch in which every one is of another product."""
 
 Times = dict[str, list[float]]
-"""Milliseconds a picture by subject, one a round."""
+"""Milliseconds an image by subject, one a round."""
 
 
-def time_in_turn(subjects: Mapping[str, Callable[[], Any]], rounds: int, pictures: int) -> Times:
+def time_in_turn(subjects: Mapping[str, Callable[[], Any]], rounds: int, images: int) -> Times:
     """One call of each subject a round, forwards and backwards alternately, after one that does not count."""
     times: Times = {name: [] for name in subjects}
     for call in subjects.values():
@@ -62,17 +62,17 @@ def time_in_turn(subjects: Mapping[str, Callable[[], Any]], rounds: int, picture
         for name in list(subjects)[:: 1 if number % 2 == 0 else -1]:
             start = time.perf_counter()
             subjects[name]()
-            times[name].append((time.perf_counter() - start) * 1e3 / pictures)
+            times[name].append((time.perf_counter() - start) * 1e3 / images)
     return times
 
 
 def subjects(detector: Detector, batch: int, floor: Sequence[Callable[[], Any]]) -> dict[str, Callable[[], Any]]:
-    """What is timed at one batch size: the floor's two parts, prediction of one product, and of as many as pictures."""
+    """What is timed at one batch size: the floor's two parts, prediction of one product, and of as many as images."""
     names = [task.name for task in detector.tasks]
-    pictures = noise(detector, batch)
+    images = noise(detector, batch)
 
     def predict(tasks: list[str]) -> Callable[[], Any]:
-        return lambda: [found.pixel_map() for found in detector.predict(pictures, tasks, refuse_unknown=False)]
+        return lambda: [found.pixel_map() for found in detector.predict(images, tasks, refuse_unknown=False)]
 
     found = {"backbone": floor[0], "products": floor[1], "prediction": predict([names[0]] * batch)}
     if batch == MIXED_BATCH:
@@ -81,7 +81,7 @@ def subjects(detector: Detector, batch: int, floor: Sequence[Callable[[], Any]])
 
 
 def noise(detector: Detector, count: int) -> list[np.ndarray]:
-    """RGB pictures at the model's size; nothing depends on what they show."""
+    """RGB images at the model's size; nothing depends on what they show."""
     size = detector.preprocessing.image_size
     return list(np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8))
 
@@ -89,7 +89,7 @@ def noise(detector: Detector, count: int) -> list[np.ndarray]:
 class Stages:
     """Times of a detector's parts within its predictions, taken by hooks around its modules.
 
-    Where pictures go side by side, each on a thread of its own, what a part takes is divided by the threads.
+    Where images go side by side, each on a thread of its own, what a part takes is divided by the threads.
     """
 
     def __init__(self, detector: Detector) -> None:
@@ -129,13 +129,13 @@ class Stages:
         self._hooks.append(module.register_forward_hook(stop))
 
     def measure(self, batch: int, rounds: int) -> dict[str, float]:
-        """Milliseconds a picture of each part, and of what is outside of them: descriptor, score, map, Python."""
-        pictures, names = noise(self.detector, batch), [self.detector.tasks[0].name] * batch
+        """Milliseconds an image of each part, and of what is outside of them: descriptor, score, map, Python."""
+        images, names = noise(self.detector, batch), [self.detector.tasks[0].name] * batch
         found: dict[str, list[float]] = defaultdict(list)
         for number in range(rounds + 1):
             self._spent.clear()
             start = time.perf_counter()
-            for each in self.detector.predict(pictures, names, refuse_unknown=False):
+            for each in self.detector.predict(images, names, refuse_unknown=False):
                 each.pixel_map()
             whole = (time.perf_counter() - start) * 1e3
             if number:
@@ -176,8 +176,8 @@ def measure(checkpoint: Path, precisions: Sequence[str], batches: Sequence[int],
         "threads": torch.get_num_threads(),
         "environment": {name: os.environ.get(name, "") for name in THREAD_POLICY},
         "rounds": rounds,
-        "ms_per_picture": times,
-        "stages_ms_per_picture": stages,
+        "ms_per_image": times,
+        "stages_ms_per_image": stages,
     }
 
 
@@ -189,7 +189,7 @@ def over_floor(times: Times) -> list[float]:
 def gates(result: Mapping[str, Any]) -> list[tuple[str, float, float]]:
     """Every gate: what it is about, the measured median, and the most that it may be."""
     found = []
-    for precision, batches in result["ms_per_picture"].items():
+    for precision, batches in result["ms_per_image"].items():
         for batch, times in batches.items():
             found.append(
                 (f"prediction by floor, {precision}, batch {batch}", median(over_floor(times)), MOST_OVER_FLOOR)
@@ -207,12 +207,12 @@ def markdown(result: Mapping[str, Any]) -> str:
         "",
         f"{result['date']}. {result['machine']['processor']}, {result['threads']} threads, load "
         f"{result['machine']['load']}. PyTorch {result['torch']}. {result['rounds']} rounds; median (least–greatest); "
-        "milliseconds a picture; ratios within a round.",
+        "milliseconds an image; ratios within a round.",
         "",
         "| precision | batch | backbone | products | prediction | × floor | products mixed | × one product |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for precision, batches in result["ms_per_picture"].items():
+    for precision, batches in result["ms_per_image"].items():
         for batch, times in batches.items():
             parts = " | ".join(spread(times[name], 1) for name in ("backbone", "products", "prediction"))
             mixed = " – | – |"
@@ -224,8 +224,8 @@ def markdown(result: Mapping[str, Any]) -> str:
         f"| {name} | {value:.2f} | {most:.2f} | {'holds' if value <= most else '**fails**'} |"
         for name, value, most in gates(result)
     ]
-    runs = [(p, b, found) for p, batches in result["stages_ms_per_picture"].items() for b, found in batches.items()]
-    lines += ["", "Where the time goes, ms a picture:", ""]
+    runs = [(p, b, found) for p, batches in result["stages_ms_per_image"].items() for b, found in batches.items()]
+    lines += ["", "Where the time goes, ms an image:", ""]
     lines += ["| |" + "".join(f" {p}, batch {b} |" for p, b, _ in runs), "|---|" + "---|" * len(runs)]
     for name in runs[0][2]:
         lines.append(f"| {name} |" + "".join(f" {found.get(name, 0):.1f} |" for _, _, found in runs))

@@ -2,9 +2,9 @@
 
     python benchmarks/forgetting.py BEFORE.safetensors AFTER.safetensors --data DATA --category bottle [--plugin MODULE]
 
-Predicts every test picture of the category with both, the product named (so that the later checkpoint's larger
+Predicts every test image of the category with both, the product named (so that the later checkpoint's larger
 router has no say), and compares scores and patch maps for equality, not for closeness. Also compares the tensors'
-digests, and says how many pictures the later checkpoint routes elsewhere. Exit status 1 when anything differs.
+digests, and says how many images the later checkpoint routes elsewhere. Exit status 1 when anything differs.
 """
 
 import argparse
@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from model.backbone import import_plugin
-from model.checkpoint import Checkpoint
-from model.detector import Detector
-from model.threads import configure_threads, restart_prepared
-from training.datasets import load_category, read_picture
+from moleflow.model.detector import Detector
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.training.data.datasets import load_category, read_image
 
 BATCH_SIZE = 8
 
@@ -38,11 +38,11 @@ def main() -> int:
     samples = load_category(options.data, options.category).test
     differing = rerouted = 0
     for start in range(0, len(samples), BATCH_SIZE):
-        pictures = [
-            read_picture(sample.path, before.preprocessing.image_size) for sample in samples[start : start + BATCH_SIZE]
+        images = [
+            read_image(sample.path, before.preprocessing.image_size) for sample in samples[start : start + BATCH_SIZE]
         ]
-        named = [options.category] * len(pictures)
-        found = [each.predict(pictures, named, refuse_unknown=False) for each in (before, after)]
+        named = [options.category] * len(images)
+        found = [each.predict(images, named, refuse_unknown=False) for each in (before, after)]
         for old, new in zip(*found, strict=True):
             differing += old.score != new.score or not np.array_equal(old.grid_map, new.grid_map)
             rerouted += new.candidates[0].name != options.category
@@ -50,7 +50,7 @@ def main() -> int:
     print(
         f"{options.category}: tensors {'identical' if same else 'DIFFER'} ({digests[0][:12]}… and {digests[1][:12]}…)"
     )
-    print(f"{options.category}: {differing} of {len(samples)} test pictures differ in score or patch map")
+    print(f"{options.category}: {differing} of {len(samples)} test images differ in score or patch map")
     print(f"{options.category}: {rerouted} of {len(samples)} are routed to another product by the later checkpoint")
     return int(differing > 0 or not same)
 

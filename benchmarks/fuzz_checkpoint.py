@@ -4,9 +4,9 @@
 
 Half of the inputs are small safetensors files with a damaged table, half a tiny checkpoint with a damaged header, table
 or bytes. Of each: what is accepted the safetensors library accepts too and reads alike; what is refused is refused as a
-checkpoint is, in one line; and nothing takes more memory than a small file may. ``tests/model/test_checkpoint_fuzz.py``
-does the same for a few hundred. Prints how many were accepted and refused. The first failure is reduced to
-a small example, printed, and ends it.
+checkpoint is, in one line; and nothing takes more memory than a small file may.
+``tests/model/store/test_checkpoint_fuzz.py`` does the same for a few hundred. Prints how many were accepted and
+refused. The first failure is reduced to a small example, printed, and ends it.
 """
 
 import argparse

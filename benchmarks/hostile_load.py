@@ -42,8 +42,8 @@ from process_tree import descriptors, resident_bytes
 from random_checkpoint import write_random_checkpoint
 from result_files import positive, write_result
 
-from model.threads import restart_prepared
-from service.settings import Settings
+from moleflow.model.runtime.threads import restart_prepared
+from moleflow.service.settings import Settings
 
 PATIENCE_SECONDS = 90.0
 """After which a request that is not answered hangs: a hang of the model, a restart and a queue are within it."""

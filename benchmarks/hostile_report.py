@@ -9,7 +9,7 @@ from typing import Any
 
 from hostile_ledger import BAD, Disturbance, Ledger, settle
 
-from service.settings import Settings
+from moleflow.service.settings import Settings
 
 __all__ = ["judge", "markdown", "memory_limit"]
 

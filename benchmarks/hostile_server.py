@@ -110,9 +110,9 @@ class Heartbeat:
 
 def main(arguments: Sequence[str]) -> None:
     """Serve until told to stop."""
-    from service import app
-    from service.server import serve
-    from service.settings import load_settings
+    from moleflow.service.api import app
+    from moleflow.service.server import serve
+    from moleflow.service.settings import load_settings
 
     settings = load_settings(**dict(argument.split("=", 1) for argument in arguments[1:]))
     load = app.load_predictor
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    from model.threads import restart_prepared
+    from moleflow.model.runtime.threads import restart_prepared
 
     restart_prepared()
     main(sys.argv[1:])

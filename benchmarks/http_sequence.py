@@ -1,15 +1,15 @@
-"""Send every test picture of a sequence of products through a running service, and say how good its answers are.
+"""Send every test image of a sequence of products through a running service, and say how good its answers are.
 
     python benchmarks/http_sequence.py --url http://127.0.0.1:8000 --data DATA --category bottle --category grid
 
-Each category must have been learned under its own name. Pictures go over HTTP as their files are, several at a time
+Each category must have been learned under its own name. Images go over HTTP as their files are, several at a time
 and with the products mixed, as the cameras of a factory would send them. Thresholds and verdicts are the service's own.
 
 Every figure is that of the whole service: where the router took the wrong product, the score, map and verdict of that
-wrong expert count for the category that the picture belongs to. A picture that is refused counts as routed wrongly and
+wrong expert count for the category that the image belongs to. An image that is refused counts as routed wrongly and
 as an alarm, since it is not passed; for the ranking it is sent again, for the nearest product, and ``response_ms`` is
 that of the first answer. ``--true-task`` measures a second time with the product
-named in each request, which tells what the router cost. Defective pictures without mask count for the image figures
+named in each request, which tells what the router cost. Defective images without mask count for the image figures
 only; maps and masks are compared at 256 × 256 pixels.
 """
 
@@ -33,16 +33,16 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from model.errors import MoLEFlowError
-from training.datasets import Category, Sample, load_category
-from training.masks import read_mask
-from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from moleflow.model.errors import MoLEFlowError
+from moleflow.training.data.datasets import Category, Sample, load_category
+from moleflow.training.data.masks import read_mask
+from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 TIMEOUT_SECONDS = 120.0
 """For one answer; a service that is still at it by then has stopped."""
 
 MOST_TRIES = 60
-"""How often one picture is offered to a service whose queue is full, at the intervals that it asks for."""
+"""How often one image is offered to a service whose queue is full, at the intervals that it asks for."""
 
 
 class BenchmarkError(Exception):
@@ -51,7 +51,7 @@ class BenchmarkError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the service said of one picture: its product, ``None`` if refused; ``anomaly_map`` at the picture's size."""
+    """What the service said of one image: its product, ``None`` if refused; ``anomaly_map`` at the image's size."""
 
     task: str | None
     score: float
@@ -148,7 +148,7 @@ def learned_tasks(client: httpx.Client) -> dict[str, Any]:
 
 
 def ask(client: httpx.Client, sample: Sample, task: str | None, wants_map: bool) -> Answer:
-    """Send one picture; waits and tries again while the service's queue is full."""
+    """Send one image; waits and tries again while the service's queue is full."""
     query = {"map": "npy" if wants_map else "none", "map_size": "image"} | ({"task": task} if task else {})
     content = sample.path.read_bytes()
     for _ in range(MOST_TRIES):
@@ -171,7 +171,7 @@ def ask(client: httpx.Client, sample: Sample, task: str | None, wants_map: bool)
 
 
 def measure(client: httpx.Client, categories: Sequence[Category], connections: int, forced: bool) -> dict[str, Any]:
-    """Send every test picture once and sum up; ``forced`` names the product in each request."""
+    """Send every test image once and sum up; ``forced`` names the product in each request."""
     jobs = [(category, sample) for category in categories for sample in category.test]
     random.Random(0).shuffle(jobs)
     has_masks = {category.name: any(sample.masks for sample in category.test) for category in categories}
@@ -196,12 +196,12 @@ def measure(client: httpx.Client, categories: Sequence[Category], connections: i
     rows = [asdict(figures_of(category.name, tallies[category.name])) for category in categories]
     return {
         "task_named_by_client": forced,
-        "pictures": len(jobs),
+        "images": len(jobs),
         "routing_accuracy": mean([right for tally in tallies.values() for right in tally.routed_right]),
         "categories": rows,
         "mean": {share: mean([row[share] for row in rows]) for share in SHARES},
         "seconds": wall,
-        "pictures_per_second": len(jobs) / wall,
+        "images_per_second": len(jobs) / wall,
         "connections": connections,
         "response_ms": {
             "median": 1000 * float(np.median(seconds)),
@@ -216,8 +216,8 @@ def table_of(result: dict[str, Any]) -> Table:
     table = Table(
         title="Product named by the client" if named else "Product found by the router",
         caption=(
-            f"{result['pictures']} pictures, routing overall {percent(result['routing_accuracy'])} %, "
-            f"{result['pictures_per_second']:.1f} pictures/s over {result['connections']} connections, "
+            f"{result['images']} images, routing overall {percent(result['routing_accuracy'])} %, "
+            f"{result['images_per_second']:.1f} images/s over {result['connections']} connections, "
             f"median response {result['response_ms']['median']:.0f} ms"
         ),
     )
@@ -258,7 +258,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         categories = [load_category(options.data, name) for name in options.category]
         for category in categories:
             if not category.test:
-                raise BenchmarkError(f"{category.root / category.name} holds no test pictures; leave it out")
+                raise BenchmarkError(f"{category.root / category.name} holds no test images; leave it out")
         with httpx.Client(base_url=options.url, timeout=TIMEOUT_SECONDS) as client:
             tasks = learned_tasks(client)
             unknown = set(options.category) - {task["name"] for task in tasks["tasks"]}

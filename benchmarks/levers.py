@@ -1,9 +1,9 @@
-"""What each setting brings, judged without test pictures: by defects pasted into good pictures that were held out.
+"""What each setting brings, judged without test images: by defects pasted into good images that were held out.
 
     python benchmarks/levers.py DATA --backbone NAME [--plugin MODULE] --out levers/ [--lever NAME …] [--seed 0 …]
 
 Learns bottle → grid → magnetic_tile (``--task``) once for each lever: the ``small`` preset's flow with a field or two
-changed. Two things may choose: the likelihood of held-out good pictures (of levers with the same input to the flow
+changed. Two things may choose: the likelihood of held-out good images (of levers with the same input to the flow
 only, as likelihoods of other spaces cannot be compared), and how well *pseudo-defects* are told from them
 (``benchmarks/trials.py``). Done rows are kept in ``OUT/levers.jsonl``; given again, only missing ones run.
 ``--scoring`` takes the maps that a lever left and prints what other smoothing and image scores would make of them.
@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from trials import HEADINGS, Bench, Found, Setting, add_arguments, cells, judge_all, key_of, load_product, run_missing
 
-from model.backbone import import_plugin
-from model.scoring import SMOOTHING_SIGMA, TOP_K
-from model.threads import configure_threads, restart_prepared
-from training.config import NO_CHANGES, preset
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K
+from moleflow.training.config import NO_CHANGES, preset
 
 TASKS = ("bottle", "grid", "magnetic_tile")
 START = {"epochs": 8, "folds": 1}

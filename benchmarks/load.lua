@@ -1,5 +1,5 @@
--- Drives wrk: every thread holds one connection and sends the pictures in turn, each from another one on.
--- LOAD_PICTURES: the files, one a line. LOAD_PATH: the request's path. Prints one line a response at the end:
+-- Drives wrk: every thread holds one connection and sends the images in turn, each from another one on.
+-- LOAD_IMAGES: the files, one a line. LOAD_PATH: the request's path. Prints one line a response at the end:
 -- end of the response (µs), latency (µs), status, bytes, and decode, queue, inference and encode (ms) as answered.
 
 local ffi = require("ffi")
@@ -21,7 +21,7 @@ end
 function init()
   moment = ffi.new("load_time")
   requests, lines = {}, {}
-  for path in os.getenv("LOAD_PICTURES"):gmatch("[^\n]+") do
+  for path in os.getenv("LOAD_IMAGES"):gmatch("[^\n]+") do
     local file = assert(io.open(path, "rb"))
     local head = { ["Content-Type"] = "application/octet-stream" }
     table.insert(requests, wrk.format("POST", os.getenv("LOAD_PATH"), head, file:read("*a")))

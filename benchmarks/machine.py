@@ -9,7 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-from model.threads import available_processors
+from moleflow.model.runtime.threads import available_processors
 
 __all__ = ["OtherWork", "code_digest", "commit", "describe", "processor", "versions"]
 

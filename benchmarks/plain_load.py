@@ -1,6 +1,6 @@
 """Stands in for wrk where it is not installed: says what wrk and ``load.lua`` say, for the same command line.
 
-Each connection is a thread that sends the pictures in turn, each from another one on. It takes more of the processors
+Each connection is a thread that sends the images in turn, each from another one on. It takes more of the processors
 than wrk, which the service lacks, so figures are somewhat lower; ``wrk.py`` takes it only where wrk is missing.
 """
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     """Take wrk's ``-c`` and ``-d``, and the address at the end; 1 when the service cannot be reached."""
     options = {word[:2]: word[2:] for word in arguments if word.startswith("-")}
     address, lines, failures = urlsplit(arguments[-1]).netloc, list[str](), list[str]()
-    bodies = [Path(name).read_bytes() for name in os.environ["LOAD_PICTURES"].split("\n")]
+    bodies = [Path(name).read_bytes() for name in os.environ["LOAD_IMAGES"].split("\n")]
     deadline = time.monotonic() + int(options["-d"].rstrip("s"))
 
     def work(number: int) -> None:

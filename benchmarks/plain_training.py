@@ -1,7 +1,7 @@
 """Training the plain way, for comparison: every layer as the method writes it, the backbone run for every batch.
 
-The parameters are those of ``model.network``, and so is what is computed; only how differs. Nothing is merged, folded
-or fused, and products are float32.
+The parameters are those of ``moleflow.model.flow.expert``, and so is what is computed; only how differs. Nothing is
+merged, folded or fused, and products are float32.
 """
 
 from collections.abc import Sequence
@@ -12,45 +12,46 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.context import CONTEXT_GAIN_MAX
-from model.features import FeatureExtractor, stack_images
-from model.flow import DIA_COUPLING, MOLE_COUPLING, Coupling, MoLEBase, MoLEDelta
-from model.lora import LoRADelta
-from model.network import Base, Expert
-from model.scoring import negative_log_likelihood
-from training.loss import tail_aware_loss
-from training.task import TaskTrainer
+from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.flow.blocks import DIA_COUPLING, MOLE_COUPLING, Coupling, MoLEBase, MoLEDelta
+from moleflow.model.flow.context import CONTEXT_GAIN_MAX
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.flow.likelihood import negative_log_likelihood
+from moleflow.model.flow.lora import LoRADelta
+from moleflow.training.fit.loss import tail_aware_loss
+from moleflow.training.fit.trainer import TaskTrainer
 
 __all__ = ["PlainFeatures", "PlainTrainer", "plain_flow"]
 
 
 class PlainFeatures:
-    """``training.embeddings.Embeddings`` that keeps pictures only: each batch goes through the backbone anew.
+    """``moleflow.training.embeddings.extraction.Embeddings`` that keeps images only: each batch goes through the
+    backbone anew.
 
-    ``pictures`` are RGB, ``(n, S, S, 3)`` uint8, decoded and resized.
+    ``images`` are RGB, ``(n, S, S, 3)`` uint8, decoded and resized.
     """
 
-    def __init__(self, features: FeatureExtractor, pictures: Sequence[np.ndarray]) -> None:
-        self.features, self.pictures = features, list(pictures)
+    def __init__(self, features: FeatureExtractor, images: Sequence[np.ndarray]) -> None:
+        self.features, self.images = features, list(images)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.pictures = []
+        self.images = []
 
     @torch.inference_mode()
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``."""
-        chosen = [self.pictures[index] for index in indices.tolist()]
+        chosen = [self.images[index] for index in indices.tolist()]
         return self.features(stack_images(chosen, self.features.preprocessing.resize, device))
 
     def subset(self, rows: Sequence[int]) -> "PlainFeatures":
-        """The pictures at ``rows``."""
-        return PlainFeatures(self.features, [self.pictures[row] for row in rows])
+        """The images at ``rows``."""
+        return PlainFeatures(self.features, [self.images[row] for row in rows])
 
 
 class PlainTrainer(TaskTrainer):
@@ -71,7 +72,7 @@ class PlainTrainer(TaskTrainer):
 
 
 def plain_flow(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What ``model.network.flow_forward`` computes, of embeddings ``(B, H, W, D)``."""
+    """What ``moleflow.model.flow.expert.flow_forward`` computes, of embeddings ``(B, H, W, D)``."""
     x = expert.adapter(x)
     if base.mixer is not None:
         gate = base.mixer.gate.sigmoid()

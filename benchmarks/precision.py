@@ -2,7 +2,7 @@
 
     python benchmarks/precision.py CHECKPOINT DATA [--plugin MODULE] [--task NAME …] [--output FILE.json]
 
-Every test picture of the products is judged three times with its product named, by one checkpoint: with fp32 products,
+Every test image of the products is judged three times with its product named, by one checkpoint: with fp32 products,
 with bf16 products, and with bf16 products by experts whose learned numbers were rounded to bfloat16, as a
 checkpoint of ``expert_dtype: bfloat16`` stores them. The gates: bf16 products move no product's image AUROC by more
 than 0.1 points and no pixel AP by more than 0.3. The exit status is 1 unless both hold.
@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from result_files import write_result
 
-from model.backbone import import_plugin
-from model.checkpoint import Checkpoint
-from model.detector import Detector
-from model.network import Expert
-from model.threads import configure_threads, restart_prepared
-from training.datasets import Category, load_category, read_picture
-from training.masks import read_mask
-from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from moleflow.model.detector import Detector
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.flow.expert import Expert
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.training.data.datasets import Category, load_category, read_image
+from moleflow.training.data.masks import read_mask
+from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 MOST_IMAGE_AUROC, MOST_PIXEL_AP = 0.1, 0.3
 """Points that bf16 may move a product's figures by."""
@@ -43,13 +43,13 @@ class Rounded(Checkpoint):
 
 
 def judge(detector: Detector, category: Category) -> dict[str, float]:
-    """The figures of a product's test pictures, in percent."""
+    """The figures of a product's test images, in percent."""
     scores: list[float] = []
     pixels = PixelScores()
     for start in range(0, len(category.test), BATCH_SIZE):
         samples = category.test[start : start + BATCH_SIZE]
-        pictures = [read_picture(sample.path) for sample in samples]
-        found = detector.predict(pictures, [category.name] * len(samples), refuse_unknown=False)
+        images = [read_image(sample.path) for sample in samples]
+        found = detector.predict(images, [category.name] * len(samples), refuse_unknown=False)
         for sample, result in zip(samples, found, strict=True):
             scores.append(result.score)
             if sample.is_anomalous and not sample.masks:

@@ -1,4 +1,4 @@
-"""Defects pasted into good pictures, to judge settings without test pictures; after CutPaste (Li et al., CVPR 2021)."""
+"""Defects pasted into good images, to judge settings without test images; after CutPaste (Li et al., CVPR 2021)."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,24 +6,24 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from training.datasets import read_picture
-from training.task import task_seed
+from moleflow.training.data.datasets import read_image
+from moleflow.training.fit.trainer import task_seed
 
 __all__ = ["KINDS", "make_pseudo", "with_pseudo_defect"]
 
 KINDS = ("paste", "scar", "blob")
-"""A piece of the picture elsewhere, a thin one, and a spot of light or shade."""
+"""A piece of the image elsewhere, a thin one, and a spot of light or shade."""
 
 
 def make_pseudo(paths: Sequence[Path], folder: Path, name: str) -> tuple[tuple[Path, Path], ...]:
-    """One pseudo-defect of each kind for every picture: the paths of picture and mask, both PNG."""
+    """One pseudo-defect of each kind for every image: the paths of image and mask, both PNG."""
     folder.mkdir(parents=True, exist_ok=True)
     made = []
     for number, path in enumerate(paths):
-        picture = read_picture(path)
+        image = read_image(path)
         for kind in KINDS:
             rng = np.random.default_rng(task_seed(0, name, f"{kind} {number}"))
-            changed, mask = with_pseudo_defect(picture, kind, rng)
+            changed, mask = with_pseudo_defect(image, kind, rng)
             target = folder / f"{number:03d}_{kind}.png"
             masked = folder / f"{number:03d}_{kind}_mask.png"
             Image.fromarray(changed).save(target)
@@ -32,9 +32,9 @@ def make_pseudo(paths: Sequence[Path], folder: Path, name: str) -> tuple[tuple[P
     return tuple(made)
 
 
-def with_pseudo_defect(picture: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def with_pseudo_defect(image: np.ndarray, kind: str, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """``(h, w, 3)`` uint8 with a defect of one of ``KINDS``, and where it is, ``(h, w)`` bool."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = np.sqrt(height * width)
     if kind == "blob":
         centre = rng.uniform(0.25, 0.75, 2) * (height, width)
@@ -42,14 +42,14 @@ def with_pseudo_defect(picture: np.ndarray, kind: str, rng: np.random.Generator)
         rows, columns = np.ogrid[:height, :width]
         bump = np.exp(-0.5 * (((rows - centre[0]) / radius[0]) ** 2 + ((columns - centre[1]) / radius[1]) ** 2))
         change = rng.choice([-1.0, 1.0]) * rng.uniform(40, 90) * bump[..., None]
-        return np.clip(picture + change, 0, 255).astype(np.uint8), bump > 0.4
+        return np.clip(image + change, 0, 255).astype(np.uint8), bump > 0.4
     if kind == "paste":
         size = side * rng.uniform(0.08, 0.2) * np.array([1, rng.uniform(0.4, 1)])
     else:
         size = side * np.array([rng.uniform(0.1, 0.25), rng.uniform(0.01, 0.03)])
     wide, high = np.maximum(size.round().astype(int), 2)
     left, top = rng.integers(0, width - wide), rng.integers(0, height - high)
-    piece = picture[top : top + high, left : left + wide].astype(np.float32)
+    piece = image[top : top + high, left : left + wide].astype(np.float32)
     piece = np.clip(piece * rng.uniform(0.7, 1.3) + rng.uniform(-25, 25, 3), 0, 255).astype(np.uint8)
     angle = float(rng.uniform(-45, 45))
     patch = Image.fromarray(piece).rotate(angle, expand=True)
@@ -58,7 +58,7 @@ def with_pseudo_defect(picture: np.ndarray, kind: str, rng: np.random.Generator)
         int(rng.uniform(0.15, 0.85) * width) - patch.width // 2,
         int(rng.uniform(0.15, 0.85) * height) - patch.height // 2,
     )
-    changed, mask = Image.fromarray(picture), Image.new("L", (width, height))
+    changed, mask = Image.fromarray(image), Image.new("L", (width, height))
     changed.paste(patch, at, stencil)
     mask.paste(stencil, at)
     return np.asarray(changed), np.asarray(mask) > 127

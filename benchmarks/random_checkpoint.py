@@ -3,7 +3,7 @@
     python benchmarks/random_checkpoint.py FILE [--preset main] [--products 3]
 
 It takes no download and no data: WideResNet-50-2 gets random weights (with ``--preset small``, EfficientNet-Lite0 comes
-with its own), and each product is learned from a few pictures of noise in one step. The router knows the noise only, so
+with its own), and each product is learned from a few images of noise in one step. The router knows the noise only, so
 serve it with ``--unknown-limit 0``.
 """
 
@@ -16,20 +16,20 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from model.backbone import Backbone
-from model.config import BackboneConfig, ModelConfig
-from model.preprocessing import Preprocessing
-from model.threads import restart_prepared
-from training.config import PRESETS
-from training.continual import train_tasks
+from moleflow.model.config import BackboneConfig, ModelConfig
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.runtime.threads import restart_prepared
+from moleflow.training.config import PRESETS
+from moleflow.training.continual.sequence import train_tasks
 
 __all__ = ["random_backbone", "write_random_checkpoint"]
 
 MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's, as timm has them for this backbone."""
 
-PICTURES, SIDE = 4, 224
-"""Pictures that a product is learned from, and their size in pixels."""
+IMAGES, SIDE = 4, 224
+"""Images that a product is learned from, and their size in pixels."""
 
 
 def write_random_checkpoint(path: Path, products: int = 1, preset: str = "main") -> Path:
@@ -42,7 +42,7 @@ def write_random_checkpoint(path: Path, products: int = 1, preset: str = "main")
         weights = _save_backbone(folder / "backbone.safetensors") if preset == "main" else None
         for product in names:
             (folder / "data" / product).mkdir(parents=True)
-            for number in range(PICTURES):
+            for number in range(IMAGES):
                 noise = generator.integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
                 Image.fromarray(noise).save(folder / "data" / product / f"{number}.png")
         train_tasks(folder / "data", names, path, preset=chosen, backbone_weights=weights, device="cpu")

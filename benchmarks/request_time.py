@@ -1,10 +1,10 @@
 """Where does the time of one request go?
 
-    python benchmarks/request_time.py --pictures DIR [--checkpoint FILE] [--rounds 5] [--output FILE.json]
+    python benchmarks/request_time.py --images DIR [--checkpoint FILE] [--rounds 5] [--output FILE.json]
 
-Every picture in turn goes through the steps that a service takes, one after another in this process, and each step is
+Every image in turn goes through the steps that a service takes, one after another in this process, and each step is
 timed by itself; shown are medians, with the least and the greatest of the rounds. The steps that only a service has
-come from a running one, asked for one picture at a time: the queue from its answers' ``timing_ms``, and HTTP as what
+come from a running one, asked for one image at a time: the queue from its answers' ``timing_ms``, and HTTP as what
 is left of the client's latency (upload, parsing, threads, answer, and the client itself).
 """
 
@@ -26,15 +26,14 @@ from result_files import spread, write_result
 from running_service import RunningService, ServiceError
 from wrk import LoadError, drive, find_wrk, generator
 
-from model.detector import Detector
-from model.errors import MoLEFlowError
-from model.features import stack_images
-from model.picture import SUFFIXES, open_for_model
-from model.results import Prediction
-from model.threads import configure_threads, restart_prepared
-from service.decode import Decoded
-from service.encode import encode_map
-from service.render import AnswerForm, render
+from moleflow.model.detector import Detector
+from moleflow.model.errors import MoLEFlowError
+from moleflow.model.features.extractor import stack_images
+from moleflow.model.images.decode import SUFFIXES, DecodedImage, open_for_model
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.model.verdict.results import Prediction
+from moleflow.service.responses.encode import encode_map
+from moleflow.service.responses.render import ResponseFormat, render
 
 STEPS = ("decode", "resize", "queue", "backbone", "flow", "map", "encode", "http")
 
@@ -44,18 +43,18 @@ WHAT = {
     "queue": "waiting for the model, nobody else asking",
     "backbone": "normalise, backbone, embeddings, router",
     "flow": "expert and score",
-    "map": "patch map to the picture's size",
+    "map": "patch map to the image's size",
     "encode": "map to 16-bit PNG, and the JSON",
     "http": "upload, parsing, threads, answer, client",
 }
 
 
 def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
-    """Milliseconds of each step that needs no service, for one picture."""
+    """Milliseconds of each step that needs no service, for one image."""
     preprocessing, moments = detector.preprocessing, [perf_counter()]
-    picture = open_for_model(data, preprocessing.image_size)
+    image = open_for_model(data, preprocessing.image_size)
     moments.append(perf_counter())
-    pixels = preprocessing.resize(picture.pixels)
+    pixels = preprocessing.resize(image.pixels)
     moments.append(perf_counter())
     with torch.inference_mode():
         batch = stack_images([pixels], preprocessing.resize, detector.device)
@@ -70,34 +69,34 @@ def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
     (finding,) = detector.predict([pixels], refuse_unknown=False)
     assert isinstance(finding, Prediction)
     started = perf_counter()
-    values = finding.pixel_map(picture.height, picture.width)
+    values = finding.pixel_map(image.height, image.width)
     steps["map"] = (perf_counter() - started) * 1000
     started = perf_counter()
     encode_map(values, "png")
     packed = (perf_counter() - started) * 1000
     started = perf_counter()
-    job = job_of(detector, data, Decoded(pixels, picture.width, picture.height), finding)
-    render(job, AnswerForm(map_encoding="none"))
+    job = job_of(detector, data, DecodedImage(pixels, image.width, image.height), finding)
+    render(job, ResponseFormat(map_encoding="none"))
     steps["encode"] = packed + (perf_counter() - started) * 1000
     return steps
 
 
-def measure(options: argparse.Namespace, checkpoint: Path, pictures: Sequence[Path]) -> dict[str, list[float]]:
+def measure(options: argparse.Namespace, checkpoint: Path, rgb_images: Sequence[Path]) -> dict[str, list[float]]:
     """Each round's medians of all steps, and of the client's latency as ``request``."""
     detector = Detector.load(checkpoint, plugin=options.plugin, unknown_limit=0)
     detector.warm_up(1)
-    files = [path.read_bytes() for path in pictures]
+    files = [path.read_bytes() for path in rgb_images]
     plugin = ["--plugin", options.plugin] if options.plugin else []
     rounds: list[dict[str, float]] = []
     with RunningService(checkpoint, *plugin) as service:
         program = find_wrk(options.wrk)
-        drive(program, service.url, "/predict", pictures, 1, 2)
+        drive(program, service.url, "/predict", rgb_images, 1, 2)
         for data in files:
             time_steps(detector, data)
         # By turns, so that whatever slows the machine slows both alike.
         for _ in range(options.rounds):
             rows = [time_steps(detector, data) for data in files]
-            load = drive(program, service.url, "/predict", pictures, 1, options.seconds)
+            load = drive(program, service.url, "/predict", rgb_images, 1, options.seconds)
             inside = load["decode"] + load["queue"] + load["inference"] + load["encode"]
             asked = {"queue": load["queue"], "http": load["latency"] - inside, "request": load["latency"]}
             rounds.append(
@@ -122,22 +121,22 @@ def markdown(result: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run from a command line; 1 on an error that the user can mend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder whose pictures are timed")
+    parser.add_argument("--images", type=Path, required=True, help="folder whose images are timed")
     parser.add_argument("--checkpoint", type=Path, help="default: MAIN with random weights")
     parser.add_argument("--plugin", help="module that registers the checkpoint's backbone with timm")
-    parser.add_argument("--rounds", type=int, default=5, help="of the pictures in this process and the service in turn")
+    parser.add_argument("--rounds", type=int, default=5, help="of the images in this process and the service in turn")
     parser.add_argument("--seconds", type=int, default=4, help="that the service is asked for in a round")
     parser.add_argument("--wrk", help="the load generator's program")
     parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
     options = parser.parse_args(arguments)
     load_before, threads = round(os.getloadavg()[0], 2), configure_threads()
-    pictures = sorted(path for path in options.pictures.glob("*") if path.suffix.lower() in SUFFIXES)
+    rgb_images = sorted(path for path in options.rgb_images.glob("*") if path.suffix.lower() in SUFFIXES)
     try:
-        if not pictures:
-            raise LoadError(f"{options.pictures} holds no pictures; name a folder with some (--pictures).")
+        if not rgb_images:
+            raise LoadError(f"{options.rgb_images} holds no images; name a folder with some (--images).")
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = options.checkpoint or write_random_checkpoint(Path(folder) / "random.safetensors")
-            steps = measure(options, checkpoint, pictures)
+            steps = measure(options, checkpoint, rgb_images)
     except (LoadError, ServiceError, MoLEFlowError) as error:
         print(f"request_time: {error}", file=sys.stderr)
         return 1

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from model.atomic import atomic_write
+from moleflow.model.files.atomic import atomic_write
 
 __all__ = ["append_row", "positive", "ratios", "read_rows", "spread", "write_result"]
 

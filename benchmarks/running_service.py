@@ -27,7 +27,7 @@ class RunningService:
     """Starts on entry, on a port that the system chooses; stops on exit.
 
     ``arguments`` are those of ``moleflow serve``, the checkpoint first. Nothing is refused as an unknown product, so
-    that every picture goes the whole way.
+    that every image goes the whole way.
     """
 
     def __init__(self, *arguments: object) -> None:

@@ -28,7 +28,7 @@ from typing import Any, Self
 from machine import processor
 from result_files import ratios, spread, write_result
 
-from model.threads import THREAD_POLICY, configure_threads, restart_prepared
+from moleflow.model.runtime.threads import THREAD_POLICY, configure_threads, restart_prepared
 
 HERE = Path(__file__).resolve().parent
 
@@ -201,7 +201,7 @@ def main() -> int:
     options = parser.parse_args()
     from scale_checkpoint import write_synthetic_checkpoint
 
-    from training.config import preset
+    from moleflow.training.config import preset
 
     wanted = sorted(options.products or PRODUCTS)
     if options.against not in wanted:

@@ -8,17 +8,24 @@ from pathlib import Path
 
 import torch
 
-from model.backbone import Backbone
-from model.checkpoint import Header, Tensors, digest_tensors, expert_tensors, profile_tensors, write_checkpoint
-from model.config import ModelConfig
-from model.network import Base, Expert
-from model.preprocessing import Preprocessing
-from model.results import TaskInfo
-from model.router import Prototype
-from model.tensor_file import StoredSection
-from training.calibrate import Split
-from training.config import Preset, TrainingConfig
-from training.save import task_info
+from moleflow.model.config import ModelConfig
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.routing.router import Prototype
+from moleflow.model.store.checkpoint import (
+    Header,
+    Tensors,
+    digest_tensors,
+    expert_tensors,
+    profile_tensors,
+    write_checkpoint,
+)
+from moleflow.model.store.tensor_file import StoredSection
+from moleflow.model.verdict.results import TaskInfo
+from moleflow.training.config import Preset, TrainingConfig
+from moleflow.training.continual.save import task_info
+from moleflow.training.fit.cross_fitting import Split
 
 __all__ = ["random_expert", "synthetic_task", "write_synthetic_checkpoint"]
 
@@ -27,7 +34,7 @@ DISTINCT_EXPERTS = 8
 MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 FITTED, HELD_OUT = 100, 30
-"""Good pictures that a product is said to be fitted to, and those that calibrate it."""
+"""Good images that a product is said to be fitted to, and those that calibrate it."""
 
 
 def write_synthetic_checkpoint(path: Path, preset: Preset, products: int) -> None:

@@ -2,7 +2,7 @@
 
     python benchmarks/scale_worker.py FILE PRECISION
 
-One JSON request and one answer a line: ``load`` (how long, how much memory), ``predict`` (times of single pictures),
+One JSON request and one answer a line: ``load`` (how long, how much memory), ``predict`` (times of single images),
 ``visit`` (memory after each of many products was asked for), ``add`` (a product is written into the file).
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 import torch
 from scale_checkpoint import random_expert, synthetic_task
 
-from model.checkpoint import Checkpoint, digest_tensors
-from model.detector import Detector
-from model.router import Router
-from model.threads import configure_threads
-from training.save import save_task
+from moleflow.model.detector import Detector
+from moleflow.model.routing.router import Router
+from moleflow.model.runtime.threads import configure_threads
+from moleflow.model.store.checkpoint import Checkpoint, digest_tensors
+from moleflow.training.continual.save import save_task
 
 SAMPLED = 16
 """Older products whose tensors are checked after one was added, spread over all."""
@@ -58,23 +58,23 @@ class Worker:
         }
 
     def predict(self, count: int) -> dict[str, Any]:
-        """Milliseconds of ``count`` single pictures, routed; the first of all reads its expert."""
+        """Milliseconds of ``count`` single images, routed; the first of all reads its expert."""
         size = self.detector.preprocessing.image_size
-        picture = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
+        image = np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8)
         times = []
         for _ in range(count):
             started = time.perf_counter()
-            self.detector.predict([picture], refuse_unknown=False)
+            self.detector.predict([image], refuse_unknown=False)
             times.append(1000 * (time.perf_counter() - started))
         return {"ms": times, "resident_bytes": memory("VmRSS")}
 
     def visit(self, products: list[int]) -> dict[str, Any]:
-        """Resident bytes after a picture of each of these products, one after another."""
+        """Resident bytes after an image of each of these products, one after another."""
         size = self.detector.preprocessing.image_size
-        picture = np.zeros((size, size, 3), dtype=np.uint8)
+        image = np.zeros((size, size, 3), dtype=np.uint8)
         resident = []
         for index in products:
-            self.detector.predict([picture], [self.detector.tasks[index].name])
+            self.detector.predict([image], [self.detector.tasks[index].name])
             resident.append(memory("VmRSS"))
         return {"resident_bytes": resident}
 

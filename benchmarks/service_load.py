@@ -1,17 +1,17 @@
 """How fast is the service beside its own parts called in one process, and does its memory stay flat?
 
-    python benchmarks/service_load.py --pictures DIR [--checkpoint FILE] [--memory-checkpoint FILE] [--output FILE.json]
+    python benchmarks/service_load.py --images DIR [--checkpoint FILE] [--memory-checkpoint FILE] [--output FILE.json]
 
 A real ``moleflow serve`` is driven by wrk (Debian, Ubuntu: ``apt install wrk``; without it, by ``plain_load.py``) on
-the same machine, at each concurrency in turn. Beside it, round by round, the same pictures go through decode, predict
+the same machine, at each concurrency in turn. Beside it, round by round, the same images go through decode, predict
 and encode in this process, in batches as large as the service could make them (the concurrency, at most
-MAX_BATCH_SIZE), one step after another. Answers are JSON with the anomaly map as PNG at the picture's size, the
+MAX_BATCH_SIZE), one step after another. Answers are JSON with the anomaly map as PNG at the image's size, the
 default. Without a checkpoint, one of the MAIN configuration with random weights is made. Then requests are sent to a
 service of ``--memory-checkpoint`` (unless given, the same checkpoint) until it has answered ``--requests``, and its
 resident memory is read all along.
 
-The gates: HTTP carries at least 0.9 times the pictures a second of the process, as the median over the rounds; at
-concurrency 1, 95 % of the pictures wait for the model no longer than the configured wait; and from the first fifth of
+The gates: HTTP carries at least 0.9 times the images a second of the process, as the median over the rounds; at
+concurrency 1, 95 % of the images wait for the model no longer than the configured wait; and from the first fifth of
 the requests to the last tenth, memory grows by at most 2 %. The exit status is 1 unless all pass.
 """
 
@@ -26,22 +26,22 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from pipeline import pictures_per_second
+from pipeline import images_per_second
 from random_checkpoint import write_random_checkpoint
 from result_files import positive, write_result
 from running_service import RunningService, ServiceError
 from service_memory import watch_memory
 from wrk import Load, LoadError, drive, find_wrk, generator
 
-from model.detector import Detector
-from model.errors import MoLEFlowError
-from model.picture import SUFFIXES
-from model.threads import THREAD_POLICY, configure_threads, helper_threads, restart_prepared
-from service.render import AnswerForm
-from service.settings import Settings
+from moleflow.model.detector import Detector
+from moleflow.model.errors import MoLEFlowError
+from moleflow.model.images.decode import SUFFIXES
+from moleflow.model.runtime.threads import THREAD_POLICY, configure_threads, helper_threads, restart_prepared
+from moleflow.service.responses.render import ResponseFormat
+from moleflow.service.settings import Settings
 
 LEAST_RATIO = 0.9
-"""Of the process's pictures a second, at least this share over HTTP."""
+"""Of the process's images a second, at least this share over HTTP."""
 
 MOST_GROWTH = 0.02
 """Of the memory after the warm-up, at most this share more at the end."""
@@ -49,25 +49,25 @@ MOST_GROWTH = 0.02
 STAGES = ("decode", "queue", "inference", "encode")
 
 
-def measure(options: argparse.Namespace, checkpoint: Path, pictures: Sequence[Path]) -> list[dict[str, Any]]:
+def measure(options: argparse.Namespace, checkpoint: Path, rgb_images: Sequence[Path]) -> list[dict[str, Any]]:
     """Throughput and latency at each concurrency: service and process in turn, round after round."""
     program, detector = find_wrk(options.wrk), Detector.load(checkpoint, plugin=options.plugin, unknown_limit=0)
-    files, form = [picture.read_bytes() for picture in pictures], AnswerForm(map_encoding=options.map)
+    files, form = [image.read_bytes() for image in rgb_images], ResponseFormat(map_encoding=options.map)
     path, most = f"/predict?map={options.map}", int(_default("max_batch_size"))
     rows = []
     with RunningService(checkpoint, *_plugin(options)) as service:
         for concurrency in options.concurrency:
             batch = min(concurrency, most)
             detector.warm_up(batch)
-            drive(program, service.url, path, pictures, concurrency, 1 + options.seconds // 4)
+            drive(program, service.url, path, rgb_images, concurrency, 1 + options.seconds // 4)
             loads, own = [], []
             for number in range(options.rounds):
                 print(f"concurrency {concurrency}: round {number + 1} of {options.rounds} …", file=sys.stderr)
                 for side in ("process", "http") if number % 2 == 0 else ("http", "process"):
                     if side == "process":
-                        own.append(pictures_per_second(detector, files, form, batch, options.seconds))
+                        own.append(images_per_second(detector, files, form, batch, options.seconds))
                     else:
-                        loads.append(drive(program, service.url, path, pictures, concurrency, options.seconds))
+                        loads.append(drive(program, service.url, path, rgb_images, concurrency, options.seconds))
             rows.append(summary(concurrency, batch, loads, own))
     return rows
 
@@ -114,10 +114,10 @@ def markdown(result: dict[str, Any]) -> str:
     """The result for people."""
     lines = [
         f"{result['date']}, {result['processors']} processors, {result['threads']} threads, {result['precision']}; "
-        f"{len(result['pictures'])} pictures, map={result['map']}; load before {result['load_before']}; "
+        f"{len(result['rgb_images'])} images, map={result['map']}; load before {result['load_before']}; "
         f"requests from {result['generator']}",
         "",
-        "| concurrency | HTTP, pictures/s | process, pictures/s (batch) | ratio (rounds) | p50 ms | p95 ms | p99 ms "
+        "| concurrency | HTTP, images/s | process, images/s (batch) | ratio (rounds) | p50 ms | p95 ms | p99 ms "
         "| queue p50 / p95 ms |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -146,20 +146,20 @@ def markdown(result: dict[str, Any]) -> str:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The whole measurement."""
-    pictures = sorted(path for path in options.pictures.glob("*") if path.suffix.lower() in SUFFIXES)
-    if not pictures:
-        raise LoadError(f"{options.pictures} holds no pictures; name a folder with some (--pictures).")
+    rgb_images = sorted(path for path in options.rgb_images.glob("*") if path.suffix.lower() in SUFFIXES)
+    if not rgb_images:
+        raise LoadError(f"{options.rgb_images} holds no images; name a folder with some (--images).")
     load_before, threads = round(os.getloadavg()[0], 2), configure_threads()
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = options.checkpoint or write_random_checkpoint(Path(folder) / "random.safetensors")
-        rows = measure(options, checkpoint, pictures)
+        rows = measure(options, checkpoint, rgb_images)
         watched = options.memory_checkpoint or checkpoint
         memory = None
         if options.requests:
             with RunningService(watched, *_plugin(options)) as service:
                 path = f"/predict?map={options.map}"
                 memory = watch_memory(
-                    service, find_wrk(options.wrk), path, pictures, options.requests, options.memory_seconds
+                    service, find_wrk(options.wrk), path, rgb_images, options.requests, options.memory_seconds
                 )
         precision = Detector.load(checkpoint, plugin=options.plugin).precision
     return {
@@ -172,7 +172,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "precision": precision,
         "load_before": load_before,
         "checkpoint": options.checkpoint.name if options.checkpoint else "MAIN, random weights",
-        "pictures": [path.name for path in pictures],
+        "images": [path.name for path in rgb_images],
         "map": options.map,
         "seconds": options.seconds,
         "load": rows,
@@ -197,7 +197,7 @@ def _plugin(options: argparse.Namespace) -> list[str]:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options from a command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=Path, required=True, help="folder whose pictures are sent")
+    parser.add_argument("--images", type=Path, required=True, help="folder whose images are sent")
     parser.add_argument("--checkpoint", type=Path, help="default: MAIN with random weights")
     parser.add_argument("--memory-checkpoint", type=Path, help="for the requests that memory is watched over")
     parser.add_argument("--plugin", help="module that registers the checkpoint's backbone with timm")

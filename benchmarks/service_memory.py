@@ -23,7 +23,7 @@ SAMPLING_SECONDS = 0.05
 
 
 def watch_memory(
-    service: RunningService, program: Sequence[str], path: str, pictures: Sequence[Path], requests: int, seconds: int
+    service: RunningService, program: Sequence[str], path: str, images: Sequence[Path], requests: int, seconds: int
 ) -> dict[str, Any]:
     """Resident memory over at least ``requests`` answers, which are counted every ``seconds``; see ``flatness``."""
     counts, sizes = [0], [service.resident_bytes()]
@@ -31,7 +31,7 @@ def watch_memory(
         print(f"memory: {counts[-1]:,} of {requests:,} requests …", file=sys.stderr)
         before = counts[-1]
         with _sampling(service) as samples:
-            load = drive(program, service.url, path, pictures, CONCURRENCY, seconds)
+            load = drive(program, service.url, path, images, CONCURRENCY, seconds)
         # Samples lie evenly in time, and so nearly evenly in requests.
         counts += [before + len(load) * (number + 1) // len(samples) for number in range(len(samples))]
         sizes += samples

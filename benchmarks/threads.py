@@ -3,9 +3,10 @@
     python benchmarks/threads.py [--checkpoint FILE] [--busy 1] [--rounds 3] [--output FILE.json]
 
 Two processes take turns at the same work: one with the runtimes' own defaults, whose idle threads spin, one with the
-policy of ``model.threads``. Each judges one picture at a time (milliseconds a picture), first with the machine to
-itself, then beside ``--busy`` processes that do nothing but count; and makes anomaly maps with pauses between them, as
-a service does (milliseconds of processor time a map, what its threads spin away in the pauses included).
+policy of ``moleflow.model.runtime.threads``. Each judges one image at a time (milliseconds an image), first with the
+machine to itself, then beside ``--busy`` processes that do nothing but count; and makes anomaly maps with pauses
+between them, as a service does (milliseconds of processor time a map, what its threads spin away in the pauses
+included).
 """
 
 import argparse
@@ -23,7 +24,7 @@ from typing import IO, Any
 
 from result_files import ratios, spread, write_result
 
-from model.threads import THREAD_POLICY, available_processors, configure_threads
+from moleflow.model.runtime.threads import THREAD_POLICY, available_processors, configure_threads
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,13 +41,13 @@ def work(checkpoint: Path, calls: int, requests: IO[str]) -> None:
     """The worker: for each line of ``requests``, time the calls and print what they took."""
     import numpy as np
 
-    from model.detector import Detector
-    from model.scoring import pixel_map
+    from moleflow.model.detector import Detector
+    from moleflow.model.verdict.scoring import pixel_map
 
     configure_threads()
     detector = Detector.load(checkpoint, device="cpu", unknown_limit=0)
-    picture = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    detector.predict([picture])
+    image = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    detector.predict([image])
     grid = np.zeros((28, 28), np.float32)
     pixel_map(grid, detector.preprocessing.image_size, MAP_SIDE, MAP_SIDE)
     print("ready", flush=True)
@@ -54,7 +55,7 @@ def work(checkpoint: Path, calls: int, requests: IO[str]) -> None:
         times = []
         for _ in range(calls):
             started = time.perf_counter()
-            detector.predict([picture])
+            detector.predict([image])
             times.append((time.perf_counter() - started) * 1000)
         started = time.process_time()
         for _ in range(MAPS):
@@ -111,8 +112,8 @@ def measure(checkpoint: Path, count: int, rounds: int, calls: int) -> dict[str, 
             for beside, others in (("alone", 0), ("busy", count)):
                 for policy, process in workers.items():
                     with busy(others):
-                        picture, a_map = json.loads(ask(process, "time"))
-                    found[policy].setdefault(f"picture_{beside}_ms", []).append(picture)
+                        image, a_map = json.loads(ask(process, "time"))
+                    found[policy].setdefault(f"image_{beside}_ms", []).append(image)
                     found[policy].setdefault(f"map_{beside}_cpu_ms", []).append(a_map)
     return found
 
@@ -123,10 +124,10 @@ def markdown(result: dict[str, Any]) -> str:
         f"{result['processors']} processors, load before {result['load_before']}, {result['busy']} busy beside; "
         "medians over the rounds (least–greatest)",
         "",
-        "| waiting | picture alone, ms | picture beside, ms | map alone, processor ms |",
+        "| waiting | image alone, ms | image beside, ms | map alone, processor ms |",
         "|---|---|---|---|",
     ]
-    digits = {"picture_alone_ms": 0, "picture_busy_ms": 0, "map_alone_cpu_ms": 1}
+    digits = {"image_alone_ms": 0, "image_busy_ms": 0, "map_alone_cpu_ms": 1}
     policies = result["policies"]
     for policy, row in policies.items():
         lines.append(f"| {policy} | {' | '.join(spread(row[name], digits[name]) for name in digits)} |")
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, help="default: MAIN with random weights")
     parser.add_argument("--busy", type=int, default=1, help="processes that count beside the work")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--calls", type=int, default=5, help="pictures of one turn")
+    parser.add_argument("--calls", type=int, default=5, help="images of one turn")
     parser.add_argument("--output", type=Path, help="JSON; the table goes beside it, with suffix .md")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)

@@ -1,8 +1,8 @@
-"""Settings learned and judged without test pictures: by defects pasted into good pictures that were held out.
+"""Settings learned and judged without test images: by defects pasted into good images that were held out.
 
-A trial learns products in their order with one setting, and judges each by the likelihood of held-out good pictures
-and by how well *pseudo-defects* are told from them, which are made from held-out good pictures as CutPaste does (Li et
-al., CVPR 2021). Metrics of the real test pictures are beside, for the report. What was learned is kept as a row of a
+A trial learns products in their order with one setting, and judges each by the likelihood of held-out good images
+and by how well *pseudo-defects* are told from them, which are made from held-out good images as CutPaste does (Li et
+al., CVPR 2021). Metrics of the real test images are beside, for the report. What was learned is kept as a row of a
 JSONL file, so that a program given again runs only missing ones.
 """
 
@@ -23,20 +23,20 @@ from pseudo_defects import make_pseudo
 from result_files import append_row, read_rows
 from scipy.ndimage import gaussian_filter
 
-from model.backbone import Backbone
-from model.features import FeatureExtractor
-from model.merged import MergedExpert
-from model.network import Base
-from model.runtime import autocast, product_dtype, resolve_device, resolve_precision
-from model.scoring import SMOOTHING_SIGMA, TOP_K, image_score
-from training.cache import EmbeddingCache
-from training.calibrate import split
-from training.config import Preset
-from training.datasets import Category, load_category, read_picture
-from training.embeddings import Embeddings
-from training.masks import read_mask
-from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
-from training.task import TaskTrainer, task_seed
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.flow.expert import Base
+from moleflow.model.flow.merged import MergedExpert
+from moleflow.model.runtime.device import autocast, product_dtype, resolve_device, resolve_precision
+from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K, image_score
+from moleflow.training.config import Preset
+from moleflow.training.data.datasets import Category, load_category, read_image
+from moleflow.training.data.masks import read_mask
+from moleflow.training.embeddings.cache import EmbeddingCache
+from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from moleflow.training.fit.cross_fitting import split
+from moleflow.training.fit.trainer import TaskTrainer, task_seed
 
 __all__ = [
     "COLUMNS",
@@ -78,7 +78,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Product:
-    """A product's pictures: what is fitted to, what was held out, and the pseudo-defects made of the latter."""
+    """A product's images: what is fitted to, what was held out, and the pseudo-defects made of the latter."""
 
     category: Category
     fit: tuple[Path, ...]
@@ -87,7 +87,7 @@ class Product:
 
 
 def load_product(data: Path, name: str, out: Path, start: Preset, most: int) -> Product:
-    """Split as training does, keep at most ``most`` pictures to fit to, and make the pseudo-defects."""
+    """Split as training does, keep at most ``most`` images to fit to, and make the pseudo-defects."""
     category = load_category(data, name)
     parts = split(name, len(category.train), start.training)
     held_out = tuple(category.train[row] for row in parts.folds[0])
@@ -115,7 +115,7 @@ class Bench:
         )
 
         def embed(paths: Iterable[Path]) -> Embeddings:
-            return cache.embed(features, list(paths), read_picture, device=self.device, precision=self.precision)
+            return cache.embed(features, list(paths), read_image, device=self.device, precision=self.precision)
 
         base = Base(config, seed=task_seed(seed, "", "base"))
         found = {}
@@ -143,7 +143,7 @@ class Bench:
         return found
 
     def maps_path(self, key: str, product: Product) -> Path:
-        """Where the patch maps of a row lie: of held-out good pictures, of pseudo-defects, of test pictures."""
+        """Where the patch maps of a row lie: of held-out good images, of pseudo-defects, of test images."""
         return self.out / "maps" / f"{key}.{product.category.name}.npz"
 
     def _all_maps(
@@ -179,7 +179,7 @@ def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:
 def judge_all(
     maps: Mapping[str, torch.Tensor], product: Product, side: int, *, top_k: int = TOP_K, sigma: float = SMOOTHING_SIGMA
 ) -> dict[str, float]:
-    """The figures of pseudo-defects against held-out good pictures, and of the test pictures, in percent."""
+    """The figures of pseudo-defects against held-out good images, and of the test images, in percent."""
     good, pseudo, tests = maps["good"], maps["pseudo"], product.category.test
     cases = {
         "pseudo": (torch.cat((good, pseudo)), [None] * len(good) + [mask for _, mask in product.pseudo],
@@ -214,14 +214,15 @@ def _judge(
 
 
 def _smoothed(grid_map: torch.Tensor, side: int, sigma: float) -> np.ndarray:
-    """``model.scoring.pixel_map`` at the evaluation size, with any ``sigma``, a share of the model's side."""
+    """``moleflow.model.verdict.scoring.pixel_map`` at the evaluation size, with any ``sigma``, a share of the model's
+    side."""
     up = F.interpolate(grid_map[None, None], size=side, mode="bilinear", align_corners=False)[0, 0].numpy()
     soft = torch.from_numpy(gaussian_filter(up, sigma * side, mode="nearest"))
     return F.interpolate(soft[None, None], size=EVALUATION_SIDE, mode="bilinear", align_corners=False)[0, 0].numpy()
 
 
 def key_of(setting: Setting, start: Preset, seed: int, products: Sequence[Product]) -> str:
-    """Identifies a row by everything but the program: resolved configuration, seed and pictures."""
+    """Identifies a row by everything but the program: resolved configuration, seed and images."""
     resolved = setting.resolve(start)
     document = {
         "model": resolved.model.model_dump(mode="json"),
@@ -279,7 +280,7 @@ def add_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None
     parser.add_argument("--task", action="append", help=f"products in their order; {', '.join(tasks)} unless given")
     parser.add_argument("--out", type=Path, required=True, help="folder of embeddings, pseudo-defects and rows")
     parser.add_argument("--seed", type=int, action="append")
-    parser.add_argument("--most", type=int, default=100, help="pictures that a product is fitted to, at most")
+    parser.add_argument("--most", type=int, default=100, help="images that a product is fitted to, at most")
     parser.add_argument("--backbone", default=None)
     parser.add_argument("--backbone-weights", type=Path)
     parser.add_argument("--plugin")

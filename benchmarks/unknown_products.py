@@ -1,16 +1,16 @@
-"""What the router alone can tell of pictures of products that were never learned.
+"""What the router alone can tell of images of products that were never learned.
 
     python benchmarks/unknown_products.py DATA --backbone resnet50_v1 [--plugin MODULE] [--descriptors DIR] [--thin 60]
 
-Leaves each category out of the router in turn and shows it the category's test pictures: the share that is refused.
-With all categories learned: the shares of good and of defective test pictures that are wrongly refused, and of pictures
-that are routed to their own product. Needs no expert: refusing and routing take the descriptor alone.
+Leaves each category out of the router in turn and shows it the category's test images: the distance ratio that is
+refused. With all categories learned: the distance ratios of good and of defective test images that are wrongly refused,
+and of images that are routed to their own product. Needs no expert: refusing and routing take the descriptor alone.
 
-What is chosen, is chosen on good training pictures and printed first: the likelihood of held-out ones for the number of
-axes and the relative floor; and for the metric of shares what it does to good *training* pictures, altered as a defect,
-another light or another focus would alter them, that were held out of the fit, against good training pictures of a
-category that was left out: how many of these are refused at the limit that refuses 1 % of those, and the reverse.
-``--descriptors`` keeps the descriptors for the next run; ``--thin N`` takes about N pictures of each kind where a
+What is chosen, is chosen on good training images and printed first: the likelihood of held-out ones for the number of
+axes and the relative floor; and for the metric of distance ratios what it does to good *training* images, altered as a
+defect, another light or another focus would alter them, that were held out of the fit, against good training images of
+a category that was left out: how many of these are refused at the limit that refuses 1 % of those, and the reverse.
+``--descriptors`` keeps the descriptors for the next run; ``--thin N`` takes about N images of each kind where a
 category has twice as many.
 """
 
@@ -24,29 +24,30 @@ import numpy as np
 import torch
 from scipy.stats import binomtest
 
-from model.backbone import Backbone, import_plugin
-from model.calibration import Calibration
-from model.config import BackboneConfig, ModelConfig, RouterConfig
-from model.features import FeatureExtractor, stack_images
-from model.router import Prototype, Router, image_descriptor
-from model.threads import configure_threads, restart_prepared
-from model.unknown import counted_shares
-from training.alterations import ALTERATIONS, chosen_pictures, descriptor_changes
-from training.calibrate import cross_fitted_distances
-from training.datasets import discover, load_category, read_picture
+from moleflow.model.config import BackboneConfig, ModelConfig, RouterConfig
+from moleflow.model.features.backbone import Backbone, import_plugin
+from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.routing.novelty import counted_ratios
+from moleflow.model.routing.router import Prototype, Router, image_descriptor
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.model.verdict.calibration import Calibration
+from moleflow.training.data.datasets import discover, load_category, read_image
+from moleflow.training.embeddings.augment import ALTERATIONS, chosen_images, descriptor_changes
+from moleflow.training.fit.cross_fitting import cross_fitted_distances
 
 BATCH_SIZE, FOLDS = 16, 5
 AXES, FLOORS = (0, 4, 8, 16, 32), (0.0003, 0.001, 0.003, 0.01, 0.03)
 WEIGHTS, SPREAD_AXES = (0.0, 1.0, 2.0, 4.0, 8.0), (16, 32, 64)
 LIMITS = (0.35, 0.4, 0.43, 0.45, 0.5, 0.55, 0.6)
 SHOWN_LIMIT = 0.43
-"""The limit that is shown by category. The detector's own is one of strangeness (``model.unknown``), not of shares."""
+"""The limit that is shown by category. The detector's own is one of novelty scores
+(``moleflow.model.routing.novelty``), not of ratios."""
 KINDS = ("train", "changes", "good", "defective")
 
 
 @dataclass(frozen=True)
 class Described:
-    """One category's descriptors ``(n, D)`` of each kind; ``changes`` are what altering training pictures does."""
+    """One category's descriptors ``(n, D)`` of each kind; ``changes`` are what altering training images does."""
 
     train: torch.Tensor
     changes: torch.Tensor
@@ -59,16 +60,16 @@ class Described:
 
     @property
     def altered_rows(self) -> torch.Tensor:
-        """Which training picture each of the ``changes`` is one of."""
-        return torch.tensor([*chosen_pictures(len(self.train))] * len(ALTERATIONS))
+        """Which training image each of the ``changes`` is one of."""
+        return torch.tensor([*chosen_images(len(self.train))] * len(ALTERATIONS))
 
     @property
     def altered(self) -> torch.Tensor:
-        """Descriptors of the altered training pictures."""
+        """Descriptors of the altered training images."""
         return self.train[self.altered_rows] + self.changes
 
     def prototype(self, config: RouterConfig, leave_out: int | None = None) -> Prototype:
-        """Fitted to all training pictures, or to those of the other folds."""
+        """Fitted to all training images, or to those of the other folds."""
         fitted = torch.arange(len(self.train)) % FOLDS != (-1 if leave_out is None else leave_out)
         return Prototype.fit(self.train[fitted], config, self.changes[fitted[self.altered_rows]])
 
@@ -85,16 +86,14 @@ def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> di
         kept = every[:: len(every) // thin] if thin and len(every) > 2 * thin else every
         parts = []
         for start in range(0, len(kept), BATCH_SIZE):
-            pictures = [
-                read_picture(path, features.preprocessing.image_size) for path in kept[start : start + BATCH_SIZE]
-            ]
+            images = [read_image(path, features.preprocessing.image_size) for path in kept[start : start + BATCH_SIZE]]
             with torch.inference_mode():
-                batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
+                batch = stack_images(images, features.preprocessing.resize, torch.device("cpu"))
                 parts.append(image_descriptor(features(batch)))
         found[kind] = torch.cat(parts)
         if kind == "train":
             found["changes"] = descriptor_changes(
-                features, kept, found["train"], read_picture, device=torch.device("cpu"), precision="fp32"
+                features, kept, found["train"], read_image, device=torch.device("cpu"), precision="fp32"
             )
     return found
 
@@ -144,10 +143,10 @@ class Learned:
         self.calibrations = [calibrations[name] for name in names]
 
     def refused(self, points: torch.Tensor, limits: tuple[float, ...]) -> np.ndarray:
-        """Shares of the pictures refused at each limit."""
-        distances, shares = self.router(points)
+        """Distance ratios of the images refused at each limit."""
+        distances, ratios = self.router(points)
         typical = torch.tensor([calibration.median for calibration in self.calibrations])
-        least = counted_shares(distances, shares, typical).amin(1).numpy()
+        least = counted_ratios(distances, ratios, typical).amin(1).numpy()
         return np.array([least > limit for limit in limits])
 
     def routed(self, points: torch.Tensor) -> list[str]:
@@ -155,13 +154,13 @@ class Learned:
 
 
 def interval(refused: np.ndarray) -> str:
-    """A share with its 95 % confidence interval (Wilson)."""
+    """A distance ratio with its 95 % confidence interval (Wilson)."""
     low, high = binomtest(int(refused.sum()), len(refused)).proportion_ci(method="wilson")
     return f"{refused.mean():6.1%} [{low:.1%}, {high:.1%}]"
 
 
 def choose_likelihood(described: dict[str, Described]) -> None:
-    print("Mean log-likelihood of held-out good pictures, in nats (rows: axes; columns: relative floor)")
+    print("Mean log-likelihood of held-out good images, in nats (rows: axes; columns: relative floor)")
     print("      " + "".join(f"{floor:>9g}" for floor in FLOORS))
     for axes in AXES:
         row = [
@@ -174,7 +173,8 @@ def choose_likelihood(described: dict[str, Described]) -> None:
 
 
 def training_shares(described: dict[str, Described], config: RouterConfig) -> tuple[np.ndarray, ...]:
-    """Least shares of training pictures: good and altered ones that were held out, and those of left-out categories."""
+    """Least distance ratios of training images: good and altered ones that were held out, and those of left-out
+    categories."""
     good, altered, foreign = [], [], []
     for fold in range(FOLDS):
         router = Router([d.prototype(config, fold) for d in described.values()])
@@ -185,11 +185,11 @@ def training_shares(described: dict[str, Described], config: RouterConfig) -> tu
     for name, d in described.items():
         router = Router([prototype for other, prototype in prototypes.items() if other != name])
         foreign.append(router(d.train)[1].min(1).values)
-    return tuple(torch.cat(shares).numpy() for shares in (good, altered, foreign))
+    return tuple(torch.cat(ratios).numpy() for ratios in (good, altered, foreign))
 
 
 def choose_spread(described: dict[str, Described]) -> None:
-    print("\nTraining pictures only: left-out ones refused where 1 % of the altered held-out ones are, and the reverse")
+    print("\nTraining images only: left-out ones refused where 1 % of the altered held-out ones are, and the reverse")
     print(f"{'weight':>7}{'axes':>6}{'limit':>8}{'left out':>10}{'good':>8}   {'limit':>8}{'altered':>9}{'good':>8}")
     usual = RouterConfig()
     tried = [(weight, usual.spread_axes) for weight in WEIGHTS]
@@ -239,14 +239,14 @@ def report(described: dict[str, Described], without: dict[str, Learned], everyth
     foreign = {name: without[name].refused(d.test, limits) for name, d in described.items()}
     good = {name: everything.refused(d.good, limits) for name, d in described.items()}
     defective = {name: everything.refused(d.defective, limits) for name, d in described.items()}
-    print(f"\nAt a share of {SHOWN_LIMIT}, test pictures:")
+    print(f"\nAt a distance ratio of {SHOWN_LIMIT}, test images:")
     print(f"{'category':<16}{'left out, refused':<24}{'known good, refused':<24}{'known defective, refused':<24}  home")
     for name, d in described.items():
         home = np.mean([found == name for found in everything.routed(d.test)])
         cells = [f"{interval(part[name][usual]):<24}" for part in (foreign, good, defective)]
         print(f"{name:<16}" + "".join(cells) + f"  {home:.1%}")
     joined = [np.concatenate(list(part.values()), axis=1) for part in (foreign, good, defective)]
-    print("\nAll pictures together, by limit:")
+    print("\nAll images together, by limit:")
     for index, limit in enumerate(limits):
         print(f"{limit:<16}" + "".join(f"{interval(part[index]):<24}" for part in joined))
 
@@ -255,7 +255,7 @@ def alone(
     described: dict[str, Described], prototypes: dict[str, Prototype], calibrations: dict[str, Calibration]
 ) -> None:
     """With a single learned product there is no other to measure by; only what is far is refused."""
-    print("\nOne learned product: pictures of all other categories refused, and its own good and defective ones")
+    print("\nOne learned product: images of all other categories refused, and its own good and defective ones")
     for name, d in described.items():
         single = Learned(prototypes, calibrations, [name])
         others = torch.cat([other.test for key, other in described.items() if key != name])

@@ -20,11 +20,11 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 
 SERVE = """
-import service.app
+import moleflow.service.api.app
 from dummy import DummyDetector
-from service.server import serve
-from service.settings import Settings
-service.app.load_predictor = lambda settings: DummyDetector()
+from moleflow.service.server import serve
+from moleflow.service.settings import Settings
+moleflow.service.api.app.load_predictor = lambda settings: DummyDetector()
 serve(Settings(checkpoint="dummy", port=0, log_level="error"), on_ready=lambda url, _: print(url, flush=True))
 """
 

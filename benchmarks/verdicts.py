@@ -2,11 +2,11 @@
 
     python benchmarks/verdicts.py CHECKPOINT DATA [--category NAME]… [--plugin MODULE] [--rate 0.01]
 
-For every learned product: the share of its good test pictures that are called anomalous, with the 95 % confidence
+For every learned product: the share of its good test images that are called anomalous, with the 95 % confidence
 interval of Clopper and Pearson, and the share of its defective ones that are. The product is named in each request, so
-that the router has no say. Three thresholds are compared, all from the same held-out good pictures: ours for the wanted
+that the router has no say. Three thresholds are compared, all from the same held-out good images: ours for the wanted
 rate, their highest score, and 1.4 times their 95th percentile (measured from their median, since scores may be
-negative). Nothing is chosen on the test pictures. Also the share of pictures in which a region is reported, by
+negative). Nothing is chosen on the test images. Also the share of images in which a region is reported, by
 calibrated pixel threshold: of good ones, the promise is the same rate.
 """
 
@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binomtest
 
-from model.backbone import import_plugin
-from model.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration
-from model.checkpoint import Checkpoint
-from model.detector import Detector
-from model.results import Prediction
-from model.threads import configure_threads, restart_prepared
-from training.datasets import Sample, load_category, read_picture
+from moleflow.model.detector import Detector
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration
+from moleflow.model.verdict.results import Prediction
+from moleflow.training.data.datasets import Sample, load_category, read_image
 
 BATCH_SIZE = 8
 RIVAL_FACTOR, RIVAL_PERCENTILE = 1.4, 95
@@ -45,11 +45,10 @@ def thresholds(calibration: Calibration, rate: float) -> dict[str, float]:
 def predict(detector: Detector, samples: Sequence[Sample], name: str) -> list[Prediction]:
     found: list[Prediction] = []
     for start in range(0, len(samples), BATCH_SIZE):
-        pictures = [
-            read_picture(sample.path, detector.preprocessing.image_size)
-            for sample in samples[start : start + BATCH_SIZE]
+        images = [
+            read_image(sample.path, detector.preprocessing.image_size) for sample in samples[start : start + BATCH_SIZE]
         ]
-        found += detector.predict(pictures, [name] * len(pictures), refuse_unknown=False)
+        found += detector.predict(images, [name] * len(images), refuse_unknown=False)
     return found
 
 

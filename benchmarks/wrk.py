@@ -1,6 +1,6 @@
 """The load generator: wrk, from the distribution's packages, and what it measured.
 
-wrk costs the least CPU of the generators that can send several pictures, which matters where it shares the processors
+wrk costs the least CPU of the generators that can send several images, which matters where it shares the processors
 with what it measures: it is C, with one system call a read. ``load.lua`` gives every thread one connection, so that
 each latency is that of one request, uncorrected. Where it is not installed, ``plain_load.py`` stands in for it.
 """
@@ -66,10 +66,8 @@ def generator(program: Sequence[str]) -> str:
     return "wrk" if len(program) == 1 else f"{STAND_IN.name}, since wrk is not installed"
 
 
-def drive(
-    program: Sequence[str], url: str, path: str, pictures: Sequence[Path], concurrency: int, seconds: int
-) -> Load:
-    """Send the pictures' files in turn over ``concurrency`` connections for ``seconds``.
+def drive(program: Sequence[str], url: str, path: str, images: Sequence[Path], concurrency: int, seconds: int) -> Load:
+    """Send the images' files in turn over ``concurrency`` connections for ``seconds``.
 
     Raises ``LoadError`` when wrk fails or an answer is none of status 200.
     """
@@ -77,7 +75,7 @@ def drive(
         *program, f"-t{concurrency}", f"-c{concurrency}", f"-d{seconds}s", f"--timeout={TIMEOUT_SECONDS}s",
         f"-s{SCRIPT}", url,
     ]  # fmt: skip
-    variables = {"LOAD_PICTURES": "\n".join(str(picture.resolve()) for picture in pictures), "LOAD_PATH": path}
+    variables = {"LOAD_IMAGES": "\n".join(str(image.resolve()) for image in images), "LOAD_PATH": path}
     done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True)
     if done.returncode:
         raise LoadError(

@@ -3,7 +3,7 @@
 Every number has an upper limit, since it may come from anybody's file: far above what the method uses, and low enough
 that no header makes a program allocate or compute without end. What the limits do not bound one by one, the *memory of
 an image's passage* does for all together (``activation_bytes``). What weights take is bounded by the file that they are
-in (``model.layout``).
+in (``moleflow.model.store.layout``).
 """
 
 import math
@@ -24,7 +24,7 @@ __all__ = [
 ]
 
 Adapter = Literal["whitening", "soft_ln", "zca"]
-"""What prepares a task's embeddings for the flow: ``model.adapter``, ``model.soft_ln`` or ``model.zca``."""
+"""What prepares a task's embeddings for the flow: an adapter of ``moleflow.model.flow.adapters``."""
 
 Subnet = Literal["lora", "linear"]
 """What a task brings to a MoLE block: low-rank changes to shared layers, or plain dense layers of its own."""
@@ -37,9 +37,9 @@ ExpertDtype = Literal["float32", "bfloat16"]
 """The type that experts are stored in; they are trained, and folded into the base, in float32."""
 
 DEFAULT_UNKNOWN_LIMIT = 0.7
-"""Strangeness (``model.unknown``) up to which a picture belongs to a product, unless told otherwise: what 1 % of the
-altered *training* pictures of learned products exceed, rounded. ``benchmarks/unknown_verdicts.py`` measures that, and
-what it does to test pictures."""
+"""Novelty score (``moleflow.model.routing.novelty``) up to which an image belongs to a product, unless told otherwise:
+what 1 % of the altered *training* images of learned products exceed, rounded. ``benchmarks/unknown_verdicts.py``
+measures that, and what it does to test images."""
 
 
 MAX_ACTIVATION_BYTES = 2 * 2**30
@@ -165,13 +165,13 @@ class RouterConfig(_Config):
         description="least variance of any direction, as a share of the mean descriptor's mean square",
     )
     spread_axes: int = Field(
-        32, ge=0, le=MAX_AXES, description="s, axes of what altered pictures of the task differ by, at most"
+        32, ge=0, le=MAX_AXES, description="s, axes of what altered images of the task differ by, at most"
     )
     change_weight: float = Field(
         4.0,
         ge=0,
         le=MAX_WEIGHT,
-        description="weight of what alterations do to pictures, beside what good pictures differ by",
+        description="weight of what alterations do to images, beside what good images differ by",
     )
 
 

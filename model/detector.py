@@ -1,4 +1,4 @@
-"""The detector: pictures in, typed results out. Works without HTTP, on CPU and CUDA."""
+"""The detector: images in, typed results out. Works without HTTP, on CPU and CUDA."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,22 +7,22 @@ from typing import Literal, Self, overload
 import numpy as np
 import torch
 
-from model.backbone import import_plugin
-from model.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
-from model.checkpoint import Checkpoint
-from model.config import DEFAULT_UNKNOWN_LIMIT
-from model.errors import PredictionError
-from model.experts import Experts
-from model.features import FeatureExtractor, stack_images
-from model.judge import Judge
-from model.preprocessing import Preprocessing
-from model.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
-from model.router import Router, image_descriptor
-from model.runtime import autocast, resolve_device, resolve_precision
-from model.scoring import image_score
-from model.shortlist import Shortlist, shortlist
-from model.unknown import check_limit
-from model.value_range import Views
+from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model.errors import PredictionError
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.images.value_range import Views
+from moleflow.model.judge import Judge
+from moleflow.model.routing.novelty import check_limit
+from moleflow.model.routing.router import Router, image_descriptor
+from moleflow.model.routing.shortlist import Shortlist, shortlist
+from moleflow.model.runtime.device import autocast, resolve_device, resolve_precision
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.experts import Experts
+from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
+from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
+from moleflow.model.verdict.scoring import image_score
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -36,16 +36,17 @@ WARM_EXPERTS = 8
 class Detector:
     """Finds defects on every product that a checkpoint has learned.
 
-    One backbone pass a batch; the router reads the same features; each product's pictures then go through its
-    expert together, on a CPU every picture side by side with the others. The active tasks and the grid's shape are
+    One backbone pass a batch; the router reads the same features; each product's images then go through its
+    expert together, on a CPU every image side by side with the others. The active tasks and the grid's shape are
     arguments throughout, so several threads may predict at once.
 
     Args:
         checkpoint: what was learned.
-        device, precision: see ``model.runtime``.
+        device, precision: see ``moleflow.model.runtime.device``.
         max_experts: merged experts kept on the device.
-        false_alarm_rate: share of good pictures that may be called anomalous, above 0 and below 1.
-        unknown_limit: strangeness up to which a picture belongs to a product (``model.unknown``); 0 refuses nothing.
+        false_alarm_rate: fraction of good images that may be called anomalous, above 0 and below 1.
+        unknown_limit: novelty score up to which an image belongs to a product (``moleflow.model.routing.novelty``); 0
+            refuses nothing.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Detector:
         self._top_k = checkpoint.header.config.score_top_k
         features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
         self._features = features.to(self.device)
-        # Of each product no more than this is read before a picture of it comes.
+        # Of each product no more than this is read before an image of it comes.
         profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
         self._router = Router([each.prototype for each in profiles]).to(self.device)
         self._calibrations = [each.calibration for each in profiles]
@@ -96,7 +97,7 @@ class Detector:
         """Open a checkpoint and make it ready. ``plugin`` names a module that registers the backbone with timm.
 
         Raises:
-            CheckpointError, BackboneError, DeviceError, ConfigurationError: see ``model.errors``.
+            CheckpointError, BackboneError, DeviceError, ConfigurationError: see ``moleflow.model.errors``.
         """
         if plugin:
             import_plugin(plugin)
@@ -120,7 +121,7 @@ class Detector:
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """How pictures are resized and normalised."""
+        """How images are resized and normalised."""
         return self._checkpoint.header.preprocessing
 
     @overload
@@ -140,35 +141,35 @@ class Detector:
     def predict(
         self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
     ) -> list[Finding | Failure] | list[Prediction]:
-        """Judge RGB pictures, each ``(height, width, 3)`` of any size; batches of mixed products are fine.
+        """Judge RGB images, each ``(height, width, 3)`` of any size; batches of mixed products are fine.
 
         They are uint8, or uint16 as the file holds them: each product looks at 16-bit values by its own white level.
 
-        ``tasks[i]`` names the expert for picture ``i``; ``None`` lets the router choose. A picture that no product
+        ``tasks[i]`` names the expert for image ``i``; ``None`` lets the router choose. An image that no product
         explains gets a ``Refusal``, unless its expert was named or ``refuse_unknown`` is off, as evaluations need it;
         then the nearest product's expert scores it.
 
-        A picture whose expert is damaged gets a ``Failure``, and so does one whose numbers are not finite; the others
+        An image whose expert is damaged gets a ``Failure``, and so does one whose numbers are not finite; the others
         of the batch get their verdicts. With ``refuse_unknown`` off the first such error is raised instead.
 
         Raises:
             UnknownTaskError: a name that was not learned.
-            PredictionError: with ``refuse_unknown`` off, and nothing can be said of a picture.
+            PredictionError: with ``refuse_unknown`` off, and nothing can be said of an image.
         """
         wanted = list(tasks) if tasks is not None else [None] * len(images)
         if len(wanted) != len(images):
-            raise ValueError(f"tasks must name one entry a picture; got {len(wanted)} for {len(images)} pictures")
+            raise ValueError(f"tasks must name one entry an image; got {len(wanted)} for {len(images)} images")
         forced = [None if name is None else self._checkpoint.header.task(name).index for name in wanted]
         if not images:
             return []
         with torch.inference_mode():
             views = self._views(images, forced)
-            embeddings, distances, shares = self._compare(views)
+            embeddings, distances, ratios = self._compare(views)
             # The one read that waits for the device: which experts this batch needs.
-            routed = self._shortlist(distances, shares, forced)
+            routed = self._shortlist(distances, ratios, forced)
             refuses = refuse_unknown and self.unknown_limit > 0
             chosen = [
-                None if refuses and found.named is None and found.least_share > self.unknown_limit else found.task.index
+                None if refuses and found.named is None and found.least_ratio > self.unknown_limit else found.task.index
                 for found in routed
             ]
             seen = [views.row(number, task) for number, task in enumerate(chosen) if task is not None]
@@ -188,23 +189,23 @@ class Detector:
         return results
 
     def predict_both(self, images: Sequence[np.ndarray], tasks: Sequence[str]) -> list[tuple[Prediction, Prediction]]:
-        """Each picture as the router would have it, and with its true task ``tasks[i]`` named; for evaluation.
+        """Each image as the router would have it, and with its true task ``tasks[i]`` named; for evaluation.
 
-        Nothing is refused. The backbone runs once. A picture that is routed to its true task is scored once, and the
+        Nothing is refused. The backbone runs once. An image that is routed to its true task is scored once, and the
         two are one object.
 
         Raises:
             UnknownTaskError: a name that was not learned.
         """
         if len(tasks) != len(images):
-            raise ValueError(f"tasks must name one entry a picture; got {len(tasks)} for {len(images)} pictures")
+            raise ValueError(f"tasks must name one entry an image; got {len(tasks)} for {len(images)} images")
         named = [self._checkpoint.header.task(name).index for name in tasks]
         if not images:
             return []
         with torch.inference_mode():
             views = self._views(images, [None] * len(images))
-            embeddings, distances, shares = self._compare(views)
-            routed = self._shortlist(distances, shares, named)
+            embeddings, distances, ratios = self._compare(views)
+            routed = self._shortlist(distances, ratios, named)
             wrong = [row for row, found in enumerate(routed) if found.nearest[0] != found.task]
             rows = [*range(len(images)), *wrong]
             chosen = [*(found.nearest[0] for found in routed), *(routed[row].task for row in wrong)]
@@ -225,16 +226,18 @@ class Detector:
         return Views.of(list(map(self.preprocessing.resize, images)), [each.white_level for each in self.tasks], named)
 
     def _compare(self, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings of all views, and each image's distances and shares ``(images, T)`` by what the product sees."""
+        """Embeddings of all views, and each image's distances and distance ratios ``(images, T)`` by what the product
+        sees."""
         batch = stack_images(views.levels, self.preprocessing.resize, self.device)
-        embeddings, distances, shares = self.embed_and_route(batch)
+        embeddings, distances, ratios = self.embed_and_route(batch)
         if views.rows is not None:
             rows = torch.from_numpy(views.rows).to(self.device, non_blocking=True)
-            distances, shares = distances.gather(0, rows), shares.gather(0, rows)
-        return embeddings, distances, shares
+            distances, ratios = distances.gather(0, rows), ratios.gather(0, rows)
+        return embeddings, distances, ratios
 
     def embed_and_route(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(B, S, S, 3)`` over 0…255 on the device to embeddings ``(B, H, W, D)``, distances and shares ``(B, T)``.
+        """``(B, S, S, 3)`` over 0…255 on the device to embeddings ``(B, H, W, D)``, distances and distance ratios ``(B,
+        T)``.
 
         Never waits for the device.
         """
@@ -243,7 +246,7 @@ class Detector:
         return embeddings, *self._router(image_descriptor(embeddings))
 
     def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and the task of each picture to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits.
+        """Embeddings and the task of each image to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits.
 
         Raises:
             ExpertError: the expert of one of the tasks is damaged.
@@ -254,10 +257,10 @@ class Detector:
         return maps, image_score(maps, self._top_k)
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Merge the experts of the first few products and predict once on blank pictures, so that the first request is
+        """Merge the experts of the first few products and predict once on blank images, so that the first request is
         not slow; a product beyond them costs its first request the time to read and merge its expert.
 
-        A damaged expert is left to the pictures of its product, unless no product would be left.
+        A damaged expert is left to the images of its product, unless no product would be left.
 
         Raises:
             PredictionError: nothing can be predicted.
@@ -292,5 +295,5 @@ class Detector:
             }
         )
 
-    def _shortlist(self, distances: torch.Tensor, shares: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
-        return shortlist(distances, shares, self._typical, named)
+    def _shortlist(self, distances: torch.Tensor, ratios: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
+        return shortlist(distances, ratios, self._typical, named)

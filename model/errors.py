@@ -6,7 +6,7 @@ Each message is a sentence that says what was wrong, the value, and what to do a
     ├── ConfigurationError      a setting, option or preset that cannot be used
     ├── DeviceError             the wanted device or precision is not there
     ├── BackboneError           a backbone or its weights cannot be had
-    ├── DatasetError            pictures for training or evaluation are missing or unreadable
+    ├── DatasetError            images for training or evaluation are missing or unreadable
     ├── DivergenceError         training came to numbers that are not finite
     ├── CheckpointError         a checkpoint cannot be used
     │   ├── CheckpointNotFoundError
@@ -18,8 +18,8 @@ Each message is a sentence that says what was wrong, the value, and what to do a
     │   └── DuplicateTaskError
     ├── PredictionError         the model came to no verdict about an image
     │   └── ExpertError               for the expert of the image's product is damaged
-    ├── ImageError              a picture cannot be used
-    │   ├── UnsupportedImageError     not a picture, or a kind that is not read
+    ├── ImageError              an image cannot be used
+    │   ├── UnsupportedImageError     not an image, or a kind that is not read
     │   └── ImageTooLargeError        more bytes or pixels than the limits allow
     └── OverloadedError         the service's queue is full
 """
@@ -95,7 +95,7 @@ class BackboneError(MoLEFlowError):
 
 
 class DatasetError(MoLEFlowError):
-    """Pictures for training or evaluation are missing, misplaced or unreadable; names the path."""
+    """Images for training or evaluation are missing, misplaced or unreadable; names the path."""
 
 
 class DivergenceError(MoLEFlowError):
@@ -158,15 +158,15 @@ class ExpertError(PredictionError):
 
 
 class ImageError(MoLEFlowError):
-    """A picture cannot be used."""
+    """An image cannot be used."""
 
 
 class UnsupportedImageError(ImageError):
-    """The bytes are no picture, a damaged one, or of a kind that is not read."""
+    """The bytes are no image, a damaged one, or of a kind that is not read."""
 
 
 class ImageTooLargeError(ImageError):
-    """The picture has more bytes or pixels than the limits allow."""
+    """The image has more bytes or pixels than the limits allow."""
 
 
 class OverloadedError(MoLEFlowError):

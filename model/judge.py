@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from model.calibration import TaskCalibration
-from model.errors import ExpertError, PredictionError
-from model.results import Candidate, Prediction, Refusal, TaskInfo
-from model.shortlist import Route, Shortlist
-from model.unknown import ground_level, strangeness
+from moleflow.model.errors import ExpertError, PredictionError
+from moleflow.model.routing.novelty import background_nll, novelty_score
+from moleflow.model.routing.shortlist import Route, Shortlist
+from moleflow.model.verdict.calibration import TaskCalibration
+from moleflow.model.verdict.results import Candidate, Prediction, Refusal, TaskInfo
 
 __all__ = ["Judge"]
 
@@ -51,44 +51,44 @@ class Judge:
         Raises:
             PredictionError: nothing can be: numbers are not finite, or the image's expert is one of those that failed.
         """
-        if not all(map(math.isfinite, (found.least_share, *(route.distance for route in found.nearest)))):
+        if not all(map(math.isfinite, (found.least_ratio, *(route.distance for route in found.nearest)))):
             raise PredictionError(
                 "The image's distances to the learned products are not finite: the backbone or a prototype is damaged. "
                 "Restore the checkpoint from a copy; if that was done, predict with the precision fp32."
             )
         if scored is None:
-            return self._refusal(found, found.least_share)
+            return self._refusal(found, found.least_ratio)
         if found.task.index in failed:
             error = failed[found.task.index]
             raise ExpertError(error.task, error.reason)  # each image gets its own: raising an error writes to it
         result = self.prediction(found, found.task, *scored)
-        refused = refuses and found.named is None and result.is_outside
-        return self._refusal(found, result.strangeness) if refused else result
+        refused = refuses and found.named is None and result.is_unknown
+        return self._refusal(found, result.novelty_score) if refused else result
 
     def prediction(self, found: Shortlist, task: Route, grid_map: np.ndarray, score: float) -> Prediction:
         """What the expert of ``task`` says of an image. Raises ``ExpertError`` where that is not finite."""
-        strange, calibration = found.least_share, self._calibrations[task.index]
-        if task.index == found.nearest[0].index:  # another expert does not know what the least share is of
-            strange = strangeness(strange, ground_level(grid_map), calibration.grounds.median, self._dim)
+        strange, calibration = found.least_ratio, self._calibrations[task.index]
+        if task.index == found.nearest[0].index:  # another expert does not know what the least distance ratio is of
+            strange = novelty_score(strange, background_nll(grid_map), calibration.grounds.median, self._dim)
         return Prediction(
             candidates=self._candidates(found),
-            strangeness=strange,
+            novelty_score=strange,
             task=self._candidate(task),
             score=score,
             grid_map=grid_map,
             model_size=self._model_size,
             calibration=calibration,
             false_alarm_rate=self._rate,
-            is_outside=strange > self._limit > 0,
+            is_unknown=strange > self._limit > 0,
         )
 
     def _refusal(self, found: Shortlist, strange: float) -> Refusal:
-        return Refusal(self._candidates(found), strangeness=strange, false_alarm_rate=self._rate)
+        return Refusal(self._candidates(found), novelty_score=strange, false_alarm_rate=self._rate)
 
     def _candidate(self, route: Route) -> Candidate:
         p_value = self._calibrations[route.index].distances.p_value(route.distance)
-        return Candidate(self._tasks[route.index].name, route.index, route.distance, p_value, route.share)
+        return Candidate(self._tasks[route.index].name, route.index, route.distance, p_value, route.ratio)
 
     def _candidates(self, found: Shortlist) -> tuple[Candidate, ...]:
-        """The nearest learned products with their distances and shares."""
+        """The nearest learned products with their distances and ratios."""
         return tuple(map(self._candidate, found.nearest))

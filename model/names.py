@@ -11,7 +11,7 @@ from typing import Annotated, Protocol, TypeVar
 
 from pydantic import AfterValidator
 
-from model.errors import UnknownTaskError
+from moleflow.model.errors import UnknownTaskError
 
 __all__ = ["MAX_NAME_BYTES", "ProductName", "find_named", "product_name", "same_name"]
 

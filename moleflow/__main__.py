@@ -8,8 +8,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command; an interrupt ends it without a traceback, also while it is still being imported."""
     try:
-        from model.memory import keep_freed_memory
-        from model.threads import prepare_threads
+        from moleflow.model.runtime.memory import keep_freed_memory
+        from moleflow.model.runtime.threads import prepare_threads
 
         prepare_threads()  # before NumPy is imported
         keep_freed_memory()

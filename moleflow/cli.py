@@ -16,7 +16,7 @@ __all__ = ["EXIT_INTERRUPTED", "app", "main"]
 app = typer.Typer(
     name="moleflow",
     help="One endpoint that finds defects on any product it has learned.\n\n"
-    "Learn products one after another from pictures of good parts, then serve them all from one checkpoint.",
+    "Learn products one after another from images of good parts, then serve them all from one checkpoint.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -36,7 +36,7 @@ _OUTPUT = "standard output"
 def main() -> None:
     """Run the command; every expected error is one line on standard error and exit status 1."""
     _prepare_streams()
-    from model.errors import MoLEFlowError
+    from moleflow.model.errors import MoLEFlowError
 
     try:
         # Typer turns an interrupt into "Aborted!"; standalone mode off lets the commands say what is kept.
@@ -92,7 +92,7 @@ def _prepare_streams() -> None:
 
 def _fail(message: str) -> None:
     """Print the one line, and end."""
-    from model.file_names import as_line
+    from moleflow.model.files.file_names import as_line
 
     line = as_line(" ".join(message.split()))
     with contextlib.suppress(OSError):  # standard error may be full too
@@ -111,7 +111,7 @@ def _drop_output() -> None:
 
 def _explain(error: OSError) -> str:
     """An error of the file system that no command foresaw: what failed, where, and what to do."""
-    from model.outputs import reason, what_to_do
+    from moleflow.model.files.outputs import reason, what_to_do
 
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return f"reading or writing failed ({reason(error)}); {what_to_do(error)}."

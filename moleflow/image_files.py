@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from model.file_names import natural_key
-from model.outputs import reason
+from moleflow.model.files.file_names import natural_key
+from moleflow.model.files.outputs import reason
 
 __all__ = ["ImageFile", "find_images"]
 

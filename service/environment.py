@@ -11,7 +11,7 @@ ENVIRONMENT_PREFIX = "MOLEFLOW_"
 """What the names of all environment variables begin with."""
 
 _OTHERS = frozenset({"DATA", "IMAGE", "MEMORY", "MODELS", "PUBLISH", "THREADS"})
-"""Read by the container's entry point, the compose file and ``model.threads``."""
+"""Read by the container's entry point, the compose file and ``moleflow.model.runtime.threads``."""
 
 _SERVICE_LINK = re.compile(r".*_PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?|.*_SERVICE_HOST|.*_SERVICE_PORT(_\w+)?")
 _SERVICE_ADDRESS = re.compile(r"(tcp|udp|sctp)://.*", re.IGNORECASE)

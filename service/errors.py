@@ -1,17 +1,17 @@
 """The errors that only the service knows."""
 
-from model.errors import MoLEFlowError
+from moleflow.model.errors import MoLEFlowError
 
 __all__ = ["NotLiveError", "NotReadyError", "UnknownProductError"]
 
 
 class NotLiveError(MoLEFlowError):
-    """The service will take no pictures again before it is restarted."""
+    """The service will take no images again before it is restarted."""
 
 
 class NotReadyError(MoLEFlowError):
-    """The service takes no pictures at this moment: its model is being loaded or fails, or it is stopping."""
+    """The service takes no images at this moment: its model is being loaded or fails, or it is stopping."""
 
 
 class UnknownProductError(MoLEFlowError):
-    """A picture of no learned product has no map, and the client asked for nothing but the map."""
+    """An image of no learned product has no map, and the client asked for nothing but the map."""

@@ -8,7 +8,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper ends of the buckets of all durations: from a map of a small picture to the upload of a large one."""
+"""Upper ends of the buckets of all durations: from a map of a small image to the upload of a large one."""
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Upper ends of the buckets of batch sizes."""
@@ -22,25 +22,25 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
-        self.predictions = self._counter("predictions", "pictures judged, by product and verdict", "task", "verdict")
+        self.predictions = self._counter("predictions", "images judged, by product and verdict", "task", "verdict")
         self.inference_failures = self._counter("inference_failures", "batches that the model failed on")
         self.decoder_restarts = self._counter(
             "decoder_restarts", "decoding processes that an image or the system ended"
         )
         self.out_of_memory = self._counter("out_of_memory", "calls of the model that there was no memory for")
         self.expert_failures = self._counter(
-            "expert_failures", "pictures without a verdict, for the expert of their product is damaged", "task"
+            "expert_failures", "images without a verdict, for the expert of their product is damaged", "task"
         )
-        self.self_test_failures = self._counter("self_test_failures", "blank pictures that the model failed on")
+        self.self_test_failures = self._counter("self_test_failures", "blank images that the model failed on")
         self.request_seconds = self._histogram("request_duration_seconds", "whole request, upload included", "route")
-        self.decode_seconds = self._histogram("decode_seconds", "decoding and resizing one picture")
-        self.queue_seconds = self._histogram("queue_seconds", "one picture waiting for the model")
+        self.decode_seconds = self._histogram("decode_seconds", "decoding and resizing one image")
+        self.queue_seconds = self._histogram("queue_seconds", "one image waiting for the model")
         self.inference_seconds = self._histogram("inference_seconds", "one batch in the model")
         self.encode_seconds = self._histogram("encode_seconds", "encoding one answer")
         self.batch_size = Histogram(
-            "moleflow_batch_size", "pictures in one batch", buckets=_BATCH_SIZES, registry=self.registry
+            "moleflow_batch_size", "images in one batch", buckets=_BATCH_SIZES, registry=self.registry
         )
-        self.queue_length = self._gauge("queue_length", "pictures waiting for the model")
+        self.queue_length = self._gauge("queue_length", "images waiting for the model")
         self.requests_in_progress = self._gauge("requests_in_progress", "predictions accepted and not yet answered")
         self.uploads_in_progress = self._gauge("uploads_in_progress", "bodies of predictions being read")
         self.connections = self._gauge("connections", "open connections")
@@ -49,7 +49,7 @@ class Metrics:
             "connections closed for new ones (room), for a late head (header), or for an answer not read (send)",
             "reason",
         )
-        self.ready = self._gauge("ready", "1 when pictures are taken and the model works, else 0")
+        self.ready = self._gauge("ready", "1 when images are taken and the model works, else 0")
         self.live = self._gauge("live", "0 when nothing but a restart helps, else 1")
         self.damaged_products = self._gauge("damaged_products", "products whose expert was found damaged")
         self.batch_age = self._gauge("batch_age_seconds", "how long the model has been at what it does now")

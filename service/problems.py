@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from model.errors import (
+from moleflow.model.errors import (
     ExpertError,
     ImageTooLargeError,
     MoLEFlowError,
@@ -22,7 +22,7 @@ from model.errors import (
     UnknownTaskError,
     UnsupportedImageError,
 )
-from service.errors import NotLiveError, NotReadyError, UnknownProductError
+from moleflow.service.errors import NotLiveError, NotReadyError, UnknownProductError
 
 __all__ = ["MEDIA_TYPE", "STATUS_CLIENT_LEFT", "Problem", "add_problem_handlers", "problem_response"]
 
@@ -48,19 +48,19 @@ class Problem(BaseModel):
     """What went wrong, and what to do about it (RFC 9457)."""
 
     type: str = Field(description="name of the kind of problem", examples=["urn:moleflow:problem:unsupported-image"])
-    title: str = Field(description="the kind of problem in words", examples=["Not a readable picture"])
+    title: str = Field(description="the kind of problem in words", examples=["Not a readable image"])
     status: int = Field(description="the HTTP status", examples=[415])
     detail: str = Field(description="what was wrong this time, and what to do")
     instance: str = Field(description="name of this occurrence; the log has it too where the service is to blame")
 
 
 _KINDS: dict[type[Exception], tuple[int, str, str]] = {
-    UnsupportedImageError: (415, "unsupported-image", "Not a readable picture"),
-    ImageTooLargeError: (413, "image-too-large", "The picture is too large"),
-    UnknownProductError: (422, "unknown-product", "No learned product is in the picture"),
+    UnsupportedImageError: (415, "unsupported-image", "Not a readable image"),
+    ImageTooLargeError: (413, "image-too-large", "The image is too large"),
+    UnknownProductError: (422, "unknown-product", "No learned product is in the image"),
     UnknownTaskError: (404, "unknown-task", "No such product was learned"),
     OverloadedError: (429, "overloaded", "Too many requests at this moment"),
-    NotReadyError: (503, "not-ready", "The service takes no pictures at this moment"),
+    NotReadyError: (503, "not-ready", "The service takes no images at this moment"),
     NotLiveError: (503, "not-live", "The service needs a restart"),
 }
 """Status, type and title of the errors that a request may meet; any other is the service's own fault."""
@@ -117,7 +117,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             detail = f"There is nothing at {request.url.path}; /docs lists what there is."
         elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
             methods = set(headers["Allow"].split(", "))
-            # HEAD works wherever GET does, which the router does not know (service.methods).
+            # HEAD works wherever GET does, which the router does not know (moleflow.service.api.methods).
             headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             detail = f"{request.method} does not work at {request.url.path}; use {headers['Allow']}."
     return _respond(status, slug, title, detail, headers=headers)

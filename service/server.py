@@ -9,14 +9,14 @@ from collections.abc import Callable
 import uvicorn
 from fastapi import FastAPI
 
-from model.errors import ConfigurationError
-from service.acceptor import connection_limit
-from service.app import create_app
-from service.connections import Connections, Limits
-from service.ending import end_at_once
-from service.lifecycle import Server
-from service.predictor import Predictor
-from service.settings import Settings
+from moleflow.model.errors import ConfigurationError
+from moleflow.service.api.app import create_app
+from moleflow.service.connections.acceptor import connection_limit
+from moleflow.service.connections.lifecycle import Server
+from moleflow.service.connections.registry import Connections, Limits
+from moleflow.service.engine.ending import end_at_once
+from moleflow.service.engine.predictor import Predictor
+from moleflow.service.settings import Settings
 
 __all__ = ["bind", "make_server", "serve"]
 
@@ -34,7 +34,7 @@ _WILDCARDS = frozenset({"0.0.0.0", "::", ""})
 def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | None = None) -> None:
     """Serve until told to stop; accepted requests are finished first.
 
-    ``on_ready`` gets the service's URL and the model once pictures are taken; unless given, a line is printed. Raises
+    ``on_ready`` gets the service's URL and the model once images are taken; unless given, a line is printed. Raises
     ``ConfigurationError`` when the address cannot be listened on, and what loading the model raised. Where the model
     hangs, the process ends here.
     """

@@ -7,13 +7,13 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from model.calibration import DEFAULT_FALSE_ALARM_RATE
-from model.config import DEFAULT_UNKNOWN_LIMIT
-from model.errors import ConfigurationError
-from model.picture import MAX_PIXELS
-from model.threads import helper_threads
-from service.environment import ENVIRONMENT_PREFIX, own_variables, report_foreign_variables
-from service.names import HostList, OriginList, RootPath
+from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model.errors import ConfigurationError
+from moleflow.model.images.decode import MAX_PIXELS
+from moleflow.model.runtime.threads import helper_threads
+from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
+from moleflow.service.environment import ENVIRONMENT_PREFIX, own_variables, report_foreign_variables
+from moleflow.service.names import HostList, OriginList, RootPath
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
 
@@ -35,11 +35,11 @@ class Settings(BaseSettings):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="fp32, bf16, fp16 or auto")
     plugin: str | None = Field(None, description="module to import first; it registers further backbones with timm")
     false_alarm_rate: float = Field(
-        DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="share of good pictures that may be called anomalous"
+        DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="share of good images that may be called anomalous"
     )
     unknown_limit: float = Field(
         DEFAULT_UNKNOWN_LIMIT, ge=0, allow_inf_nan=False,
-        description="strangeness beyond which a picture is of an unknown product; 0 refuses nothing",
+        description="novelty score beyond which an image is of an unknown product; 0 refuses nothing",
     )  # fmt: skip
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
@@ -59,11 +59,11 @@ class Settings(BaseSettings):
         ByteSize(32 * 1024**2), gt=0, description="largest upload, in bytes or as 32MiB; larger ones get status 413"
     )
     max_pixels: int = Field(
-        MAX_PIXELS, gt=0, description="largest picture, in pixels; decoding takes up to 13 bytes a pixel"
+        MAX_PIXELS, gt=0, description="largest image, in pixels; decoding takes up to 13 bytes a pixel"
     )
-    max_batch_size: int = Field(8, ge=1, le=1024, description="most pictures in one pass through the model")
+    max_batch_size: int = Field(8, ge=1, le=1024, description="most images in one pass through the model")
     max_batch_wait_ms: float = Field(
-        5.0, ge=0, le=10_000, description="longest time that a picture waits for others that are on their way"
+        5.0, ge=0, le=10_000, description="longest time that an image waits for others that are on their way"
     )
     batch_timeout_seconds: float = Field(
         60.0, gt=0, le=3600,

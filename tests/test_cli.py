@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from forked import Finished, Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, product_picture, tiny_checkpoint, write_tested_product
+from tiny_model import PLUGIN, product_image, tiny_checkpoint, write_tested_product
 
-from model.checkpoint import Checkpoint
-from service.settings import Settings
-from training.config import PRESETS
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.service.settings import Settings
+from moleflow.training.config import PRESETS
 
 PRODUCTS = ("bolt", "nut", "gear")
 
@@ -24,12 +24,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """One picture of each product, 80 × 60 pixels."""
+def images(tmp_path: Path) -> list[Path]:
+    """One image of each product, 80 × 60 pixels."""
     paths = []
     for kind, name in enumerate(PRODUCTS):
         paths.append(tmp_path / f"{name}.png")
-        Image.fromarray(product_picture(kind, 50)).resize((80, 60)).save(paths[-1])
+        Image.fromarray(product_image(kind, 50)).resize((80, 60)).save(paths[-1])
     return paths
 
 
@@ -37,20 +37,20 @@ def run(processes: Processes, *arguments: object) -> Finished:
     return processes.run(moleflow_code(*arguments))
 
 
-def test_predict_names_product_and_verdict_of_each_picture(
-    processes: Processes, checkpoint: Path, pictures: list[Path]
+def test_predict_names_product_and_verdict_of_each_image(
+    processes: Processes, checkpoint: Path, images: list[Path]
 ) -> None:
-    done = run(processes, "predict", checkpoint, *pictures, "--plugin", PLUGIN)
+    done = run(processes, "predict", checkpoint, *images, "--plugin", PLUGIN)
     assert done.status == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 3
-    for line, path, product in zip(lines, pictures, PRODUCTS, strict=True):
+    for line, path, product in zip(lines, images, PRODUCTS, strict=True):
         assert line.startswith(f"{path}: ")
         assert re.search(rf"(good|DEFECT) +{product} +score -?\d", line)
 
 
-def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
-    done = run(processes, "predict", checkpoint, *pictures, "--json", "--map", "npy", "--plugin", PLUGIN)
+def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
+    done = run(processes, "predict", checkpoint, *images, "--json", "--map", "npy", "--plugin", PLUGIN)
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["task"]["name"] for answer in answers] == list(PRODUCTS)
     assert set(answers[0]) == {
@@ -65,7 +65,7 @@ def test_predict_tells_of_an_image_that_does_not_fit_its_product(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "deep.png"
-    Image.fromarray(product_picture(0, 50).mean(2).astype(np.uint16) * 257).save(path)
+    Image.fromarray(product_image(0, 50).mean(2).astype(np.uint16) * 257).save(path)
     done = run(processes, "predict", checkpoint, path, "--task", "bolt", "--plugin", PLUGIN)
     assert done.status == 0
     assert done.stderr.startswith(f"warning: {path}: the image has 16-bit values, but 'bolt' was learned without any")
@@ -73,15 +73,15 @@ def test_predict_tells_of_an_image_that_does_not_fit_its_product(
 
 @pytest.mark.parametrize("command", ["predict", "train", "evaluate"])
 def test_one_setting_limits_the_images_of_every_command(
-    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path, command: str
+    processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path, command: str
 ) -> None:
     product = tmp_path / "data" / "bolt"
     for part in ("train/good", "test/good"):
         (product / part).mkdir(parents=True)
         for number in range(6):
-            (product / part / f"{number}.png").write_bytes(pictures[0].read_bytes())
+            (product / part / f"{number}.png").write_bytes(images[0].read_bytes())
     arguments = {
-        "predict": ["predict", checkpoint, pictures[0], "--plugin", PLUGIN],
+        "predict": ["predict", checkpoint, images[0], "--plugin", PLUGIN],
         "train": ["train", product.parent, "--checkpoint", tmp_path / "new.safetensors", "--preset", "small"],
         "evaluate": ["evaluate", checkpoint, product.parent, "--plugin", PLUGIN],
     }[command]
@@ -92,11 +92,11 @@ def test_one_setting_limits_the_images_of_every_command(
 
 
 def test_predict_says_that_a_product_is_unknown_and_writes_no_overlay_of_it(
-    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+    processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     foreign = tmp_path / "foreign.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(foreign)
-    arguments = ("predict", checkpoint, foreign, pictures[0], "--plugin", PLUGIN)
+    arguments = ("predict", checkpoint, foreign, images[0], "--plugin", PLUGIN)
     done = run(processes, *arguments, "--save-overlay", tmp_path / "out")
     assert done.status == 0, done.stderr
     assert re.search(r"foreign.png: UNKNOWN +no learned product; nearest (bolt|nut|gear)", done.stdout)
@@ -106,10 +106,10 @@ def test_predict_says_that_a_product_is_unknown_and_writes_no_overlay_of_it(
     assert "UNKNOWN" not in run(processes, *arguments, "--task", "nut").stdout
 
 
-def test_predict_takes_another_false_alarm_rate(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
+def test_predict_takes_another_false_alarm_rate(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
     def answer(*options: object) -> dict:
         return json.loads(
-            run(processes, "predict", checkpoint, pictures[0], "--json", "--plugin", PLUGIN, *options).stdout
+            run(processes, "predict", checkpoint, images[0], "--json", "--plugin", PLUGIN, *options).stdout
         )
 
     usual, lax = answer(), answer("--false-alarm-rate", 0.3)
@@ -118,28 +118,28 @@ def test_predict_takes_another_false_alarm_rate(processes: Processes, checkpoint
     assert lax["score"] == usual["score"]
 
 
-def test_predict_takes_a_named_product(processes: Processes, checkpoint: Path, pictures: list[Path]) -> None:
-    done = run(processes, "predict", checkpoint, pictures[0], "--task", "gear", "--json", "--plugin", PLUGIN)
+def test_predict_takes_a_named_product(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
+    done = run(processes, "predict", checkpoint, images[0], "--task", "gear", "--json", "--plugin", PLUGIN)
     answer = json.loads(done.stdout)
     assert answer["task"]["name"] == "gear"
     assert answer["routing"]["forced"] is True
 
 
-def test_predict_saves_overlays_of_the_pictures_size(
-    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+def test_predict_saves_overlays_of_the_images_size(
+    processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    done = run(processes, "predict", checkpoint, *pictures, "--save-overlay", tmp_path / "out", "--plugin", PLUGIN)
+    done = run(processes, "predict", checkpoint, *images, "--save-overlay", tmp_path / "out", "--plugin", PLUGIN)
     assert done.status == 0, done.stderr
     for product in PRODUCTS:
         with Image.open(tmp_path / "out" / f"{product}_overlay.png") as overlay:
             assert (overlay.format, overlay.size) == ("PNG", (80, 60))
 
 
-def test_pictures_of_the_same_name_get_overlays_of_their_own(
-    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+def test_images_of_the_same_name_get_overlays_of_their_own(
+    processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     same = []
-    for folder, source in zip("ab", pictures, strict=False):
+    for folder, source in zip("ab", images, strict=False):
         same.append(tmp_path / folder / "000.png")
         same[-1].parent.mkdir()
         same[-1].write_bytes(source.read_bytes())
@@ -149,12 +149,12 @@ def test_pictures_of_the_same_name_get_overlays_of_their_own(
     assert len(list(out.iterdir())) == 2
 
 
-def test_an_unreadable_picture_is_named_and_the_others_go_on(
-    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+def test_an_unreadable_image_is_named_and_the_others_go_on(
+    processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
-    broken.write_bytes(pictures[0].read_bytes()[:60])
-    arguments = (pictures[0], broken, tmp_path / "missing.png", pictures[2])
+    broken.write_bytes(images[0].read_bytes()[:60])
+    arguments = (images[0], broken, tmp_path / "missing.png", images[2])
     done = run(processes, "predict", checkpoint, *arguments, "--plugin", PLUGIN)
     assert done.status == 1
     assert len(done.stdout.splitlines()) == 2
@@ -165,7 +165,7 @@ def test_an_unreadable_picture_is_named_and_the_others_go_on(
 
 @pytest.fixture(scope="module")
 def tested(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bolt and nut with test pictures."""
+    """Bolt and nut with test images."""
     root = tmp_path_factory.mktemp("tested")
     write_tested_product(root, "bolt", 0)
     write_tested_product(root, "nut", 1)
@@ -310,7 +310,7 @@ def test_every_setting_of_the_service_is_an_option_of_serve_with_its_default(pro
 
 
 def test_serve_answers_until_it_is_told_to_stop(
-    processes: Processes, checkpoint: Path, pictures: list[Path], tmp_path: Path
+    processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     seen = tmp_path / "url"
     # The chosen port is known only to the process itself, which prints it.
@@ -333,7 +333,7 @@ builtins.print = tell
         with urllib.request.urlopen(f"{url}/tasks") as answer:
             assert [task["name"] for task in json.load(answer)["tasks"]] == list(PRODUCTS)
         request = urllib.request.Request(
-            f"{url}/predict", data=pictures[1].read_bytes(),
+            f"{url}/predict", data=images[1].read_bytes(),
             headers={"Content-Type": "image/png", "Accept": "application/x-npy"},
         )  # fmt: skip
         with urllib.request.urlopen(request) as answer:

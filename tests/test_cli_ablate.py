@@ -1,4 +1,4 @@
-"""`moleflow ablate` in real processes, on a tiny network: a study from pictures to its table."""
+"""`moleflow ablate` in real processes, on a tiny network: a study from images to its table."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from forked import Finished, Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, product_picture, write_product
+from tiny_model import PLUGIN, product_image, write_product
 
 OPTIONS = (
     "--preset", "small", "--backbone", "tiny_backbone", "--plugin", PLUGIN, "--image-size", 32, "--epochs", 1,
@@ -23,9 +23,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for part, changed in (("good", 0), ("spot", 10)):
             (root / name / "test" / part).mkdir(parents=True)
             for number in range(2):
-                picture = product_picture(kind, 40 + number)
-                picture[:changed, :changed] = np.uint8(255)
-                Image.fromarray(picture).save(root / name / "test" / part / f"{number}.png")
+                image = product_image(kind, 40 + number)
+                image[:changed, :changed] = np.uint8(255)
+                Image.fromarray(image).save(root / name / "test" / part / f"{number}.png")
     return root
 
 

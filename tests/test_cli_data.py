@@ -78,12 +78,12 @@ def test_evaluate_keeps_what_is_measured_when_a_later_product_fails(
     # An image that vanishes after the check, as on a network drive.
     before = f"""
 from pathlib import Path
-import training.evaluation
-plain = training.evaluation.measure
+import moleflow.training.evaluation.evaluate
+plain = moleflow.training.evaluation.evaluate.measure
 def measure(name, *rest, **options):
     Path({str(lost)!r}).unlink(missing_ok=True)
     return plain(name, *rest, **options)
-training.evaluation.measure = measure
+moleflow.training.evaluation.evaluate.measure = measure
 """
     arguments = ("evaluate", checkpoint, data, "--plugin", PLUGIN, "--json", tmp_path / "a.json", "--batch-size", 4)
     done = processes.run(moleflow_code(*arguments, before=before))

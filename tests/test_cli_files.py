@@ -10,8 +10,8 @@ import pytest
 from forked import Finished, Processes, moleflow_code
 from tiny_model import PLUGIN, tiny_checkpoint, write_product, write_tested_product
 
-from model.checkpoint import Checkpoint
-from training.journal import exclusive
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.training.continual.journal import exclusive
 
 TRAINING = (
     "--preset", "small", "--backbone", "tiny_backbone", "--plugin", PLUGIN, "--image-size", 32, "--epochs", 1,
@@ -148,7 +148,7 @@ def test_a_disk_that_fills_up_while_the_checkpoint_is_written_costs_no_product(
     assert done.status == 0, done.stderr
     before = path.read_bytes()
     full = """
-import errno, model.checkpoint as module
+import errno, moleflow.model.store.checkpoint as module
 def write(path, *rest):
     path.write_bytes(b"half")
     raise OSError(errno.ENOSPC, "No space left on device")
@@ -170,7 +170,7 @@ def test_an_image_that_vanishes_before_it_is_read_is_named(processes: Processes,
     write_product(tmp_path / "data", "bolt", 0, count=6)
     victim = tmp_path / "data" / "bolt" / "3.png"
     before = f"""
-import pathlib, training.continual as module
+import pathlib, moleflow.training.continual.sequence as module
 plain = module.load_categories
 def load_categories(*arguments, **options):
     found = plain(*arguments, **options)
@@ -335,15 +335,15 @@ sys.meta_path.insert(0, Finder())
 """,
     "while a command imports": """
 import sys
-sys.modules.pop("model.detector", None)
+sys.modules.pop("moleflow.model.detector", None)
 class Finder:
     def find_spec(self, name, *rest):
-        if name == "model.detector":
+        if name == "moleflow.model.detector":
             raise KeyboardInterrupt
 sys.meta_path.insert(0, Finder())
 """,
     "while an image is read": """
-import model.regular_file as module
+import moleflow.model.files.regular_file as module
 def read(path, limit=None):
     raise KeyboardInterrupt
 module.read_regular_file = read
@@ -364,7 +364,7 @@ def test_an_interrupt_while_the_checkpoint_is_written_leaves_no_half_file(
     processes: Processes, data: Path, tmp_path: Path
 ) -> None:
     before = """
-import model.checkpoint as module
+import moleflow.model.store.checkpoint as module
 def write(path, *rest):
     path.write_bytes(b"half")
     raise KeyboardInterrupt

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from forked import Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, product_picture, tiny_checkpoint, write_product
+from tiny_model import PLUGIN, product_image, tiny_checkpoint, write_product
 
-from model.checkpoint import Checkpoint
+from moleflow.model.store.checkpoint import Checkpoint
 
 COMMANDS = ("inspect", "predict", "serve", "train", "evaluate")
 
@@ -33,7 +33,7 @@ def with_header(whole: Path, target: Path, **changes: object) -> Path:
 
 def arguments(command: str, checkpoint: Path, folder: Path) -> list[object]:
     image = folder / "image.png"
-    Image.fromarray(product_picture(0, 1)).save(image)
+    Image.fromarray(product_image(0, 1)).save(image)
     data = write_product(folder / "data", "cog", 3).parent
     return {
         "inspect": ["inspect", checkpoint, "--verify"],
@@ -75,7 +75,7 @@ def test_a_small_file_makes_no_large_allocation(processes: Processes, whole: Pat
     # Weights of these would take 0.5 and 4 GB, and an expert of that rank 0.1 GB; PyTorch itself takes the rest.
     done = processes.run(
         "import resource, sys\nsys.path.insert(0, 'tests/support')\nfrom tiny_model import PLUGIN\n"
-        "from model.detector import Detector\nfrom model.errors import CheckpointError\n"
+        "from moleflow.model.detector import Detector\nfrom moleflow.model.errors import CheckpointError\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         f"try:\n    Detector.load({str(path)!r}, device='cpu', plugin=str(PLUGIN))\n"
         "except CheckpointError as error:\n    print('does not fit' in str(error))\n"

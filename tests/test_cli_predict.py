@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from forked import Finished, Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, damage, product_picture, tiny_checkpoint
+from tiny_model import PLUGIN, damage, product_image, tiny_checkpoint
 
 PRODUCTS = ("bolt", "nut", "gear")
 
@@ -21,7 +21,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def put(path: Path, kind: int = 0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(product_picture(kind, 50)).save(path)
+    Image.fromarray(product_image(kind, 50)).save(path)
     return path
 
 
@@ -74,7 +74,7 @@ def test_output_comes_while_images_are_still_to_be_read(processes: Processes, ch
     seen = tmp_path / "seen"
     before = f"""
 import builtins, pathlib
-import model.regular_file as module
+import moleflow.model.files.regular_file as module
 plain, count = module.read_regular_file, []
 def read(path, limit=None):
     if path.name == "8.png":
@@ -105,7 +105,7 @@ def test_what_cannot_be_read_is_named_and_counted_and_the_others_go_on(
     lines = done.stderr.splitlines()
     assert all(line.startswith("error: ") for line in lines)
     for hint in (
-        "3.png: The picture is no PNG", "4.png: cannot be read: it is a FIFO", "5.png: cannot be read: Too many levels",
+        "3.png: The image is no PNG", "4.png: cannot be read: it is a FIFO", "5.png: cannot be read: Too many levels",
         "missing.png: cannot be read: No such file", "File name too long", r"forged\n/x: good.png: cannot be read",
         "empty: the folder holds no image", "/dev/zero: cannot be read: it is a FIFO or a device",
         "8 images or folders could not be used",
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_ends_it_with_one_error_and_no_half_overlay(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     big = put(tmp_path / "images" / "0.png")
-    Image.fromarray(product_picture(0, 50)).resize((900, 900)).save(big)
+    Image.fromarray(product_image(0, 50)).resize((900, 900)).save(big)
     before = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     done = predict(processes, checkpoint, big.parent, "--save-overlay", tmp_path / "out", before=before)
     assert done.status == 1
@@ -255,8 +255,8 @@ def test_numbers_that_are_not_finite_are_an_error_and_never_a_verdict(
     processes: Processes, checkpoint: Path, folder: Path
 ) -> None:
     before = (
-        "import torch, model.merged\n"
-        "model.merged.MergedExpert.forward = lambda self, x: torch.full(x.shape[:3], float('nan'))"
+        "import torch, moleflow.model.flow.merged\n"
+        "moleflow.model.flow.merged.MergedExpert.forward = lambda self, x: torch.full(x.shape[:3], float('nan'))"
     )
     done = predict(processes, checkpoint, folder, before=before)
     assert done.status == 1

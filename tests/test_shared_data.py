@@ -1,4 +1,4 @@
-"""The whole way on real pictures with a user's backbone: train two products, add a third, predict.
+"""The whole way on real images with a user's backbone: train two products, add a third, predict.
 
 Needs the data and weights that lie beside the checkout, and is skipped where they do not.
 """
@@ -42,12 +42,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_real_pictures_are_routed_to_their_products(checkpoint: Path) -> None:
+def test_real_images_are_routed_to_their_products(checkpoint: Path) -> None:
     tasks = ("cookie", "pa_brg01_rl", "pa_gla01_tl")
-    pictures = [
-        picture for task in tasks for picture in sorted((SHARED / "data" / task / "test" / "good").iterdir())[:4]
-    ]
-    lines = moleflow("predict", checkpoint, *pictures, "--json", "--plugin", PLUGIN).splitlines()
+    images = [image for task in tasks for image in sorted((SHARED / "data" / task / "test" / "good").iterdir())[:4]]
+    lines = moleflow("predict", checkpoint, *images, "--json", "--plugin", PLUGIN).splitlines()
     assert [json.loads(line)["task"]["name"] for line in lines] == [task for task in tasks for _ in range(4)]
 
 

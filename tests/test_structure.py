@@ -1,50 +1,126 @@
 """The layers stay apart: who may import whom."""
 
 import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {"model": {"model"}, "training": {"model", "training"}, "service": {"model", "service"}}
-PACKAGES = {"model", "training", "service", "moleflow"}
+
+LEVELS = (
+    # The network and its verdict.
+    ("model.errors",),
+    ("model.names", "model.config"),
+    ("model.files", "model.images", "model.runtime"),
+    ("model.features",),
+    ("model.flow",),
+    ("model.verdict",),
+    ("model.routing",),
+    ("model.store",),
+    ("model.judge",),
+    ("model.detector",),
+    # Learning.
+    ("training.config", "training.progress"),
+    ("training.data",),
+    ("training.embeddings",),
+    ("training.fit.backward",),
+    ("training.fit",),
+    ("training.continual",),
+    ("training.evaluation",),
+    ("training.report",),
+    ("training.ablation",),
+    # Serving.
+    ("service.errors", "service.environment", "service.headers", "service.metrics", "service.names"),
+    ("service.problems", "service.settings"),
+    ("service.decoding", "service.responses"),
+    ("service.engine",),
+    ("service.connections",),
+    ("service.api",),
+    ("service.server",),
+)
+"""Rooms and modules; each imports only what stands on an earlier line, and itself."""
+
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+SOURCES = [path for folder in ("model", "training", "service") for path in (ROOT / folder).rglob("*.py")]
+EVERYTHING = [
+    *SOURCES,
+    *chain.from_iterable((ROOT / name).rglob("*.py") for name in ("moleflow", "benchmarks", "tests")),
+]
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level packages that a module imports, anywhere in it."""
-    found = set()
+def dotted(path: Path) -> str:
+    """A module's name without ``moleflow.``."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a module imports, anywhere in it; also ``package.name`` where only one of them is a module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module.split(".")[0])
-    return found
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("package", ALLOWED)
-def test_a_package_imports_only_what_lies_below_it(package: str) -> None:
-    modules = list((ROOT / package).rglob("*.py"))
-    assert modules
-    for module in modules:
-        assert imports(module) & PACKAGES <= ALLOWED[package], module
+def own_imports(path: Path) -> Iterator[str]:
+    """The modules of the project that a module imports, without ``moleflow.``."""
+    known = {dotted(source) for source in SOURCES}
+    for name in imports(path):
+        if name.startswith("moleflow.") and name.removeprefix("moleflow.") in known:
+            yield name.removeprefix("moleflow.")
+
+
+def room(module: str) -> str | None:
+    """The room that a module lies in; the longest name that fits."""
+    return max((name for name in LEVEL if f"{module}.".startswith(f"{name}.")), key=len, default=None)
+
+
+def test_every_module_lies_in_a_room() -> None:
+    packages = {"model", "training", "service"}
+    assert {dotted(path) for path in SOURCES if room(dotted(path)) is None} == packages
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=dotted)
+def test_a_module_imports_only_from_rooms_below_its_own(path: Path) -> None:
+    here = room(dotted(path))
+    for name in own_imports(path):
+        there = room(name)
+        if here is not None and there is not None and there != here:
+            assert LEVEL[there] < LEVEL[here], f"{dotted(path)} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=dotted)
+def test_a_room_is_entered_by_what_it_lists(path: Path) -> None:
+    for name in own_imports(path):
+        package, _, module = name.rpartition(".")
+        if package.count(".") and package != dotted(path.parent) and not dotted(path).startswith(f"{package}."):
+            assert module in importlib.import_module(f"moleflow.{package}").__all__, f"{dotted(path)} imports {name}"
+
+
+def test_the_service_knows_nothing_of_training() -> None:
+    for path in (ROOT / "service").rglob("*.py"):
+        assert not any(name.startswith("training") for name in own_imports(path)), path
+
+
+def test_there_is_one_name_to_import() -> None:
+    for path in EVERYTHING:
+        assert not {name.partition(".")[0] for name in imports(path)} & {"model", "training", "service"}, path
 
 
 def test_the_model_knows_neither_http_nor_a_command_line() -> None:
-    for module in (ROOT / "model").rglob("*.py"):
-        assert not imports(module) & {"fastapi", "starlette", "uvicorn", "typer", "rich", "argparse"}, module
+    forbidden = {"fastapi", "starlette", "uvicorn", "typer", "rich", "argparse"}
+    for path in (ROOT / "model").rglob("*.py"):
+        assert not {name.partition(".")[0] for name in imports(path)} & forbidden, path
 
 
-def test_importing_the_command_line_does_not_load_pytorch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, moleflow.cli; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
-
-
-def test_decoding_an_upload_does_not_load_pytorch() -> None:
-    import subprocess
-    import sys
-
-    code = "import sys, service.decode; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["moleflow.cli", "moleflow.service.decoding.process"])
+def test_importing_a_light_module_does_not_load_pytorch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from model.backbone import EMBEDDED_BACKBONE
-from model.config import BackboneConfig, FlowConfig, ModelConfig
-from model.errors import ConfigurationError
+from moleflow.model.config import BackboneConfig, FlowConfig, ModelConfig
+from moleflow.model.errors import ConfigurationError
+from moleflow.model.features.backbone import EMBEDDED_BACKBONE
 
 __all__ = ["NO_CHANGES", "PRESETS", "Preset", "TrainingConfig", "preset"]
 
@@ -22,7 +22,7 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(60, ge=1)
-    batch_size: int = Field(16, ge=1, description="pictures a step")
+    batch_size: int = Field(16, ge=1, description="images a step")
     learning_rate: float = Field(3e-4, gt=0, description="peak, reached after warm-up")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="end of the cosine, as a share of the peak")
     first_warmup_epochs: float = Field(0, ge=0, description="linear warm-up of the task that learns the base")
@@ -32,10 +32,10 @@ class TrainingConfig(BaseModel):
     tail_weight: float = Field(0.7, ge=0, le=1, description="w, weight of the worst patches in the loss")
     tail_fraction: float = Field(0.02, gt=0, le=1, description="share of an image's patches that are its tail")
     lambda_logdet: float = Field(1e-4, ge=0, description="λ, weight of mean(log|det J|²)")
-    folds: int = Field(5, ge=1, description="of the calibration where pictures are few; 1 holds some out instead")
-    cross_fit_below: int = Field(100, ge=0, description="good pictures under which a product is cross-fitted")
-    held_out_fraction: float = Field(0.1, gt=0, lt=1, description="good pictures kept out of the fit otherwise")
-    min_held_out: int = Field(20, ge=2, description="held-out pictures at least, but never more than a third of all")
+    folds: int = Field(5, ge=1, description="of the calibration where images are few; 1 holds some out instead")
+    cross_fit_below: int = Field(100, ge=0, description="good images under which a product is cross-fitted")
+    held_out_fraction: float = Field(0.1, gt=0, lt=1, description="good images kept out of the fit otherwise")
+    min_held_out: int = Field(20, ge=2, description="held-out images at least, but never more than a third of all")
     seed: int = Field(0, ge=0, lt=2**63)
 
 
@@ -88,7 +88,7 @@ PRESETS: dict[str, Preset] = {
         model=ModelConfig(),
         training=TrainingConfig(),
     ),
-    # Chosen by defects pasted into held-out good pictures, see docs/levers.md.
+    # Chosen by defects pasted into held-out good images, see docs/levers.md.
     "fast": Preset(
         name="fast",
         description="WideResNet-50-2 with embeddings whitened for each product: D = 160, rank 16, 8 epochs",

@@ -27,13 +27,13 @@ import torch
 from PIL import Image
 from scorers import BATCH_SIZE, METHODS, Scored, Setting, make_scorer
 
-from model.backbone import import_plugin
-from model.detector import Detector
-from model.errors import ConfigurationError, DatasetError, MoLEFlowError
-from model.threads import configure_threads, restart_prepared
-from training.datasets import Category, load_category, read_picture
-from training.masks import read_mask
-from training.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from moleflow.model.detector import Detector
+from moleflow.model.errors import ConfigurationError, DatasetError, MoLEFlowError
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.runtime.threads import configure_threads, restart_prepared
+from moleflow.training.data.datasets import Category, load_category, read_image
+from moleflow.training.data.masks import read_mask
+from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of all benchmarks
 
@@ -64,7 +64,7 @@ class Measured:
 
 
 def measure(category: Category, found: Iterator[Scored]) -> Measured:
-    """Figures of the scores and maps of the category's test pictures, in their order."""
+    """Figures of the scores and maps of the category's test images, in their order."""
     pixels, scores = PixelScores(), []
     maps: list[np.ndarray] = []
     masks: list[np.ndarray] = []
@@ -110,15 +110,15 @@ def _aupro_by_anomalib(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray]) 
 
 
 def ours(detector: Detector, category: Category) -> Iterator[Scored]:
-    """MoLE-Flow's scores and maps of the category's test pictures, the router choosing the product."""
+    """MoLE-Flow's scores and maps of the category's test images, the router choosing the product."""
     for start in range(0, len(category.test), BATCH_SIZE):
-        pictures = [read_picture(sample.path) for sample in category.test[start : start + BATCH_SIZE]]
-        for picture, prediction in zip(pictures, detector.predict(pictures), strict=True):
-            yield prediction.score, prediction.pixel_map(*picture.shape[:2])
+        images = [read_image(sample.path) for sample in category.test[start : start + BATCH_SIZE]]
+        for rgb_image, prediction in zip(images, detector.predict(images), strict=True):
+            yield prediction.score, prediction.pixel_map(*rgb_image.shape[:2])
 
 
 def peer_row(method: str, category: Category, setting: Setting) -> dict[str, Any]:
-    """Fit a peer to the good pictures and measure it on the test pictures."""
+    """Fit a peer to the good images and measure it on the test images."""
     scorer = make_scorer(method, setting)
     start = time.perf_counter()
     scorer.fit(category.train)
@@ -169,7 +169,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"{method} on {name} …", file=sys.stderr, flush=True)
             category = load_category(options.data, name)
             if not category.test:
-                raise DatasetError(f"{name} holds no test pictures; leave it out.")
+                raise DatasetError(f"{name} holds no test images; leave it out.")
             if detector and method == OURS:
                 row = key | asdict(measure(category, ours(detector, category)))
             else:

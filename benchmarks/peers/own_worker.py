@@ -12,14 +12,14 @@ from PIL import Image
 from protocol import Subject, serve
 from safetensors.torch import save_file
 
-from model.backbone import Backbone
-from model.config import ModelConfig
-from model.detector import Detector
-from model.preprocessing import Preprocessing
-from model.runtime import resolve_precision
-from model.threads import configure_threads
-from training.config import PRESETS
-from training.continual import train_tasks
+from moleflow.model.config import ModelConfig
+from moleflow.model.detector import Detector
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.runtime.device import resolve_precision
+from moleflow.model.runtime.threads import configure_threads
+from moleflow.training.config import PRESETS
+from moleflow.training.continual.sequence import train_tasks
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,25 +28,25 @@ CPU = torch.device("cpu")
 CONFIG = ModelConfig()
 """The MAIN configuration: wide_resnet50_2 at 224 px, D = 768, 8 + 4 blocks, rank 64."""
 
-PICTURES = 4
-"""Pictures that the one task is learned from. Nothing depends on what they show: only shapes count for time."""
+IMAGES = 4
+"""Images that the one task is learned from. Nothing depends on what they show: only shapes count for time."""
 
 MEAN_STD = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 """ImageNet's, as timm has them for this backbone."""
 
 
 class OwnSubject:
-    """``Detector.predict`` on pictures in memory (routing included), and each answer's pixel map at 224 × 224."""
+    """``Detector.predict`` on images in memory (routing included), and each answer's pixel map at 224 × 224."""
 
     def __init__(self, checkpoint: Path, precision: str) -> None:
         self.detector = Detector.load(checkpoint, device="cpu", precision=precision)
         self.facts = {"form": "PyTorch", "precision": precision, "pixels": CONFIG.backbone.image_size}
 
     def call(self, batch: int) -> Callable[[], Any]:
-        pictures = list(_noise(batch))
+        rgb_images = list(_noise(batch))
 
         def predict() -> list[np.ndarray]:
-            return [found.pixel_map() for found in self.detector.predict(pictures)]
+            return [found.pixel_map() for found in self.detector.predict(rgb_images)]
 
         return predict
 
@@ -118,8 +118,8 @@ def _write_checkpoint(folder: Path) -> Path:
     checkpoint = folder / "own.safetensors"
     product.mkdir(parents=True)
     save_file({key: value.contiguous() for key, value in _backbone().net.state_dict().items()}, weights)
-    for number, picture in enumerate(_noise(PICTURES)):
-        Image.fromarray(picture).save(product / f"{number}.png")
+    for number, image in enumerate(_noise(IMAGES)):
+        Image.fromarray(image).save(product / f"{number}.png")
     preset = PRESETS["main"].with_changes(backbone={}, training={"epochs": 1})
     train_tasks(product.parent, ["noise"], checkpoint, preset=preset, backbone_weights=weights, device="cpu")
     return checkpoint

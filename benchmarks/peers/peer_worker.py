@@ -21,7 +21,7 @@ import timm
 import torch
 from protocol import Subject, serve
 
-from model.threads import configure_threads
+from moleflow.model.runtime.threads import configure_threads
 
 BACKBONE = "wide_resnet50_2"
 
@@ -29,7 +29,7 @@ SIDE = 224
 """Pixels; see ``_side`` for the exception."""
 
 MEMORY_BANK = 16385
-"""Patches in PatchCore's memory bank: 10 % of those of 209 pictures, MVTec AD's bottle, at 28 × 28."""
+"""Patches in PatchCore's memory bank: 10 % of those of 209 images, MVTec AD's bottle, at 28 × 28."""
 
 PADIM_LOCATIONS = (SIDE // 4) ** 2
 """Positions of PaDiM's Gaussians: it works at the first stage's stride of 4."""

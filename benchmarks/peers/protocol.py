@@ -46,7 +46,7 @@ class Subject(Protocol):
     facts: dict[str, Any]
 
     def call(self, batch: int) -> Callable[[], Any]:
-        """What is timed: one pass over ``batch`` pictures that are in memory already."""
+        """What is timed: one pass over ``batch`` images that are in memory already."""
 
 
 def serve(builders: Mapping[str, Callable[[], Subject]], hello: Mapping[str, Any]) -> None:

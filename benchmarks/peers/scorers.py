@@ -1,4 +1,4 @@
-"""Peers that are fitted to the good pictures of one category and score pictures: for the comparison of accuracy.
+"""Peers that are fitted to the good images of one category and score images: for the comparison of accuracy.
 
 They are anomalib's models, imported from its package and used below its pre- and post-processing: every peer gets the
 same input tensor as MoLE-Flow, and hands out its score and map as they are, neither normalised nor clamped.
@@ -16,10 +16,10 @@ from coreset import farthest_first
 from timm import create_model
 from timm.data import resolve_data_config
 
-from model.errors import ConfigurationError
-from model.features import stack_images
-from model.preprocessing import Preprocessing
-from training.datasets import read_picture
+from moleflow.model.errors import ConfigurationError
+from moleflow.model.features.extractor import stack_images
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.training.data.datasets import read_image
 
 __all__ = ["METHODS", "Scored", "Scorer", "Setting", "make_scorer"]
 
@@ -30,10 +30,10 @@ PADIM_FEATURES = 550
 """Channels that PaDiM draws; anomalib's (and the paper's) number for WideResNet-50-2, whose stages are as wide."""
 
 BATCH_SIZE = 8
-"""Pictures at a time. No peer's result depends on it."""
+"""Images at a time. No peer's result depends on it."""
 
 Scored = tuple[float, np.ndarray]
-"""A picture's raw score, and its raw map ``(height, width)`` float32 at the picture's own size."""
+"""An image's raw score, and its raw map ``(height, width)`` float32 at the image's own size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +50,7 @@ class Scorer(Protocol):
     """One model of one category."""
 
     def fit(self, good: Sequence[Path]) -> None:
-        """Learn from good pictures; called once, before ``score``."""
+        """Learn from good images; called once, before ``score``."""
 
     def score(self, paths: Sequence[Path]) -> Iterator[Scored]:
         """Scores and maps, in the order of ``paths``."""
@@ -63,7 +63,7 @@ class AnomalibScorer:
         network: the model; called in train mode it stores features, in eval mode it gives ``pred_score`` and
             ``anomaly_map``.
         finish: what turns the stored features into the fitted model.
-        preprocessing: how a picture becomes the network's input.
+        preprocessing: how an image becomes the network's input.
     """
 
     def __init__(self, network: torch.nn.Module, finish: Callable[[], None], preprocessing: Preprocessing) -> None:
@@ -71,7 +71,7 @@ class AnomalibScorer:
         self._scale, self._offset = map(torch.from_numpy, preprocessing.scale_and_offset())
 
     def fit(self, good: Sequence[Path]) -> None:
-        """Collect the features of all pictures, then fit."""
+        """Collect the features of all images, then fit."""
         self.network.train()
         with torch.no_grad():
             for _, batch in self._batches(good):
@@ -80,21 +80,21 @@ class AnomalibScorer:
         self.network.eval()
 
     def score(self, paths: Sequence[Path]) -> Iterator[Scored]:
-        """Raw scores and maps; a map is brought from the model's size to the picture's bilinearly."""
+        """Raw scores and maps; a map is brought from the model's size to the image's bilinearly."""
         with torch.no_grad():
-            for pictures, batch in self._batches(paths):
+            for rgb_images, batch in self._batches(paths):
                 found = self.network(batch)
                 scores = found.pred_score.reshape(-1).tolist()
-                for picture, score, anomaly_map in zip(pictures, scores, found.anomaly_map, strict=True):
-                    size = picture.shape[:2]
+                for rgb_image, score, anomaly_map in zip(rgb_images, scores, found.anomaly_map, strict=True):
+                    size = rgb_image.shape[:2]
                     resized = F.interpolate(anomaly_map[None], size=size, mode="bilinear", align_corners=False)
                     yield score, resized[0, 0].float().numpy()
 
     def _batches(self, paths: Sequence[Path]) -> Iterator[tuple[list[np.ndarray], torch.Tensor]]:
         for start in range(0, len(paths), BATCH_SIZE):
-            pictures = [read_picture(path) for path in paths[start : start + BATCH_SIZE]]
-            stacked = stack_images(pictures, self.preprocessing.resize, torch.device("cpu"))
-            yield pictures, torch.addcmul(self._offset, stacked.float(), self._scale).permute(0, 3, 1, 2).contiguous()
+            rgb_images = [read_image(path) for path in paths[start : start + BATCH_SIZE]]
+            stacked = stack_images(rgb_images, self.preprocessing.resize, torch.device("cpu"))
+            yield rgb_images, torch.addcmul(self._offset, stacked.float(), self._scale).permute(0, 3, 1, 2).contiguous()
 
 
 def make_scorer(method: str, setting: Setting) -> Scorer:

@@ -24,7 +24,7 @@ from typing import Any
 
 from protocol import SubjectError, Worker, WorkerError
 
-from model.threads import THREAD_POLICY
+from moleflow.model.runtime.threads import THREAD_POLICY
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the folder of all benchmarks
 
@@ -38,7 +38,7 @@ OWN = [f"{part}-{precision}" for precision in PRECISIONS for part in ("moleflow"
 """The subjects of MoLE-Flow's side; the floor is the sum of the last two of each precision."""
 
 Times = dict[int, dict[str, list[float]]]
-"""Milliseconds a picture: batch size, then subject, then one median a round."""
+"""Milliseconds an image: batch size, then subject, then one median a round."""
 
 
 class SpeedError(Exception):
@@ -143,7 +143,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             "calls": options.calls,
             "facts": facts,
             "missing": missing | failed,
-            "ms_per_picture": times,
+            "ms_per_image": times,
         }
 
 

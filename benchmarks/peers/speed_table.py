@@ -31,7 +31,7 @@ def markdown(result: Mapping[str, Any]) -> str:
         "MoLE-Flow's in the same round, so above 1 MoLE-Flow is faster. `moleflow-"
         f"{own.get('auto_precision', 'fp32')}` is what `--precision auto` takes on this machine.",
     ]
-    for batch, times in result["ms_per_picture"].items():
+    for batch, times in result["ms_per_image"].items():
         lines += ["", f"## Batch {batch}", "", *_own_rows(times), "", *_peer_rows(times, result["facts"])]
     if result["missing"]:
         lines += ["", "## Not measured", ""]
@@ -41,7 +41,7 @@ def markdown(result: Mapping[str, Any]) -> str:
 
 def _own_rows(times: Mapping[str, Sequence[float]]) -> list[str]:
     lines = [
-        "| | floor, ms a picture | backbone | products | MoLE-Flow, ms a picture | × floor |",
+        "| | floor, ms an image | backbone | products | MoLE-Flow, ms an image | × floor |",
         "|---|---|---|---|---|---|",
     ]
     for precision in PRECISIONS:
@@ -59,7 +59,7 @@ def _peer_rows(times: Mapping[str, Sequence[float]], facts: Mapping[str, Any]) -
         return ["No peer was measured."]
     heads = " | ".join(f"× MoLE-Flow {precision}" for precision in PRECISIONS)
     lines = [
-        f"| peer | form | precision | pixels | ms a picture | {heads} |",
+        f"| peer | form | precision | pixels | ms an image | {heads} |",
         f"|---|---|---|---|---|{'---|' * len(PRECISIONS)}",
     ]
     for name in sorted(peers, key=lambda name: median(times[name])):

@@ -24,7 +24,7 @@ from moleflow.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from training.study_table import StudyTable
+    from moleflow.training.ablation.table import StudyTable
 
 __all__ = ["StudyName", "ablate"]
 
@@ -47,7 +47,7 @@ class StudyName(StrEnum):
 def ablate(
     study: Annotated[StudyName, typer.Argument(metavar="STUDY", help=f"One of {', '.join(StudyName)}.")],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder with one folder a product, each with labelled test pictures.")
+        Path, typer.Argument(metavar="DATA", help="Folder with one folder a product, each with labelled test images.")
     ],
     task: Annotated[
         list[str], typer.Option(metavar="NAME", help="A product of the sequence; repeat for more, in that order.")
@@ -79,15 +79,15 @@ def ablate(
     """
     from json import dumps
 
-    from model.backbone import import_plugin
-    from model.outputs import check_output, write_text
-    from model.picture import MAX_PIXELS, limit_pixels
-    from model.threads import configure_threads
-    from training.ablation import Ablation
-    from training.config import preset as find_preset
-    from training.report import Reporter
-    from training.studies import STUDIES
-    from training.study_table import StudyTable
+    from moleflow.model.features.backbone import import_plugin
+    from moleflow.model.files.outputs import check_output, write_text
+    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
+    from moleflow.model.runtime.threads import configure_threads
+    from moleflow.training.ablation.runner import Ablation
+    from moleflow.training.ablation.studies import STUDIES
+    from moleflow.training.ablation.table import StudyTable
+    from moleflow.training.config import preset as find_preset
+    from moleflow.training.progress import Reporter
 
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
@@ -97,7 +97,7 @@ def ablate(
         import_plugin(plugin)
     reporter = Reporter()
     # Rows are compared by their rankings, which no threshold changes: cross-fitting would be six trainings for one, and
-    # many pictures held out would be lost to the fit.
+    # many images held out would be lost to the fit.
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "folds": 1, "min_held_out": 5}
     chosen = find_preset(preset).with_changes(
         backbone=given({"name": backbone, "image_size": image_size}), training=given(schedule)

@@ -1,4 +1,4 @@
-"""`moleflow demo`: the main job on pictures that are installed anyway, in under two minutes."""
+"""`moleflow demo`: the main job on images that are installed anyway, in under two minutes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,39 +6,39 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from service.predictor import Predictor
+    from moleflow.service.engine.predictor import Predictor
 
 __all__ = ["demo"]
 
 SCHEDULE = {"epochs": 10, "batch_size": 4, "folds": 1}
-"""What fits into two minutes on two cores: small batches make many steps of few pictures; no cross-fit of five fits."""
+"""What fits into two minutes on two cores: small batches make many steps of few images; no cross-fit of five fits."""
 
 
 def demo(
-    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where pictures and checkpoint go.")] = Path("demo"),
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where images and checkpoint go.")] = Path("demo"),
     serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it, or print the checkpoint's path.")] = True,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 8000]")] = None,
 ) -> None:
-    """Make pictures of three products, learn them one after another, and serve the checkpoint.
+    """Make images of three products, learn them one after another, and serve the checkpoint.
 
-    Brick, grass and gravel are cut from photographs that scikit-image ships; defects are drawn on test pictures, for
+    Brick, grass and gravel are cut from photographs that scikit-image ships; defects are drawn on test images, for
     showing. Learned once, a second call serves at once.
     """
-    from model.checkpoint import Checkpoint
-    from model.outputs import check_output
-    from model.threads import configure_threads
-    from service.settings import load_settings
-    from training.config import preset
-    from training.continual import train_tasks
-    from training.demo import PRODUCTS, make_demo_data
+    from moleflow.model.files.outputs import check_output
+    from moleflow.model.runtime.threads import configure_threads
+    from moleflow.model.store.checkpoint import Checkpoint
+    from moleflow.service.settings import load_settings
+    from moleflow.training.config import preset
+    from moleflow.training.continual.sequence import train_tasks
+    from moleflow.training.data.demo import PRODUCTS, make_demo_data
 
     configure_threads()
     checkpoint = directory / "demo.safetensors"
     # Settings first: a port that cannot be is better told before two minutes of training than after.
     settings = load_settings(checkpoint=checkpoint, host=host, port=port) if serve else None
     check_output("the checkpoint", checkpoint)
-    data = make_demo_data(directory / "pictures")
+    data = make_demo_data(directory / "images")
     chosen = preset("small").with_changes(backbone={}, training=SCHEDULE)
     known = {task.name for task in Checkpoint.open(checkpoint).header.tasks} if checkpoint.exists() else set()
     missing = [name for name in PRODUCTS if name not in known]
@@ -47,7 +47,7 @@ def demo(
     if settings is None:
         typer.echo(str(checkpoint))
         return
-    from service.server import serve as run
+    from moleflow.service.server import serve as run
 
     example = data / PRODUCTS[0] / "test" / "scratch" / "000.png"
     run(settings, on_ready=lambda url, predictor: _tell(url, predictor, example))

@@ -1,4 +1,4 @@
-"""`moleflow evaluate`: how good a checkpoint is on labelled test pictures."""
+"""`moleflow evaluate`: how good a checkpoint is on labelled test images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,11 +17,11 @@ from moleflow.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from model.detector import Detector
-    from training.datasets import Category
-    from training.evaluation import Measured
-    from training.figures import Evaluation
-    from training.report import Reporter
+    from moleflow.model.detector import Detector
+    from moleflow.training.data.datasets import Category
+    from moleflow.training.evaluation.evaluate import Measured
+    from moleflow.training.evaluation.records import Evaluation
+    from moleflow.training.progress import Reporter
 
 __all__ = ["evaluate"]
 
@@ -48,30 +48,30 @@ def evaluate(
     ] = None,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one HTML file with tables, charts and pictures.")
+        Path | None, typer.Option(metavar="FILE", help="Write one HTML file with tables, charts and images.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures in one pass through the model.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass through the model.")] = 8,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
-    """Measure a checkpoint on test pictures: AUROC, AP, F1 of pictures; AUROC, AP, AUPRO of pixels; routing; verdicts.
+    """Measure a checkpoint on test images: AUROC, AP, F1 of images; AUROC, AP, AUPRO of pixels; routing; verdicts.
 
-    Each picture is scored as the router would have it and with its true product named; the backbone runs once for both.
-    Nothing is chosen on test pictures: thresholds are those that the checkpoint stores. Images and masks are checked
+    Each image is scored as the router would have it and with its true product named; the backbone runs once for both.
+    Nothing is chosen on test images: thresholds are those that the checkpoint stores. Images and masks are checked
     first; where the measurement ends early, what is measured by then is shown and written.
     """
-    from model.backbone import import_plugin
-    from model.detector import Detector
-    from model.outputs import check_output
-    from model.picture import MAX_PIXELS, limit_pixels
-    from model.threads import configure_threads
-    from training.evaluation import evaluate as measure
-    from training.forgetting import check_sequence, continual_figures
-    from training.report import Reporter
-    from training.selection import load_test_categories
+    from moleflow.model.detector import Detector
+    from moleflow.model.features.backbone import import_plugin
+    from moleflow.model.files.outputs import check_output
+    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
+    from moleflow.model.runtime.threads import configure_threads
+    from moleflow.training.data.selection import load_test_categories
+    from moleflow.training.evaluation.evaluate import evaluate as measure
+    from moleflow.training.evaluation.forgetting import check_sequence, continual_figures
+    from moleflow.training.progress import Reporter
 
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
@@ -107,7 +107,7 @@ class _Results:
 
     def keep(self, evaluation: "Evaluation", measured: "list[Measured]") -> None:
         """Take the place of what was kept before."""
-        from training.figures import write_json
+        from moleflow.training.evaluation.records import write_json
 
         self._latest = evaluation, measured
         if self._json:
@@ -117,9 +117,9 @@ class _Results:
         """Print the tables and write the report, if anything is measured."""
         from rich.console import Console
 
-        from model.outputs import write_text
-        from training.report_page import report_page
-        from training.tables import evaluation_tables
+        from moleflow.model.files.outputs import write_text
+        from moleflow.training.report.html import report_page
+        from moleflow.training.report.tables import evaluation_tables
 
         if self._latest is None:
             return
@@ -138,8 +138,8 @@ class _Results:
 
 def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | Detector":
     """An earlier state: an evaluation of it that was written before, or a checkpoint that is to be measured."""
-    from model.detector import Detector
-    from training.figures import read_evaluation
+    from moleflow.model.detector import Detector
+    from moleflow.training.evaluation.records import read_evaluation
 
     if path.suffix == ".json":
         return read_evaluation(path)
@@ -150,8 +150,8 @@ def _measure_earlier(
     states: "Sequence[Evaluation | Detector]", categories: "Sequence[Category]", batch_size: int, reporter: "Reporter"
 ) -> "list[Evaluation]":
     """Evaluations of the earlier states, those that were written before as they are."""
-    from model.detector import Detector
-    from training.evaluation import evaluate as measure
+    from moleflow.model.detector import Detector
+    from moleflow.training.evaluation.evaluate import evaluate as measure
 
     evaluations = []
     for state in states:
@@ -166,7 +166,7 @@ def _measure_earlier(
 
 
 def _name_and_products(state: "Evaluation | Detector") -> tuple[str, tuple[str, ...]]:
-    from model.detector import Detector
+    from moleflow.model.detector import Detector
 
     if isinstance(state, Detector):
         return state.checkpoint.name, tuple(each.name for each in state.tasks)

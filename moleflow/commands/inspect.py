@@ -9,15 +9,15 @@ from moleflow.commands.options import CheckpointArgument
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
-    from model.checkpoint import Checkpoint
-    from model.config import FlowConfig
-    from model.results import TaskInfo
+    from moleflow.model.config import FlowConfig
+    from moleflow.model.store.checkpoint import Checkpoint
+    from moleflow.model.verdict.results import TaskInfo
 
 __all__ = ["inspect"]
 
 
 _COLUMNS: "dict[str, JustifyMethod]" = {
-    "": "right", "product": "left", "pictures": "right", "epochs": "right", "threshold": "right", "params": "right",
+    "": "right", "product": "left", "images": "right", "epochs": "right", "threshold": "right", "params": "right",
     "MB": "right", "learned": "left", "SHA-256": "left",
 }  # fmt: skip
 """The table of products. Narrow enough for 80 columns."""
@@ -29,7 +29,7 @@ def inspect(
     verify: Annotated[bool, typer.Option("--verify", help="Read every tensor and check all digests.")] = False,
 ) -> None:
     """Show a checkpoint's products, sizes, configuration, preprocessing and digests."""
-    from model.checkpoint import Checkpoint
+    from moleflow.model.store.checkpoint import Checkpoint
 
     opened = Checkpoint.open(checkpoint)
     if verify:
@@ -76,7 +76,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
         tasks.add_row(
-            str(task.index), escape(task.name), _pictures(task), str(task.epochs),
+            str(task.index), escape(task.name), _images(task), str(task.epochs),
             f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{_bytes_of(task, sizes) / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
         )  # fmt: skip
@@ -86,7 +86,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     if header.tasks:
         rate = header.tasks[0].false_alarm_rate
         console.print(
-            "pictures: of the fit, + those held out or × the folds that calibrate; "
+            "images: of the fit, + those held out or × the folds that calibrate; "
             f"thresholds at a false-alarm rate of {rate:g}, others on request",
             style="dim", highlight=False,
         )  # fmt: skip
@@ -96,7 +96,7 @@ def _bytes_of(task: "TaskInfo", sizes: dict[str, int]) -> int:
     return sum(sizes[f"tasks.{task.index}.{part}"] for part in ("profile", "expert"))
 
 
-def _pictures(task: "TaskInfo") -> str:
+def _images(task: "TaskInfo") -> str:
     return f"{task.train_images} + {task.held_out_images}" if task.folds == 1 else f"{task.train_images} × {task.folds}"
 
 

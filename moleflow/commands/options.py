@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 
 __all__ = [
     "BackboneName",
@@ -52,7 +52,7 @@ PrecisionOption = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep patch embeddings in DIR; later runs on the same pictures and backbone read them."
+        metavar="DIR", help="Keep patch embeddings in DIR; later runs on the same images and backbone read them."
     ),
 ]
 Plugin = Annotated[
@@ -66,8 +66,8 @@ BackboneWeights = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
 ]
 ImageSize = Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over a product's pictures.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Pictures a step.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over a product's images.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
 Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
 MaxPixels = Annotated[
     int | None,
@@ -80,12 +80,12 @@ Strict = Annotated[
     bool, typer.Option("--strict", help="Make every warning about the images and masks an error, before any work.")
 ]
 FalseAlarmRate = Annotated[
-    float | None, typer.Option(help="Share of good pictures that may be called anomalous. [default: 0.01]")
+    float | None, typer.Option(help="Share of good images that may be called anomalous. [default: 0.01]")
 ]
 UnknownLimit = Annotated[
     float | None,
     typer.Option(
-        help=f"Strangeness beyond which a picture is of an unknown product; 0 refuses nothing. "
+        help=f"Novelty score beyond which an image is of an unknown product; 0 refuses nothing. "
         f"[default: {DEFAULT_UNKNOWN_LIMIT}]"
     ),
 ]

@@ -22,9 +22,9 @@ from moleflow.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from model.detector import Detector
     from moleflow.image_files import ImageFile
-    from service.render import Job
+    from moleflow.model.detector import Detector
+    from moleflow.service.responses.render import Job
 
 __all__ = ["predict"]
 
@@ -72,12 +72,12 @@ def predict(
     said to be UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read or
     judged is named on standard error, the others go on; the exit status is then 1.
     """
-    from model.detector import Detector
-    from model.names import find_named
-    from model.outputs import check_output_folder
-    from model.picture import MAX_PIXELS, limit_pixels
-    from model.threads import configure_threads
-    from training.report import Reporter
+    from moleflow.model.detector import Detector
+    from moleflow.model.files.outputs import check_output_folder
+    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
+    from moleflow.model.names import find_named
+    from moleflow.model.runtime.threads import configure_threads
+    from moleflow.training.progress import Reporter
 
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
@@ -115,7 +115,7 @@ class _Problems:
         self.count = 0
 
     def __call__(self, path: Path, problem: object) -> None:
-        from model.file_names import as_line
+        from moleflow.model.files.file_names import as_line
 
         self.count += 1
         print(f"error: {as_line(path)}: {problem}", file=sys.stderr)
@@ -124,15 +124,15 @@ class _Problems:
 def _files(
     images: Sequence[Path], outputs: Path | None, on_problem: "_Problems | None" = None
 ) -> "Iterator[ImageFile]":
-    from model.picture import SUFFIXES
     from moleflow.image_files import find_images
+    from moleflow.model.images.decode import SUFFIXES
 
     return find_images(images, SUFFIXES, on_problem or (lambda path, problem: None), outputs)
 
 
 def _check_apart(outputs: Path, images: Sequence[Path]) -> None:
     """Overlays in a folder of images would be taken for images the next time."""
-    from model.errors import ConfigurationError
+    from moleflow.model.errors import ConfigurationError
 
     if any(os.path.isdir(path) and path.samefile(outputs) for path in images):  # noqa: PTH112 - names may be too long
         raise ConfigurationError(
@@ -146,19 +146,19 @@ def _jobs(
     """Decode and judge ``files`` as one batch, exactly as the service does."""
     from time import perf_counter
 
-    from model.errors import ImageError
-    from model.outputs import reason
-    from model.regular_file import read_regular_file
-    from service.decode import decode
-    from service.inference import judge
-    from service.render import Job
+    from moleflow.model.errors import ImageError
+    from moleflow.model.files.outputs import reason
+    from moleflow.model.files.regular_file import read_regular_file
+    from moleflow.model.images.decode import open_for_model
+    from moleflow.service.engine.inference import judge
+    from moleflow.service.responses.render import Job
 
     readable = []
     for image in files:
         started = perf_counter()
         try:
             data = read_regular_file(image.path, MAX_FILE_BYTES)
-            decoded = decode(data, detector.preprocessing)
+            decoded = open_for_model(data, detector.preprocessing.image_size)
         except OSError as error:
             problems(image.path, f"cannot be read: {reason(error)}.")
         except ImageError as error:
@@ -166,7 +166,7 @@ def _jobs(
         else:
             readable.append((image, data, decoded, perf_counter() - started))
     started = perf_counter()
-    findings = judge(detector, [decoded.model_input for _, _, decoded, _ in readable], [task] * len(readable))
+    findings = judge(detector, [decoded.pixels for _, _, decoded, _ in readable], [task] * len(readable))
     seconds = perf_counter() - started
     for (image, data, decoded, decoding), finding in zip(readable, findings, strict=True):
         if isinstance(finding, Exception):
@@ -183,12 +183,12 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
     """One line: JSON when ``json_map`` names the map's encoding, else for people."""
     import json
 
-    from model.file_names import as_line, as_text
-    from model.results import Refusal
-    from service.render import AnswerForm, render
+    from moleflow.model.files.file_names import as_line, as_text
+    from moleflow.model.verdict.results import Refusal
+    from moleflow.service.responses.render import ResponseFormat, render
 
     if json_map is not None:
-        answer = json.loads(render(job, AnswerForm(map_encoding=json_map)).content)  # type: ignore[arg-type]
+        answer = json.loads(render(job, ResponseFormat(map_encoding=json_map)).content)  # type: ignore[arg-type]
         print(json.dumps({"path": as_text(path)} | answer), flush=True)
         return
     found, name = job.finding, as_line(path)
@@ -211,16 +211,16 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
 def _save_overlay(target: Path, job: "Job", problems: _Problems) -> None:
     import errno
 
-    from model.file_names import as_line
-    from model.outputs import reason, write_bytes
-    from model.results import Refusal
-    from service.render import AnswerForm, render
+    from moleflow.model.files.file_names import as_line
+    from moleflow.model.files.outputs import reason, write_bytes
+    from moleflow.model.verdict.results import Refusal
+    from moleflow.service.responses.render import ResponseFormat, render
 
     if isinstance(job.finding, Refusal):
         name = as_line(target.stem.removesuffix("_overlay"))
         print(f"  no overlay of {name}: its product is unknown", file=sys.stderr)
         return
-    content = render(job, AnswerForm(media_type="image/png")).content
+    content = render(job, ResponseFormat(media_type="image/png")).content
     try:
         target.lstat()
     except OSError as error:

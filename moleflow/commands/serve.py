@@ -8,7 +8,7 @@ import typer
 from pydantic import ByteSize
 from pydantic.fields import FieldInfo
 
-from service.settings import Settings, load_settings
+from moleflow.service.settings import Settings, load_settings
 
 __all__ = ["serve"]
 
@@ -18,8 +18,8 @@ def serve(**given: str | None) -> None:
 
     Every option can be set by environment too: MOLEFLOW_ and its name, as in MOLEFLOW_MAX_BATCH_SIZE; an option wins.
     """
-    from model.threads import configure_threads
-    from service.server import serve as run
+    from moleflow.model.runtime.threads import configure_threads
+    from moleflow.service.server import serve as run
 
     settings = load_settings(**given)
     configure_threads()

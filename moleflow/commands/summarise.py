@@ -19,14 +19,14 @@ def summarise(
 ) -> None:
     """Give mean and standard deviation of each figure over evaluations of several checkpoints, such as three seeds.
 
-    All must have been measured on the same products and pictures.
+    All must have been measured on the same products and images.
     """
     from rich.console import Console
 
-    from model.outputs import check_output
-    from training.figures import read_evaluation, write_json
-    from training.spread import summarise as compute
-    from training.tables import summary_tables
+    from moleflow.model.files.outputs import check_output
+    from moleflow.training.evaluation.records import read_evaluation, write_json
+    from moleflow.training.evaluation.seeds import summarise as compute
+    from moleflow.training.report.tables import summary_tables
 
     if json:
         check_output("the summary", json, inputs=evaluations)

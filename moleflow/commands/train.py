@@ -23,7 +23,7 @@ from moleflow.commands.options import (
 )
 
 if TYPE_CHECKING:
-    from model.config import ModelConfig
+    from moleflow.model.config import ModelConfig
 
 __all__ = ["train"]
 
@@ -32,7 +32,7 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="Folder with one folder a product (MVTec AD or VisA layout, or plain pictures)."
+            metavar="DATA", help="Folder with one folder a product (MVTec AD or VisA layout, or plain images)."
         ),
     ],
     checkpoint: Annotated[Path, typer.Option(help="The file to create, or to add products to.")],
@@ -58,7 +58,7 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Further fits that calibrate a product of under 100 pictures; 1 holds some pictures out instead. "
+            help="Further fits that calibrate a product of under 100 images; 1 holds some images out instead. "
             "Default: 5.",
         ),
     ] = None,
@@ -72,21 +72,21 @@ def train(
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
-    """Learn products from pictures of good parts, one after another, into one checkpoint.
+    """Learn products from images of good parts, one after another, into one checkpoint.
 
-    An existing checkpoint is added to: its earlier products stay as they are, bit for bit, and their pictures are not
+    An existing checkpoint is added to: its earlier products stay as they are, bit for bit, and their images are not
     needed. Stopped with Ctrl-C or killed, the same command goes on from the last whole epoch.
     """
-    from model.backbone import import_plugin
-    from model.checkpoint import Checkpoint
-    from model.errors import ConfigurationError
-    from model.picture import MAX_PIXELS, limit_pixels
-    from model.threads import configure_threads
-    from training.config import preset as find_preset
-    from training.continual import train_tasks
-    from training.data_warnings import tell
-    from training.datasets import discover, passed_over
-    from training.report import Reporter
+    from moleflow.model.errors import ConfigurationError
+    from moleflow.model.features.backbone import import_plugin
+    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
+    from moleflow.model.runtime.threads import configure_threads
+    from moleflow.model.store.checkpoint import Checkpoint
+    from moleflow.training.config import preset as find_preset
+    from moleflow.training.continual.sequence import train_tasks
+    from moleflow.training.data.datasets import discover, passed_over
+    from moleflow.training.data.warnings import tell
+    from moleflow.training.progress import Reporter
 
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
@@ -126,7 +126,7 @@ def train(
 
 def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:
     """What shapes the network was decided with the first task; say so instead of passing over an option."""
-    from model.errors import ConfigurationError
+    from moleflow.model.errors import ConfigurationError
 
     for key, value in network.items():
         decided = getattr(stored.backbone, key)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_model import product_picture, write_product
+from tiny_model import product_image, write_product
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
@@ -14,14 +14,14 @@ sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 
 @pytest.fixture(scope="session")
 def judged_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two products with nine training pictures each, three good test pictures and one with a marked defect."""
+    """Two products with nine training images each, three good test images and one with a marked defect."""
     root = tmp_path_factory.mktemp("data")
     for kind, name in enumerate(("bolt", "nut")):
         write_product(root / name / "train", "good", kind, count=9)
         write_product(root / name / "test", "good", kind, count=3)
-        spoiled, mask = product_picture(kind, 50), np.zeros((32, 32), np.uint8)
+        spoiled, mask = product_image(kind, 50), np.zeros((32, 32), np.uint8)
         spoiled[8:20, 4:16], mask[8:20, 4:16] = 255, 255
-        for part, picture in (("test/spot/0.png", spoiled), ("ground_truth/spot/0_mask.png", mask)):
+        for part, image in (("test/spot/0.png", spoiled), ("ground_truth/spot/0_mask.png", mask)):
             (root / name / part).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(picture).save(root / name / part)
+            Image.fromarray(image).save(root / name / part)
     return root

@@ -213,7 +213,7 @@ def test_a_section_that_takes_too_long_is_ended(project: Project, monkeypatch: p
 
 
 def test_every_section_names_a_program_that_is_there_and_places_that_are_filled() -> None:
-    values = dict.fromkeys(("python", "peers", "pictures", "checkpoint"), "x")
+    values = dict.fromkeys(("python", "peers", "images", "checkpoint"), "x")
     for section in SECTIONS:
         assert (bench.ROOT / section.words(values)[1]).is_file()
     assert len({section.name for section in SECTIONS}) == len(SECTIONS)

@@ -8,8 +8,8 @@ import pytest
 import trials
 from tiny_model import PLUGIN, tiny_config
 
-from training.config import Preset, TrainingConfig, preset
-from training.task import TaskTrainer
+from moleflow.training.config import Preset, TrainingConfig, preset
+from moleflow.training.fit.trainer import TaskTrainer
 
 START = Preset(
     name="tiny", description="for tests", model=tiny_config(),

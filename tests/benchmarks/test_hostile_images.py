@@ -4,7 +4,7 @@ import pytest
 from decode_cost import MOST_BYTES, MOST_SECONDS, judge, markdown
 from hostile_images import KINDS, MANY_PIXELS, damaged, good_images
 
-from model.picture import FORMATS, open_rgb, picture_format
+from moleflow.model.images.decode import FORMATS, image_format, open_rgb
 
 SIZE = 100_000
 
@@ -20,7 +20,7 @@ def test_damages_are_the_same_for_the_same_seed_and_others_for_another() -> None
 
 
 def test_there_are_kinds_of_every_format_and_each_announces_it() -> None:
-    found = {name: picture_format(make(SIZE)) for name, make in KINDS.items() if name not in MANY_PIXELS}
+    found = {name: image_format(make(SIZE)) for name, make in KINDS.items() if name not in MANY_PIXELS}
     assert {kind.lower() for kind in filter(None, found.values())} == {name.lower() for name in FORMATS}
     assert {name: kind for name, kind in found.items() if name.split("/")[0] != str(kind).lower()} == {}
 

@@ -22,8 +22,8 @@ from hostile_report import probe_figures, untold
 from hostile_roles import canonical
 from hostile_server import MARKERS, marker_of
 
-from model.picture import open_rgb
-from model.preprocessing import Preprocessing
+from moleflow.model.images.decode import open_rgb
+from moleflow.model.images.preprocessing import Preprocessing
 
 
 def problem(status: int) -> Reply:

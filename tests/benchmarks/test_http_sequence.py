@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.picture import open_rgb
-from training.datasets import load_category
+from moleflow.model.images.decode import open_rgb
+from moleflow.training.data.datasets import load_category
 
 
-def picture(path: Path, product: int, bright: bool) -> None:
-    """A picture whose red tells the product, and whose upper half is bright in green when it is defective."""
+def image(path: Path, product: int, bright: bool) -> None:
+    """An image whose red tells the product, and whose upper half is bright in green when it is defective."""
     pixels = np.zeros((8, 8, 3), np.uint8)
     pixels[..., 0] = product
     pixels[:4, :, 1] = 255 * bright
@@ -30,11 +30,11 @@ def data(tmp_path: Path) -> Path:
     """``nut`` with masks, ``bolt`` without. One good bolt looks like a nut."""
     for product, name in ((10, "nut"), (20, "bolt")):
         folder = tmp_path / name
-        picture(folder / "train" / "good" / "0.png", product, False)
+        image(folder / "train" / "good" / "0.png", product, False)
         for number in range(3):
-            picture(folder / "test" / "good" / f"{number}.png", product, False)
-            picture(folder / "test" / "bad" / f"{number}.png", product, True)
-    picture(tmp_path / "bolt" / "test" / "good" / "2.png", 10, False)
+            image(folder / "test" / "good" / f"{number}.png", product, False)
+            image(folder / "test" / "bad" / f"{number}.png", product, True)
+    image(tmp_path / "bolt" / "test" / "good" / "2.png", 10, False)
     mask = np.zeros((8, 8), np.uint8)
     mask[:4] = 255
     for number in range(3):
@@ -87,8 +87,8 @@ def test_the_figures_count_wrong_routing(data: Path) -> None:
     json.dumps(result, allow_nan=False)
 
 
-def test_a_refused_picture_is_an_alarm_and_routed_wrongly_and_ranked_by_the_nearest_product(data: Path) -> None:
-    picture(data / "bolt" / "test" / "good" / "2.png", 99, False)
+def test_a_refused_image_is_an_alarm_and_routed_wrongly_and_ranked_by_the_nearest_product(data: Path) -> None:
+    image(data / "bolt" / "test" / "good" / "2.png", 99, False)
     result = http_sequence.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
     [bolt] = result["categories"]
     assert bolt["routing_accuracy"] == pytest.approx(5 / 6)
@@ -113,7 +113,7 @@ def test_a_full_queue_is_waited_for(data: Path) -> None:
 
     result = http_sequence.measure(client(busy_at_first), [load_category(data, "nut")], connections=1, forced=False)
     assert len(refused) == 2
-    assert result["pictures"] == 6
+    assert result["images"] == 6
 
 
 def test_any_other_answer_ends_the_measurement_with_its_reason(data: Path) -> None:
@@ -130,10 +130,10 @@ def test_a_service_that_is_not_there_is_named(data: Path, capsys: pytest.Capture
     assert "http://127.0.0.1:9 does not list its products" in capsys.readouterr().err
 
 
-def test_a_category_without_test_pictures_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    picture(data / "mug" / "0.png", 30, False)
+def test_a_category_without_test_images_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    image(data / "mug" / "0.png", 30, False)
     assert http_sequence.main(["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "mug"]) == 1
-    assert "mug holds no test pictures" in capsys.readouterr().err
+    assert "mug holds no test images" in capsys.readouterr().err
 
 
 def test_a_result_is_printed_in_percent(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

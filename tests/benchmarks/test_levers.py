@@ -1,4 +1,4 @@
-"""Levers are judged by pseudo-defects in held-out good pictures, each row is run once, and averaging averages."""
+"""Levers are judged by pseudo-defects in held-out good images, each row is run once, and averaging averages."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ import pytest
 import torch
 import trials
 from PIL import Image
-from tiny_model import PLUGIN, product_picture, tiny_config
+from tiny_model import PLUGIN, product_image, tiny_config
 
-from model.network import Base
-from training.config import Preset, TrainingConfig
-from training.embeddings import EmbeddingStore
-from training.task import TaskTrainer
+from moleflow.model.flow.expert import Base
+from moleflow.training.config import Preset, TrainingConfig
+from moleflow.training.embeddings.extraction import EmbeddingStore
+from moleflow.training.fit.trainer import TaskTrainer
 
 START = Preset(
     name="tiny", description="for tests", model=tiny_config(),
@@ -24,24 +24,24 @@ START = Preset(
 
 @pytest.mark.parametrize("kind", ["paste", "scar", "blob"])
 def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind: str) -> None:
-    picture = np.asarray(Image.fromarray(product_picture(3, 0)).resize((96, 80)))
-    changed, mask = pseudo_defects.with_pseudo_defect(picture, kind, np.random.default_rng(4))
-    difference = np.abs(changed.astype(int) - picture).max(-1)
-    assert changed.shape == picture.shape
+    image = np.asarray(Image.fromarray(product_image(3, 0)).resize((96, 80)))
+    changed, mask = pseudo_defects.with_pseudo_defect(image, kind, np.random.default_rng(4))
+    difference = np.abs(changed.astype(int) - image).max(-1)
+    assert changed.shape == image.shape
     assert changed.dtype == np.uint8
     assert 0 < mask.mean() < 0.2
     assert difference[mask].mean() > 5
     assert difference[~mask].mean() < 0.2 * difference[mask].mean()
 
 
-def test_pseudo_defects_are_made_of_held_out_pictures_and_are_the_same_each_time(
+def test_pseudo_defects_are_made_of_held_out_images_and_are_the_same_each_time(
     judged_products: Path, tmp_path: Path
 ) -> None:
     one, other = (trials.load_product(judged_products, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
     assert not {*one.fit} & {*one.held_out}
     assert len(one.pseudo) == 3 * len(one.held_out)
-    for (picture, _), (same, _) in zip(one.pseudo, other.pseudo, strict=True):
-        assert picture.read_bytes() == same.read_bytes()
+    for (image, _), (same, _) in zip(one.pseudo, other.pseudo, strict=True):
+        assert image.read_bytes() == same.read_bytes()
 
 
 def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(

@@ -20,9 +20,9 @@ from protocol import SubjectError, Worker, WorkerError
 from result_files import read_rows
 from scorers import Scored
 
-from model.merged import MergedExpert
-from model.network import Base, Expert
-from training.datasets import read_picture
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.flow.merged import MergedExpert
+from moleflow.training.data.datasets import read_image
 
 PEERS = Path(__file__).resolve().parents[2] / "benchmarks" / "peers"
 
@@ -42,7 +42,7 @@ class Sleeper:
 class Fragile(Sleeper):
     def call(self, batch):
         if batch > 1:
-            raise ValueError("takes one picture only")
+            raise ValueError("takes one image only")
         return super().call(batch)
 
 def missing():
@@ -109,9 +109,9 @@ def test_two_workers_take_turns_and_a_subject_that_fails_is_left_out(tmp_path: P
         assert set(facts) == {"fast", "slow", "fragile"}
         assert missing == {"missing": "ImportError: no such library"}
         times, failed = speed.measure(sides, list(facts), batches=[1, 2], rounds=3, calls=2)
-    assert failed == {"fragile": "batch 2: ValueError: takes one picture only"}
+    assert failed == {"fragile": "batch 2: ValueError: takes one image only"}
     assert {batch: sorted(found) for batch, found in times.items()} == {1: ["fast", "slow"], 2: ["fast", "slow"]}
-    assert all(len(found) == 3 and min(found) >= 1 for found in times[2].values())  # a picture, not a batch
+    assert all(len(found) == 3 and min(found) >= 1 for found in times[2].values())  # an image, not a batch
 
 
 def test_workers_of_two_pytorch_releases_are_not_compared(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def result() -> dict[str, object]:
         "calls": 3,
         "facts": facts,
         "missing": {"padim": "too large"},
-        "ms_per_picture": {1: times},
+        "ms_per_image": {1: times},
     }
 
 
@@ -201,23 +201,23 @@ def test_the_coreset_is_that_of_the_plain_greedy_choice(pool: int, monkeypatch: 
 
 
 class Brightness:
-    """Scores a picture by how bright it is beside the good ones; its map is the picture's red."""
+    """Scores an image by how bright it is beside the good ones; its map is the image's red."""
 
     fitted = 0
 
     def fit(self, good: Sequence[Path]) -> None:
         type(self).fitted += 1
-        self.usual = median(float(read_picture(path).mean()) for path in good)
+        self.usual = median(float(read_image(path).mean()) for path in good)
 
     def score(self, paths: Sequence[Path]) -> Iterator[Scored]:
         for path in paths:
-            picture = read_picture(path)
-            yield float(picture.mean()) - self.usual, picture[..., 0].astype(np.float32)
+            image = read_image(path)
+            yield float(image.mean()) - self.usual, image[..., 0].astype(np.float32)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A product whose defective pictures are bright in the half that their masks mark."""
+    """A product whose defective images are bright in the half that their masks mark."""
     root = tmp_path / "data"
     for folder, bright in (("train/good", 0), ("test/good", 0), ("test/bad", 200)):
         (root / "nut" / folder).mkdir(parents=True)
@@ -272,13 +272,13 @@ def test_a_table_of_several_categories_ends_with_their_mean() -> None:
     assert accuracy.table(rows).splitlines()[-1].startswith("| padim | mean | 75.0 | – |")
 
 
-def test_a_category_without_test_pictures_is_refused(
+def test_a_category_without_test_images_is_refused(
     options: argparse.Namespace, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Image.new("RGB", (8, 8)).save(data / "only_good.png")
     arguments = [str(data.parent), "--category", "data", "--output", str(options.output)]
     assert accuracy.main(arguments) == 1
-    assert "data holds no test pictures" in capsys.readouterr().err
+    assert "data holds no test images" in capsys.readouterr().err
 
 
 def test_an_unknown_category_is_refused_in_one_line(

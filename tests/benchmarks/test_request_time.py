@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import request_time
 import threads
-from tiny_model import PLUGIN, product_picture, tiny_checkpoint
+from tiny_model import PLUGIN, product_image, tiny_checkpoint
 
-from model.backbone import import_plugin
-from model.detector import Detector
-from model.threads import THREAD_POLICY
+from moleflow.model.detector import Detector
+from moleflow.model.features.backbone import import_plugin
+from moleflow.model.runtime.threads import THREAD_POLICY
 
 
 def encoded(pixels: np.ndarray, path: Path) -> bytes:
@@ -24,7 +24,7 @@ def encoded(pixels: np.ndarray, path: Path) -> bytes:
 def test_every_step_is_timed_and_the_table_names_each(tmp_path: Path) -> None:
     import_plugin(str(PLUGIN))
     detector = Detector(tiny_checkpoint(tmp_path / "tiny.safetensors"), unknown_limit=0)
-    steps = request_time.time_steps(detector, encoded(product_picture(0, 0, 48), tmp_path / "a.png"))
+    steps = request_time.time_steps(detector, encoded(product_image(0, 0, 48), tmp_path / "a.png"))
     assert set(steps) == set(request_time.STEPS) - {"queue", "http"}
     assert all(value > 0 for value in steps.values())
     rounds = {name: [4.0, 5.0, 7.0] for name in request_time.STEPS}
@@ -46,8 +46,8 @@ def test_the_two_policies_differ_in_nothing_but_the_variables(monkeypatch: pytes
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     found = threads.measure(tmp_path / "some.safetensors", 1, rounds=3, calls=2)
     # Each round asks alone first and then beside the busy process: 10, 12, 14 and 11, 13, 15.
-    assert found["default"]["picture_alone_ms"] == found["passive"]["picture_alone_ms"] == [10, 12, 14]
-    assert found["default"]["picture_busy_ms"] == [11, 13, 15]
+    assert found["default"]["image_alone_ms"] == found["passive"]["image_alone_ms"] == [10, 12, 14]
+    assert found["default"]["image_busy_ms"] == [11, 13, 15]
     (one, default), (other, passive) = (json.loads(line) for line in seen.read_text().splitlines())
     assert one == other
     assert not set(THREAD_POLICY) & set(default)

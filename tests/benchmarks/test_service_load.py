@@ -11,20 +11,20 @@ from forked import ENVIRONMENT
 from PIL import Image
 from running_service import RunningService
 from service_memory import flatness
-from tiny_model import PLUGIN, product_picture, tiny_checkpoint
+from tiny_model import PLUGIN, product_image, tiny_checkpoint
 from wrk import STAND_IN, drive, find_wrk, parse
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for kind in range(3):
-        Image.fromarray(product_picture(kind, 0, 48)).save(folder / f"{kind}.png")
+        Image.fromarray(product_image(kind, 0, 48)).save(folder / f"{kind}.png")
     return folder
 
 
 def test_a_real_service_is_measured_beside_the_process(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without wrk, whether it is installed or not: what stands in for it has to do on every machine.
     monkeypatch.setattr("shutil.which", lambda name: None)
@@ -33,7 +33,7 @@ def test_a_real_service_is_measured_beside_the_process(
     tiny_checkpoint(tmp_path / "tiny.safetensors")
     output = tmp_path / "load.json"
     status = service_load.main(
-        ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors"), "--plugin", str(PLUGIN),
+        ["--images", str(images), "--checkpoint", str(tmp_path / "tiny.safetensors"), "--plugin", str(PLUGIN),
          "--concurrency", "1", "--concurrency", "2", "--rounds", "1", "--seconds", "1", "--requests", "9",
          "--memory-seconds", "1", "--output", str(output)]
     )  # fmt: skip
@@ -54,10 +54,10 @@ def test_a_real_service_is_measured_beside_the_process(
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
-def test_what_stands_in_for_wrk_says_what_wrk_says(pictures: Path, tmp_path: Path) -> None:
+def test_what_stands_in_for_wrk_says_what_wrk_says(images: Path, tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "tiny.safetensors")
     with RunningService(tmp_path / "tiny.safetensors", "--plugin", PLUGIN) as service:
-        files = sorted(pictures.iterdir())
+        files = sorted(images.iterdir())
         programs = find_wrk(), [sys.executable, str(STAND_IN)]
         loads = [drive(program, service.url, "/predict?map=none", files, 2, 1) for program in programs]
     for load in loads:
@@ -101,10 +101,10 @@ def test_the_rate_counts_from_the_first_answer_on() -> None:
     assert load.per_second() == pytest.approx(2)
 
 
-def test_what_is_missing_is_named(tmp_path: Path, pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert service_load.main(["--pictures", str(tmp_path)]) == 2
-    assert "holds no pictures" in capsys.readouterr().err
+def test_what_is_missing_is_named(tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert service_load.main(["--images", str(tmp_path)]) == 2
+    assert "holds no images" in capsys.readouterr().err
     tiny_checkpoint(tmp_path / "tiny.safetensors")
-    arguments = ["--pictures", str(pictures), "--checkpoint", str(tmp_path / "tiny.safetensors")]
+    arguments = ["--images", str(images), "--checkpoint", str(tmp_path / "tiny.safetensors")]
     assert service_load.main([*arguments, "--wrk", "no-such-program"]) == 2
     assert "apt install wrk" in capsys.readouterr().err

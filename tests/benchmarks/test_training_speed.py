@@ -10,10 +10,10 @@ import torch
 import training_speed
 from tiny_model import PLUGIN, tiny_config
 
-from model.backbone import Backbone, import_plugin
-from model.features import FeatureExtractor
-from model.network import Base, Expert, flow_forward
-from training.config import Preset, TrainingConfig
+from moleflow.model.features.backbone import Backbone, import_plugin
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.flow.expert import Base, Expert, flow_forward
+from moleflow.training.config import Preset, TrainingConfig
 
 TINY = Preset(
     name="tiny", description="for tests", model=tiny_config(), training=TrainingConfig(epochs=3, batch_size=4),
@@ -41,24 +41,24 @@ def test_the_plain_way_runs_the_backbone_for_every_batch() -> None:
     features = FeatureExtractor(TINY.model, Backbone.pretrained(TINY.model.backbone))
     runs: list[int] = []
     features.register_forward_hook(lambda module, given, values: runs.append(len(values)))
-    pictures = training_speed.made_up(5, 32)
-    with plain_training.PlainFeatures(features, pictures) as store:
+    images = training_speed.made_up(5, 32)
+    with plain_training.PlainFeatures(features, images) as store:
         whole = store.batch(torch.arange(5), training_speed.CPU)
         part = store.subset([4, 1]).batch(torch.tensor([1, 0]), training_speed.CPU)
     assert runs == [5, 2]
     assert torch.allclose(part, whole[[1, 4]], atol=1e-5)
 
 
-def test_pictures_are_of_one_kind_and_the_same_each_time() -> None:
+def test_images_are_of_one_kind_and_the_same_each_time() -> None:
     one, other = training_speed.made_up(2, 32), training_speed.made_up(2, 32)
     assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     assert not np.array_equal(one[0], one[1])
-    assert {picture.shape for picture in one} == {(32, 32, 3)}
+    assert {image.shape for image in one} == {(32, 32, 3)}
 
 
 @pytest.mark.parametrize("first", [True, False])
 def test_both_ways_come_to_the_same_from_the_same_seed(first: bool) -> None:
-    found = {way: training_speed.short_training(TINY, way, first=first, pictures=6) for way in ("ours", "plain")}
+    found = {way: training_speed.short_training(TINY, way, first=first, images=6) for way in ("ours", "plain")}
     assert found["ours"]["nll"] == pytest.approx(found["plain"]["nll"], rel=0.01)
     assert all(each["peak_bytes"] > 2**20 for each in found.values())
 
@@ -77,7 +77,7 @@ def test_the_gates_are_the_whole_trainings_ratio_and_the_likelihood(
     plain_ms: float, plain_nll: float, expected: list[bool]
 ) -> None:
     times = {"embedding": [3.0], "ours": [4.9], "plain": [plain_ms]}
-    result = {"ms_per_picture": times, "epochs": 60, "short": {"ours": {"nll": 1.0}, "plain": {"nll": plain_nll}}}
+    result = {"ms_per_image": times, "epochs": 60, "short": {"ours": {"nll": 1.0}, "plain": {"nll": plain_nll}}}
     assert [holds for *_, holds in training_speed.gates(result)] == expected
 
 
@@ -85,14 +85,14 @@ def test_everything_is_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def in_this_process(options: training_speed.argparse.Namespace, way: str) -> dict[str, float]:
-        return training_speed.short_training(TINY, way, first=not options.later, pictures=options.pictures)
+        return training_speed.short_training(TINY, way, first=not options.later, images=options.images)
 
     monkeypatch.setattr(training_speed, "in_a_process", in_this_process)
     output = tmp_path / "speed.json"
-    status = training_speed.main(["--later", "--rounds", "3", "--pictures", "4", "--output", str(output)])
+    status = training_speed.main(["--later", "--rounds", "3", "--images", "4", "--output", str(output)])
     result = json.loads(output.read_text())
     assert status == (0 if all(holds for *_, holds in training_speed.gates(result)) else 1)
-    assert {name: len(values) for name, values in result["ms_per_picture"].items()} == {
+    assert {name: len(values) for name, values in result["ms_per_image"].items()} == {
         "embedding": 3, "ours": 3, "plain": 3,
     }  # fmt: skip
     assert (result["first"], result["batch_size"], result["epochs"]) == (False, 4, 3)
@@ -101,5 +101,5 @@ def test_everything_is_measured_and_written(
 
 
 def test_one_short_training_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
-    assert training_speed.main(["--way", "ours", "--pictures", "4", "--epochs", "1"]) == 0
+    assert training_speed.main(["--way", "ours", "--images", "4", "--epochs", "1"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"nll", "peak_bytes"}

@@ -5,24 +5,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import unknown_verdicts as benchmark
-from tiny_model import product_picture, tiny_checkpoint
+from tiny_model import product_image, tiny_checkpoint
 
-from model.detector import Detector
-from model.results import Refusal
+from moleflow.model.detector import Detector
+from moleflow.model.verdict.results import Refusal
 
 FOREIGN = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 def test_it_refuses_what_the_detector_refuses(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "tiny.safetensors", typical_ground=20.0).path
-    pictures = [FOREIGN, *(product_picture(kind, seed) for kind in (0, 1, 2, 3) for seed in range(90, 93))]
+    images = [FOREIGN, *(product_image(kind, seed) for kind in (0, 1, 2, 3) for seed in range(90, 93))]
     factory, detector = benchmark.Factory(path, None), Detector.load(path)
-    (seen,) = factory.look(iter(pictures), None)
-    expected = [isinstance(each, Refusal) for each in detector.predict(pictures)]
-    assert (seen.strangeness() > detector.unknown_limit).tolist() == expected
+    (seen,) = factory.look(iter(images), None)
+    expected = [isinstance(each, Refusal) for each in detector.predict(images)]
+    assert (seen.novelty_score() > detector.unknown_limit).tolist() == expected
     assert 0 < sum(expected) < len(expected)
-    scored = detector.predict(pictures, refuse_unknown=False)
-    assert seen.strangeness().tolist() == pytest.approx([each.strangeness for each in scored], rel=1e-3)
+    scored = detector.predict(images, refuse_unknown=False)
+    assert seen.novelty_score().tolist() == pytest.approx([each.novelty_score for each in scored], rel=1e-3)
 
 
 def test_every_category_is_counted_the_unlearned_ones_as_unknown(
@@ -36,5 +36,5 @@ def test_every_category_is_counted_the_unlearned_ones_as_unknown(
         if len(cells := [cell.strip() for cell in line.split("|")]) == 6
     }
     assert all("%" in cell for cell in rows["bolt"])
-    assert rows["bolt"][1].startswith("0.0 %")  # its good pictures are known
+    assert rows["bolt"][1].startswith("0.0 %")  # its good images are known
     assert rows["nut"][1:] == ["–", "–"]  # it was not learned

@@ -4,13 +4,13 @@ import pytest
 from tiny_fixtures import one_thread, tiny_backbone  # noqa: F401
 from tiny_model import tiny_checkpoint
 
-from model.checkpoint import Checkpoint
-from model.detector import Detector
+from moleflow.model.detector import Detector
+from moleflow.model.store.checkpoint import Checkpoint
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Bolt, nut and gear, whose pictures are those of products 0, 1 and 2."""
+    """Bolt, nut and gear, whose images are those of products 0, 1 and 2."""
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "factory.safetensors")
 
 

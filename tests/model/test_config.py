@@ -3,9 +3,9 @@
 import pytest
 from pydantic import ValidationError
 
-from model.config import BackboneConfig, FlowConfig, ModelConfig
-from model.errors import ConfigurationError
-from training.config import PRESETS, TrainingConfig, preset
+from moleflow.model.config import BackboneConfig, FlowConfig, ModelConfig
+from moleflow.model.errors import ConfigurationError
+from moleflow.training.config import PRESETS, TrainingConfig, preset
 
 
 def test_the_defaults_are_the_main_configuration() -> None:

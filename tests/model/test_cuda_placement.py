@@ -16,16 +16,16 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch._subclasses.fake_tensor import DataDependentOutputException
 
-from model.backbone import Backbone
-from model.calibration import Calibration, TaskCalibration
-from model.checkpoint import Checkpoint, Profile
-from model.detector import Detector
-from model.lora import _FrozenBaseLinear
-from model.network import Base, Expert
-from model.router import Prototype
-from training.config import TrainingConfig
-from training.fused import FusedFlow
-from training.task import TaskTrainer
+from moleflow.model.detector import Detector
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.flow.lora import _FrozenBaseLinear
+from moleflow.model.routing.router import Prototype
+from moleflow.model.store.checkpoint import Checkpoint, Profile
+from moleflow.model.verdict.calibration import Calibration, TaskCalibration
+from moleflow.training.config import TrainingConfig
+from moleflow.training.fit.backward.network import FusedFlow
+from moleflow.training.fit.trainer import TaskTrainer
 
 CUDA = torch.device("cuda")
 DIM = 16
@@ -51,7 +51,7 @@ def converted(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]
 def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Every tensor made inside is fake; a real one that gets in is an error."""
     monkeypatch.setattr(nn.Module, "_apply", converted)
-    monkeypatch.setattr("model.detector.resolve_device", lambda device: torch.device(device))
+    monkeypatch.setattr("moleflow.model.detector.resolve_device", lambda device: torch.device(device))
     with FakeTensorMode(allow_non_fake_inputs=False):
         yield
 
@@ -80,13 +80,13 @@ def on_cuda(checkpoint: Checkpoint, fake: None) -> Detector:
     return Detector(Unread(checkpoint), device="cuda", precision="fp32")  # type: ignore[arg-type]
 
 
-def pictures(device: torch.device) -> torch.Tensor:
+def images(device: torch.device) -> torch.Tensor:
     return torch.zeros(3, 32, 32, 3, dtype=torch.uint8, device=device)
 
 
 @torch.no_grad()
 def test_prediction_stays_on_cuda_and_waits_for_nothing(on_cuda: Detector) -> None:
-    embeddings, distances, shares = on_cuda.embed_and_route(pictures(CUDA))
+    embeddings, distances, shares = on_cuda.embed_and_route(images(CUDA))
     assert embeddings.device.type == distances.device.type == shares.device.type == "cuda"
     assert embeddings.shape == (3, 4, 4, DIM)
     assert distances.shape == shares.shape == (3, 3)
@@ -98,9 +98,9 @@ def test_prediction_stays_on_cuda_and_waits_for_nothing(on_cuda: Detector) -> No
 
 
 @torch.no_grad()
-def test_pictures_left_on_the_cpu_are_found(on_cuda: Detector) -> None:
+def test_images_left_on_the_cpu_are_found(on_cuda: Detector) -> None:
     with pytest.raises(RuntimeError, match="two devices"):
-        on_cuda.embed_and_route(pictures(torch.device("cpu")))
+        on_cuda.embed_and_route(images(torch.device("cpu")))
 
 
 @torch.no_grad()
@@ -108,12 +108,12 @@ def test_pictures_left_on_the_cpu_are_found(on_cuda: Detector) -> None:
 def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
     getattr(on_cuda, part).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
-        on_cuda.embed_and_route(pictures(CUDA))
+        on_cuda.embed_and_route(images(CUDA))
 
 
 @torch.no_grad()
 def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
-    embeddings, _, _ = on_cuda.embed_and_route(pictures(CUDA))
+    embeddings, _, _ = on_cuda.embed_and_route(images(CUDA))
     on_cuda._experts.get(1).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
         on_cuda.score(embeddings, [1, 1, 1])
@@ -121,7 +121,7 @@ def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
 
 @torch.no_grad()
 def test_a_hidden_wait_for_the_device_is_found(on_cuda: Detector) -> None:
-    _, distances, _ = on_cuda.embed_and_route(pictures(CUDA))
+    _, distances, _ = on_cuda.embed_and_route(images(CUDA))
     with pytest.raises(DataDependentOutputException):
         distances.argmin(1).tolist()
 
@@ -216,9 +216,9 @@ def test_forward_backward_and_optimizer_stay_on_an_accelerator(processes: Proces
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_and_cpu_agree(checkpoint: Checkpoint, detector: Detector) -> None:
-    from tiny_model import product_picture
+    from tiny_model import product_image
 
-    batch = [product_picture(kind, 80) for kind in (0, 2, 1, 0)]
+    batch = [product_image(kind, 80) for kind in (0, 2, 1, 0)]
     found = Detector.load(checkpoint.path, device="cuda", precision="fp32").predict(batch)
     for one, other in zip(found, detector.predict(batch), strict=True):
         assert one.task.name == other.task.name

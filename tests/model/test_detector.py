@@ -8,22 +8,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_model import product_picture, tiny_checkpoint, tiny_config
+from tiny_model import product_image, tiny_checkpoint, tiny_config
 
-from model.checkpoint import Checkpoint
-from model.config import DEFAULT_UNKNOWN_LIMIT
-from model.detector import Detector
-from model.errors import ConfigurationError, UnknownTaskError
-from model.network import flow_forward
-from model.results import MAX_CANDIDATES, Prediction, Refusal, Verdict
-from model.router import image_descriptor
-from model.scoring import image_score, negative_log_likelihood
+from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model.detector import Detector
+from moleflow.model.errors import ConfigurationError, UnknownTaskError
+from moleflow.model.flow.expert import flow_forward
+from moleflow.model.flow.likelihood import negative_log_likelihood
+from moleflow.model.routing.router import image_descriptor
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.verdict.results import MAX_CANDIDATES, Prediction, Refusal, Verdict
+from moleflow.model.verdict.scoring import image_score
 
-PICTURES = [product_picture(kind, seed) for kind, seed in ((2, 60), (0, 61), (1, 62), (0, 63), (2, 64))]
+IMAGES = [product_image(kind, seed) for kind, seed in ((2, 60), (0, 61), (1, 62), (0, 63), (2, 64))]
 KINDS = [2, 0, 1, 0, 2]
 
 FOREIGN = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-"""Noise: a picture of no product."""
+"""Noise: an image of no product."""
 
 
 def alike(one: Prediction, other: Prediction) -> bool:
@@ -41,24 +42,24 @@ def same_bits(one: Prediction, other: Prediction) -> bool:
     return one.candidates == other.candidates and one.score == other.score and (one.grid_map == other.grid_map).all()
 
 
-def test_unseen_pictures_of_each_product_are_routed_to_it(detector: Detector) -> None:
-    assert [each.task.index for each in detector.predict(PICTURES)] == KINDS
+def test_unseen_images_of_each_product_are_routed_to_it(detector: Detector) -> None:
+    assert [each.task.index for each in detector.predict(IMAGES)] == KINDS
 
 
 def test_a_mixed_batch_gives_what_one_at_a_time_gives(detector: Detector) -> None:
-    alone = [detector.predict([picture])[0] for picture in PICTURES]
-    assert all(alike(one, other) for one, other in zip(detector.predict(PICTURES), alone, strict=True))
+    alone = [detector.predict([image])[0] for image in IMAGES]
+    assert all(alike(one, other) for one, other in zip(detector.predict(IMAGES), alone, strict=True))
 
 
 def test_the_order_of_a_batch_is_kept(detector: Detector) -> None:
-    forwards, backwards = detector.predict(PICTURES), detector.predict(PICTURES[::-1])[::-1]
+    forwards, backwards = detector.predict(IMAGES), detector.predict(IMAGES[::-1])[::-1]
     assert all(alike(one, other) for one, other in zip(forwards, backwards, strict=True))
 
 
 def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpoint, detector: Detector) -> None:
-    found = detector.predict([PICTURES[0]])[0]
+    found = detector.predict([IMAGES[0]])[0]
     mean, std = (torch.tensor(values) for values in ((0.5, 0.45, 0.4), (0.25, 0.2, 0.3)))
-    x = ((torch.from_numpy(PICTURES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
+    x = ((torch.from_numpy(IMAGES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
     expert, prototype = checkpoint.expert(2), checkpoint.profile(2).prototype
     with torch.inference_mode():
         embeddings = detector._features.embedder(checkpoint.backbone()(x))
@@ -75,7 +76,7 @@ def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpo
 
 
 def test_candidates_are_all_products_nearest_first_with_the_margin_to_the_runner_up(detector: Detector) -> None:
-    for each in detector.predict(PICTURES):
+    for each in detector.predict(IMAGES):
         distances = [candidate.distance for candidate in each.candidates]
         assert distances == sorted(distances)
         assert {candidate.name for candidate in each.candidates} == {"bolt", "nut", "gear"}
@@ -89,60 +90,58 @@ def test_of_many_products_the_nearest_few_are_candidates_and_a_named_one_is_know
     names = tuple(f"product{number}" for number in range(MAX_CANDIDATES + 2))
     tiny_checkpoint(tmp_path / "many.safetensors", names=names)
     many = Detector.load(tmp_path / "many.safetensors", device="cpu", precision="fp32")
-    free = many.predict([PICTURES[0]], refuse_unknown=False)[0]
+    free = many.predict([IMAGES[0]], refuse_unknown=False)[0]
     assert len(free.candidates) == MAX_CANDIDATES
     assert (free.task.index, free.candidates[0]) == (2, free.task)
     (left_out, *_) = {*range(len(names))} - {candidate.index for candidate in free.candidates}
-    named = many.predict([PICTURES[0]], [names[left_out]])[0]
+    named = many.predict([IMAGES[0]], [names[left_out]])[0]
     assert named.task.index == left_out
     assert named.task.distance > named.candidates[-1].distance
     assert named.candidates == free.candidates
-    routed, told = many.predict_both([PICTURES[0]], [names[left_out]])[0]
+    routed, told = many.predict_both([IMAGES[0]], [names[left_out]])[0]
     assert (routed.task, told.task) == (free.task, named.task)
 
 
 def test_a_named_product_is_used_whatever_the_router_says(detector: Detector) -> None:
-    free, forced = detector.predict([PICTURES[0]] * 2, [None, "nut"])
+    free, forced = detector.predict([IMAGES[0]] * 2, [None, "nut"])
     assert (free.task.name, forced.task.name) == ("gear", "nut")
     assert forced.candidates == free.candidates
     assert forced.score != free.score
     assert forced.threshold == detector.tasks[1].threshold
-    assert alike(forced, detector.predict([PICTURES[0]], ["nut"])[0])
+    assert alike(forced, detector.predict([IMAGES[0]], ["nut"])[0])
 
 
 def test_an_unknown_product_is_refused_with_the_known_ones(detector: Detector) -> None:
     with pytest.raises(UnknownTaskError, match="No product named 'screw' was learned; learned: bolt, nut, gear"):
-        detector.predict(PICTURES[:2], [None, "screw"])
+        detector.predict(IMAGES[:2], [None, "screw"])
 
 
 def test_the_verdict_is_the_score_against_the_products_own_threshold(detector: Detector) -> None:
-    for each in detector.predict(PICTURES):
+    for each in detector.predict(IMAGES):
         assert each.threshold == detector.tasks[each.task.index].threshold
         assert each.is_anomalous == (each.score > each.threshold)
 
 
-def test_no_pictures_give_no_results(detector: Detector) -> None:
+def test_no_images_give_no_results(detector: Detector) -> None:
     assert detector.predict([]) == []
 
 
-def test_fewer_names_than_pictures_are_refused(detector: Detector) -> None:
-    with pytest.raises(ValueError, match="got 1 for 2 pictures"):
-        detector.predict(PICTURES[:2], ["bolt"])
+def test_fewer_names_than_images_are_refused(detector: Detector) -> None:
+    with pytest.raises(ValueError, match="got 1 for 2 images"):
+        detector.predict(IMAGES[:2], ["bolt"])
 
 
-def test_what_is_no_picture_is_refused(detector: Detector) -> None:
+def test_what_is_no_image_is_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match="must be .* uint8"):
         detector.predict([np.zeros((32, 32), np.uint8)])
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (47, 90), (10, 300)])
-def test_pictures_of_other_sizes_are_resized_as_the_checkpoint_says(
-    detector: Detector, height: int, width: int
-) -> None:
-    large = np.asarray(Image.fromarray(PICTURES[1]).resize((width, height), Image.Resampling.BICUBIC))
-    mixed = detector.predict([large, PICTURES[0]])
+def test_images_of_other_sizes_are_resized_as_the_checkpoint_says(detector: Detector, height: int, width: int) -> None:
+    large = np.asarray(Image.fromarray(IMAGES[1]).resize((width, height), Image.Resampling.BICUBIC))
+    mixed = detector.predict([large, IMAGES[0]])
     assert alike(mixed[0], detector.predict([detector.preprocessing.resize(large)])[0])
-    assert alike(mixed[1], detector.predict([PICTURES[0]])[0])
+    assert alike(mixed[1], detector.predict([IMAGES[0]])[0])
     assert mixed[0].pixel_map(height, width).shape == (height, width)
     assert mixed[0].pixel_map().shape == (32, 32)
 
@@ -153,17 +152,17 @@ def test_the_backbone_runs_once_a_batch(detector: Detector) -> None:
         lambda module, given, out: batches.append(len(given[0]))
     )
     try:
-        detector.predict(PICTURES)
+        detector.predict(IMAGES)
     finally:
         hook.remove()
     assert batches == [5]
 
 
 def test_predicting_both_ways_gives_what_each_gives_alone(detector: Detector) -> None:
-    truth = ["gear", "bolt", "gear", "bolt", "nut"]  # the third and the fifth picture are routed elsewhere
-    both = detector.predict_both(PICTURES, truth)
+    truth = ["gear", "bolt", "gear", "bolt", "nut"]  # the third and the fifth image are routed elsewhere
+    both = detector.predict_both(IMAGES, truth)
     for (routed, named), free, forced in zip(
-        both, detector.predict(PICTURES), detector.predict(PICTURES, truth), strict=True
+        both, detector.predict(IMAGES), detector.predict(IMAGES, truth), strict=True
     ):
         assert alike(routed, free)
         assert alike(named, forced)
@@ -178,7 +177,7 @@ def test_predicting_both_ways_costs_one_backbone_pass_and_scores_again_only_what
     monkeypatch.setattr(detector, "score", lambda x, tasks: scored.extend(tasks) or score(x, tasks))
     hook = detector._features.backbone.net.register_forward_hook(lambda module, given, out: passes.append(len(out)))
     try:
-        both = detector.predict_both(PICTURES, ["gear", "bolt", "gear", "bolt", "gear"])
+        both = detector.predict_both(IMAGES, ["gear", "bolt", "gear", "bolt", "gear"])
     finally:
         hook.remove()
     assert len(passes) == 1
@@ -186,18 +185,18 @@ def test_predicting_both_ways_costs_one_backbone_pass_and_scores_again_only_what
     assert [routed is named for routed, named in both] == [True, True, False, True, True]
 
 
-def test_predicting_both_ways_needs_a_learned_name_for_each_picture(detector: Detector) -> None:
+def test_predicting_both_ways_needs_a_learned_name_for_each_image(detector: Detector) -> None:
     with pytest.raises(UnknownTaskError, match="screw"):
-        detector.predict_both(PICTURES[:1], ["screw"])
-    with pytest.raises(ValueError, match="got 1 for 2 pictures"):
-        detector.predict_both(PICTURES[:2], ["bolt"])
+        detector.predict_both(IMAGES[:1], ["screw"])
+    with pytest.raises(ValueError, match="got 1 for 2 images"):
+        detector.predict_both(IMAGES[:2], ["bolt"])
     assert detector.predict_both([], []) == []
 
 
 def test_threads_on_different_products_get_what_they_get_alone(checkpoint: Checkpoint) -> None:
     detector = Detector.load(checkpoint.path, device="cpu", precision="fp32")
     names = ["bolt", "nut", "gear"]
-    jobs = [([PICTURES[i % 5]] * (1 + i % 2), [names[i % 3]] * (1 + i % 2)) for i in range(30)]
+    jobs = [([IMAGES[i % 5]] * (1 + i % 2), [names[i % 3]] * (1 + i % 2)) for i in range(30)]
     serial = [detector.predict(*job) for job in jobs]
     fresh = Detector.load(checkpoint.path, device="cpu", precision="fp32")
     with ThreadPoolExecutor(4) as pool:
@@ -210,9 +209,9 @@ def test_grids_of_two_sizes_may_be_used_at_once(checkpoint: Checkpoint, tmp_path
     # The grid's shape is no state of a module: two detectors of one process differ in it.
     larger = tiny_checkpoint(tmp_path / "larger.safetensors", config=tiny_config(image_size=48))
     detectors = [Detector.load(each.path, device="cpu", precision="fp32") for each in (checkpoint, larger)]
-    serial = [each.predict(PICTURES[:1])[0] for each in detectors]
+    serial = [each.predict(IMAGES[:1])[0] for each in detectors]
     with ThreadPoolExecutor(2) as pool:
-        threaded = list(pool.map(lambda each: each.predict(PICTURES[:1])[0], detectors * 4))
+        threaded = list(pool.map(lambda each: each.predict(IMAGES[:1])[0], detectors * 4))
     assert [each.grid_map.shape for each in serial] == [(4, 4), (6, 6)]
     for index, each in enumerate(threaded):
         assert same_bits(each, serial[index % 2])
@@ -222,9 +221,9 @@ def test_a_cache_that_is_too_small_for_all_experts_changes_no_result(
     checkpoint: Checkpoint, detector: Detector
 ) -> None:
     small = Detector(checkpoint, device="cpu", precision="fp32", max_experts=1)
-    expected = detector.predict(PICTURES)
+    expected = detector.predict(IMAGES)
     for _ in range(2):
-        assert all(same_bits(one, other) for one, other in zip(small.predict(PICTURES), expected, strict=True))
+        assert all(same_bits(one, other) for one, other in zip(small.predict(IMAGES), expected, strict=True))
 
 
 def test_the_least_recently_used_expert_leaves_the_cache(
@@ -235,7 +234,7 @@ def test_the_least_recently_used_expert_leaves_the_cache(
     read = checkpoint.expert
     monkeypatch.setattr(checkpoint, "expert", lambda index: merged.append(index) or read(index))
     for name in ("bolt", "nut", "bolt", "gear", "bolt", "nut"):
-        detector.predict(PICTURES[:1], [name])
+        detector.predict(IMAGES[:1], [name])
     assert merged == [0, 1, 2, 1]
 
 
@@ -247,8 +246,8 @@ def test_experts_are_not_read_before_they_are_used(checkpoint: Checkpoint, monke
     detector = Detector(opened, device="cpu", precision="fp32")
     assert sorted(asked) == ["backbone", "base", *(f"tasks.{index}.profile" for index in range(3))]
     asked.clear()
-    detector.predict(PICTURES[:1] * 2, ["nut", "nut"])
-    detector.predict(PICTURES[:1], ["nut"])
+    detector.predict(IMAGES[:1] * 2, ["nut", "nut"])
+    detector.predict(IMAGES[:1], ["nut"])
     assert asked == ["tasks.1.expert"]
 
 
@@ -258,23 +257,23 @@ def test_warming_up_merges_the_experts_of_the_first_products_before_the_first_re
     detector = Detector(checkpoint, device="cpu", precision="fp32")
     detector.warm_up(2)
     monkeypatch.setattr(checkpoint, "expert", lambda index: pytest.fail("an expert was read after warming up"))
-    detector.predict(PICTURES)
+    detector.predict(IMAGES)
 
 
-def test_a_picture_that_no_product_explains_is_refused_and_the_others_of_its_batch_are_scored(
+def test_an_image_that_no_product_explains_is_refused_and_the_others_of_its_batch_are_scored(
     detector: Detector,
 ) -> None:
-    batch = [PICTURES[1], FOREIGN, PICTURES[0], FOREIGN]
+    batch = [IMAGES[1], FOREIGN, IMAGES[0], FOREIGN]
     found = detector.predict(batch)
     assert [type(each) for each in found] == [Prediction, Refusal, Prediction, Refusal]
     assert [each.verdict == Verdict.UNKNOWN_PRODUCT for each in found] == [False, True, False, True]
-    alone = [detector.predict([picture])[0] for picture in (PICTURES[1], PICTURES[0])]
+    alone = [detector.predict([image])[0] for image in (IMAGES[1], IMAGES[0])]
     assert all(alike(one, other) for one, other in zip(found[::2], alone, strict=True))
     assert found[1].candidates == found[3].candidates
     assert {candidate.name for candidate in found[1].candidates} == {"bolt", "nut", "gear"}
 
 
-def test_a_batch_of_unknown_pictures_asks_no_expert(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_unknown_images_asks_no_expert(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detector._experts, "get", lambda index: pytest.fail("an expert was asked"))
     assert [type(each) for each in detector.predict([FOREIGN] * 3)] == [Refusal] * 3
 
@@ -296,22 +295,22 @@ def test_refusing_can_be_left_to_the_caller_or_turned_off(checkpoint: Checkpoint
 
 def test_a_lower_limit_refuses_more(checkpoint: Checkpoint) -> None:
     strict = Detector(checkpoint, device="cpu", precision="fp32", unknown_limit=1e-6)
-    assert [type(each) for each in strict.predict(PICTURES)] == [Refusal] * 5
+    assert [type(each) for each in strict.predict(IMAGES)] == [Refusal] * 5
 
 
 def test_what_the_router_takes_is_refused_where_its_expert_expects_no_patch_of_it(tmp_path: Path) -> None:
     taken = Detector(tiny_checkpoint(tmp_path / "one.safetensors"), device="cpu", precision="fp32")
-    result = taken.predict(PICTURES[:1])[0]
+    result = taken.predict(IMAGES[:1])[0]
     assert isinstance(result, Prediction)
-    assert not result.is_outside
-    # The same experts, whose good pictures are said to have been far likelier.
+    assert not result.is_unknown
+    # The same experts, whose good images are said to have been far likelier.
     calm = tiny_checkpoint(tmp_path / "two.safetensors", typical_ground=-1e9)
-    refused = Detector(calm, device="cpu", precision="fp32").predict(PICTURES[:1])[0]
+    refused = Detector(calm, device="cpu", precision="fp32").predict(IMAGES[:1])[0]
     assert isinstance(refused, Refusal)
-    assert refused.strangeness > DEFAULT_UNKNOWN_LIMIT > refused.candidates[0].share
+    assert refused.novelty_score > DEFAULT_UNKNOWN_LIMIT > refused.candidates[0].distance_ratio
     assert refused.candidates == result.candidates
-    scored = Detector(calm, device="cpu", precision="fp32").predict(PICTURES[:1], refuse_unknown=False)[0]
-    assert scored.is_outside
+    scored = Detector(calm, device="cpu", precision="fp32").predict(IMAGES[:1], refuse_unknown=False)[0]
+    assert scored.is_unknown
     assert scored.score == result.score
 
 
@@ -329,7 +328,7 @@ def test_the_false_alarm_rate_of_the_detector_moves_every_threshold_and_no_score
         assert (usual.false_alarm_rate, moved.false_alarm_rate) == (0.01, 0.2)
         assert moved.threshold < usual.threshold
         assert moved.pixel_threshold < usual.pixel_threshold
-    for one, other in zip(detector.predict(PICTURES), lax.predict(PICTURES), strict=True):
+    for one, other in zip(detector.predict(IMAGES), lax.predict(IMAGES), strict=True):
         assert same_bits(one, other)
         assert one.p_value == other.p_value
         assert other.threshold == lax.tasks[other.task.index].threshold
@@ -337,14 +336,14 @@ def test_the_false_alarm_rate_of_the_detector_moves_every_threshold_and_no_score
 
 
 def test_a_score_at_the_threshold_has_the_false_alarm_rate_as_its_p_value(detector: Detector) -> None:
-    each = detector.predict(PICTURES)[0]
+    each = detector.predict(IMAGES)[0]
     assert each.calibration.scores.p_value(each.threshold) == pytest.approx(each.false_alarm_rate)
     assert each.is_anomalous == (each.p_value < each.false_alarm_rate)
 
 
 def test_one_learned_product_has_an_infinite_margin(tmp_path: Path) -> None:
     tiny_checkpoint(tmp_path / "one.safetensors", names=("bolt",))
-    each = Detector.load(tmp_path / "one.safetensors", device="cpu").predict([PICTURES[1]])[0]
+    each = Detector.load(tmp_path / "one.safetensors", device="cpu").predict([IMAGES[1]])[0]
     assert each.task.name == "bolt"
     assert each.margin == math.inf
 
@@ -353,18 +352,18 @@ def test_bf16_products_give_float32_maps_near_the_full_ones_in_mixed_batches_too
     checkpoint: Checkpoint, detector: Detector
 ) -> None:
     half = Detector.load(checkpoint.path, device="cpu", precision="bf16")
-    for one, other in zip(half.predict(PICTURES), detector.predict(PICTURES), strict=True):
+    for one, other in zip(half.predict(IMAGES), detector.predict(IMAGES), strict=True):
         assert one.task.name == other.task.name
         assert one.grid_map.dtype == np.float32
         assert one.score == pytest.approx(other.score, rel=0.1)
-    alone = half.predict(PICTURES[:1])[0]
-    assert alone.score == pytest.approx(half.predict(PICTURES)[0].score, rel=0.02)
+    alone = half.predict(IMAGES[:1])[0]
+    assert alone.score == pytest.approx(half.predict(IMAGES)[0].score, rel=0.02)
 
 
 def test_predicting_leaves_no_trace_in_the_detector(detector: Detector) -> None:
-    first = detector.predict(PICTURES)
+    first = detector.predict(IMAGES)
     detector.predict([np.zeros((32, 32, 3), np.uint8)] * 3, ["bolt", "nut", "gear"])
-    assert all(same_bits(one, other) for one, other in zip(first, detector.predict(PICTURES), strict=True))
+    assert all(same_bits(one, other) for one, other in zip(first, detector.predict(IMAGES), strict=True))
 
 
 def test_the_detector_says_what_it_has_learned(checkpoint: Checkpoint, detector: Detector) -> None:

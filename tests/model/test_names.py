@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from model.errors import UnknownTaskError
-from model.names import MAX_NAME_BYTES, find_named, product_name, same_name
+from moleflow.model.errors import UnknownTaskError
+from moleflow.model.names import MAX_NAME_BYTES, find_named, product_name, same_name
 
 COMPOSED, DECOMPOSED = "Caf\u00e9", "Cafe\u0301"
 

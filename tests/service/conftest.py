@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# The helpers beside the tests (dummy, pictures, running) are imported by name, whichever way pytest imports tests.
+# The helpers beside the tests (dummy, images, running) are imported by name, whichever way pytest imports tests.
 sys.path.insert(0, str(Path(__file__).parent))
 
 

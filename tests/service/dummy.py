@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from model.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration, TaskCalibration
-from model.preprocessing import Preprocessing
-from model.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration, TaskCalibration
+from moleflow.model.verdict.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
 
 SIZE, CELLS = 64, 8
 
@@ -33,9 +33,9 @@ def task_info(name: str, index: int) -> TaskInfo:
 
 
 class DummyDetector:
-    """Products are told by the picture's brightest channel; a patch is the more anomalous, the brighter it is.
+    """Products are told by the image's brightest channel; a patch is the more anomalous, the brighter it is.
 
-    A picture that is all black shows no product it knows. One that is all white makes it fail, and with it the batch.
+    An image that is all black shows no product it knows. One that is all white makes it fail, and with it the batch.
     """
 
     checkpoint = CheckpointInfo("dummy.safetensors", "cd" * 32)

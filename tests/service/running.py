@@ -15,11 +15,11 @@ from typing import Any
 
 import httpx
 from dummy import DummyDetector
-from pictures import encoded, picture
+from rgb_images import encoded, rgb_image
 
-from service.app import create_app
-from service.server import bind, make_server
-from service.settings import Settings
+from moleflow.service.api.app import create_app
+from moleflow.service.server import bind, make_server
+from moleflow.service.settings import Settings
 
 PATIENCE = 120
 """Seconds after which a test gives up waiting; generous, since machines that run tests may be busy."""
@@ -36,7 +36,7 @@ class Running:
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
     def predict(self, data: bytes, headers: dict[str, str] | None = None, **query: str) -> httpx.Response:
-        """Send a picture as the raw body."""
+        """Send an image as the raw body."""
         content_type = {"content-type": "application/octet-stream"}
         return self.client.post("/predict", content=data, params=query, headers=content_type | (headers or {}))
 
@@ -58,7 +58,7 @@ class Running:
         """Let one request keep the model busy until the model's gate opens."""
         self.detector.gate.clear()
         self.detector.entered.clear()
-        thread = threading.Thread(target=self.predict, args=(encoded(picture()),))
+        thread = threading.Thread(target=self.predict, args=(encoded(rgb_image()),))
         thread.start()
         assert self.detector.entered.wait(PATIENCE)
         return thread
@@ -97,10 +97,10 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 _SERVE_THE_DUMMY = """
 import resource, sys, threading
-import service.app
+import moleflow.service.api.app
 from dummy import DummyDetector
-from service.server import serve
-from service.settings import Settings
+from moleflow.service.server import serve
+from moleflow.service.settings import Settings
 {before}
 def tell(url, predictor):
     print(url, flush=True)
@@ -111,7 +111,7 @@ def when_ready():
 
 if {descriptors}:
     resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))
-service.app.load_predictor = lambda settings: Dummy() if "Dummy" in globals() else DummyDetector()
+moleflow.service.api.app.load_predictor = lambda settings: Dummy() if "Dummy" in globals() else DummyDetector()
 serve(Settings(checkpoint="dummy", port=0, **{settings}), on_ready=tell)
 """
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from pictures import encoded, picture
+from rgb_images import encoded, rgb_image
 from running import PATIENCE, Running, run_server
 
 sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
@@ -81,7 +81,7 @@ def send_all(running: Running, images: list[tuple[str, bytes]]) -> dict[str, int
 
 def scores(running: Running) -> list[float]:
     """What the service says of good images."""
-    images = (encoded(picture(spot=spot), kind) for kind in ("PNG", "BMP") for spot in (False, True))
+    images = (encoded(rgb_image(spot=spot), kind) for kind in ("PNG", "BMP") for spot in (False, True))
     return [running.predict(image, map="none").json()["score"] for image in images]
 
 
@@ -105,9 +105,9 @@ def test_damaged_images_are_answered_or_refused_and_the_next_good_ones_rightly(a
 
 @pytest.mark.parametrize("chosen", ATTACKS, ids=lambda one: one.__name__)
 def test_an_attack_ends_as_documented_and_harms_nobody(attacked: Running, chosen: Attack) -> None:
-    image = encoded(picture())
+    image = encoded(rgb_image())
     target = Target(
-        port=attacked.port, image=image, large_image=encoded(picture(900, 600)), patience=PATIENCE, stall_seconds=2,
+        port=attacked.port, image=image, large_image=encoded(rgb_image(900, 600)), patience=PATIENCE, stall_seconds=2,
         closing_seconds=30, max_upload_bytes=2_000_000,
     )  # fmt: skip
     ledger, chance = Ledger(), random.Random(0)

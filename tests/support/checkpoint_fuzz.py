@@ -10,9 +10,9 @@ import numpy as np
 from hypothesis import strategies as st
 from safetensors import SafetensorError, deserialize
 
-from model.checkpoint import Checkpoint
-from model.errors import BackboneError, CheckpointError, CheckpointFormatError
-from model.tensor_file import TensorFile
+from moleflow.model.errors import BackboneError, CheckpointError, CheckpointFormatError
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.tensor_file import TensorFile
 
 __all__ = ["check_checkpoint", "check_container", "containers", "damaged"]
 

@@ -9,8 +9,8 @@ import os
 import sys
 import traceback
 
-import moleflow.cli  # noqa: F401
-import training.continual  # noqa: F401
+import moleflow.cli
+import moleflow.training.continual.sequence  # noqa: F401
 
 
 def main() -> None:

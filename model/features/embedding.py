@@ -1,0 +1,98 @@
+"""Patch embeddings: a fixed linear map from the backbone's stages to one ``(B, H, W, D)`` grid.
+
+The definition (method, section 1): the 3×3 neighbourhood of each position (zero padding), flattened
+channel-major to ``9·C`` values, reduced to ``D`` by adaptive average pooling; coarser stages are upsampled
+bilinearly to the finest grid; the mean over stages is the embedding. After PatchCore, arXiv 2106.08265.
+
+All of it is linear and the pooling commutes with the upsampling, so each stage needs one fixed 3×3
+convolution at its own resolution, grouped wherever the pooling windows fall into equal blocks; the mean's division
+is in its kernel.
+"""
+
+import functools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+__all__ = ["PatchEmbedder", "position_code", "with_position"]
+
+NEIGHBOURHOOD = 3
+"""Side of the neighbourhood that a patch embedding gathers (method, section 1)."""
+
+POSITION_BASE = 10_000.0
+"""Base of the wavelengths of the sine/cosine code (Vaswani et al., arXiv 1706.03762)."""
+
+
+class PatchEmbedder(nn.Module):
+    """Backbone stages to patch embeddings; holds no learned parameters.
+
+    Args:
+        channels: channels of each stage, finest first.
+        dim: D, width of an embedding.
+    """
+
+    def __init__(self, channels: tuple[int, ...], dim: int) -> None:
+        super().__init__()
+        self.groups = [math.gcd(c, dim) for c in channels]
+        for index, stage_channels in enumerate(channels):
+            kernel = _pooling_kernel(stage_channels, dim, self.groups[index]) / len(channels)
+            self.register_buffer(f"kernel_{index}", kernel, persistent=False)
+
+    def forward(self, stages: list[torch.Tensor]) -> torch.Tensor:
+        """Stages ``(B, C, H, W)``, finest first, to embeddings ``(B, H, W, D)`` on the finest grid."""
+        total: torch.Tensor | None = None
+        for index, stage in enumerate(stages):
+            kernel = self.get_buffer(f"kernel_{index}").to(stage.dtype)
+            pooled = F.conv2d(stage, kernel, padding=NEIGHBOURHOOD // 2, groups=self.groups[index])
+            if total is None:
+                total = pooled
+                continue
+            total = total + F.interpolate(pooled, size=total.shape[-2:], mode="bilinear", align_corners=False)
+        if total is None:
+            raise ValueError("stages must not be empty")
+        return total.permute(0, 2, 3, 1)
+
+
+def _pooling_kernel(channels: int, dim: int, groups: int) -> torch.Tensor:
+    """The fixed kernel ``(dim, channels / groups, 3, 3)``: adaptive average pooling of the flattened window.
+
+    Pooling window ``i`` of ``dim`` covers the values from ``floor(i·n/dim)`` to ``ceil((i+1)·n/dim)`` of
+    ``n = 9·channels``. With ``groups`` dividing both, the windows of one group stay inside its channels.
+    """
+    window = NEIGHBOURHOOD**2
+    inputs, outputs = channels // groups * window, dim // groups
+    weight = torch.zeros(outputs, inputs, dtype=torch.float64)
+    for row in range(outputs):
+        start, end = row * inputs // outputs, -(-(row + 1) * inputs // outputs)
+        weight[row, start:end] = 1 / (end - start)
+    kernel = weight.view(outputs, channels // groups, NEIGHBOURHOOD, NEIGHBOURHOOD)
+    return kernel.repeat(groups, 1, 1, 1).float()
+
+
+def position_code(height: int, width: int, dim: int) -> torch.Tensor:
+    """The fixed 2-D sine/cosine code ``(height, width, dim)``: the first half of ``dim`` tells x, the second y."""
+    return torch.from_numpy(_position_values(height, width, dim))
+
+
+@functools.lru_cache(maxsize=8)
+def _position_values(height: int, width: int, dim: int) -> np.ndarray:
+    """The code's values, kept: every image of a model needs the same. An array, since tensors belong to a mode."""
+    half = dim // 2
+    frequencies = np.exp(-math.log(POSITION_BASE) * np.arange(0, half, 2) / half)
+
+    def one_axis(length: int) -> np.ndarray:
+        angles = np.arange(length)[:, None] * frequencies
+        return np.stack((np.sin(angles), np.cos(angles)), -1).reshape(length, half)
+
+    x = np.broadcast_to(one_axis(width)[None], (height, width, half))
+    y = np.broadcast_to(one_axis(height)[:, None], (height, width, half))
+    return np.concatenate((x, y), -1, dtype=np.float32)
+
+
+def with_position(embeddings: torch.Tensor) -> torch.Tensor:
+    """Add the fixed position code to ``(B, H, W, D)``."""
+    height, width, dim = embeddings.shape[1:]
+    return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)

@@ -1,0 +1,113 @@
+"""The trainable network: a base that all tasks share, and one expert a task (method, sections 3 and 4)."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import TypeVar, cast
+
+import torch
+from torch import nn
+
+from moleflow.model.config import Adapter, ModelConfig
+from moleflow.model.flow.adapters import InputAdapter, SoftLN, WhiteningAdapter, ZCAAdapter
+from moleflow.model.flow.blocks import DIABlock, MoLEBase, mole_forward, mole_inverse
+from moleflow.model.flow.context import SpatialContextMixer
+from moleflow.model.flow.subnet import task_subnet
+
+__all__ = ["Base", "Expert", "flow_forward", "flow_input", "flow_inverse", "module_list"]
+
+M = TypeVar("M", bound=nn.Module)
+
+_ADAPTERS: dict[Adapter, Callable[..., InputAdapter]] = {
+    "whitening": WhiteningAdapter, "soft_ln": SoftLN, "zca": ZCAAdapter,
+}  # fmt: skip
+
+
+def module_list(modules: Iterable[M]) -> list[M]:
+    """An ``nn.ModuleList`` whose items keep their type for the type checker."""
+    return cast("list[M]", nn.ModuleList(modules))
+
+
+class Base(nn.Module):
+    """What every task shares: the spatial mixer and the base of the MoLE blocks.
+
+    Learned with the first task, then frozen for good, unless ``FlowConfig.sharing`` says otherwise. ``seed`` fixes the
+    permutations and the start values.
+    """
+
+    def __init__(self, config: ModelConfig, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        dim = config.backbone.embedding_dim
+        with _seeded(seed):
+            kernel = config.flow.spatial_context_kernel
+            self.mixer = None if kernel is None else SpatialContextMixer(dim, kernel)
+            self.blocks = module_list(MoLEBase(dim, config.flow, generator) for _ in range(config.flow.coupling_blocks))
+
+
+class Expert(nn.Module):
+    """What one task adds: its adapter, its part of each MoLE block's subnet, and its deep invertible adapter.
+
+    ``first`` starts the adapter as the task that learns the base wants it; ``seed`` fixes the start values.
+    """
+
+    def __init__(self, config: ModelConfig, *, first: bool, seed: int = 0) -> None:
+        super().__init__()
+        dim = config.backbone.embedding_dim
+        with _seeded(seed):
+            self.adapter = _ADAPTERS[config.flow.adapter](dim, first=first)
+            self.deltas = module_list(task_subnet(dim, config.flow) for _ in range(config.flow.coupling_blocks))
+            self.dia = module_list(DIABlock(dim, flip=bool(i % 2)) for i in range(config.flow.dia_blocks))
+
+    @torch.no_grad()
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round every learned number to one that ``dtype`` has: what is then stored in it comes back to the bit.
+
+        What is fitted and not learned, as a whitening matrix, is stored as it is.
+        """
+        for value in self.parameters():
+            value.copy_(value.to(dtype))
+
+
+def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
+    """What the flow is given for embeddings ``(B, H, W, D)``: adapted (with position), then mixed if wanted."""
+    x = expert.adapter(x)
+    return x if base.mixer is None else base.mixer(x)
+
+
+def flow_forward(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings ``(B, H, W, D)`` to latents ``(B, H, W, D)`` and ``log|det J|`` ``(B, H, W)``.
+
+    The log-determinant is that of the flow (MoLE and DIA blocks); adapter and mixer prepare its input.
+    """
+    x = flow_input(base, expert, x)
+    log_det = x.new_zeros(x.shape[:-1])
+    for shared, delta in zip(base.blocks, expert.deltas, strict=True):
+        x, step = mole_forward(x, shared, partial(delta.scale_and_shift, shared))
+        log_det = log_det + step
+    for block in expert.dia:
+        x, step = block(x)
+        log_det = log_det + step
+    return x, log_det
+
+
+def flow_inverse(base: Base, expert: Expert, z: torch.Tensor) -> torch.Tensor:
+    """The flow's input (see ``flow_input``) that ``flow_forward`` turns into ``z``."""
+    for block in reversed(expert.dia):
+        z = block.inverse(z)
+    for shared, delta in zip(reversed(base.blocks), reversed(expert.deltas), strict=True):
+        z = mole_inverse(z, shared, partial(delta.scale_and_shift, shared))
+    return z
+
+
+class _seeded:  # noqa: N801 - reads as a verb: `with _seeded(7):`
+    """Draw start values from a seed of their own and leave the caller's random state as it was."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = torch.get_rng_state()
+        torch.default_generator.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.state)

@@ -1,0 +1,3 @@
+"""Which product an image shows, or that it shows none."""
+
+__all__ = ["novelty", "router", "shortlist"]

@@ -1,0 +1,94 @@
+"""Devices and precision: decided in one place, on purpose; see also ``moleflow.model.runtime.threads`` and
+``moleflow.model.runtime.memory``."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
+
+import torch
+
+from moleflow.model.errors import ConfigurationError, DeviceError
+
+__all__ = [
+    "PRECISIONS",
+    "Precision",
+    "at_least_float32",
+    "autocast",
+    "product_dtype",
+    "resolve_device",
+    "resolve_precision",
+]
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Type of the matrix products. Sums that need it (NLL, log-determinant, router) are float32 always."""
+
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(device: str) -> torch.device:
+    """``auto`` takes CUDA where there is one, else the CPU; anything else must be a device that is there.
+
+    Raises:
+        DeviceError: the name is no device, or there is no such device.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"device {device!r} is not known; use auto, cpu, cuda or cuda:N.") from error
+    if resolved.type == "cpu":
+        return resolved
+    if resolved.type != "cuda":
+        raise DeviceError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
+    if not torch.cuda.is_available():
+        raise DeviceError(f"device {device!r} was asked for but no CUDA device is available; use --device cpu or auto.")
+    if (resolved.index or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device {device!r} is not there; this machine has {torch.cuda.device_count()} CUDA device(s)."
+        )
+    return resolved
+
+
+def resolve_precision(precision: str, device: torch.device) -> str:
+    """``auto`` takes bf16 where the hardware multiplies it natively, else fp32; the rest is taken as given.
+
+    A CPU without bf16 units emulates such products, up to a hundred times slower than fp32, so ``auto``
+    looks at the processor rather than at what would run.
+
+    Raises:
+        ConfigurationError: an unknown name.
+        DeviceError: fp16 on a CPU.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"precision {precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    if precision == "auto":
+        if device.type == "cuda":
+            return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+        return "bf16" if _cpu_multiplies_bf16() else "fp32"
+    if precision == "fp16" and device.type == "cpu":
+        raise DeviceError("precision fp16 needs a CUDA device; on a CPU use auto, fp32 or bf16.")
+    return precision
+
+
+def _cpu_multiplies_bf16() -> bool:
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
+
+
+def product_dtype(precision: str) -> torch.dtype:
+    """The type of matrix products in the resolved ``precision``."""
+    return _DTYPES[precision]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Matrix products in the resolved ``precision``; nothing changes for fp32."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=product_dtype(precision))
+
+
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half-precision values as float32, for the sums that need it; float32 and float64 stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

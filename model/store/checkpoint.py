@@ -1,0 +1,301 @@
+"""The checkpoint: one safetensors file that holds everything that prediction needs, and no pickle.
+
+The file's metadata carry one JSON document, the :class:`Header`: format version, full configuration, resolved
+preprocessing, and the learned tasks in order, with a SHA-256 for every section. Sections are groups of tensors by
+the first parts of their names: ``backbone.…``, ``base.…``, and for each task ``tasks.INDEX.profile.…``, the little
+that the router and the verdicts need of every product, and ``tasks.INDEX.expert.…``, which is large and wanted only for
+images of that product. Sections are read, and their digests checked, one by one, so a program that needs one expert
+does not read the others. Where every task has a whole base of its own (``FlowConfig.sharing``), it lies with the task's
+expert and ``base`` is empty.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+
+from moleflow.model.config import ExpertDtype
+from moleflow.model.errors import (
+    CheckpointDigestError,
+    CheckpointError,
+    CheckpointFormatError,
+    CheckpointNotFoundError,
+    CheckpointVersionError,
+    one_line,
+)
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.files.atomic import atomic_write
+from moleflow.model.files.file_names import as_text
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.routing.router import Prototype
+from moleflow.model.runtime.soundness import fault_of
+from moleflow.model.store.header import FORMAT_VERSION, Header, UnknownVersionError, parse_header
+from moleflow.model.store.layout import (
+    STORED_TYPES,
+    Layout,
+    backbone_layout,
+    base_layout,
+    differences,
+    expert_layout,
+    profile_layout,
+)
+from moleflow.model.store.tensor_file import StoredSection, TensorFile, Tensors, write_tensor_file
+from moleflow.model.verdict.calibration import TaskCalibration
+from moleflow.model.verdict.results import CheckpointInfo
+
+__all__ = [
+    "FORMAT_VERSION",
+    "STORED_TYPES",
+    "Checkpoint",
+    "Header",
+    "Profile",
+    "Tensors",
+    "digest_tensors",
+    "expert_tensors",
+    "profile_tensors",
+    "write_checkpoint",
+]
+
+_METADATA_KEY = "moleflow"
+
+
+class Profile(NamedTuple):
+    """What a program needs of every product before it sees an image of any."""
+
+    prototype: Prototype
+    calibration: TaskCalibration
+
+
+class Checkpoint:
+    """An opened checkpoint: its header at once, its tensors when asked for.
+
+    It goes on reading the file that was opened, also when a newer one is written to the same path.
+    """
+
+    def __init__(self, file: TensorFile, header: Header, digest: str) -> None:
+        self.path, self.header = file.path, header
+        self.info = CheckpointInfo(as_text(file.path.name), digest)
+        self._file, self._digests = file, header.digests()
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Read and check the header.
+
+        Raises:
+            CheckpointNotFoundError, CheckpointFormatError, CheckpointVersionError: each says what to do.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_file():
+            kind = "folder" if path.is_dir() else "FIFO or a device"
+            raise CheckpointFormatError(f"{str(path)!r} is a {kind}; name the checkpoint's file.")
+        if not path.exists():
+            raise CheckpointNotFoundError(
+                f"there is no checkpoint {str(path)!r}; train one with "
+                f"`moleflow train DATA --task NAME --checkpoint {path}`."
+            )
+        file = TensorFile.open(path)
+        document = file.metadata.get(_METADATA_KEY)
+        if document is None:
+            raise CheckpointFormatError(
+                f"{str(path)!r} is a safetensors file but no MoLE-Flow checkpoint; give one that `moleflow train` "
+                "wrote."
+            )
+        opened = cls(file, _parse_header(path, document), hashlib.sha256(document.encode()).hexdigest())
+        opened._check_sections()
+        return opened
+
+    def _check_sections(self) -> None:
+        """Whether the file has the tensors that its header implies, and no others; the backbone's are looked at later,
+        since a module of the user's may have to be imported for them first."""
+        header, file = self.header, self._file
+        unknown = next((name for name in file.sections() if name not in self._digests), None)
+        if unknown is not None:
+            raise self._unfit(unknown, "its header knows no such section")
+        self._check_layout("base", base_layout(header.config))
+        checked = set()
+        for task in header.tasks:
+            section, first = f"tasks.{task.index}.expert", header.config.flow.starts_base(task.index)
+            # The experts of a thousand tasks share a layout, or a few.
+            if (id(file.layout(section)), first) not in checked:
+                self._check_layout(section, expert_layout(header.config, first=first))
+                checked.add((id(file.layout(section)), first))
+            section = f"tasks.{task.index}.profile"
+            self._check_layout(section, profile_layout(header.config, task, file.layout(section)))
+
+    def _check_layout(self, section: str, wanted: Layout) -> None:
+        problem = next(differences(self._file.layout(section), wanted), None)
+        if problem is not None:
+            raise self._unfit(section, problem)
+
+    def _unfit(self, section: str, problem: str) -> CheckpointFormatError:
+        return CheckpointFormatError(
+            f"section {one_line(section)!r} of {str(self.path)!r} does not fit its configuration: {problem}; restore "
+            "the file from a copy, or train again."
+        )
+
+    def section(self, name: str) -> dict[str, torch.Tensor]:
+        """The tensors of a section (see ``Header.digests``), without its prefix, checked.
+
+        Raises:
+            CheckpointDigestError: the tensors are not those that were written.
+            CheckpointFormatError: they cannot be read, or hold numbers that cannot be used
+                (``moleflow.model.runtime.soundness``).
+        """
+        tensors = self._file.section(name)
+        if digest_tensors(tensors) != self._digests[name]:
+            raise CheckpointDigestError(
+                f"section {name!r} of {str(self.path)!r} differs from what was written: the file is damaged or was "
+                "changed; restore it from a copy, or train again."
+            )
+        fault = fault_of(tensors)
+        if fault is not None:
+            raise CheckpointFormatError(
+                f"section {name!r} of {str(self.path)!r} cannot be used: {fault}; restore the file from a copy, or "
+                "train again."
+            )
+        return tensors
+
+    def stored(self, name: str) -> StoredSection:
+        """A section that ``write_checkpoint`` copies from this file as it is, without reading it into memory."""
+        return StoredSection(self._file, name)
+
+    def section_bytes(self) -> dict[str, int]:
+        """Bytes of tensor data in each section, by the section's name; reads no tensor."""
+        return {section: size for section, (_, size) in self._file.sizes().items()}
+
+    def section_parameters(self) -> dict[str, int]:
+        """Numbers in each section, by the section's name; reads no tensor."""
+        return {section: count for section, (count, _) in self._file.sizes().items()}
+
+    def backbone(self) -> Backbone:
+        """The frozen backbone with its weights."""
+        self._check_layout("backbone", backbone_layout(self.header.config.backbone))
+        backbone = Backbone.empty(self.header.config.backbone, self.header.preprocessing)
+        self._load(backbone.net, self.section("backbone"), "backbone")
+        return backbone
+
+    def base(self, task: int = 0) -> Base:
+        """The base that the task at index ``task`` stands on: the shared one, or where bases are separate its own."""
+        base = Base(self.header.config)
+        if self.header.config.flow.sharing == "separated":
+            self._load(base, _part(self.section(f"tasks.{task}.expert"), "base"), f"tasks.{task}.expert.base")
+        else:
+            self._load(base, self.section("base"), "base")
+        return base.requires_grad_(False)
+
+    def profile(self, index: int) -> Profile:
+        """Prototype and calibration of the task at ``index``."""
+        section = f"tasks.{index}.profile"
+        tensors = self.section(section)
+        described = _part(tensors, "prototype")
+        prototype = Prototype(
+            self.header.config.backbone.embedding_dim, described["axes"].shape[1], described["spread"].shape[1]
+        )
+        self._load(prototype, described, f"{section}.prototype")
+        return Profile(prototype, self._calibration(tensors, index))
+
+    def expert(self, index: int) -> Expert:
+        """Expert of the task at ``index``."""
+        section = f"tasks.{index}.expert"
+        tensors = self.section(section)
+        expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
+        # A base of its own, where there is one, is ``base``'s to load.
+        self._load(expert, {k: v for k, v in tensors.items() if not k.startswith("base.")}, section)
+        return expert.requires_grad_(False)
+
+    def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
+        try:
+            return TaskCalibration.fit({key: value.tolist() for key, value in _part(tensors, "held_out").items()})
+        except ValueError as error:
+            raise CheckpointFormatError(
+                f"section 'tasks.{index}.profile' of {str(self.path)!r} does not calibrate: {one_line(error)}; train "
+                "the product again."
+            ) from error
+
+    def verify(self) -> None:
+        """Check the digest of every section."""
+        for name in self._digests:
+            self.section(name)
+
+    def _load(self, module: torch.nn.Module, tensors: Tensors, section: str) -> None:
+        try:
+            module.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise CheckpointFormatError(
+                f"section {section!r} of {str(self.path)!r} does not fit its configuration: {one_line(error)}"
+            ) from error
+
+
+def _parse_header(path: Path, document: str) -> Header:
+    try:
+        return parse_header(document)
+    except UnknownVersionError as error:
+        raise CheckpointVersionError(
+            f"{str(path)!r} has {error}; this program reads version {FORMAT_VERSION}. "
+            "Use the MoLE-Flow version that wrote it, or train again."
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise CheckpointFormatError(
+            f"the header of {str(path)!r} is broken ({one_line(error)}); train again."
+        ) from error
+
+
+def _part(tensors: Tensors, name: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
+
+
+def profile_tensors(prototype: Prototype, held_out: Tensors) -> dict[str, torch.Tensor]:
+    """A task's profile section: prototype, and what its held-out good images came to.
+
+    ``held_out`` has one vector for each field of ``TaskCalibration``; they are sorted, so that they tell of no image.
+    """
+    tensors = {f"prototype.{key}": value.detach().cpu() for key, value in prototype.state_dict().items()}
+    return tensors | {f"held_out.{key}": value.detach().float().cpu().sort().values for key, value in held_out.items()}
+
+
+def expert_tensors(expert: Expert, dtype: ExpertDtype = "float32", base: Base | None = None) -> dict[str, torch.Tensor]:
+    """A task's expert section, what is learned in it as ``dtype``, with the ``base`` where it has one of its own."""
+    learned = {key for key, _ in expert.named_parameters()}
+    tensors = {
+        key: value.detach().cpu().to(STORED_TYPES[dtype] if key in learned else value.dtype)
+        for key, value in expert.state_dict().items()
+    }
+    own = {} if base is None else base.state_dict()
+    return tensors | {f"base.{key}": value.detach().cpu() for key, value in own.items()}
+
+
+def digest_tensors(tensors: Tensors) -> str:
+    """SHA-256 over names, types, shapes and bytes, in the order of names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
+        if value.numel():
+            digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors | StoredSection]) -> None:
+    """Write a whole checkpoint atomically: to a temporary file, synced, then renamed.
+
+    ``sections`` has every one that ``header.digests()`` names; those of an older file are copied as they are, and what
+    is damaged in them stays so until it is read.
+
+    Raises:
+        CheckpointError: the file cannot be written, as on a full disk, or what is new in it cannot be used; an older
+            one stays as it was.
+    """
+    ordered = {name: sections[name] for name in header.digests()}
+    for name, part in ordered.items():
+        fault = None if isinstance(part, StoredSection) else fault_of(part)
+        if fault is not None:
+            raise CheckpointError(f"checkpoint {str(path)!r} is not written, since of section {name!r} {fault}.")
+    try:
+        with atomic_write(path) as temporary:
+            write_tensor_file(temporary, {_METADATA_KEY: header.model_dump_json()}, ordered)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} cannot be written ({one_line(error)}); make room or give it another place."
+        ) from error

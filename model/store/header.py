@@ -1,0 +1,97 @@
+"""What a checkpoint says of itself: one JSON document in the file's metadata, checked before anything else is read.
+
+It may come from anybody's file. Every field has a type, taken at its word (no text for a number, no 1.0 for 1), and
+limits; numbers are finite; keys are known and come once; and the parts agree with each other. Their limits are beside
+them: ``moleflow.model.config``, ``moleflow.model.images.preprocessing``, ``moleflow.model.verdict.results``,
+    ``moleflow.model.names``.
+"""
+
+import json
+from collections import Counter
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.errors import one_line
+from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.names import find_named
+from moleflow.model.store.tensor_table import unique_keys
+from moleflow.model.verdict.results import MAX_TASKS, Sha256, TaskInfo
+
+__all__ = ["FORMAT_VERSION", "Header", "UnknownVersionError", "parse_header"]
+
+FORMAT_VERSION = 4
+"""Raised whenever an older program could not read the file rightly, or this one an older file."""
+
+
+class UnknownVersionError(ValueError):
+    """The document is of another format version."""
+
+
+class Header(BaseModel):
+    """What a checkpoint says of itself."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    preset: str = Field(
+        pattern=r"^[\w.+ -]+$", max_length=100,
+        description="the training preset that the first task was learned with; later ones default to it",
+    )  # fmt: skip
+    config: ModelConfig
+    preprocessing: Preprocessing
+    backbone_sha256: Sha256
+    base_sha256: Sha256
+    tasks: tuple[TaskInfo, ...] = Field(min_length=1, max_length=MAX_TASKS)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if [task.index for task in self.tasks] != list(range(len(self.tasks))):
+            raise ValueError("tasks must be numbered in order, from 0")
+        name, count = Counter(task.name for task in self.tasks).most_common(1)[0]
+        if count > 1:
+            raise ValueError(f"tasks must be named once each; {count} are called {name!r}")
+        if self.preprocessing.image_size != self.config.backbone.image_size:
+            raise ValueError(
+                f"preprocessing.image_size {self.preprocessing.image_size} must be the backbone's, "
+                f"{self.config.backbone.image_size}"
+            )
+        return self
+
+    def task(self, name: str) -> TaskInfo:
+        """The record of the task called ``name``, in any form of Unicode; raises ``UnknownTaskError``."""
+        return find_named(name, self.tasks)
+
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each section, in their order in the file."""
+        found = {"backbone": self.backbone_sha256, "base": self.base_sha256}
+        for task in self.tasks:
+            found[f"tasks.{task.index}.profile"] = task.profile_sha256
+            found[f"tasks.{task.index}.expert"] = task.sha256
+        return found
+
+
+def parse_header(document: str) -> Header:
+    """The header that a file's metadata hold. ``ValueError`` says what is wrong with it.
+
+    Raises:
+        UnknownVersionError: it is of another format version.
+    """
+    found = json.loads(document, object_pairs_hook=unique_keys, parse_constant=_no_constant)
+    if not isinstance(found, dict) or "format_version" not in found:
+        raise ValueError("it has no format_version")
+    version = found["format_version"]
+    if type(version) is not int or version != FORMAT_VERSION:
+        raise UnknownVersionError(f"format version {one_line(repr(version))}")
+    try:
+        return Header.model_validate_json(document, strict=True)
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False, include_context=False)
+        place = ".".join(map(str, first["loc"])) or "header"
+        more = f" (and {len(others)} more)" if others else ""
+        raise ValueError(f"{one_line(place)}: {first['msg'].removeprefix('Value error, ')}{more}") from error
+
+
+def _no_constant(text: str) -> None:
+    raise ValueError(f"it has {text}, which is no number")

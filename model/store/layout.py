@@ -1,0 +1,99 @@
+"""Which tensors a configuration implies, section by section, told without memory for any of them.
+
+A file's table is compared with it before anything is allocated: what a checkpoint takes is then what its own bytes
+take, whatever its header says.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+
+from moleflow.model.config import BackboneConfig, ExpertDtype, ModelConfig
+from moleflow.model.errors import one_line
+from moleflow.model.features.backbone import outline
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.routing.router import Prototype
+from moleflow.model.store.tensor_table import Spec
+from moleflow.model.verdict.results import TaskInfo
+
+__all__ = ["STORED_TYPES", "Layout", "backbone_layout", "base_layout", "differences", "expert_layout", "profile_layout"]
+
+STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_OWN_RANKS = {"axes": "axes", "spread": "spread_axes"}
+"""Tensors of a prototype whose last side is as long as its images allow, and the router's setting that is the most."""
+
+Layout = Mapping[str, Spec]
+"""Type and shape of each tensor of a section, by its name there."""
+
+
+def backbone_layout(config: BackboneConfig) -> Layout:
+    """The section ``backbone``. Raises ``BackboneError`` where timm has no such network."""
+    return _specs(outline(config).state_dict())
+
+
+@functools.lru_cache
+def base_layout(config: ModelConfig) -> Layout:
+    """The section ``base``, which is empty where every task has a base of its own."""
+    return {} if config.flow.sharing == "separated" else _own_base_layout(config)
+
+
+def _own_base_layout(config: ModelConfig) -> dict[str, Spec]:
+    with torch.device("meta"):
+        return _specs(Base(config).state_dict())
+
+
+@functools.lru_cache
+def expert_layout(config: ModelConfig, *, first: bool) -> Layout:
+    """The section ``tasks.INDEX.expert``; ``first`` is the task that begins with a new base."""
+    with torch.device("meta"):
+        expert = Expert(config, first=first)
+    learned = {key for key, _ in expert.named_parameters()}
+    stored = STORED_TYPES[config.expert_dtype]
+    state = {key: value.to(stored) if key in learned else value for key, value in expert.state_dict().items()}
+    own = _own_base_layout(config) if config.flow.sharing == "separated" else {}
+    return _specs(state) | {f"base.{key}": spec for key, spec in own.items()}
+
+
+def profile_layout(config: ModelConfig, info: TaskInfo, found: Iterable[Spec]) -> Layout:
+    """The section ``tasks.INDEX.profile``. The ranks of the prototype are those ``found``, up to the router's limits;
+    so is the number of distances, which all the task's images may have."""
+    shapes = {spec.key: spec.shape for spec in found}
+    ranks = [
+        min((shapes.get(f"prototype.{key}") or (0,))[-1], getattr(config.router, most))
+        for key, most in _OWN_RANKS.items()
+    ]
+    most = info.train_images + info.held_out_images
+    counts = dict.fromkeys(("scores", "peaks", "grounds"), info.held_out_images)
+    counts["distances"] = min((shapes.get("held_out.distances") or (0,))[0], most)
+    prototype = _prototype_layout(config.backbone.embedding_dim, *ranks)
+    return prototype | {f"held_out.{key}": Spec(f"held_out.{key}", "F32", (count,)) for key, count in counts.items()}
+
+
+@functools.lru_cache
+def _prototype_layout(dim: int, axes: int, spread_axes: int) -> dict[str, Spec]:
+    with torch.device("meta"):
+        return _specs(Prototype(dim, axes, spread_axes).state_dict(prefix="prototype."))
+
+
+def differences(found: Iterable[Spec], wanted: Layout) -> Iterator[str]:
+    """What of a section in a file is not as it should be, in words."""
+    seen = set()
+    for spec in found:
+        seen.add(spec.key)
+        right = wanted.get(spec.key)
+        if right is None:
+            yield f"tensor {one_line(spec.key)!r} does not belong there"
+        elif (spec.dtype, spec.shape) != (right.dtype, right.shape):
+            yield (
+                f"tensor {spec.key!r} is {spec.dtype} {one_line(list(spec.shape))} and should be {right.dtype} "
+                f"{list(right.shape)}"
+            )
+    for key in wanted:
+        if key not in seen:
+            yield f"tensor {key!r} is missing"
+
+
+def _specs(state: Mapping[str, torch.Tensor]) -> dict[str, Spec]:
+    return {key: Spec.of(key, value) for key, value in state.items()}

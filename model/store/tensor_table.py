@@ -1,0 +1,257 @@
+"""The table of a safetensors file: which tensors it has and where, in a form that stays small with many of them.
+
+The format (https://github.com/huggingface/safetensors) is eight bytes with the length of a JSON table, the table, and
+the tensors' bytes without a gap. A checkpoint of a thousand products has some 150,000 tensors. Sections of the same
+kind share one layout here (names, types and shapes); beside it they need eight bytes a tensor.
+"""
+
+import gc
+import json
+import math
+import re
+import struct
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+
+from moleflow.model.errors import one_line
+
+__all__ = ["TYPES", "Section", "Spec", "format_table", "parse_table", "split_name", "table_length", "unique_keys"]
+
+TYPES = {
+    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
+    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
+}  # fmt: skip
+"""The element types by their names in the format."""
+
+_NAMES = {dtype: name for name, dtype in TYPES.items()}
+
+_WIDTHS = {name: dtype.itemsize for name, dtype in TYPES.items()}
+
+MAX_TABLE_BYTES = 100_000_000
+"""The longest table that the safetensors library reads."""
+
+MEMORY_PER_BYTE = 40
+"""Bytes of memory that a byte of the table may cost while it is read: an empty list takes three of them, and 64 here.
+A table of checkpoints takes a quarter of that."""
+
+MAX_DIMENSIONS = 8
+"""Most sides of a tensor; no layer's weight has more than five."""
+
+_MOST_NUMBERS = 2**60
+"""Most numbers of a tensor, so that its bytes still have a number of 64 bits."""
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A tensor's section and its name there: ``tasks.INDEX.PART`` and the rest, else the first part and the rest."""
+    *section, key = name.split(".", 3 if name.startswith("tasks.") else 1)
+    return ".".join(section), key
+
+
+class Spec(NamedTuple):
+    """One tensor of a section."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, key: str, value: torch.Tensor) -> Self:
+        """That of a tensor in memory."""
+        return cls(key, _NAMES[value.dtype], tuple(value.shape))
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numbers * _WIDTHS[self.dtype]
+
+
+class Section(NamedTuple):
+    """The tensors of a section, and where the bytes of each begin, counted from the end of the table."""
+
+    layout: tuple[Spec, ...]
+    begins: "array[int]"
+
+
+def table_length(prefix: bytes, size: int) -> int:
+    """Length of the table by the first eight bytes of a file of ``size`` bytes. ``ValueError`` where it cannot be."""
+    (length,) = struct.unpack("<Q", prefix)
+    if length > min(MAX_TABLE_BYTES, size - 8):
+        raise ValueError(f"its table is said to have {length:,} bytes")
+    return length
+
+
+def parse_table(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
+    """Metadata, and the sections by their names.
+
+    Whatever the safetensors library refuses is refused, checked against ``data_bytes``, the length of what follows, and
+    so are things that it passes over: keys that come twice, and keys that it does not know. While a table is read it
+    takes at most ``MEMORY_PER_BYTE`` times its own length. ``ValueError`` says what is wrong.
+    """
+    if not text.startswith(b"{"):
+        raise ValueError("its table is no JSON object")
+    written = text.decode()  # and not as ``json`` would, which takes UTF-16 and halves of characters too
+    if _NEGATIVE_ZERO.search(written):
+        raise ValueError("its table has a negative number")
+    with _collection_paused():
+        return _sections(
+            json.loads(written, object_pairs_hook=_entry, parse_float=_no_number, parse_constant=_no_number), data_bytes
+        )
+
+
+_NEGATIVE_ZERO = re.compile(r"-0+\s*[,\]}]")
+"""The one number that ``json`` reads as a whole one and the library does not."""
+
+
+def _no_number(text: str) -> None:
+    raise ValueError(f"its table has {text!r} where a whole number belongs")
+
+
+def _entry(pairs: list[tuple[str, Any]]) -> tuple[Any, ...] | dict[str, Any]:
+    """One JSON object: a tensor's dtype, shape and data_offsets, or any other one as a dictionary."""
+    if [key for key, _ in pairs] == _ENTRY_KEYS:
+        return tuple([value for _, value in pairs])
+    return _in_entry_order(unique_keys(pairs))
+
+
+_ENTRY_KEYS = ["dtype", "shape", "data_offsets"]
+"""In the order in which files have them; another one is as good."""
+
+
+def _in_entry_order(found: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
+    return tuple(found[key] for key in _ENTRY_KEYS) if found.keys() == {*_ENTRY_KEYS} else found
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dictionary, for ``json``'s ``object_pairs_hook``. ``ValueError`` where a key comes twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it has a JSON object with a key that comes twice")
+    return found
+
+
+_WHOLE_NUMBERS = frozenset({int})
+"""What sides and offsets are; JSON's true and false would count as 1 and 0."""
+
+
+def _sections(entries: Any, data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
+    if not isinstance(entries, dict):
+        raise ValueError("its table is that of one tensor")
+    metadata = _strings(entries.pop("__metadata__", {}))
+    "".join(entries).encode()  # halves of characters are no text, and raise
+    begins, sizes = array("q"), array("q")
+    widths = _Sizes()
+    parts: dict[str, tuple[list[tuple[str, tuple[Any, ...]]], array[int]]] = {}
+    prefix = ""
+    for name, entry in entries.items():
+        try:
+            dtype, shape, (begin, end) = entry
+            if type(dtype) is not str or type(shape) is not list or type(entry) is not tuple:
+                raise TypeError
+            if not _WHOLE_NUMBERS.issuperset(map(type, (begin, end, *shape))):
+                raise TypeError
+            kind = (dtype, *shape)
+            begins.append(begin)
+            sizes.append(end - begin)
+        except (TypeError, ValueError, OverflowError) as error:
+            raise ValueError(f"tensor {one_line(name)!r} has no dtype, shape and data_offsets that can be") from error
+        if sizes[-1] != widths[kind]:
+            raise ValueError(f"tensor {one_line(name)!r} does not have the bytes that its type and shape need")
+        # Tensors of one section mostly follow each other.
+        if not prefix or not name.startswith(prefix):
+            section, key = split_name(name)
+            prefix = f"{section}." if section else ""
+            kinds, places = parts.setdefault(section, ([], array("q")))
+        else:
+            key = name[len(prefix) :]
+        kinds.append((key, kind))
+        places.append(begin)
+    _check_cover(np.array(begins), np.array(sizes), data_bytes)
+    layouts: dict[tuple[tuple[str, tuple[Any, ...]], ...], tuple[Spec, ...]] = {}
+    table: dict[str, Section] = {}
+    for section, (kinds, places) in parts.items():
+        described = tuple(kinds)
+        if described not in layouts:
+            layouts[described] = tuple(Spec(key, dtype, tuple(shape)) for key, (dtype, *shape) in described)
+        table[section] = Section(layouts[described], places)
+    return metadata, table
+
+
+class _Sizes(dict[tuple[Any, ...], int]):
+    """Bytes of a tensor by its type and its sides; each is looked at once."""
+
+    def __missing__(self, kind: tuple[Any, ...]) -> int:
+        dtype, *shape = kind
+        if dtype not in TYPES:
+            raise ValueError(f"it has tensors of the type {one_line(dtype)!r}, which this program does not know")
+        # An empty side does not excuse the others: nobody could address them.
+        if (
+            len(shape) > MAX_DIMENSIONS
+            or min(shape, default=0) < 0
+            or math.prod(max(side, 1) for side in shape) > _MOST_NUMBERS
+        ):
+            raise ValueError(f"it has a tensor of the shape {one_line(shape)}")
+        self[kind] = Spec("", dtype, tuple(shape)).size
+        return self[kind]
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are no strings")
+    "".join((*metadata, *metadata.values())).encode()  # halves of characters are no text, and raise
+    return metadata
+
+
+def _check_cover(begins: np.ndarray, sizes: np.ndarray, data_bytes: int) -> None:
+    """Whether tensors fill ``data_bytes``, each byte once. ``ValueError`` otherwise."""
+    order = np.lexsort((sizes, begins))  # empty tensors go before what begins at the same byte
+    begins, ends = begins[order], (begins + sizes)[order]
+    if (begins[:1] != 0).any() or (begins[1:] != ends[:-1]).any():
+        raise ValueError("its tensors overlap or leave gaps")
+    end = int(ends[-1]) if len(ends) else 0
+    if end != data_bytes:
+        raise ValueError(f"its tensors have {end:,} bytes, and {data_bytes:,} follow the table")
+
+
+@contextmanager
+def _collection_paused() -> Iterator[None]:
+    """No garbage collection while many objects are made and none is garbage: it would look at all of them often."""
+    running = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def format_table(metadata: Mapping[str, str], sections: Mapping[str, Sequence[Spec]]) -> bytes:
+    """The table, and before it its length, of ``sections`` that lie one after another in the order given.
+
+    Raises:
+        ValueError: more tensors than the format allows.
+    """
+    entries, position = [f'{{"__metadata__":{json.dumps(dict(metadata))}'], 0
+    for name, specs in sections.items():
+        for spec in specs:
+            end = position + spec.size
+            shape = ",".join(map(str, spec.shape))
+            entries.append(
+                f"{json.dumps(f'{name}.{spec.key}')}:"
+                f'{{"dtype":"{spec.dtype}","shape":[{shape}],"data_offsets":[{position},{end}]}}'
+            )
+            position = end
+    text = (",".join(entries) + "}").encode()
+    text += b" " * (-len(text) % 8)  # so that the tensors begin aligned
+    if len(text) > MAX_TABLE_BYTES:
+        raise ValueError(f"the table of its tensors would have {len(text):,} bytes, more than {MAX_TABLE_BYTES:,}")
+    return struct.pack("<Q", len(text)) + text

@@ -1,0 +1,84 @@
+"""Where in the image: connected areas of the anomaly map above the pixel threshold."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+__all__ = ["MAX_REGIONS", "Region", "find_regions"]
+
+MAX_REGIONS = 20
+"""Most regions reported for one image, the strongest first: nobody looks at more, and an answer stays small."""
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+"""Pixels that touch at a corner belong together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One connected area, in pixels of the image: columns ``x`` from the left, rows ``y`` from the top.
+
+    The box reaches from (``x``, ``y``) over ``width`` columns and ``height`` rows. ``area_fraction`` is the share of
+    the whole image's area, in (0, 1]. ``peak`` is the highest value of the map inside, in nats, and (``peak_x``,
+    ``peak_y``) the pixel where it is reached.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area_fraction: float
+    peak: float
+    peak_x: int
+    peak_y: int
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, height: int, width: int) -> tuple[Region, ...]:
+    """Connected areas of ``anomaly_map`` ``(rows, columns)`` above ``threshold``, in an image ``height`` × ``width``.
+
+    The map may have another size than the image; boxes are then widened to whole pixels of the image. At most
+    ``MAX_REGIONS``, the highest peak first.
+    """
+    labels, count = ndimage.label(anomaly_map > threshold, structure=_EIGHT_NEIGHBOURS)
+    if not count:
+        return ()
+    numbers = np.arange(1, count + 1)
+    peaks = ndimage.maximum(anomaly_map, labels, numbers)
+    areas = np.bincount(labels.ravel())
+    boxes = ndimage.find_objects(labels)
+    return tuple(
+        _region(anomaly_map, labels, boxes[index], index + 1, areas[index + 1], height, width)
+        for index in np.argsort(-peaks, kind="stable")[:MAX_REGIONS]
+    )
+
+
+def _region(
+    anomaly_map: np.ndarray, labels: np.ndarray, box: tuple[slice, slice], number: int, area: int,
+    height: int, width: int,
+) -> Region:  # fmt: skip
+    """The region of one label, whose box on the map is ``box`` and which covers ``area`` pixels of the map."""
+    inside = np.where(labels[box] == number, anomaly_map[box], -np.inf)
+    row, column = np.unravel_index(inside.argmax(), inside.shape)
+    rows, columns = anomaly_map.shape
+    top, bottom = _whole_pixels(box[0], rows, height)
+    left, right = _whole_pixels(box[1], columns, width)
+    return Region(
+        x=left,
+        y=top,
+        width=right - left,
+        height=bottom - top,
+        area_fraction=float(area / anomaly_map.size),
+        peak=float(inside[row, column]),
+        peak_x=_centre(box[1].start + int(column), columns, width),
+        peak_y=_centre(box[0].start + int(row), rows, height),
+    )
+
+
+def _whole_pixels(span: slice, cells: int, size: int) -> tuple[int, int]:
+    """The image's pixels, from and up to, that a span of the map's cells touches."""
+    return span.start * size // cells, -(-span.stop * size // cells)
+
+
+def _centre(cell: int, cells: int, size: int) -> int:
+    """The image's pixel in which the middle of a cell lies."""
+    return (2 * cell + 1) * size // (2 * cells)

@@ -1,0 +1,146 @@
+"""The web application: routes, problem documents, metrics and the page around one engine."""
+
+import asyncio
+import contextlib
+import functools
+import importlib.metadata
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from time import perf_counter
+
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from moleflow.model.errors import MoLEFlowError
+from moleflow.service.api import openapi
+from moleflow.service.api.guard import add_guards
+from moleflow.service.api.methods import HeadAsGet
+from moleflow.service.api.pages import add_pages
+from moleflow.service.api.prefix import UnderPrefix
+from moleflow.service.api.routes import router
+from moleflow.service.connections.sending import Sending
+from moleflow.service.engine.engine import Engine
+from moleflow.service.engine.predictor import Predictor, load_predictor
+from moleflow.service.errors import NotLiveError
+from moleflow.service.headers import SecurityHeaders
+from moleflow.service.metrics import Metrics
+from moleflow.service.problems import add_problem_handlers
+from moleflow.service.settings import Settings
+
+__all__ = ["create_app"]
+
+_logger = logging.getLogger(__name__)
+
+
+def create_app(
+    settings: Settings,
+    detector: Predictor | None = None,
+    *,
+    on_ready: Callable[[Predictor], None] | None = None,
+    on_failure: Callable[[Exception], None] | None = None,
+) -> FastAPI:
+    """The application. It takes connections at once, and loads the model meanwhile, unless it is given one.
+
+    ``on_ready`` is called in the event loop when the model is loaded and warmed up, ``on_failure`` when it cannot be
+    loaded, or when the service has needed a restart for a minute. The app may be started once.
+    """
+    metrics = Metrics()
+    engine = Engine(settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        engine.start(functools.partial(load_predictor, settings) if detector is None else lambda: detector)
+        reporting = asyncio.gather(_report(engine, on_ready, on_failure), _give_up(engine, on_failure))
+        try:
+            yield
+        finally:
+            await engine.stop()
+            reporting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reporting
+
+    app = FastAPI(
+        title="MoLE-Flow",
+        description=openapi.DESCRIPTION,
+        version=_version(),
+        lifespan=lifespan,
+        docs_url=None,  # would take its scripts from another server
+        redoc_url=None,
+        swagger_ui_oauth2_redirect_url=None,
+    )
+    app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
+    app.include_router(router, responses=openapi.COMMON)
+    add_pages(app)
+    # Each that is added comes around those before it. All answers are made inside of what measures them.
+    add_problem_handlers(app)
+    add_guards(app, settings)
+    app.add_middleware(Sending)
+    app.add_middleware(_Measured, metrics=metrics)
+    app.add_middleware(UnderPrefix, root_path=settings.root_path)
+    app.add_middleware(HeadAsGet)
+    app.add_middleware(SecurityHeaders)
+    return app
+
+
+async def _give_up(engine: Engine, on_failure: Callable[[Exception], None] | None) -> None:
+    """Tell when the service has waited long enough for a restart."""
+    error = NotLiveError(f"{await engine.wait_until_useless()} The service ends, so that it can be started anew.")
+    _logger.error("%s", error)
+    if on_failure is not None:
+        on_failure(error)
+
+
+async def _report(
+    engine: Engine, on_ready: Callable[[Predictor], None] | None, on_failure: Callable[[Exception], None] | None
+) -> None:
+    """Tell how the loading of the model ended."""
+    try:
+        predictor = await engine.wait_until_ready()
+    except Exception as error:
+        # Any failure: it has been kept for /health/ready, and is told to whoever started the app.
+        _logger.error("The model cannot be loaded: %s", error, exc_info=not isinstance(error, MoLEFlowError))
+        if on_failure is not None:
+            on_failure(error)
+        return
+    if on_ready is not None:
+        try:
+            on_ready(predictor)
+        except Exception:
+            # As when standard output was closed. The service is no worse for it.
+            _logger.exception("The service is ready, but that could not be told.")
+
+
+def _version() -> str:
+    """The installed version of the package; a checkout that is not installed has none."""
+    try:
+        return importlib.metadata.version("moleflow")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+class _Measured:
+    """Counts and times every request, by its route's template, so that the number of series stays bounded."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started, status = perf_counter(), 500
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, note_status)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.request_seconds.labels(route).observe(perf_counter() - started)

@@ -1,0 +1,167 @@
+"""A multipart form (RFC 7578) read piece by piece: one file, and short fields beside it.
+
+It is read in the event loop, so what a form can cost is bounded before the parser sees it: the number of parts, the
+bytes of every part's headers, and all bytes that are not the file's. Inside the file the parser only searches.
+"""
+
+import logging
+
+from fastapi import HTTPException
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+
+from moleflow.model.errors import ImageTooLargeError
+
+__all__ = ["FILE_FIELD", "FRAMING_BYTES", "HOW_TO_SEND", "FormReader", "file_too_large"]
+
+FILE_FIELD = "file"
+"""Name of the field that carries the image."""
+
+FRAMING_BYTES = 64 * 1024
+"""What a form may have beyond the image: preamble, boundaries, headers, the other fields, epilogue."""
+
+_MAX_PARTS = 16
+"""More fields than any valid form has: the image and one for each option."""
+
+_MAX_HEADERS, _MAX_HEADER_BYTES = 8, 4096
+"""Of one part. RFC 7578 knows three headers; a file name is the longest thing in them."""
+
+_MAX_BOUNDARY_BYTES = 70
+"""RFC 2046, section 5.1.1."""
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what it warns of, the client is told
+
+HOW_TO_SEND = (
+    f"Send the image's bytes as the body, with Content-Type image/* or application/octet-stream, "
+    f"or a multipart form with the field {FILE_FIELD!r}."
+)
+
+
+class FormReader:
+    """Takes a form's bytes as they come. Afterwards ``file`` holds the image's pieces, ``fields`` the other fields.
+
+    Raises ``ImageTooLargeError`` as soon as the image has more than ``max_file_bytes`` or the rest more than
+    ``FRAMING_BYTES``, ``HTTPException`` 422 for what is no form.
+    """
+
+    def __init__(self, boundary: bytes, max_file_bytes: int) -> None:
+        if not boundary:
+            raise _broken("its Content-Type names no boundary")
+        if len(boundary) > _MAX_BOUNDARY_BYTES:
+            raise _broken(f"its boundary has {len(boundary)} bytes, and {_MAX_BOUNDARY_BYTES} are the most")
+        self.file: list[bytes] = []
+        self.fields: list[tuple[str, str]] = []
+        self._max_file_bytes = max_file_bytes
+        self._delimiter = b"\r\n--" + boundary
+        self._delimiters = self._parts = 0
+        self._has_file = False
+        self._bytes = self._file_bytes = 0
+        self._name: bytes | None = None
+        self._value = bytearray()
+        self._header_name = self._header_value = b""
+        self._is_complete = False
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin_part,
+                "on_header_field": self._take_header_name,
+                "on_header_value": self._take_header_value,
+                "on_header_end": self._end_header,
+                "on_headers_finished": self._end_headers,
+                "on_part_data": self._take_data,
+                "on_part_end": self._end_part,
+                "on_end": self._end,
+            },
+            max_header_count=_MAX_HEADERS,
+            max_header_size=_MAX_HEADER_BYTES,
+        )
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next piece of the body."""
+        # What begins like a delimiter and is none (RFC 2046 forbids it) takes the parser some steps each; a file full
+        # of them would take it seconds.
+        self._delimiters += chunk.count(self._delimiter)
+        if self._delimiters > _MAX_PARTS:
+            raise _too_many_parts()
+        self._bytes += len(chunk)
+        try:
+            self._parser.write(chunk)
+        except FormParserError as error:
+            raise _broken(error) from error
+        if self._bytes - self._file_bytes > FRAMING_BYTES:
+            raise ImageTooLargeError(
+                f"The form has more than {FRAMING_BYTES:,} bytes beside its field {FILE_FIELD!r}, which is the most "
+                "that is accepted: send nothing else in it."
+            )
+
+    def finish(self) -> None:
+        """Check that the form was whole, and had exactly one image."""
+        if not self._is_complete:
+            raise _broken("it ends before its closing boundary")
+        if not self._file_bytes:
+            what = "is empty" if self._has_file else "is missing"
+            raise HTTPException(422, f"The form's field {FILE_FIELD!r} {what}. {HOW_TO_SEND}")
+
+    @property
+    def _is_file(self) -> bool:
+        return self._name == FILE_FIELD.encode()
+
+    def _begin_part(self) -> None:
+        self._parts += 1
+        if self._parts > _MAX_PARTS:
+            raise _too_many_parts()
+        self._name = None
+        self._value.clear()
+
+    def _take_header_name(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _take_header_value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header_name.lower() == b"content-disposition":
+            _, options = parse_options_header(self._header_value)
+            self._name = options.get(b"name")
+        self._header_name = self._header_value = b""
+
+    def _end_headers(self) -> None:
+        if self._name is None:
+            raise _broken("a part of it has no name (Content-Disposition: form-data; name=…)")
+        if self._is_file:
+            if self._has_file:
+                raise HTTPException(422, f"The form has more than one field {FILE_FIELD!r}; send one image a request.")
+            self._has_file = True
+
+    def _take_data(self, data: bytes, start: int, end: int) -> None:
+        if not self._is_file:
+            self._value += data[start:end]
+            return
+        self.file.append(data[start:end])
+        self._file_bytes += end - start
+        if self._file_bytes > self._max_file_bytes:
+            raise file_too_large(self._max_file_bytes)
+
+    def _end_part(self) -> None:
+        if self._name is not None and not self._is_file:
+            # What is not UTF-8 is no option, and is refused as such.
+            self.fields.append((self._name.decode(errors="replace"), self._value.decode(errors="replace")))
+
+    def _end(self) -> None:
+        self._is_complete = True
+
+
+def file_too_large(max_bytes: int) -> ImageTooLargeError:
+    """The refusal of an image of more than ``max_bytes``."""
+    return ImageTooLargeError(
+        f"The upload has more than {max_bytes:,} bytes, which is the most that is accepted: send a smaller image, "
+        "or the same one as JPEG or PNG."
+    )
+
+
+def _too_many_parts() -> HTTPException:
+    return _broken(f"it has more than {_MAX_PARTS} parts, or bytes between them that only boundaries may have")
+
+
+def _broken(reason: object) -> HTTPException:
+    return HTTPException(422, f"The multipart form cannot be read: {str(reason).rstrip('.')}. {HOW_TO_SEND}")

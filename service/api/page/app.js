@@ -1,0 +1,237 @@
+// The page's behaviour: takes an image in, asks the service about it, and keeps what is shown in step.
+
+import { Problem, curlLine, fetchReadiness, fetchTasks, predict } from "./api.js";
+import { paintLegend, paintMap, readMap, scaleOf } from "./heatmap.js";
+import {
+  busyView, element, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView, unknownView,
+} from "./view.js";
+
+const READINESS_POLL_SECONDS = 2;
+const MOST_RETRIES = 4; // of one image, while the service is busy; then a button is offered
+
+const byId = (id) => document.getElementById(id);
+const [stage, findings, preview, overlay, product, rate, opacity] =
+  ["stage", "findings", "preview", "overlay", "product", "rate", "opacity"].map(byId);
+
+let state = "empty"; // then busy, good, defect, unknown or problem
+let current = null; // the image under examination: a File, or null before the first one
+let canPreview = false; // whether the browser can show it
+let reconnection; // timer, while the service does not answer or is not ready
+let request = new AbortController(); // gives up the request in flight when another image comes
+
+// `keep` leaves an earlier result of the same image in sight until the new one is there.
+async function examine({ keep = false } = {}) {
+  request.abort();
+  request = new AbortController();
+  const { signal } = request;
+  const file = current;
+  const choice = chosen();
+  if (keep && hasAnswer()) findings.setAttribute("aria-busy", "true");
+  else show("busy", busyView(file.name));
+  announce("Examining the image.");
+  try {
+    const started = performance.now();
+    const answer = await predictPatiently(file, choice, signal);
+    showResult(answer, file, performance.now() - started);
+  } catch (error) {
+    if (!signal.aborted) showProblem(error);
+  }
+}
+
+async function predictPatiently(file, choice, signal) {
+  for (let attempt = 1; ; attempt += 1) {
+    try {
+      return await predict(file, choice, signal);
+    } catch (error) {
+      if (!(error instanceof Problem) || !error.isPassing || attempt > MOST_RETRIES) throw error;
+      const note = `The page tries again in ${error.retryAfter} s (${attempt} of ${MOST_RETRIES}).`;
+      show("busy", problemView(error, () => examine(), note));
+      await pause(error.retryAfter, signal);
+      show("busy", busyView(file.name));
+    }
+  }
+}
+
+function pause(seconds, signal) {
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(resolve, seconds * 1000);
+    signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
+  });
+}
+
+function showResult(answer, file, milliseconds) {
+  setProportions(answer.image);
+  announce(resultSentence(answer));
+  byId("regions").replaceChildren(...regionBoxes(answer));
+  if (answer.verdict === "unknown_product") {
+    show("unknown", unknownView(answer, file.name, milliseconds));
+    return;
+  }
+  const map = readMap(answer.anomaly_map);
+  const scale = scaleOf(answer, map);
+  paintMap(overlay, map, scale, answer.image);
+  overlay.setAttribute("aria-label", answer.is_anomalous ? "Anomaly map; the defect is coloured" : "Anomaly map");
+  show(answer.is_anomalous ? "defect" : "good", resultView(answer, scale, file.name, milliseconds));
+}
+
+function showProblem(error) {
+  const problem = error instanceof Problem ? error : new Problem("The page could not show the answer", String(error));
+  show("problem", problemView(problem, problem.isElsewhere ? () => examine() : undefined));
+  announce(""); // the alert speaks for itself
+  if (problem.isUnreachable) connect();
+}
+
+function show(newState, content) {
+  state = newState;
+  findings.hidden = false;
+  findings.setAttribute("aria-busy", String(state === "busy"));
+  findings.replaceChildren(...content);
+  arrange();
+}
+
+function hasAnswer() {
+  return state === "good" || state === "defect" || state === "unknown";
+}
+
+// What is asked beside the image.
+function chosen() {
+  return { task: product.value, rate: rate.value };
+}
+
+// What the stage shows follows from the state, and from whether there is a preview.
+function arrange() {
+  const hasResult = state === "good" || state === "defect";
+  const isInviting = state === "empty" || (state === "problem" && !canPreview);
+  stage.dataset.state = isInviting ? "empty" : state;
+  byId("invitation").hidden = !isInviting;
+  byId("actions").hidden = isInviting;
+  byId("image").hidden = isInviting;
+  byId("progress").hidden = state !== "busy";
+  byId("map-tools").hidden = !hasResult;
+  overlay.hidden = !hasResult;
+  byId("regions").hidden = !hasResult || !byId("show-regions").checked;
+  preview.hidden = !canPreview;
+  byId("no-preview").hidden = canPreview || !hasAnswer();
+}
+
+function announce(sentence) {
+  byId("announcement").textContent = sentence;
+}
+
+function take(file) {
+  if (!file) return;
+  current = file;
+  canPreview = true; // until the browser says otherwise
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(file);
+  preview.alt = `The image ${file.name}`;
+  showCurlLine();
+  examine();
+}
+
+function setProportions({ width, height }) {
+  byId("image").style.setProperty("--proportions", width / height);
+}
+
+function takeFrom(transfer) {
+  const file = [...transfer.files].find(({ type }) => type.startsWith("image/")) ?? transfer.files[0];
+  if (file) return take(file);
+  const advice = "Save the image first, or copy the image itself rather than its address.";
+  showProblem(new Problem("That was no file", advice));
+  return undefined;
+}
+
+function showCurlLine() {
+  byId("curl").textContent = curlLine(current?.name ?? "image.jpg", chosen());
+}
+
+async function copyCurlLine() {
+  const button = byId("copy");
+  const line = byId("curl");
+  try {
+    await navigator.clipboard.writeText(line.textContent);
+  } catch { // not allowed, or not there because the page came over plain HTTP: the older way still works
+    getSelection().selectAllChildren(line);
+    document.execCommand("copy");
+  }
+  button.textContent = "Copied";
+  announce("The command was copied.");
+  setTimeout(() => { button.textContent = "Copy"; }, 2000);
+}
+
+function showService(state, text) {
+  const service = byId("service");
+  service.dataset.state = state;
+  if (service.textContent !== text) service.textContent = text;
+}
+
+async function connect() {
+  clearTimeout(reconnection);
+  try {
+    await fetchReadiness();
+    const learned = await fetchTasks();
+    showService("ready", learned.tasks.length ? "Ready" : "No products learned");
+    byId("products").replaceChildren(...productsView(learned));
+    const { task, rate: wanted } = chosen();
+    const choices = learned.tasks.map(({ name }) => element("option", { value: name, selected: name === task }, name));
+    product.replaceChildren(product.options[0], ...choices);
+    if (learned.tasks.length) rate.replaceChildren(...rateOptions(learned.tasks[0].false_alarm_rate, wanted));
+  } catch (error) {
+    const isStarting = error instanceof Problem && error.status === 503;
+    showService(isStarting ? "starting" : "lost", isStarting ? "Getting ready…" : "No connection");
+    byId("products").replaceChildren(element("p", { class: "quiet" }, error.detail ?? String(error)));
+    reconnection = setTimeout(connect, READINESS_POLL_SECONDS * 1000);
+  }
+}
+
+function setOpacity() {
+  overlay.style.opacity = opacity.value / 100;
+  byId("opacity-value").textContent = `${opacity.value} %`;
+}
+
+function listenForImages() {
+  for (const button of document.querySelectorAll("[data-opens]")) {
+    button.addEventListener("click", () => byId(button.dataset.opens).click());
+  }
+  for (const input of [byId("file"), byId("camera")]) {
+    input.addEventListener("change", () => {
+      take(input.files[0]);
+      input.value = ""; // so that the same file may be chosen again
+    });
+  }
+  document.addEventListener("paste", (event) => takeFrom(event.clipboardData));
+  document.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    stage.classList.add("dragging");
+  });
+  document.addEventListener("dragleave", (event) => {
+    if (!event.relatedTarget) stage.classList.remove("dragging");
+  });
+  document.addEventListener("drop", (event) => {
+    event.preventDefault();
+    stage.classList.remove("dragging");
+    takeFrom(event.dataTransfer);
+  });
+}
+
+preview.addEventListener("load", () => setProportions({ width: preview.naturalWidth, height: preview.naturalHeight }));
+preview.addEventListener("error", () => {
+  canPreview = false;
+  arrange();
+});
+product.addEventListener("change", () => {
+  showCurlLine();
+  if (current) examine();
+});
+rate.addEventListener("change", () => {
+  showCurlLine();
+  if (current) examine({ keep: true });
+});
+opacity.addEventListener("input", setOpacity);
+byId("show-regions").addEventListener("change", arrange);
+byId("copy").addEventListener("click", copyCurlLine);
+listenForImages();
+paintLegend(byId("legend"));
+setOpacity();
+showCurlLine();
+connect();

@@ -1,0 +1,159 @@
+"""The routes of the API. Each is thin: the engine does the work, ``openapi`` holds the words."""
+
+import asyncio
+from collections.abc import Awaitable
+from contextlib import aclosing
+from typing import Annotated, TypeVar
+from urllib.parse import quote
+
+from fastapi import APIRouter, HTTPException, Query
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from moleflow.model.names import find_named
+from moleflow.model.verdict.results import Finding, Prediction, TaskInfo
+from moleflow.service.api import openapi
+from moleflow.service.api.accept import choose_media_type
+from moleflow.service.api.intake import body_of
+from moleflow.service.api.options import PredictOptions, combine_options
+from moleflow.service.api.upload import Upload, read_upload
+from moleflow.service.connections.sending import PiecesResponse, held_until_sent
+from moleflow.service.engine.budget import Account
+from moleflow.service.engine.engine import Engine
+from moleflow.service.metrics import Metrics
+from moleflow.service.responses.render import MEDIA_TYPES, ResponseFormat
+from moleflow.service.responses.schemas import (
+    Checkpoint,
+    LiveResponse,
+    PredictionResponse,
+    ReadyResponse,
+    TasksResponse,
+)
+from moleflow.service.settings import Settings
+
+__all__ = ["router"]
+
+router = APIRouter()
+
+Result = TypeVar("Result")
+
+
+@router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
+async def predict(request: Request, _: Annotated[PredictOptions, Query()]) -> Response:
+    engine, settings = _engine(request), _settings(request)
+    query = request.query_params.multi_items()  # FastAPI would take the last of two
+    media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
+    if media_type is None:
+        raise HTTPException(406, f"The answer can be {', '.join(MEDIA_TYPES)}; ask for one of them in Accept.")
+    engine.check_task(combine_options(query).task)
+    engine.check_room()
+    held = held_until_sent(request)
+    with engine.uploads.account() as account:
+        upload = await _read(request, settings, account)
+        options = combine_options(query, upload.fields)
+        held.enter_context(engine.admit())
+        work = engine.predict(
+            upload.data,
+            task=options.task,
+            false_alarm_rate=options.false_alarm_rate,
+            form=ResponseFormat(media_type, options.map, options.map_size),
+            account=held.enter_context(engine.answers.account()),
+        )
+        answer = await _unless_client_leaves(request, work)
+    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.finding)
+    return PiecesResponse(answer.pieces, media_type, headers)
+
+
+@router.get("/tasks", response_model=TasksResponse, **openapi.TASKS)
+async def tasks(request: Request) -> Response:
+    predictor = _engine(request).predictor
+    return _json(TasksResponse(checkpoint=Checkpoint.of(predictor.checkpoint), tasks=list(predictor.tasks)))
+
+
+@router.get("/tasks/{name}", response_model=TaskInfo, **openapi.TASK)
+async def task(request: Request, name: str) -> Response:
+    return _json(find_named(name, _engine(request).predictor.tasks))
+
+
+@router.get("/health/live", **openapi.LIVE)
+async def live(request: Request) -> LiveResponse:
+    _engine(request).check_live()
+    return LiveResponse()
+
+
+@router.get("/health/ready", response_model=ReadyResponse, **openapi.READY)
+async def ready(request: Request) -> Response:
+    engine = _engine(request)
+    predictor = engine.check_ready()
+    return _json(
+        ReadyResponse(
+            checkpoint=Checkpoint.of(predictor.checkpoint),
+            tasks=len(predictor.tasks),
+            device=str(predictor.device),
+            precision=predictor.precision,
+            damaged_products=list(engine.health.damaged),
+        )
+    )
+
+
+@router.get("/metrics", **openapi.METRICS)
+async def metrics(request: Request) -> Response:
+    instruments: Metrics = request.app.state.metrics
+    text = await asyncio.to_thread(instruments.render)  # 15 ms, in which the event loop goes on
+    return Response(text, headers={"Content-Type": instruments.content_type})
+
+
+def _engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def _settings(request: Request) -> Settings:
+    return request.app.state.settings
+
+
+def _json(model: BaseModel) -> Response:
+    return Response(model.model_dump_json(), media_type="application/json")
+
+
+async def _read(request: Request, settings: Settings, account: Account) -> Upload:
+    """The image in the request's body."""
+    metrics: Metrics = request.app.state.metrics
+    with metrics.uploads_in_progress.track_inprogress():
+        async with aclosing(body_of(request, account, settings.upload_timeout_seconds)) as chunks:
+            return await read_upload(request.headers, chunks, settings.max_upload_bytes)
+
+
+async def _unless_client_leaves(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of ``work``, which is cancelled when the client closes its connection first."""
+    working = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        for future in (working, leaving):
+            future.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _wait_for_disconnect(request: Request) -> None:
+    """Return when the client is gone. The body must have been read to its end."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _verdict_headers(finding: Finding) -> dict[str, str]:
+    """The verdict beside an answer that is not JSON. The product's name is percent-encoded UTF-8."""
+    headers = {"MoLEFlow-Verdict": finding.verdict.value}
+    if isinstance(finding, Prediction):
+        headers |= {
+            "MoLEFlow-Task": quote(finding.task.name),
+            "MoLEFlow-Score": repr(float(finding.score)),
+            "MoLEFlow-P-Value": repr(float(finding.p_value)),
+            "MoLEFlow-Threshold": repr(float(finding.threshold)),
+            "MoLEFlow-Anomalous": "true" if finding.is_anomalous else "false",
+        }
+    return headers

@@ -1,0 +1,3 @@
+"""Decoding uploads in processes that can be ended."""
+
+__all__ = ["check", "pool"]

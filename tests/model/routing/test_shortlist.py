@@ -1,0 +1,81 @@
+"""The shortlist: a few products of many, the verdict on all of them, and one wait for the device."""
+
+import math
+
+import pytest
+import torch
+
+from moleflow.model.routing.novelty import FAR_MULTIPLE
+from moleflow.model.routing.shortlist import Route, shortlist
+from moleflow.model.verdict.results import MAX_CANDIDATES
+
+PRODUCTS = 40
+
+
+def found(distances: torch.Tensor, ratios: torch.Tensor, **options: object) -> list:
+    given = {
+        "typical": torch.full((distances.shape[1],), 1.0),
+        "named": [None] * len(distances),
+    } | options
+    return shortlist(distances, ratios, **given)  # type: ignore[arg-type]
+
+
+def test_the_nearest_few_are_given_in_order_with_their_numbers() -> None:
+    distances, ratios = torch.rand(3, PRODUCTS), torch.rand(3, PRODUCTS)
+    for row, each in enumerate(found(distances, ratios)):
+        order = sorted(range(PRODUCTS), key=lambda task, row=row: distances[row, task].item())[:MAX_CANDIDATES]
+        expected = [Route(task, distances[row, task].item(), ratios[row, task].item()) for task in order]
+        assert list(each.nearest) == expected
+        assert each.named is None
+        assert each.task == expected[0]
+
+
+def test_of_products_at_the_same_distance_the_one_learned_first_comes_first() -> None:
+    (each,) = found(torch.ones(1, PRODUCTS), torch.zeros(1, PRODUCTS))
+    assert [route.index for route in each.nearest] == list(range(MAX_CANDIDATES))
+
+
+def test_fewer_products_than_candidates_are_all_given() -> None:
+    (each,) = found(torch.tensor([[3.0, 1.0]]), torch.zeros(1, 2))
+    assert [route.index for route in each.nearest] == [1, 0]
+
+
+def test_a_named_product_is_given_though_it_is_far_and_whatever_its_index() -> None:
+    distances = torch.arange(float(PRODUCTS)).expand(3, -1)
+    each = found(distances, distances / 100, named=[None, 33, 0])
+    assert [one.named and one.named.index for one in each] == [None, 33, 0]
+    assert each[1].task == Route(33, 33.0, pytest.approx(0.33))
+    assert [route.index for route in each[1].nearest] == [0, 1, 2, 3, 4]
+    assert each[2].named is not None
+
+
+def test_the_least_ratio_is_that_of_all_products_the_far_ones_too() -> None:
+    distances = torch.arange(1.0, PRODUCTS + 1).repeat(2, 1)
+    ratios = torch.full((2, PRODUCTS), 0.9)
+    ratios[1, -1] = 0.1  # the farthest product takes it: its good images lie that far from it
+    typical = torch.full((PRODUCTS,), 1e-3)
+    typical[-1] = PRODUCTS / FAR_MULTIPLE
+    assert [each.least_ratio for each in found(distances, ratios, typical=typical)] == pytest.approx([0.9, 0.1])
+
+
+def test_the_ratio_of_what_is_far_counts_as_one() -> None:
+    distances = torch.tensor([[FAR_MULTIPLE * 2 - 0.1], [FAR_MULTIPLE * 2 + 0.1]])
+    each = found(distances, torch.zeros(2, 1), typical=torch.tensor([2.0]))
+    assert [one.least_ratio for one in each] == [0.0, 1.0]
+
+
+def test_numbers_that_are_not_finite_stay_what_they_are() -> None:
+    (each,) = found(torch.tensor([[math.inf, 1.0]]), torch.tensor([[0.0, math.inf]]))
+    assert [(route.index, route.distance, route.ratio) for route in each.nearest] == [
+        (1, 1.0, math.inf),
+        (0, math.inf, 0),
+    ]
+
+
+def test_there_is_one_read_however_many_images_and_products_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = []
+    plain = torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or plain(tensor))
+    monkeypatch.setattr(torch.Tensor, "item", lambda tensor: pytest.fail("a second read"))
+    found(torch.rand(8, PRODUCTS), torch.rand(8, PRODUCTS), named=[None, 3] * 4)
+    assert reads == [(8, 3 * (MAX_CANDIDATES + 1) + 1)]

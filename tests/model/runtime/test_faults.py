@@ -1,0 +1,67 @@
+"""What a failure of the model means for the next image."""
+
+import numpy as np
+import pytest
+import torch
+
+from moleflow.model.errors import describe
+from moleflow.model.runtime.faults import is_device_lost, is_out_of_memory
+
+
+class UnprintableError(RuntimeError):
+    def __str__(self) -> str:
+        raise ValueError("no")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+    ],
+)
+def test_a_lack_of_memory_is_told(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    assert not is_device_lost(error)
+
+
+def test_the_real_lack_of_memory_is_told() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**50)
+    assert is_out_of_memory(caught.value)
+    with pytest.raises(MemoryError) as missing:
+        np.ones(2**50)
+    assert is_out_of_memory(missing.value)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "CUDA error: device-side assert triggered",
+        "CUDA error: an illegal memory access was encountered",
+        "CUDA error: unspecified launch failure",
+        "CUDA error: uncorrectable ECC error encountered",
+        "CUDA error: the launch timed out and was terminated",
+        "CUDA error: misaligned address",
+    ],
+)
+def test_a_device_that_only_a_new_process_can_use_is_told(said: str) -> None:
+    error = torch.AcceleratorError(said)
+    assert is_device_lost(error)
+    assert not is_out_of_memory(error)
+
+
+@pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("shapes differ"), UnprintableError()])
+def test_any_other_error_is_neither(error: BaseException) -> None:
+    assert not is_out_of_memory(error)
+    assert not is_device_lost(error)
+
+
+def test_an_error_is_described_in_one_short_line_whatever_it_is() -> None:
+    assert describe(ValueError("two\nlines")) == "ValueError: two lines"
+    assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert describe(UnprintableError()) == "UnprintableError"
+    assert len(describe(ValueError("x" * 10_000))) < 400

@@ -1,0 +1,127 @@
+"""Thread counts and the waiting policy: what the user set wins, and all is decided before PyTorch is loaded."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from forked import ROOT
+
+from moleflow.model.errors import ConfigurationError
+from moleflow.model.runtime import threads
+from moleflow.model.runtime.threads import (
+    THREAD_POLICY,
+    available_processors,
+    configure_threads,
+    helper_threads,
+    prepare_threads,
+)
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """No variable that has a say is set, and what a test sets is gone after it."""
+    for name in (*THREAD_POLICY, "MOLEFLOW_THREADS", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "")
+    return monkeypatch
+
+
+def test_idle_threads_sleep_unless_told_otherwise(bare: pytest.MonkeyPatch) -> None:
+    prepare_threads()
+    assert {name: os.environ[name] for name in THREAD_POLICY} == THREAD_POLICY
+
+
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_a_waiting_policy_from_outside_is_left_alone_as_a_whole(bare: pytest.MonkeyPatch, name: str) -> None:
+    bare.setenv(name, "mine")
+    prepare_threads()
+    assert os.environ[name] == "mine"
+    assert not any(os.environ[other] for other in THREAD_POLICY if other not in (name, "OPENBLAS_NUM_THREADS"))
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+
+
+def test_threads_of_openblas_from_outside_are_left_alone(bare: pytest.MonkeyPatch) -> None:
+    bare.setenv("OPENBLAS_NUM_THREADS", "3")
+    prepare_threads()
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+
+def test_threads_are_set_by_argument_then_by_environment_then_to_all_processors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MOLEFLOW_THREADS", "2")
+    assert configure_threads(1) == 1
+    assert configure_threads() == 2
+    monkeypatch.setenv("MOLEFLOW_THREADS", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    assert configure_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    assert configure_threads() == available_processors()
+
+
+@pytest.mark.parametrize("value", ["many", "-1", "1.5"])
+def test_threads_that_are_no_number_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("MOLEFLOW_THREADS", value)
+    with pytest.raises(ConfigurationError, match=value):
+        configure_threads()
+
+
+def test_no_threads_at_all_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="at least 1; got 0"):
+        configure_threads(0)
+
+
+@pytest.mark.parametrize(
+    ("quota", "most"), [("150000 100000", 2), ("10000 100000", 1), ("max 100000", 10**6), ("100000000 100000", 1000)]
+)
+def test_a_container_with_a_quota_gets_no_more_threads_than_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, most: int
+) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr(threads, "_CPU_QUOTA", tmp_path / "cpu.max")
+    bound = len(os.sched_getaffinity(0))
+    assert available_processors() == min(bound, most)
+    assert 1 <= helper_threads() <= available_processors()
+
+
+COMMAND = """
+import os, sys
+class Watch:
+    def find_spec(self, name, path=None, target=None):
+        if name in ("torch", "numpy") and not seen.get(name):
+            seen[name] = os.environ.get("OMP_WAIT_POLICY"), os.environ.get("OPENBLAS_NUM_THREADS")
+seen = {}
+sys.meta_path.insert(0, Watch())
+sys.argv = ["moleflow", "inspect", "missing.safetensors"]
+from moleflow.__main__ import main
+try:
+    main()
+except SystemExit:
+    print(sorted(seen.items()))
+"""
+
+
+def test_the_command_sets_the_policy_before_it_loads_pytorch_and_numpy() -> None:
+    variables = {name: value for name, value in os.environ.items() if name not in THREAD_POLICY}
+    done = subprocess.run([sys.executable, "-c", COMMAND], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.stdout.strip() == "[('numpy', ('PASSIVE', '1')), ('torch', ('PASSIVE', '1'))]", done.stderr
+
+
+SCRIPT = """
+import os, sys
+print(sys.argv[1:], os.environ.get("OMP_WAIT_POLICY"))
+from moleflow.model.runtime.threads import restart_prepared
+restart_prepared()
+"""
+
+
+def test_a_script_starts_anew_once_with_its_arguments(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    variables = {name: value for name, value in os.environ.items() if name not in THREAD_POLICY}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py", "--data", "a b"],
+        env=variables | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines() == ["['--data', 'a b'] None", "['--data', 'a b'] PASSIVE"], done.stderr

@@ -1,0 +1,70 @@
+"""Likelihood, image score and pixel map against independent references."""
+
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal
+
+from moleflow.model.flow.likelihood import negative_log_likelihood
+from moleflow.model.verdict.scoring import image_score, pixel_map
+
+
+def test_the_likelihood_is_that_of_a_standard_normal_and_the_flows_change_of_volume() -> None:
+    z, log_det = torch.randn(2, 3, 4, 16, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
+    expected = -(Normal(0.0, 1.0).log_prob(z).sum(-1) + log_det)
+    assert torch.allclose(negative_log_likelihood(z, log_det), expected, atol=1e-12)
+
+
+def test_the_image_score_is_the_mean_of_the_three_highest_patches() -> None:
+    nll = torch.tensor([[[1.0, 9.0], [4.0, 5.0]], [[-1.0, -9.0], [-4.0, -5.0]]])
+    assert image_score(nll).tolist() == pytest.approx([6.0, -10 / 3])
+
+
+def test_more_patches_than_there_are_means_all_of_them() -> None:
+    assert image_score(torch.tensor([[[1.0, 2.0]]]), top_k=5).tolist() == [1.5]
+
+
+@pytest.mark.parametrize("value", [-1e6, 1e9])
+def test_scores_are_never_clamped(value: float) -> None:
+    assert image_score(torch.full((1, 4, 4), value)).item() == value
+    assert pixel_map(np.full((4, 4), value), 32, 32, 32) == pytest.approx(np.full((32, 32), value), rel=1e-5)
+
+
+def reference(grid: np.ndarray, model_size: int, height: int, width: int) -> np.ndarray:
+    """Bilinear to the model's size, SciPy's Gaussian of σ = 4 at 224, bilinear to the image's size."""
+
+    def bilinear(values: np.ndarray, rows: int, columns: int) -> np.ndarray:
+        x = torch.from_numpy(values)[None, None]
+        return F.interpolate(x, size=(rows, columns), mode="bilinear", align_corners=False)[0, 0].numpy()
+
+    large = bilinear(grid.astype(np.float64), model_size, model_size)
+    smooth = scipy.ndimage.gaussian_filter(large, 4 * model_size / 224, mode="nearest", truncate=4.0)
+    return bilinear(smooth, height, width)
+
+
+@pytest.mark.parametrize(
+    ("grid", "model_size", "height", "width"),
+    [((28, 28), 224, 224, 224), ((28, 28), 224, 300, 451), ((8, 8), 64, 37, 20), ((14, 14), 224, 224, 90)],
+)
+def test_the_pixel_map_equals_interpolation_then_gaussian_then_interpolation(
+    grid: tuple[int, int], model_size: int, height: int, width: int
+) -> None:
+    values = np.random.default_rng(0).normal(300, 200, grid).astype(np.float32)
+    found = pixel_map(values, model_size, height, width)
+    assert found.shape == (height, width)
+    assert found.dtype == np.float32
+    assert np.abs(found - reference(values, model_size, height, width)).max() < 1e-3  # of values in the hundreds
+
+
+def test_a_map_that_is_constant_stays_constant_up_to_its_edges() -> None:
+    assert pixel_map(np.full((4, 4), 7.0), 32, 50, 40) == pytest.approx(np.full((50, 40), 7.0), rel=1e-6)
+
+
+def test_the_hottest_patch_stays_the_hottest_place() -> None:
+    grid = np.zeros((8, 8), np.float32)
+    grid[2, 5] = 100
+    row, column = np.unravel_index(pixel_map(grid, 64, 128, 128).argmax(), (128, 128))
+    assert row // 16 == 2
+    assert column // 16 == 5

@@ -1,0 +1,417 @@
+"""The service says that it is well when it is, and says why when it is not."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from dummy import DummyDetector
+from rgb_images import encoded, rgb_image
+from running import Running, eventually, run_server
+
+import moleflow.service.api.app
+from moleflow.model.errors import ExpertError
+from moleflow.model.verdict.results import Failure
+from moleflow.service.decoding.pool import Decoders
+from moleflow.service.engine.predictor import Predictor
+from moleflow.service.errors import NotLiveError
+from moleflow.service.server import serve
+from moleflow.service.settings import Settings
+
+HERE = Path(__file__).parents[1]
+
+WHITE = encoded(np.full((60, 90, 3), 255, np.uint8))
+
+COLOURS = {"red": (90, 0, 0), "green": (0, 90, 0), "blue": (0, 0, 90)}
+
+SERVE = """
+import sys, time
+from concurrent.futures import ThreadPoolExecutor
+import moleflow.service.api.app
+from dummy import DummyDetector
+from moleflow.service.server import serve
+from moleflow.service.settings import Settings
+
+class Hanging(DummyDetector):
+    def predict(self, images, tasks=None):
+        print("working", flush=True)
+        hang()
+
+def hang():
+    # In a pool, as the model's own: the interpreter waits for its threads when it ends.
+    ThreadPoolExecutor(1).submit(time.sleep, 3600).result()
+
+def load(settings):
+    if sys.argv[1] == "load":
+        print("loading", flush=True)
+        hang()
+    return Hanging()
+
+moleflow.service.api.app.load_predictor = load
+settings = Settings(checkpoint="dummy", port=0, log_level="critical", shutdown_timeout_seconds=1)
+serve(settings, on_ready=lambda url, _: print(url, flush=True))
+"""
+
+STOP_SECONDS = 30
+"""Within which a service ends that has 1 s for its accepted requests; generous, for busy machines. The model hangs for
+an hour."""
+
+
+class Moody(DummyDetector):
+    """Raises ``mood``, unless it is ``None``."""
+
+    mood: BaseException | None = None
+
+    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+        if self.mood is not None:
+            self.batches.append(len(images))
+            raise self.mood
+        return super().predict(images, tasks)
+
+
+class Damaged(DummyDetector):
+    """The expert of the green product is damaged, or those of the products ``damaged``."""
+
+    damaged: tuple[str, ...] = ("green",)
+
+    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+        return [
+            Failure(ExpertError(each.task.name, "/secret is cut.")) if each.task.name in self.damaged else each
+            for each in super().predict(images, tasks)
+        ]
+
+
+def of(name: str) -> bytes:
+    return encoded(np.full((40, 50, 3), COLOURS[name], np.uint8))
+
+
+def ready(running: Running) -> httpx.Response:
+    return running.client.get("/health/ready")
+
+
+def live(running: Running) -> httpx.Response:
+    return running.client.get("/health/live")
+
+
+def test_a_model_that_fails_on_everything_makes_the_service_unready_and_says_why() -> None:
+    model = Moody()
+    with run_server(model) as running:
+        model.mood = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
+        failed = running.predict(encoded(rgb_image()))
+        assert failed.status_code == 503
+        assert int(failed.headers["retry-after"]) >= 1
+        answer = ready(running)
+        assert answer.status_code == 503
+        assert "CUBLAS_STATUS_EXECUTION_FAILED" in answer.json()["detail"]
+        assert live(running).status_code == 200
+        assert running.metric("moleflow_ready") == 0
+        assert running.metric("moleflow_live") == 1
+        calls = len(model.batches)
+        refused = running.predict(encoded(rgb_image()))
+        assert refused.status_code == 503
+        assert len(model.batches) <= calls + 1  # a self-test at most: the image itself was not tried
+
+
+def test_a_service_whose_model_recovers_is_ready_again_without_traffic() -> None:
+    model = Moody()
+    with run_server(model) as running:
+        model.mood = MemoryError()
+        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert ready(running).status_code == 503
+        model.mood = None
+        assert eventually(lambda: ready(running).status_code == 200)
+        assert running.predict(encoded(rgb_image())).status_code == 200
+
+
+@pytest.mark.parametrize("mood", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
+def test_an_order_to_exit_from_the_model_is_a_failure_like_any_other(mood: BaseException) -> None:
+    model = Moody()
+    with run_server(model) as running:
+        model.mood = mood
+        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert ready(running).status_code == 503
+        model.mood = None
+        assert eventually(lambda: ready(running).status_code == 200)
+
+
+def test_an_image_that_the_model_fails_on_costs_neither_readiness_nor_the_rest_of_its_batch() -> None:
+    with run_server() as running, ThreadPoolExecutor(6) as pool:
+        holder = running.hold()
+        fine = [pool.submit(running.predict, encoded(rgb_image()), map="none") for _ in range(5)]
+        bad = pool.submit(running.predict, WHITE)
+        assert eventually(lambda: running.metric("moleflow_queue_length") == 6)
+        running.detector.gate.set()
+        assert [answer.result().status_code for answer in fine] == [200] * 5
+        assert bad.result().status_code == 500
+        assert ready(running).status_code == 200
+        assert running.predict(WHITE).status_code == 500  # alone: the blank image of the self-test is judged
+        assert ready(running).status_code == 200
+        holder.join()
+
+
+def test_a_lost_device_needs_a_restart() -> None:
+    model = Moody()
+    with run_server(model) as running:
+        model.mood = RuntimeError("CUDA error: an illegal memory access was encountered")
+        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert len(model.batches) == 1  # neither halved nor tested: it is of no use
+        for answer in (ready(running), live(running)):
+            assert answer.status_code == 503
+            assert answer.headers["content-type"] == "application/problem+json"
+            assert "illegal memory access" in answer.json()["detail"]
+        assert "Restart" in live(running).json()["detail"]
+        assert running.metric("moleflow_live") == 0
+
+
+def test_whoever_waits_for_a_batch_that_hangs_is_answered_and_new_ones_are_refused() -> None:
+    with run_server(batch_timeout_seconds=0.5, max_batch_size=2) as running, ThreadPoolExecutor(4) as pool:
+        holder = running.hold()
+        behind = [pool.submit(running.predict, encoded(rgb_image())) for _ in range(4)]
+        for answer in behind:
+            assert answer.result().status_code == 503
+            assert int(answer.result().headers["retry-after"]) >= 1
+            assert "0.5 s" in answer.result().json()["detail"]
+        holder.join()
+        assert ready(running).status_code == 503
+        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert running.metric("moleflow_batch_age_seconds") >= 0.5
+        assert eventually(lambda: live(running).status_code == 503)  # after twice the limit
+        running.detector.gate.set()
+        assert eventually(lambda: ready(running).status_code == 200)
+        assert live(running).status_code == 200
+        assert running.predict(encoded(rgb_image())).status_code == 200
+
+
+def test_loading_that_hangs_needs_a_restart() -> None:
+    class Hanging(DummyDetector):
+        def warm_up(self, batch_size: int = 1) -> None:
+            assert self.gate.wait(120)
+
+    model = Hanging()
+    model.gate.clear()
+    with run_server(model, wait=False, batch_timeout_seconds=0.5, load_timeout_seconds=0.1) as running:
+        assert eventually(lambda: live(running).status_code == 503)
+        assert "loading" in live(running).json()["detail"]
+        model.gate.set()
+        assert eventually(lambda: ready(running).status_code == 200)
+
+
+def test_a_service_that_needs_a_restart_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lost(DummyDetector):
+        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+            raise RuntimeError("CUDA error: unspecified launch failure")
+
+    def lose(url: str, _: Predictor) -> None:
+        headers = {"content-type": "image/png"}
+        threading.Thread(
+            target=httpx.post, args=(url + "/predict",), kwargs={"content": WHITE, "headers": headers}
+        ).start()
+
+    monkeypatch.setattr("moleflow.service.api.app.load_predictor", lambda settings: Lost())
+    monkeypatch.setattr("moleflow.service.engine.engine.USELESS_SECONDS", 0.2)
+    settings = Settings(checkpoint="dummy", port=0, log_level="critical", batch_timeout_seconds=1)
+    with pytest.raises(NotLiveError, match="unspecified launch failure"):
+        serve(settings, on_ready=lose)
+
+
+def test_a_model_that_cannot_be_loaded_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken(DummyDetector):
+        def warm_up(self, batch_size: int = 1) -> None:
+            raise StopIteration
+
+    with run_server(Broken(), wait=False) as running:
+        assert eventually(lambda: live(running).status_code == 503)
+        assert "could not be loaded" in ready(running).json()["detail"]
+
+
+def test_a_full_batch_that_there_is_no_memory_for_is_warmed_up_smaller() -> None:
+    class Small(DummyDetector):
+        def warm_up(self, batch_size: int = 1) -> None:
+            if batch_size > 2:
+                raise RuntimeError("CUDA out of memory.")
+            super().warm_up(batch_size)
+
+    with run_server(Small(), max_batch_size=8) as running:
+        assert running.detector.warmed_up == [1, 2]
+
+
+def test_a_batch_that_there_is_no_memory_for_is_judged_in_parts_and_counted() -> None:
+    class Small(DummyDetector):
+        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+            if len(images) > 2:
+                raise RuntimeError("CUDA out of memory.")
+            return super().predict(images, tasks)
+
+    with run_server(Small()) as running, ThreadPoolExecutor(8) as pool:
+        holder = running.hold()
+        answers = [pool.submit(running.predict, encoded(rgb_image()), map="none") for _ in range(8)]
+        assert eventually(lambda: running.metric("moleflow_queue_length") == 8)
+        running.detector.gate.set()
+        assert [answer.result().status_code for answer in answers] == [200] * 8
+        holder.join()
+        assert running.metric("moleflow_out_of_memory_total") == 3  # eight at once, and both fours
+        assert ready(running).status_code == 200
+
+
+def test_a_damaged_product_fails_its_own_images_and_is_named_everywhere() -> None:
+    with run_server(Damaged()) as running, ThreadPoolExecutor(6) as pool:
+        names = ["red", "green", "blue"] * 2
+        answers = list(pool.map(running.predict, map(of, names)))
+        for name, answer in zip(names, answers, strict=True):
+            assert answer.status_code == (500 if name == "green" else 200)
+        problem = answers[1].json()
+        assert problem["type"].endswith("damaged-product")
+        assert "'green'" in problem["detail"]
+        assert "restored" in problem["detail"]
+        assert "/secret" not in problem["detail"]
+        answer = ready(running)
+        assert (answer.status_code, answer.json()["damaged_products"]) == (200, ["green"])
+        assert running.metric("moleflow_damaged_products") == 1
+        assert running.metric("moleflow_expert_failures_total", task="green") == 2
+
+
+def test_a_product_that_was_mended_is_damaged_no_more() -> None:
+    model = Damaged()
+    with run_server(model) as running:
+        assert running.predict(of("green")).status_code == 500
+        model.damaged = ()
+        assert running.predict(of("green")).status_code == 200
+        assert ready(running).json()["damaged_products"] == []
+
+
+def test_a_service_whose_products_are_all_damaged_is_ready_again_when_one_was_mended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("moleflow.service.engine.worker._MOST_TESTED", 1)
+    model = Damaged()
+    model.damaged = ("red", "green", "blue")
+    with run_server(model) as running:
+        assert [running.predict(of(name)).status_code for name in ("red", "green", "blue")] == [500, 500, 503]
+        assert ready(running).status_code == 503
+        model.damaged = ("red", "green")
+        assert eventually(lambda: ready(running).status_code == 200)
+        assert running.predict(of("blue")).status_code == 200
+
+
+def test_an_image_that_fails_while_products_are_damaged_costs_no_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moleflow.service.engine.worker._MOST_TESTED", 1)
+    model = Damaged()
+    model.damaged = ("red", "green")
+    with run_server(model) as running:
+        for _ in range(3):
+            assert running.predict(WHITE).status_code == 500
+            assert ready(running).status_code == 200
+
+
+def test_a_device_that_only_the_self_test_finds_lost_needs_a_restart() -> None:
+    class Late(DummyDetector):
+        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
+            self.batches.append(len(images))
+            lost = len(self.batches) > 1
+            raise RuntimeError(f"CUDA error: {'unspecified launch failure' if lost else 'unknown error'}")
+
+    with run_server(Late()) as running:
+        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert "unspecified launch failure" in live(running).json()["detail"]
+
+
+def test_an_inference_thread_that_ends_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    def end(*arguments: Any, **options: Any) -> Any:
+        raise SystemExit
+
+    with run_server() as running:
+        monkeypatch.setattr("moleflow.service.engine.worker.judge", end)
+        for _ in range(2):
+            assert running.predict(encoded(rgb_image())).status_code == 503
+        assert "thread ended" in live(running).json()["detail"]
+        assert ready(running).status_code == 503
+
+
+def test_a_service_that_cannot_decode_is_not_ready_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = True
+    sound = Decoders._start_one
+
+    def start_one(decoders: Decoders) -> Any:
+        if broken:
+            raise OSError(errno.EAGAIN, "no more processes")
+        return sound(decoders)
+
+    with run_server(batch_timeout_seconds=2) as running:
+        assert running.predict(encoded(rgb_image())).status_code == 200
+        monkeypatch.setattr(Decoders, "_start_one", start_one)
+        for worker in list(running.server.config.app.state.engine._decoders._workers):
+            worker._process.kill()
+        assert running.predict(encoded(rgb_image())).status_code in {429, 503}
+        assert eventually(lambda: ready(running).status_code == 503)
+        assert "decoded" in ready(running).json()["detail"]
+        broken = False
+        assert eventually(lambda: ready(running).status_code == 200)
+        assert running.predict(encoded(rgb_image())).status_code == 200
+
+
+def test_a_service_that_cannot_tell_that_it_is_ready_is_ready_all_the_same() -> None:
+    def tell(_: Predictor) -> None:
+        raise BrokenPipeError
+
+    from moleflow.service.server import bind, make_server
+
+    settings = Settings(checkpoint="dummy.safetensors", log_level="critical")
+    listener = bind("127.0.0.1", 0)
+    server = make_server(moleflow.service.api.app.create_app(settings, DummyDetector(), on_ready=tell), settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/health/ready"
+        assert eventually(lambda: httpx.get(url, timeout=120).status_code == 200)
+    finally:
+        server.should_exit = True
+        thread.join(120)
+        listener.close()
+    assert not thread.is_alive()
+
+
+@contextmanager
+def process(hangs: str) -> Iterator["subprocess.Popen[str]"]:
+    """A service of its own, whose model hangs when it predicts or is loaded."""
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    command = [sys.executable, "-c", SERVE, hangs]
+    with subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            yield running
+        finally:
+            running.kill()
+
+
+def test_a_process_whose_model_hangs_stops_in_time_and_tells_where() -> None:
+    with process("predict") as running, ThreadPoolExecutor(1) as pool:
+        assert running.stdout is not None
+        url = running.stdout.readline().strip()
+        headers = {"content-type": "image/png"}
+        pool.submit(httpx.post, url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=STOP_SECONDS)
+        assert running.stdout.readline() == "working\n"
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=STOP_SECONDS)
+        assert running.returncode == 1
+        assert "in hang" in errors
+
+
+def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time() -> None:
+    with process("load") as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == "loading\n"
+        running.send_signal(signal.SIGTERM)
+        _, errors = running.communicate(timeout=STOP_SECONDS)
+        assert running.returncode != 0
+        assert "in hang" in errors

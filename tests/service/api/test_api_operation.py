@@ -1,0 +1,144 @@
+"""What operators and other programs ask beside predictions."""
+
+import re
+
+import pytest
+from dummy import task_info
+from prometheus_client.parser import text_string_to_metric_families
+from rgb_images import encoded, rgb_image
+from running import Running, run_server
+
+from moleflow.model.verdict.results import TaskInfo
+from moleflow.service.api.pages import PAGE
+from moleflow.service.problems import Problem
+
+
+def test_the_learned_products_are_listed_in_order(service: Running) -> None:
+    found = service.client.get("/tasks").json()
+    assert found["checkpoint"] == {"name": "dummy.safetensors", "digest": "cd" * 32}
+    assert [task["name"] for task in found["tasks"]] == ["red", "green", "blue"]
+
+
+def test_one_product_can_be_asked_for(service: Running) -> None:
+    found = TaskInfo.model_validate_json(service.client.get("/tasks/green").content)
+    assert found == task_info("green", 1)
+
+
+def test_a_product_with_a_name_of_any_letters_can_be_asked_for() -> None:
+    from dummy import DummyDetector
+
+    name = "Würfel 5% & mehr"
+    with run_server(DummyDetector([name])) as service:
+        assert service.client.get(f"/tasks/{name.replace('%', '%25')}").json()["name"] == name
+        headers = service.predict(encoded(rgb_image()), {"accept": "image/png"}, task=name).headers
+        assert headers["moleflow-task"] == "W%C3%BCrfel%205%25%20%26%20mehr"
+
+
+def test_an_unknown_product_gets_a_404_problem_that_lists_the_known_ones(service: Running) -> None:
+    response = service.client.get("/tasks/bottle")
+    assert response.status_code == 404
+    assert response.headers["content-type"] == "application/problem+json"
+    assert "red, green, blue" in response.json()["detail"]
+
+
+def test_a_ready_service_says_what_it_serves(service: Running) -> None:
+    assert service.client.get("/health/live").json() == {"status": "live"}
+    found = service.client.get("/health/ready").json()
+    assert (found["status"], found["tasks"], found["device"], found["precision"]) == ("ready", 3, "cpu", "fp32")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("GET", "/nothing", 404, "/nothing"),
+        ("GET", "/page/nothing.js", 404, "/page/nothing.js"),
+        ("GET", "/predict", 405, "use POST"),
+        ("DELETE", "/tasks", 405, "use GET"),
+    ],
+)
+def test_a_wrong_address_or_method_gets_a_problem(
+    service: Running, method: str, path: str, status: int, said: str
+) -> None:
+    response = service.client.request(method, path)
+    problem = Problem.model_validate_json(response.content)
+    assert (response.status_code, problem.status) == (status, status)
+    assert response.headers["content-type"] == "application/problem+json"
+    assert said in problem.detail
+
+
+def test_the_metrics_can_be_parsed_and_count(service: Running) -> None:
+    before = service.metric("moleflow_predictions_total", task="green", verdict="anomalous")
+    assert service.predict(encoded(rgb_image(spot=True))).status_code == 200
+    response = service.client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain")
+    names = {family.name for family in text_string_to_metric_families(response.text)}
+    assert names >= {
+        "moleflow_requests",
+        "moleflow_request_duration_seconds",
+        "moleflow_decode_seconds",
+        "moleflow_queue_seconds",
+        "moleflow_inference_seconds",
+        "moleflow_encode_seconds",
+        "moleflow_batch_size",
+        "moleflow_queue_length",
+        "moleflow_predictions",
+        "moleflow_ready",
+    }
+    assert service.metric("moleflow_predictions_total", task="green", verdict="anomalous") == before + 1
+    assert service.metric("moleflow_ready") == 1
+
+
+def test_requests_are_counted_by_route_and_status_never_by_path(service: Running) -> None:
+    for name in ("a", "b", "c"):
+        service.client.get(f"/tasks/{name}")
+    assert service.metric("moleflow_requests_total", route="/tasks/{name}", status="404") >= 3
+    assert 'route="/tasks/a"' not in service.client.get("/metrics").text
+
+
+def test_two_services_in_one_process_count_apart() -> None:
+    with run_server() as one, run_server() as other:
+        one.predict(encoded(rgb_image()))
+        assert one.metric("moleflow_batch_size_count") == 1
+        assert other.metric("moleflow_batch_size_count") == 0
+
+
+def test_the_description_tells_both_bodies_and_all_answers(service: Running) -> None:
+    operation = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    assert operation["requestBody"]["content"].keys() == {
+        "multipart/form-data",
+        "image/*",
+        "application/octet-stream",
+    }
+    assert operation["responses"]["200"]["content"].keys() == {"application/json", "image/png", "application/x-npy"}
+    problems = {
+        status for status, told in operation["responses"].items() if "application/problem+json" in told["content"]
+    }
+    assert problems == {"403", "404", "406", "408", "413", "414", "415", "421", "422", "429", "500", "503"}
+
+
+def test_the_example_in_the_description_is_a_valid_response(service: Running) -> None:
+    from moleflow.service.responses.schemas import PredictionResponse
+
+    told = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]
+    PredictionResponse.model_validate(told["content"]["application/json"]["example"])
+
+
+def test_the_documentation_and_all_its_files_come_from_the_service(service: Running) -> None:
+    response = service.client.get("/docs")
+    assert response.status_code == 200
+    files = re.findall(r'(?:src|href)="([^"]*)"', response.text)
+    assert len(files) >= 4
+    for file in files:
+        assert service.client.get(f"/{file}").status_code == 200, file
+
+
+@pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="this checkout has no page")
+def test_the_page_and_its_files_are_served_and_asked_for_again(service: Running) -> None:
+    response = service.client.get("/")
+    assert response.headers["content-type"].startswith("text/html")
+    assert response.headers["cache-control"] == "no-cache"
+    files = [file.name for file in PAGE.iterdir() if file.is_file()]
+    for name in files:
+        served = service.client.get(f"/page/{name}")
+        assert served.content == (PAGE / name).read_bytes()
+        assert served.headers["cache-control"] == "no-cache"

@@ -1,0 +1,30 @@
+"""The service does what its description says, on requests that are made from the description, right ones and wrong."""
+
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from running import Running
+
+from moleflow.service.api.app import create_app
+from moleflow.service.settings import Settings
+
+schemathesis = pytest.importorskip("schemathesis", reason="Schemathesis is not installed: pip install schemathesis")
+
+OPERATIONS = 6
+
+
+schema = schemathesis.openapi.from_dict(create_app(Settings(checkpoint="dummy.safetensors")).openapi())
+
+
+@schema.parametrize()
+@settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_every_answer_is_one_that_the_description_allows(case: Any, service: Running) -> None:
+    # No schema tells an image from other bytes, or that the form may not contradict the query.
+    unknowable = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")] if case.method == "POST" else []
+    case.call_and_validate(base_url=service.url, excluded_checks=unknowable)
+
+
+def test_every_operation_is_described(service: Running) -> None:
+    paths = service.client.get("/openapi.json").json()["paths"]
+    assert sum(len(operations) for operations in paths.values()) == OPERATIONS

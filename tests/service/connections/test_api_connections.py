@@ -1,0 +1,257 @@
+"""Connections that bring nothing, or too little, take nothing from those that do."""
+
+import http.client
+import json
+import resource
+import socket
+import time
+from contextlib import ExitStack
+
+import httpx
+import pytest
+from rgb_images import encoded, rgb_image
+from running import PATIENCE, eventually, read_answer, request_head, run_server, serve_in_a_process
+
+from moleflow.model.errors import ConfigurationError
+from moleflow.service.connections.acceptor import connection_limit
+
+GET = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side has closed; waits for it as long as the socket's patience."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+def test_a_silent_connection_is_closed() -> None:
+    with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
+        assert is_closed(connection)
+
+
+def test_half_a_request_head_is_answered_and_closed() -> None:
+    with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
+        connection.sendall(GET[:-2])
+        status, headers, body = read_answer(connection)
+        assert (status, headers["content-type"]) == (408, "application/problem+json")
+        assert json.loads(body)["status"] == 408
+        assert is_closed(connection)
+
+
+@pytest.mark.parametrize("before", [b"", GET])
+def test_a_request_head_that_drips_is_given_up(before: bytes) -> None:
+    with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
+        connection.sendall(before)
+        if before:
+            assert read_answer(connection)[0] == 200
+        connection.sendall(b"GET / HTTP/1.1\r\nDripping: ")
+
+        def is_given_up() -> bool:
+            try:
+                connection.sendall(b"x")
+            except OSError:
+                return True
+            return False
+
+        assert eventually(is_given_up)
+
+
+def test_a_kept_connection_may_pause_longer_than_a_head_may_take() -> None:
+    with run_server(header_timeout_seconds=0.2) as running, running.connect() as connection:
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+        with running.connect() as other:  # opened later, and closed for its silence
+            assert is_closed(other)
+        connection.sendall(GET)
+        assert read_answer(connection)[0] == 200
+
+
+def test_a_request_that_takes_longer_than_a_head_may_is_answered() -> None:
+    with run_server(header_timeout_seconds=0.2) as running, running.connect() as connection:
+        data = encoded(rgb_image())
+        connection.sendall(request_head(len(data), query="?map=none") + data[:-1])
+        with running.connect() as other:
+            assert is_closed(other)
+        connection.sendall(data[-1:])
+        assert read_answer(connection)[0] == 200
+
+
+def test_a_new_connection_is_taken_in_the_place_of_one_that_brings_nothing() -> None:
+    with run_server(max_connections=16) as running, ExitStack() as stack:
+        kept = stack.enter_context(running.connect())
+        kept.sendall(GET)
+        assert read_answer(kept)[0] == 200
+        for _ in range(100):
+            stack.enter_context(running.connect())
+        assert httpx.get(running.url + "/health/live", timeout=PATIENCE).status_code == 200
+        assert running.metric("moleflow_connections") <= 16
+        assert running.metric("moleflow_connections_cut_total", reason="room") >= 80
+        kept.sendall(GET)  # it has asked before, and so outlives those that never did
+        assert read_answer(kept)[0] == 200
+
+
+def test_those_that_wait_for_an_answer_keep_their_connection() -> None:
+    with run_server(max_connections=16, max_batch_size=1) as running, ExitStack() as stack:
+        holder = running.hold()
+        data = encoded(rgb_image())
+        waiting = stack.enter_context(running.connect())
+        waiting.sendall(request_head(len(data), query="?map=none") + data)
+        assert eventually(lambda: running.metric("moleflow_queue_length") == 1)
+        for _ in range(100):
+            stack.enter_context(running.connect())
+        running.detector.gate.set()
+        assert read_answer(waiting)[0] == 200
+        holder.join()
+
+
+def test_uploads_that_drip_take_no_place() -> None:
+    with run_server(queue_size=1) as running, ExitStack() as stack:
+        for _ in range(20):
+            stack.enter_context(running.connect()).sendall(request_head(1000) + b"x")
+        assert eventually(lambda: running.metric("moleflow_uploads_in_progress") == 20)
+        assert running.metric("moleflow_requests_in_progress") == 0
+        assert running.predict(encoded(rgb_image())).status_code == 200
+
+
+def test_uploads_that_drip_make_room_for_new_connections() -> None:
+    with run_server(max_connections=16) as running, ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(running.connect()).sendall(request_head(1000) + b"x")
+        answer = httpx.post(
+            running.url + "/predict",
+            content=encoded(rgb_image()),
+            headers={"content-type": "image/png"},
+            timeout=PATIENCE,
+        )
+        assert answer.status_code == 200
+
+
+def test_an_upload_that_drips_is_given_up_long_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moleflow.service.api.intake._WINDOW_SECONDS", 0.2)
+    with run_server(upload_timeout_seconds=3600) as running, running.connect() as connection:
+        connection.sendall(request_head(1000) + b"x")
+        status, _, body = read_answer(connection)
+        assert status == 408
+        assert "brought" in json.loads(body)["detail"]
+
+
+def test_all_uploads_together_are_bounded_in_bytes() -> None:
+    data = encoded(rgb_image())
+    with run_server(upload_memory=100_000) as running, running.connect() as first:
+        first.sendall(request_head(200_000) + bytes(100_000 - len(data)))
+        assert eventually(lambda: running.predict(data).status_code == 200)
+        first.sendall(b"x")
+
+        def is_refused() -> bool:
+            answer = running.predict(data)
+            return answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
+
+        assert eventually(is_refused)
+        first.close()
+        assert eventually(lambda: running.predict(data).status_code == 200)
+
+
+def test_chunks_of_one_byte_are_refused_and_hold_nobody_up() -> None:
+    with run_server() as running, running.connect() as connection:
+        head = request_head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
+        connection.sendall(head)
+        longest = 0.0
+        try:
+            for _ in range(20):
+                connection.sendall(b"1\r\nx\r\n" * 20_000)
+                began = time.monotonic()
+                assert running.client.get("/health/live").status_code == 200
+                longest = max(longest, time.monotonic() - began)
+        except OSError:
+            pass  # refused and closed
+        assert eventually(lambda: running.metric("moleflow_requests_total", route="/predict", status="400") == 1)
+        assert longest < 1  # parsed at once, such a piece takes longer
+
+
+def test_a_body_in_ordinary_chunks_is_read() -> None:
+    data = encoded(rgb_image(700, 500))
+    with run_server() as running:
+        chunks = (data[start : start + 1000] for start in range(0, len(data), 1000))
+        answer = running.client.post("/predict", content=chunks, headers={"content-type": "image/png"})
+        assert answer.status_code == 200
+
+
+def test_pipelined_requests_are_answered_in_order() -> None:
+    with run_server() as running, running.connect() as connection:
+        connection.sendall(GET * 50 + b"GET /nothing HTTP/1.1\r\nHost: test\r\n\r\n")
+        reader = connection.makefile("rb")
+        statuses = []
+        for _ in range(51):
+            statuses.append(int(reader.readline().split()[1]))
+            headers = http.client.parse_headers(reader)
+            reader.read(int(headers["content-length"]))
+        assert statuses == [200] * 50 + [404]
+
+
+def test_requests_that_follow_a_body_at_once_do_not_count_as_its_framing() -> None:
+    data = encoded(rgb_image())
+    upload = request_head(len(data), query="?map=none") + data
+    with run_server() as running, running.connect() as connection:
+        connection.sendall(upload[:-10])
+        time.sleep(0.2)  # the rest of the body comes in one piece with what follows
+        connection.sendall(upload[-10:] + GET * 2500)
+        assert read_answer(connection)[0] == 200
+
+
+def test_pipelined_requests_whose_answers_nobody_reads_are_cut() -> None:
+    request = b"GET /openapi.json HTTP/1.1\r\nHost: test\r\n\r\n"
+    with run_server(send_timeout_seconds=0.5) as running, running.connect() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        with pytest.raises(OSError):
+            for _ in range(1_000_000):
+                connection.sendall(request * 100)
+        assert running.metric("moleflow_connections_cut_total", reason="send") == 1
+
+
+def test_idle_connections_beyond_the_descriptors_leave_the_service_reachable_and_its_log_short() -> None:
+    with serve_in_a_process(descriptors=256) as (url, process), ExitStack() as stack:
+        address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(address, PATIENCE))
+        for _ in range(3):
+            assert httpx.get(url + "/health/live", timeout=PATIENCE).status_code == 200
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert len(log.splitlines()) < 30
+
+
+def test_descriptors_used_up_by_others_end_nothing_and_fill_no_log() -> None:
+    take_all = """
+import os, threading, time
+def take_all():
+    taken = []
+    try:
+        while True:
+            taken.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        print("none left", flush=True)
+    time.sleep(0.5)
+    for descriptor in taken:
+        os.close(descriptor)
+    print("given back", flush=True)
+"""
+    with serve_in_a_process(descriptors=256, before=take_all, when_ready="take_all()") as (url, process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == "none left\n"
+        with ExitStack() as stack:
+            address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
+            for _ in range(50):
+                stack.enter_context(socket.create_connection(address, PATIENCE))
+            assert httpx.get(url + "/health/live", timeout=PATIENCE).status_code == 200
+        process.terminate()
+        _, log = process.communicate(timeout=PATIENCE)
+        assert len(log.splitlines()) < 30
+
+
+def test_too_few_descriptors_are_told_with_what_to_do() -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with pytest.raises(ConfigurationError, match=r"MOLEFLOW_MAX_CONNECTIONS.*ulimit -n.*fewer connections"):
+        connection_limit(10**9, workers=1)
+    assert connection_limit(None, workers=1) <= soft

@@ -1,0 +1,179 @@
+"""From start to stop: loading, failing to load, and finishing what was accepted."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+from dummy import DummyDetector
+from rgb_images import encoded, rgb_image
+from running import eventually, run_server
+
+from moleflow.model.errors import CheckpointNotFoundError, ConfigurationError
+from moleflow.service.engine.predictor import Predictor
+from moleflow.service.server import bind, serve
+from moleflow.service.settings import Settings
+
+HERE = Path(__file__).parents[1]
+
+SERVE_THE_DUMMY = """
+import sys, time
+import moleflow.service.api.app
+from dummy import DummyDetector
+from moleflow.service.server import serve
+from moleflow.service.settings import Settings
+
+class Slow(DummyDetector):
+    def predict(self, images, tasks=None):
+        print("working", flush=True)
+        time.sleep(1)
+        return super().predict(images, tasks)
+
+moleflow.service.api.app.load_predictor = lambda settings: Slow()
+settings = Settings(checkpoint="dummy", port=0, log_level="critical", lame_duck_seconds=0)
+serve(settings, on_ready=lambda url, _: print(url, flush=True))
+"""
+
+
+class SlowToWarmUp(DummyDetector):
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_go_on = threading.Event()
+
+    def warm_up(self, batch_size: int = 1) -> None:
+        assert self.may_go_on.wait(120)
+        super().warm_up(batch_size)
+
+
+@pytest.fixture
+def process() -> Iterator["subprocess.Popen[str]"]:
+    """The dummy, served by a process of its own."""
+    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
+    command = [sys.executable, "-c", SERVE_THE_DUMMY]
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as running:
+        yield running
+        running.kill()
+
+
+def test_while_the_model_is_loaded_the_service_is_live_but_not_ready() -> None:
+    model = SlowToWarmUp()
+    with run_server(model, wait=False) as service:
+        try:
+            assert eventually(lambda: service.client.get("/health/live").status_code == 200)
+            for answer in (
+                service.client.get("/health/ready"),
+                service.client.get("/tasks"),
+                service.client.get("/tasks/red"),
+                service.predict(encoded(rgb_image())),
+            ):
+                assert answer.status_code == 503
+                assert answer.headers["content-type"] == "application/problem+json"
+                assert int(answer.headers["retry-after"]) >= 1
+            assert service.metric("moleflow_ready") == 0
+        finally:
+            model.may_go_on.set()
+        assert eventually(lambda: service.client.get("/health/ready").status_code == 200)
+
+
+def test_the_model_is_warmed_up_for_one_image_and_for_a_full_batch() -> None:
+    with run_server(max_batch_size=5) as service:
+        assert service.detector.warmed_up == [1, 5]
+
+
+def test_stopping_finishes_what_was_accepted_and_takes_nothing_new() -> None:
+    with run_server(max_batch_size=1) as service, ThreadPoolExecutor(3) as pool:
+        holder = service.hold()
+        queued = [pool.submit(service.predict, encoded(rgb_image())) for _ in range(3)]
+        assert eventually(lambda: service.metric("moleflow_queue_length") == 3)
+        service.server.should_exit = True
+
+        def is_refused() -> bool:
+            try:
+                httpx.get(service.url + "/health/live", timeout=5)
+            except httpx.TransportError:
+                return True
+            return False
+
+        assert eventually(is_refused)
+        service.detector.gate.set()
+        assert [answer.result().status_code for answer in queued] == [200] * 3
+        holder.join()
+
+
+def test_a_process_that_is_told_to_stop_answers_first(process: "subprocess.Popen[str]") -> None:
+    assert process.stdout is not None
+    url = process.stdout.readline().strip()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(
+            httpx.post,
+            url + "/predict",
+            content=encoded(rgb_image()),
+            headers={"content-type": "image/png"},
+            timeout=120,
+        )
+        assert process.stdout.readline() == "working\n"
+        process.send_signal(signal.SIGTERM)
+        assert answer.result().status_code == 200
+    assert process.wait(120) in {0, -signal.SIGTERM}
+
+
+def test_ctrl_c_ends_the_service_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moleflow.service.api.app.load_predictor", lambda settings: DummyDetector())
+    told = []
+
+    def interrupt(url: str, predictor: Predictor) -> None:
+        told.append((url, predictor.checkpoint.name))
+        signal.raise_signal(signal.SIGINT)
+
+    serve(Settings(checkpoint="dummy", port=0, log_level="critical"), on_ready=interrupt)
+    ((url, name),) = told
+    assert url.startswith("http://127.0.0.1:")
+    assert name == "dummy.safetensors"
+
+
+def test_a_checkpoint_that_cannot_be_loaded_ends_the_service_with_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def load(settings: Settings) -> Predictor:
+        raise CheckpointNotFoundError(f"There is no checkpoint at {settings.checkpoint}.")
+
+    monkeypatch.setattr("moleflow.service.api.app.load_predictor", load)
+    with pytest.raises(CheckpointNotFoundError, match=r"no\.safetensors"):
+        serve(Settings(checkpoint="no.safetensors", port=0, log_level="critical"))
+
+
+def test_a_plugin_that_exits_ends_the_service_with_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(settings: Settings) -> Predictor:
+        sys.exit("plugin gave up")
+
+    monkeypatch.setattr("moleflow.service.api.app.load_predictor", load)
+    with pytest.raises(RuntimeError, match="plugin gave up"):
+        serve(Settings(checkpoint="no.safetensors", port=0, log_level="critical"))
+
+
+def test_a_port_in_use_is_named_with_what_to_do() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=rf"MOLEFLOW_PORT.*{port}.*choose another port"):
+            serve(Settings(checkpoint="unused", port=port))
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
+def test_a_host_that_is_not_here_is_named_with_what_to_do(host: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"MOLEFLOW_HOST.*0\.0\.0\.0"):
+        bind(host, 0)
+
+
+def test_a_port_can_be_taken_again_at_once() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            first.accept()[0].close()  # the side that closes first keeps the port busy for a minute
+    bind("127.0.0.1", port).close()

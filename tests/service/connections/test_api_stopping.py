@@ -1,0 +1,104 @@
+"""A service that is told to stop says so first, finishes what it took, and ends in time whatever its clients do."""
+
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from rgb_images import encoded, rgb_image
+from running import PATIENCE, Running, eventually, read_answer, request_head, run_server
+
+LARGE = encoded(rgb_image(1500, 1600), "JPEG")
+GET = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
+
+
+def terminate(running: Running) -> None:
+    running.server.handle_exit(signal.SIGTERM, None)
+
+
+def refuses_connections(running: Running) -> bool:
+    try:
+        running.connect().close()
+    except OSError:
+        return True
+    return False
+
+
+def test_a_lame_duck_is_not_ready_but_takes_connections_and_images() -> None:
+    with run_server(lame_duck_seconds=600) as running:
+        terminate(running)
+        assert eventually(lambda: running.client.get("/health/ready").status_code == 503)
+        assert running.metric("moleflow_ready") == 0
+        for _ in range(2):
+            headers = {"content-type": "image/png"}
+            answer = httpx.post(
+                running.url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=PATIENCE
+            )
+            assert answer.status_code == 200
+            assert answer.headers["connection"] == "close"
+        assert running.client.get("/health/live").status_code == 200
+        running.server.handle_exit(signal.SIGTERM, None)  # a second one ends the phase
+        assert eventually(lambda: refuses_connections(running))
+
+
+def test_a_lame_duck_stops_by_itself() -> None:
+    with run_server(lame_duck_seconds=0.3) as running:
+        terminate(running)
+        assert eventually(lambda: refuses_connections(running))
+
+
+def test_ctrl_c_makes_no_lame_duck() -> None:
+    with run_server(lame_duck_seconds=600) as running:
+        running.server.handle_exit(signal.SIGINT, None)
+        assert eventually(lambda: refuses_connections(running))
+
+
+def test_answers_of_a_service_that_stops_close_their_connection() -> None:
+    with run_server(max_batch_size=1) as running, running.connect() as connection, ThreadPoolExecutor(1) as pool:
+        holder = running.hold()
+        data = encoded(rgb_image())
+        connection.sendall(request_head(len(data), query="?map=none") + data)
+        assert eventually(lambda: running.metric("moleflow_queue_length") == 1)
+        running.server.should_exit = True
+        assert eventually(lambda: refuses_connections(running))
+        answer = pool.submit(read_answer, connection)
+        running.detector.gate.set()
+        status, headers, _ = answer.result()
+        assert (status, headers["connection"]) == (200, "close")
+        holder.join()
+
+
+def idle(running: Running) -> bytes:
+    return b""
+
+
+def half_a_head(running: Running) -> bytes:
+    return GET[:-2]
+
+
+def half_an_upload(running: Running) -> bytes:
+    return request_head(1000) + b"x"
+
+
+def unread_answer(running: Running) -> bytes:
+    head = request_head(len(LARGE), "image/jpeg").replace(b"\r\n\r\n", b"\r\nAccept: application/x-npy\r\n\r\n")
+    return head + LARGE
+
+
+def refused_upload(running: Running) -> bytes:
+    return request_head(10**12) + bytes(1000)
+
+
+@pytest.mark.parametrize("client", [idle, half_a_head, half_an_upload, unread_answer, refused_upload])
+def test_no_client_keeps_a_service_from_ending_in_time(client: Callable[[Running], bytes]) -> None:
+    with run_server(shutdown_timeout_seconds=1) as running, running.connect() as connection:
+        connection.sendall(client(running))
+        if client is unread_answer:
+            assert eventually(lambda: running.metric("moleflow_encode_seconds_count") == 1)
+        running.client.close()
+        began = time.monotonic()
+        running.server.should_exit = True
+        running.thread.join(PATIENCE)
+        assert time.monotonic() - began < 15  # a second was stated; the clients above would stay for ever

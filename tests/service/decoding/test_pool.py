@@ -1,0 +1,272 @@
+"""Decoding in processes: the same pixels, bounded time and memory, and another process when one ends."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rgb_images import encoded, rgb_image
+from running import PATIENCE, eventually, run_server
+
+import moleflow.service.decoding.pool
+from moleflow.model.errors import ImageTooLargeError, OverloadedError, UnsupportedImageError
+from moleflow.model.images.decode import open_for_model, open_rgb
+from moleflow.service.decoding.pool import Decoders
+from moleflow.service.decoding.wire import attach, read_array, receive, send
+from moleflow.service.errors import NotReadyError
+
+SIDE = 64
+IMAGE = encoded(rgb_image())
+SLOW = encoded(np.random.default_rng(0).integers(0, 256, (3000, 3000, 3), np.uint8), compress_level=1)
+"""A PNG that takes some tenths of a second to decode."""
+
+
+@pytest.fixture(scope="module")
+def decoders() -> Iterator[Decoders]:
+    """Two processes with generous limits, shared by the tests of this module."""
+    found = Decoders(2, seconds=60, max_pixels=10_000_000)
+    found.start()
+    yield found
+    found.close()
+
+
+def processes(of: int | None = None) -> list[int]:
+    """The decoding processes that this process (or ``of``) has started and that have not ended."""
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal() and _is_decoder(entry, of)]
+
+
+def _is_decoder(entry: Path, parent: int | None) -> bool:
+    try:
+        command, status = (entry / "cmdline").read_bytes(), (entry / "stat").read_text()
+    except OSError:
+        return False
+    started_by = int(status.rpartition(")")[2].split()[1])
+    return b"moleflow.service.decoding.process" in command and started_by == (parent or os.getpid())
+
+
+def one() -> Decoders:
+    """A single process, whose limits a test chooses by its image."""
+    return Decoders(1, seconds=60, max_pixels=10_000_000)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF"])
+def test_a_process_decodes_to_the_same_bits(decoders: Decoders, kind: str) -> None:
+    data = encoded(rgb_image(300, 200, spot=True), kind)
+    here, there = open_for_model(data, SIDE, max_pixels=10**6), decoders.decode(data, SIDE)
+    assert np.array_equal(here.pixels, there.pixels)
+    assert here.pixels.dtype == there.pixels.dtype
+    assert (here.width, here.height) == (there.width, there.height)
+
+
+def test_whole_images_come_too(decoders: Decoders) -> None:
+    assert np.array_equal(decoders.open_rgb(SLOW, 65_535), open_rgb(SLOW))
+
+
+def test_errors_come_as_they_were_raised(decoders: Decoders) -> None:
+    with pytest.raises(UnsupportedImageError, match="is no PNG"):
+        decoders.decode(b"no image", SIDE)
+    with pytest.raises(ImageTooLargeError, match="at most 10,000,000"):
+        decoders.decode(encoded(np.zeros((4000, 4000), np.uint8)), SIDE)
+
+
+def test_many_threads_share_the_processes(decoders: Decoders) -> None:
+    images = [rgb_image(100 + index, 50) for index in range(12)]
+    found: dict[int, np.ndarray] = {}
+
+    def work(index: int) -> None:
+        found[index] = decoders.open_rgb(encoded(images[index]), 65_535)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert all(np.array_equal(found[index], image) for index, image in enumerate(images))
+
+
+def test_an_image_that_takes_too_long_is_refused_and_the_next_one_decoded() -> None:
+    replaced: list[None] = []
+    decoders = Decoders(1, seconds=0.05, max_pixels=10**8, on_replaced=lambda: replaced.append(None))
+    try:
+        with pytest.raises(ImageTooLargeError, match=r"more than 0.05 s of processor time"):
+            decoders.decode(SLOW, SIDE)
+        assert replaced == [None]
+        assert decoders.decode(IMAGE, SIDE).width == 90
+    finally:
+        decoders.close()
+
+
+def test_an_image_that_takes_too_much_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moleflow.service.decoding.pool, "_MEMORY_PER_PIXEL", 0)
+    decoders = Decoders(1, seconds=60, max_pixels=10**9)
+    try:
+        with pytest.raises(ImageTooLargeError, match="too large to decode|too much memory"):
+            decoders.decode(encoded(np.zeros((7_000, 7_000, 3), np.uint8), compress_level=1), SIDE)
+        assert decoders.decode(IMAGE, SIDE).width == 90
+    finally:
+        decoders.close()
+
+
+def test_a_process_that_somebody_kills_costs_no_image() -> None:
+    before = set(processes())
+    decoders = one()
+    decoders.start()
+    try:
+        (mine,) = set(processes()) - before
+        os.kill(mine, signal.SIGKILL)
+        assert decoders.decode(IMAGE, SIDE).width == 90
+    finally:
+        decoders.close()
+
+
+def test_a_process_that_stands_still_is_replaced() -> None:
+    before = set(processes())
+    decoders = Decoders(1, seconds=0.2, max_pixels=10**6)
+    decoders.start()
+    try:
+        decoders.decode(IMAGE, SIDE)
+        (mine,) = set(processes()) - before
+        os.kill(mine, signal.SIGSTOP)
+        assert decoders.decode(IMAGE, SIDE).width == 90
+        assert mine not in processes()
+    finally:
+        decoders.close()
+
+
+def test_signals_to_stop_are_the_services_to_follow() -> None:
+    before = set(processes())
+    decoders = one()
+    decoders.start()
+    try:
+        decoders.decode(IMAGE, SIDE)
+        (mine,) = set(processes()) - before
+        for number in (signal.SIGINT, signal.SIGTERM):
+            os.kill(mine, number)
+        assert decoders.decode(IMAGE, SIDE).width == 90
+        assert mine in processes()
+    finally:
+        decoders.close()
+
+
+def test_an_image_that_crashes_the_decoder_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders = one()
+    monkeypatch.setattr(moleflow.service.decoding.pool, "send", lambda *_: _crash(set(processes()) - before))
+    before = set(processes())
+    try:
+        with pytest.raises(UnsupportedImageError, match="ends the decoder"):
+            decoders.decode(IMAGE, SIDE)
+    finally:
+        decoders.close()
+
+
+def _crash(pids: set[int]) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGSEGV)
+
+
+def test_closing_ends_the_processes_and_whoever_waits() -> None:
+    before = set(processes())
+    decoders = one()
+    decoders.start()
+    decoders.close()
+    assert set(processes()) == before
+    with pytest.raises(NotReadyError):
+        decoders.decode(IMAGE, SIDE)
+
+
+def test_without_descriptors_the_client_is_told_to_come_again(
+    decoders: Decoders, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(moleflow.service.decoding.pool, "attach", fail)
+    with pytest.raises(OverloadedError, match="Too many open files"):
+        decoders.decode(IMAGE, SIDE)
+    monkeypatch.undo()
+    assert decoders.decode(IMAGE, SIDE).width == 90
+
+
+def test_processes_end_with_a_service_that_is_killed() -> None:
+    program = (
+        "import sys; from moleflow.service.decoding.pool import Decoders;"
+        "decoders = Decoders(2, seconds=60, max_pixels=1000); decoders.start();"
+        "print('up', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[3]
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == b"up\n"
+        orphans = processes(parent.pid)
+        assert len(orphans) == 2
+        parent.kill()
+    assert eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in orphans))
+
+
+def test_the_service_answers_while_an_image_is_refused_for_its_time() -> None:
+    with run_server(decode_timeout_seconds=0.05) as running:
+        answers: list[int] = []
+        sender = threading.Thread(target=lambda: answers.append(running.predict(SLOW).status_code))
+        sender.start()
+        assert running.client.get("/health/live").status_code == 200
+        sender.join(PATIENCE)
+        assert answers == [413]
+        assert running.predict(IMAGE).status_code == 200
+        assert running.metric("moleflow_decoder_restarts_total") == 1
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((5,), "|u1"), ((2, 2), "<u2"), ((4,), "|O"), ((4,), "|S1"), ((-4,), "|u1")]
+)
+def test_pixels_that_do_not_fit_their_announcement_are_refused(shape: tuple[int, ...], dtype: str) -> None:
+    file = attach(b"four")
+    try:
+        with pytest.raises(ValueError, match="4 bytes came"):
+            read_array(file, shape, dtype)
+    finally:
+        os.close(file)
+
+
+@pytest.mark.parametrize("text", [b"\xff\xff\xff\xff{}", b"\0\0\0\x02[", b"\0\0", b"\0\0\0\x02}{"])
+def test_what_is_no_message_is_refused(text: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(text)
+        theirs.shutdown(socket.SHUT_WR)
+        with pytest.raises(ValueError):  # of JSON's, or of ours
+            receive(ours)
+
+
+def test_a_message_brings_its_file() -> None:
+    ours, theirs = socket.socketpair()
+    file = attach(b"abc")
+    with ours, theirs:
+        send(theirs, {"number": 1}, file)
+        message = receive(ours)
+        assert message is not None
+        assert message[0] == {"number": 1}
+        assert message[1] is not None
+        assert read_array(message[1]).tobytes() == b"abc"
+        os.close(message[1])
+        theirs.close()
+        assert receive(ours) is None
+    os.close(file)
+
+
+def test_what_a_library_says_of_an_image_does_not_fill_the_log(capfd: pytest.CaptureFixture[str]) -> None:
+    dots = np.random.default_rng(0).integers(0, 2, (200, 300)).astype(bool)
+    data = bytearray(encoded(dots, "TIFF", compression="group4"))
+    data[100:140] = bytes(range(40, 80))
+    decoders = one()
+    with contextlib.suppress(UnsupportedImageError):
+        decoders.decode(bytes(data), SIDE)
+    decoders.close()
+    assert capfd.readouterr().err == ""

@@ -1,0 +1,320 @@
+"""Embeddings are kept by content: found again, never mistaken for others, and whole or not there."""
+
+import os
+import random
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from forked import Processes
+from tiny_model import product_image, tiny_config
+
+import moleflow.training.embeddings.extraction
+from moleflow.model.config import ModelConfig
+from moleflow.model.errors import ConfigurationError, DatasetError
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.files.atomic import atomic_write
+from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.embeddings import cache as module
+from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache
+from moleflow.training.embeddings.extraction import EmbeddingStore
+
+CPU = torch.device("cpu")
+CONFIG = tiny_config()
+
+
+def extractor(config: ModelConfig = CONFIG) -> FeatureExtractor:
+    return FeatureExtractor(config, Backbone.pretrained(config.backbone))
+
+
+@pytest.fixture(scope="module")
+def features() -> FeatureExtractor:
+    return extractor()
+
+
+@pytest.fixture(scope="module")
+def paths(products: Path) -> tuple[Path, ...]:
+    return load_category(products, "nut").train
+
+
+def opened(folder: Path, features: FeatureExtractor, config: ModelConfig = CONFIG, precision: str = "fp32"):  # type: ignore[no-untyped-def]
+    return EmbeddingCache.open(folder, config.backbone, features.backbone, device=CPU, precision=precision)
+
+
+def embed(cache: EmbeddingCache, features: FeatureExtractor, paths: tuple[Path, ...], **options) -> CachedEmbeddings:  # type: ignore[no-untyped-def]
+    return cache.embed(features, paths, read_image, device=CPU, precision="fp32", **options)
+
+
+def values(embeddings: CachedEmbeddings) -> torch.Tensor:
+    return embeddings.batch(torch.arange(len(embeddings)), CPU)
+
+
+class Unused(FeatureExtractor):
+    """A backbone that must not be asked."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("embedded again")
+
+
+def test_the_embeddings_are_the_bits_of_those_computed_without_a_cache(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    options = {"device": CPU, "precision": "fp32", "folder": tmp_path}
+    with EmbeddingStore.compute(features, paths, read_image, **options) as store:  # type: ignore[arg-type]
+        found = embed(opened(tmp_path / "cache", features), features, paths)
+        assert len(found) == len(paths)
+        assert torch.equal(values(found), store.values)
+        indices = torch.tensor([7, 0, 3])
+        assert torch.equal(found.batch(indices, CPU), store.batch(indices, CPU))
+
+
+def test_what_is_there_is_not_computed_again_whatever_the_order_and_the_name(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    first = values(embed(opened(tmp_path / "cache", features), features, paths))
+    moved = tmp_path / "elsewhere.png"
+    shutil.copy(paths[4], moved)
+    unused = Unused(CONFIG, features.backbone)
+    again = embed(opened(tmp_path / "cache", unused), unused, (paths[6], moved, paths[0], paths[0]))
+    assert torch.equal(values(again), first[[6, 4, 0, 0]])
+
+
+def test_only_what_is_missing_is_computed(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+    cache = opened(tmp_path / "cache", features)
+    embed(cache, features, paths[:4])
+    decoded: list[Path] = []
+
+    def read(path: Path, side: int) -> np.ndarray:
+        decoded.append(path)
+        return read_image(path, side)
+
+    done: list[int] = []
+    found = cache.embed(features, paths, read, device=CPU, precision="fp32", on_progress=done.append)
+    assert sorted(decoded) == sorted(paths[4:])
+    assert sum(done) == len(paths)
+    assert torch.allclose(
+        values(found), values(embed(opened(tmp_path / "other", features), features, paths)), atol=1e-5
+    )
+
+
+def test_an_image_changed_in_place_is_another_image(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    cache, path = opened(tmp_path / "cache", features), tmp_path / "image.png"
+    shutil.copy(paths[0], path)
+    before = values(embed(cache, features, (path,))).clone()
+    Image.fromarray(product_image(2, 5)).save(path)
+    assert not torch.allclose(values(embed(cache, features, (path,))), before, atol=0.1)
+
+
+@pytest.mark.parametrize("change", ["weights", "stages", "width", "size", "precision", "preprocessing"])
+def test_whatever_decides_an_embedding_decides_where_it_is_kept(
+    features: FeatureExtractor, tmp_path: Path, change: str
+) -> None:
+    usual = opened(tmp_path, features).folder
+    assert opened(tmp_path, features).folder == usual
+    config, other, precision = CONFIG, extractor(), "fp32"
+    if change == "weights":
+        with torch.no_grad():
+            next(other.backbone.net.parameters()).add_(1)
+    elif change == "precision":
+        precision = "bf16"
+    elif change == "preprocessing":
+        kept = other.backbone.preprocessing
+        other.backbone.preprocessing = kept.model_copy(update={"mean": (0.1, 0.1, 0.1)})
+    else:
+        changes = {"stages": {"strides": (8,)}, "width": {"embedding_dim": 8}, "size": {"image_size": 64}}[change]
+        config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=changes)})
+        other = extractor(config)
+    assert opened(tmp_path, other, config, precision).folder != usual
+
+
+def files(cache: EmbeddingCache) -> list[Path]:
+    return sorted(cache.folder.rglob("*.npy"))
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(
+    features: FeatureExtractor, tmp_path: Path
+) -> None:
+    folder = opened(tmp_path, features).folder
+    left = folder / "ab" / ".old.npy.0.tmp"
+    left.mkdir(parents=True)
+    (left / "half.npy").write_bytes(b"half")
+    with atomic_write(folder / "ab" / "new.npy") as writing:
+        writing.write_bytes(b"half")
+        opened(tmp_path, features)
+        assert writing.exists()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
+def test_half_a_file_is_as_good_as_none(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, share: float
+) -> None:
+    cache = opened(tmp_path, features)
+    expected = values(embed(cache, features, paths))
+    damaged = files(cache)[3]
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[: int(len(data) * share)])
+    assert torch.allclose(values(embed(cache, features, paths)), expected, atol=1e-5)
+    assert damaged.stat().st_size == len(data)
+
+
+def test_using_the_embeddings_does_not_change_the_files(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    cache = opened(tmp_path, features)
+    found = embed(cache, features, paths)
+    before = [path.read_bytes() for path in files(cache)]
+    values(found).zero_()
+    assert [path.read_bytes() for path in files(cache)] == before
+
+
+def test_what_was_found_stays_readable_when_another_process_writes_it_anew(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    cache = opened(tmp_path, features)
+    found = embed(cache, features, paths)
+    expected = values(found)
+    for path in files(cache):
+        shutil.copy(path, path.with_suffix(".new")).replace(path)
+    assert torch.equal(values(found), expected)
+
+
+@pytest.mark.parametrize("change", ["cut", "emptied", "removed", "of other numbers"])
+def test_a_file_that_is_changed_after_it_was_found_is_an_error_and_no_crash(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, change: str
+) -> None:
+    cache = opened(tmp_path, features)
+    found = embed(cache, features, paths)
+    for path in files(cache):
+        match change:
+            case "cut":
+                os.truncate(path, path.stat().st_size - 1)
+            case "emptied":
+                os.truncate(path, 0)
+            case "removed":
+                path.unlink()
+            case _:
+                np.save(path, np.array([{}]), allow_pickle=True)
+    with pytest.raises(ConfigurationError, match="removed or changed while it was needed"):
+        values(found)
+
+
+def test_a_file_of_another_shape_is_an_error_that_names_it(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    cache = opened(tmp_path, features)
+    embed(cache, features, paths)
+    np.save(files(cache)[0], np.zeros((2, 2, 2), np.float32))
+    with pytest.raises(ConfigurationError, match="is of another network"):
+        embed(cache, features, paths)
+
+
+def test_an_image_that_has_gone_is_an_error_that_names_it(features: FeatureExtractor, tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match=r"gone\.png cannot be read"):
+        embed(opened(tmp_path, features), features, (tmp_path / "gone.png",))
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
+    features: FeatureExtractor, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ConfigurationError, match="embedding cache .* cannot be written to .*--cache"):
+        opened(tmp_path / "file", features)
+
+
+def test_a_cache_emptied_while_it_is_filled_is_an_error(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_save", lambda path, value: path.write_bytes(b""))
+    with pytest.raises(ConfigurationError, match="was removed or changed while it was needed"):
+        embed(opened(tmp_path, features), features, paths)
+
+
+def test_what_was_embedded_before_an_interruption_is_kept(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(moleflow.training.embeddings.extraction, "EXTRACTION_BATCH", 4)
+    cache = opened(tmp_path / "cache", features)
+    decoded: list[Path] = []
+
+    def read(path: Path, side: int, failing: bool) -> np.ndarray:
+        if failing and path == paths[8]:
+            raise KeyboardInterrupt
+        decoded.append(path)
+        return read_image(path, side)
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.embed(features, paths, lambda path, side: read(path, side, True), device=CPU, precision="fp32")
+    assert len(files(cache)) == 8
+    decoded.clear()
+    found = cache.embed(features, paths, lambda path, side: read(path, side, False), device=CPU, precision="fp32")
+    assert sorted(decoded) == sorted(paths[8:])
+    whole = embed(opened(tmp_path / "other", features), features, paths)
+    assert torch.allclose(values(found), values(whole), atol=1e-5)
+
+
+WRITER = """
+import os, sys
+sys.path[:0] = [{support!r}]
+import torch
+from pathlib import Path
+from tiny_model import PLUGIN, tiny_config
+from moleflow.model.features.backbone import Backbone, import_plugin
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.training.embeddings.cache import EmbeddingCache
+from moleflow.training.data.datasets import load_category, read_image
+torch.set_num_threads(1)
+import_plugin(str(PLUGIN))
+config, cpu, folder = tiny_config(), torch.device("cpu"), Path({folder!r})
+features = FeatureExtractor(config, Backbone.pretrained(config.backbone))
+paths = load_category(Path({data!r}), "nut").train
+(folder / f"ready.{{os.getpid()}}").touch()
+for number in range({times}):
+    cache = EmbeddingCache.open(folder / str(number), config.backbone, features.backbone, device=cpu, precision="fp32")
+    found = cache.embed(features, paths, read_image, device=cpu, precision="fp32")
+    torch.save(found.batch(torch.arange(len(paths)), cpu), folder / f"{{os.getpid()}}.{{number}}.pt")
+"""
+
+
+def writer_code(products: Path, folder: Path, times: int) -> str:
+    """Embeds all images of a product ``times`` times, each time into another cache."""
+    support = str(Path(__file__).parents[2] / "support")
+    return WRITER.format(support=support, folder=str(folder), data=str(products), times=times)
+
+
+def test_two_processes_that_fill_a_cache_at_once_both_end_with_the_embeddings(
+    features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
+) -> None:
+    writers = [processes.start(writer_code(products, tmp_path, times=4)) for _ in range(2)]
+    assert [writer.finish().status for writer in writers] == [0, 0]
+    expected = values(embed(opened(tmp_path / "expected", features), features, paths))
+    for writer in writers:
+        for number in range(4):
+            found = torch.load(tmp_path / f"{writer.pid}.{number}.pt", weights_only=True)
+            assert torch.allclose(found, expected, atol=1e-5)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_kill_of_two_writers_at_once_leaves_whole_files_only(
+    features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
+) -> None:
+    writers = [processes.start(writer_code(products, tmp_path, times=10**6)) for _ in range(2)]
+    for writer in writers:
+        writer.wait_for((tmp_path / f"ready.{writer.pid}").exists)
+    time.sleep(random.uniform(0, 0.3))
+    for writer in writers:
+        writer.kill()
+    assert [writer.finish().status for writer in writers] == [-9, -9]  # neither stumbled over the other
+    # What lies in a writer's temporary folder was not finished, and nobody reads it.
+    kept = [path for path in tmp_path.rglob("*.npy") if path.parent.suffix != ".tmp"]
+    assert all(np.load(path).shape == (4, 4, 16) for path in kept)
+    found, expected = (embed(opened(tmp_path / name, features), features, paths) for name in ("0", "expected"))
+    assert torch.allclose(values(found), values(expected), atol=1e-5)

@@ -1,0 +1,123 @@
+"""Embeddings are computed once, in the order of the images, and kept in memory or in a nameless file."""
+
+import errno
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import tiny_config
+
+from moleflow.model.errors import ConfigurationError, DatasetError
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.embeddings import extraction as embeddings
+from moleflow.training.embeddings.extraction import EmbeddingStore
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def features() -> FeatureExtractor:
+    config = tiny_config()
+    return FeatureExtractor(config, Backbone.pretrained(config.backbone))
+
+
+@pytest.fixture(scope="module")
+def paths(products: Path) -> tuple[Path, ...]:
+    return load_category(products, "nut").train
+
+
+def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options) -> EmbeddingStore:  # type: ignore[no-untyped-def]
+    return EmbeddingStore.compute(features, paths, read_image, device=CPU, precision="fp32", folder=folder, **options)
+
+
+def test_the_embeddings_are_those_of_the_images_in_their_order(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    with torch.inference_mode():
+        batch = stack_images([read_image(path) for path in paths], features.preprocessing.resize, CPU)
+        expected = features(batch)
+    with compute(features, paths, tmp_path) as store:
+        assert len(store) == len(paths) == 10
+        assert not store.on_disk
+        assert torch.allclose(store.values, expected, atol=1e-5)
+        indices = torch.tensor([7, 0, 3])
+        assert torch.equal(store.batch(indices, CPU), store.values[indices])
+
+
+def test_past_the_limit_they_lie_in_a_file_and_are_the_same_bits(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    with compute(features, paths, tmp_path) as memory, compute(features, paths, tmp_path, memory_limit=1000) as disk:
+        assert disk.on_disk
+        assert torch.equal(memory.values, disk.values)
+        indices = torch.tensor([1, 5])
+        assert torch.equal(memory.batch(indices, CPU), disk.batch(indices, CPU))
+
+
+def test_the_limit_is_counted_in_bytes(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+    size = 10 * 4 * 4 * 16 * 4
+    for limit, on_disk in ((size, False), (size - 1, True)):
+        with compute(features, paths, tmp_path, memory_limit=limit) as store:
+            assert store.on_disk is on_disk
+
+
+def test_the_file_has_no_name_so_that_a_kill_leaves_nothing_behind(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    with compute(features, paths, tmp_path, memory_limit=0):
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_an_error_before_the_work_and_names_the_folder(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ConfigurationError, match=f"'{tmp_path}' cannot hold .*No space left.*make room"):
+        compute(features, paths, tmp_path, memory_limit=0)
+
+
+def test_more_images_than_one_pass_takes_are_all_embedded(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress: list[int] = []
+    with compute(features, paths, tmp_path) as whole:
+        monkeypatch.setattr(embeddings, "EXTRACTION_BATCH", 4)
+        with compute(features, paths, tmp_path, on_progress=progress.append) as parts:
+            assert torch.allclose(whole.values, parts.values, atol=1e-5)
+    assert progress == [4, 4, 2]
+
+
+def test_they_can_be_trained_on(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+    with compute(features, paths, tmp_path) as store:
+        weight = torch.ones(16, requires_grad=True)
+        (store.batch(torch.arange(2), CPU) * weight).sum().backward()
+        assert weight.grad is not None
+
+
+def test_an_image_that_cannot_be_read_is_named(features: FeatureExtractor, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    with pytest.raises(DatasetError, match="bad.png"):
+        compute(features, (bad,), tmp_path)
+
+
+def test_images_are_resized_to_the_models_size(features: FeatureExtractor, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for number, size in enumerate(((90, 40), (32, 32))):
+        Image.fromarray(np.full((*size, 3), 90, np.uint8)).save(tmp_path / f"{number}.png")
+    with compute(features, tuple(sorted(tmp_path.iterdir())), tmp_path) as store:
+        assert store.values.shape == (2, 4, 4, 16)
+        assert torch.allclose(store.values[0], store.values[1], atol=1e-5)
+
+
+def test_no_images_are_refused(features: FeatureExtractor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="paths must not be empty"):
+        compute(features, (), tmp_path)

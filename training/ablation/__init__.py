@@ -1,0 +1,3 @@
+"""The rows of the ablation study, trained and compared."""
+
+__all__ = ["runner", "studies", "table"]

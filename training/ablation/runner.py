@@ -1,0 +1,291 @@
+"""Run the rows of a study: train what is missing, evaluate it, keep every result as soon as it is there.
+
+Below the folder given: ``runs/DIGEST/`` holds what one training left (checkpoint, history), ``results/DIGEST.json``
+what one row came to, ``embeddings/`` the embedding cache unless another is named. The digests are taken over
+everything that decides the result: resolved configuration, tasks in their order, the content of every image and mask,
+the backbone's weights, precision and kind of device. So rows that say the same share one training, in whichever study
+they stand, and a study given again runs only what is missing. A change of the program is not seen: name a new folder.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.errors import DatasetError, DuplicateTaskError
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.files.outputs import check_output_folder, write_text
+from moleflow.model.files.regular_file import read_regular_file
+from moleflow.model.runtime.device import resolve_device, resolve_precision
+from moleflow.model.store.checkpoint import Checkpoint, digest_tensors
+from moleflow.training.ablation.studies import STUDIES, Row, Study, rows_for
+from moleflow.training.config import Preset, TrainingConfig
+from moleflow.training.continual.journal import HISTORY, side_file
+from moleflow.training.continual.sequence import train_tasks
+from moleflow.training.data.datasets import Category, load_categories
+from moleflow.training.data.selection import checked_for_testing
+from moleflow.training.data.warnings import tell
+from moleflow.training.data.white_levels import Reader
+from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache, digest_image
+from moleflow.training.evaluation.cached import CachedEvaluation, CategoryMetrics
+from moleflow.training.progress import Reporter, epoch_seconds
+
+__all__ = ["Ablation", "RowResult"]
+
+RESULT_FORMAT = 1
+"""Raised whenever a result would mean something else; part of every digest."""
+
+
+class RowResult(BaseModel):
+    """What one row came to: metrics over the whole sequence after its last task, sizes and time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str
+    tasks: tuple[str, ...]
+    model: ModelConfig
+    training: TrainingConfig
+    categories: tuple[CategoryMetrics, ...]
+    after_learning: tuple[CategoryMetrics, ...] | None = None
+    at_end: tuple[CategoryMetrics, ...] | None = None
+    """Of each task with the product named (a router that knows more products has more to confuse, which is no
+    forgetting): measured when it was the last one learned, and after the whole sequence. Only where a study asks what
+    is forgotten."""
+    parameters: tuple[int, ...]
+    base_parameters: int
+    train_seconds: float
+    finished_at: datetime
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """What every row works on."""
+
+    categories: tuple[Category, ...]
+    features: FeatureExtractor
+    cache: EmbeddingCache
+    identity: dict[str, Any]
+
+
+class Ablation:
+    """The rows of studies on one sequence of tasks, below one folder.
+
+    Args:
+        data, tasks: the products, in the order of learning; each needs test images.
+        out: the folder of runs and results.
+        preset: the full configuration, as ``moleflow train`` would have it.
+        cache: folder of the embedding cache; ``out/embeddings`` where there is none.
+        strict: whether anything odd about the data is an error.
+
+    Raises:
+        DuplicateTaskError: a task is named twice.
+    """
+
+    def __init__(
+        self,
+        data: Path,
+        tasks: Sequence[str],
+        out: Path,
+        preset: Preset,
+        *,
+        backbone_weights: Path | None = None,
+        device: str = "auto",
+        precision: str = "auto",
+        cache: Path | None = None,
+        reporter: Reporter | None = None,
+        strict: bool = False,
+    ) -> None:
+        if len(set(tasks)) != len(tasks):
+            raise DuplicateTaskError(f"a task is named more than once in {', '.join(tasks)}; name each product once.")
+        self.data, self.tasks, self.out, self.preset = data, tuple(tasks), out, preset
+        self.backbone_weights, self.cache = backbone_weights, cache or out / "embeddings"
+        self.device = resolve_device(device)
+        self.precision = resolve_precision(precision, self.device)
+        self.reporter, self.strict = reporter or Reporter(), strict
+
+    def run(self, study: Study) -> list[tuple[Row, RowResult]]:
+        """Every row of ``study`` with its result, the full configuration first; trains and evaluates what is missing.
+
+        Raises:
+            DatasetError, BackboneError, CheckpointError, ConfigurationError: see ``moleflow.model.errors``.
+        """
+        check_output_folder("the folder of results", self.out / "results")
+        check_output_folder("the embedding cache", self.cache)
+        source = self._source()
+        rows = rows_for(study, self.preset)
+        results = []
+        for number, (row, preset) in enumerate(rows, 1):
+            self.reporter.line(f"{study.name}, row {number} of {len(rows)}: {row.name}")
+            result = self._kept(preset, source)
+            if result is not None:
+                self.reporter.line(f"{row.name}: measured before, on {result.finished_at:%Y-%m-%d}")
+            results.append((row, result or self._measure(preset, source)))
+        return results
+
+    def _source(self) -> _Source:
+        """Check the data and open the cache; ``DatasetError`` where a product has nothing to test on."""
+        categories = checked_for_testing(load_categories(self.data, self.tasks))
+        tell((warning for each in categories for warning in each.warnings), self.reporter, strict=self.strict)
+        for category in categories:
+            if len({sample.is_anomalous for sample in category.test}) < 2:
+                raise DatasetError(
+                    f"product {category.name!r} in {self.data} has no test images of both kinds, good and defective, "
+                    "so a row cannot be judged on it; leave it out, or give it test/good and test/DEFECT."
+                )
+        config = self.preset.model.backbone
+        backbone = Backbone.pretrained(config, self.backbone_weights)
+        features = FeatureExtractor.for_prediction(self.preset.model, backbone, self.precision).to(self.device)
+        cache = EmbeddingCache.open(self.cache, config, backbone, device=self.device, precision=self.precision)
+        identity = {
+            "format": RESULT_FORMAT,
+            "tasks": {category.name: _digest_category(category) for category in categories},
+            "order": self.tasks,
+            "backbone_sha256": digest_tensors(backbone.net.state_dict()),
+            "precision": self.precision,
+            "device": self.device.type,
+        }
+        return _Source(tuple(categories), features, cache, identity)
+
+    def _result_path(self, preset: Preset, source: _Source) -> Path:
+        return self.out / "results" / f"{_digest(preset, source)}.json"
+
+    def _kept(self, preset: Preset, source: _Source) -> RowResult | None:
+        """The result of an earlier run; none where it is missing, damaged, or of another version of this program."""
+        try:
+            return RowResult.model_validate_json(read_regular_file(self._result_path(preset, source)))
+        except (FileNotFoundError, ValueError):
+            return None
+
+    def _measure(self, preset: Preset, source: _Source) -> RowResult:
+        """Train what is missing of the row that resolves to ``preset``, evaluate it and keep the result."""
+        # The scoring has no part in training, so rows that differ in it alone share one.
+        weights = preset.with_changes(model={"score_top_k": self.preset.model.score_top_k})
+        folder = self.out / "runs" / _digest(weights, source)
+        after = self._train(weights, folder, source)
+        if weights != preset:
+            after = None  # it was measured with another scoring
+        checkpoint = Checkpoint.open(folder / "factory.safetensors")
+        categories = self._evaluate(checkpoint, preset, source.categories, source)
+        at_end = None
+        if after is not None:
+            all_routed = all(metrics.routing == 1 for metrics in categories)  # then naming the product changes nothing
+            at_end = categories if all_routed else self._evaluate(checkpoint, preset, source.categories, source, True)
+        result = RowResult(
+            digest=_digest(preset, source),
+            tasks=self.tasks,
+            model=preset.model,
+            training=preset.training,
+            categories=categories,
+            after_learning=after,
+            at_end=at_end,
+            parameters=tuple(task.parameters for task in checkpoint.header.tasks),
+            base_parameters=checkpoint.section_parameters().get("base", 0),
+            train_seconds=epoch_seconds(side_file(checkpoint.path, HISTORY)),
+            finished_at=datetime.now(UTC),
+            environment={
+                "torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": str(self.device),
+                "precision": self.precision, "machine": platform.machine(),
+            },
+        )  # fmt: skip
+        _write(self._result_path(preset, source), result)
+        return result
+
+    def _train(self, preset: Preset, folder: Path, source: _Source) -> tuple[CategoryMetrics, ...] | None:
+        """Learn the tasks that the run in ``folder`` lacks; the metrics of each just after it was learned, if wanted.
+
+        They are wanted of every configuration that a study of forgetting has, whichever study trains it.
+        """
+        wanted = any(
+            preset == resolved
+            for study in STUDIES.values()
+            if study.forgetting
+            for _, resolved in rows_for(study, self.preset)
+        )
+        path = folder / "factory.safetensors"
+        after = []
+        for index, category in enumerate(source.categories):
+            if index >= _learned(path):
+                reporter = self.reporter.beside(side_file(path, HISTORY))
+                train_tasks(
+                    self.data, [category.name], path, preset=preset, backbone_weights=self.backbone_weights,
+                    device=str(self.device), precision=self.precision, cache=self.cache, reporter=reporter,
+                )  # fmt: skip
+            if wanted:
+                after.append(self._just_learned(path, index, preset, source))
+        found = tuple(metrics for metrics in after if metrics is not None)
+        return found if wanted and len(found) == len(source.categories) else None
+
+    def _just_learned(self, path: Path, index: int, preset: Preset, source: _Source) -> CategoryMetrics | None:
+        """The metrics of the task at ``index`` while it is the last one; kept, since later they can be had no more."""
+        kept = path.with_name(f"after.{index}.json")
+        try:
+            return CategoryMetrics.model_validate_json(read_regular_file(kept))
+        except (FileNotFoundError, ValueError):
+            if _learned(path) != index + 1:
+                return None
+        (metrics,) = self._evaluate(Checkpoint.open(path), preset, [source.categories[index]], source, True)
+        _write(kept, metrics)
+        return metrics
+
+    def _evaluate(
+        self,
+        checkpoint: Checkpoint,
+        preset: Preset,
+        categories: Sequence[Category],
+        source: _Source,
+        named: bool = False,
+    ) -> tuple[CategoryMetrics, ...]:
+        evaluation = CachedEvaluation(
+            checkpoint, top_k=preset.model.score_top_k, device=self.device, precision=self.precision, named=named
+        )
+        results = []
+        for category in categories:
+            total = len(category.test)
+            level = checkpoint.header.task(category.name).white_level
+            with self._embed(category, source, level) as embeddings, self.reporter.phase(category.name, total) as phase:
+                results.append(evaluation.category(category, embeddings, phase.advance))
+        return tuple(results)
+
+    def _embed(self, category: Category, source: _Source, white_level: int | None) -> CachedEmbeddings:
+        paths = [sample.path for sample in category.test]
+        with self.reporter.phase(f"{category.name}: test embeddings", len(paths)) as phase:
+            return source.cache.embed(
+                source.features, paths, Reader(white_level), device=self.device, precision=self.precision,
+                white_level=white_level, on_progress=phase.advance,
+            )  # fmt: skip
+
+
+def _learned(path: Path) -> int:
+    return len(Checkpoint.open(path).header.tasks) if path.exists() else 0
+
+
+def _digest(preset: Preset, source: _Source) -> str:
+    """Identifies one configuration on one source; short enough for a file's name."""
+    resolved = {"model": preset.model.model_dump(mode="json"), "training": preset.training.model_dump(mode="json")}
+    document = json.dumps(source.identity | resolved, sort_keys=True)
+    return hashlib.sha256(document.encode()).hexdigest()[:32]
+
+
+def _digest_category(category: Category) -> str:
+    """Over the content of every image and mask, and what each is; not where the data lie."""
+    digest = hashlib.sha256()
+    entries: list[tuple[str, Path, tuple[Path, ...]]] = [("train", path, ()) for path in category.train]
+    entries += [(sample.defect or "good", sample.path, sample.masks) for sample in category.test]
+    for kind, path, masks in entries:
+        marked = "+".join(digest_image(mask) for mask in masks)
+        digest.update(f"{kind}|{path.name}|{digest_image(path)}|{marked}\n".encode())
+    return digest.hexdigest()
+
+
+def _write(path: Path, value: BaseModel) -> None:
+    write_text("the result", path, value.model_dump_json(indent=1) + "\n")

@@ -1,0 +1,130 @@
+"""A study's results as one table: for people in a terminal, as Markdown for documents, as JSON for programs."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from moleflow.training.ablation.runner import RowResult
+from moleflow.training.ablation.studies import Row, Study
+from moleflow.training.evaluation.cached import CategoryMetrics
+
+__all__ = ["StudyTable"]
+
+METRICS = {
+    "image_auroc": "img AUROC", "pixel_auroc": "pix AUROC", "image_ap": "img AP", "pixel_ap": "pix AP",
+    "routing": "routing",
+}  # fmt: skip
+"""Fields of ``CategoryMetrics`` that the tables have, and their headings; means over categories, in percent."""
+
+FORGETTING = {"image_auroc": "forgets img AUROC", "pixel_ap": "forgets pix AP"}
+"""What forgetting is told of: how much lower the earlier tasks are at the end than just after they were learned, with
+the product named."""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyTable:
+    """The rows of ``study`` with their results, the full configuration first."""
+
+    study: Study
+    results: Sequence[tuple[Row, RowResult]]
+
+    def headings(self) -> list[str]:
+        """One for each cell of a row."""
+        forgetting = FORGETTING.values() if self.study.forgetting else ()
+        return ["configuration", *METRICS.values(), *forgetting, "params / later task", "train s"]
+
+    def cells(self) -> list[list[str]]:
+        """One list of texts a row: value and, but for the first row, the difference to the full one."""
+        full = self.document()["rows"][0]
+        rows = []
+        for number, entry in enumerate(self.document()["rows"]):
+            measured = [_percent(entry["mean"][key], None if number == 0 else entry["delta"][key]) for key in METRICS]
+            if self.study.forgetting:
+                measured += [_percent(entry["forgetting"][key]) for key in FORGETTING]
+            ratio = entry["parameters_per_later_task"] / full["parameters_per_later_task"]
+            parameters = f"{entry['parameters_per_later_task'] / 1e6:.2f} M ({ratio:.2f}×)"
+            name = f"{entry['name']} (full)" if number == 0 and entry["name"] != "full" else entry["name"]
+            rows.append([name, *measured, parameters, f"{entry['train_seconds']:.0f}"])
+        return rows
+
+    def markdown(self) -> str:
+        """A Markdown table with the published figures beside the measured ones, and the rows' notes below it."""
+        headings = [*self.headings(), "published: img / pix AUROC / pix AP"]
+        rows = [[*cells, _published(row)] for cells, (row, _) in zip(self.cells(), self.results, strict=True)]
+        first = self.results[0][1]
+        lines = [
+            f"### {self.study.title} (`{self.study.name}`)",
+            "",
+            _line(headings),
+            _line(["---", *["---:"] * (len(headings) - 1)]),
+            *map(_line, rows),
+            "",
+            f"Measured: {' → '.join(first.tasks)}; {first.model.backbone.name}, {first.model.backbone.image_size} px, "
+            f"{first.training.epochs} epochs, seed {first.training.seed}, {first.environment['precision']}, "
+            f"{first.finished_at:%Y-%m-%d}. Means over these products; differences to the first row in points.",
+            "Published: MVTec AD, 15 categories, WideResNet-50-2, 60 epochs.",
+        ]
+        notes = [f"- {row.name}: {row.note}." for row, _ in self.results if row.note]
+        return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
+
+    def document(self) -> dict[str, Any]:
+        """Everything, unrounded; shares are 0…1."""
+        full = _means(self.results[0][1].categories)
+        rows = []
+        for row, result in self.results:
+            mean = _means(result.categories)
+            later = result.parameters[1:] or result.parameters
+            rows.append(
+                {
+                    "name": row.name,
+                    "note": row.note,
+                    "mean": mean,
+                    "delta": {key: _difference(mean[key], full[key]) for key in METRICS},
+                    "forgetting": {key: _forgetting(result, key) for key in FORGETTING},
+                    "parameters_per_later_task": fmean(later),
+                    "train_seconds": result.train_seconds,
+                    "published_percent": {key: getattr(row.published, key) for key in METRICS},
+                    "result": result.model_dump(mode="json"),
+                }
+            )
+        return {"study": self.study.name, "title": self.study.title, "rows": rows}
+
+
+def _means(categories: Sequence[CategoryMetrics]) -> dict[str, float | None]:
+    """Mean over the categories that have the metric."""
+    return {key: _mean([getattr(metrics, key) for metrics in categories]) for key in METRICS}
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None
+
+
+def _difference(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _forgetting(result: RowResult, key: str) -> float | None:
+    """Mean drop of the earlier tasks; nothing where there is one task, or it was not measured."""
+    if result.after_learning is None or result.at_end is None:
+        return None
+    value: Callable[[CategoryMetrics], float | None] = lambda metrics: getattr(metrics, key)  # noqa: E731
+    earlier = zip(result.after_learning[:-1], result.at_end[:-1], strict=True)
+    return _mean([_difference(value(before), value(after)) for before, after in earlier])
+
+
+def _percent(value: float | None, delta: float | None = None) -> str:
+    if value is None:
+        return "–"
+    text = f"{100 * value:.2f}".replace("-", "−")
+    return text if delta is None else f"{text} ({100 * delta:+.2f})".replace("-", "−")
+
+
+def _published(row: Row) -> str:
+    figures = (row.published.image_auroc, row.published.pixel_auroc, row.published.pixel_ap)
+    return "open" if None in figures else " / ".join(f"{figure:.2f}" for figure in figures)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

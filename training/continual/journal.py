@@ -1,0 +1,109 @@
+"""What an interrupted command had done, so that the same command, given again, goes on instead of starting over."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel
+
+from moleflow.model.errors import ConfigurationError
+from moleflow.model.files.atomic import target_of
+from moleflow.model.files.file_lock import has_no_locks, lock_open_file, release_lock, try_lock
+from moleflow.model.files.outputs import check_output, reason, what_to_do, write_text, writing
+from moleflow.model.files.regular_file import read_regular_file
+
+__all__ = ["HISTORY", "Journal", "exclusive", "side_file"]
+
+HISTORY = ".history.jsonl"
+"""Ending of the file that records every epoch."""
+
+
+def side_file(checkpoint: Path, suffix: str) -> Path:
+    """A file that accompanies ``checkpoint``: beside the file that its name leads to, that file's name and ``suffix``.
+
+    Raises:
+        ConfigurationError: the name leads to no file that can be written.
+    """
+    with writing("the checkpoint", checkpoint):
+        target = target_of(checkpoint)
+    return target.with_name(target.name + suffix)
+
+
+class Journal(BaseModel):
+    """That a ``train`` command, told by its ``fingerprint``, has begun, and which of its tasks are done."""
+
+    fingerprint: str
+    done: list[str] = []
+
+    @classmethod
+    def find(cls, path: Path, fingerprint: str) -> Self | None:
+        """The journal at ``path`` if the same command left it; one that is damaged belongs to no command.
+
+        Raises:
+            ConfigurationError: it is there and cannot be read.
+        """
+        try:
+            found = cls.model_validate_json(read_regular_file(path))
+        except (FileNotFoundError, ValueError):
+            return None
+        except OSError as error:
+            raise ConfigurationError(
+                f"{str(path)!r}, which says what was trained, cannot be read ({reason(error)}); check its permissions, "
+                "or remove it to start over."
+            ) from error
+        return found if found.fingerprint == fingerprint else None
+
+    def write(self, path: Path) -> None:
+        """Write as a whole. ``ConfigurationError`` when it cannot be written, as on a full disk."""
+        write_text("the journal of training", path, self.model_dump_json())
+
+
+@contextmanager
+def exclusive(checkpoint: Path) -> Iterator[None]:
+    """Keep a second trainer off the same checkpoint, by whatever name it goes. The lock goes with the process.
+
+    Two locks: a file beside the checkpoint, since the checkpoint is not there yet or is replaced with every product,
+    and the checkpoint's file itself, which may have other names in other folders.
+
+    Raises:
+        ConfigurationError: another process is training into this checkpoint, or its folder cannot take it.
+    """
+    check_output("the checkpoint", checkpoint)
+    check_output("the history of training", side_file(checkpoint, HISTORY))  # the longest name beside it
+    path = side_file(checkpoint, ".lock")
+    with ExitStack() as stack:
+        try:
+            lock = try_lock(path)
+            if lock is not None:
+                stack.callback(release_lock, path, lock)
+            taken = lock is None or not _lock_itself(target_of(checkpoint), stack)
+        except OSError as error:
+            if has_no_locks(error):
+                raise ConfigurationError(
+                    f"files in {str(path.parent)!r} cannot be locked ({reason(error)}), so a second training could not "
+                    "be kept off; choose a --checkpoint on a local disk."
+                ) from error
+            raise ConfigurationError(
+                f"{str(path)!r}, which keeps a second training off, cannot be locked ({reason(error)}); remove it if "
+                f"no training runs, or {what_to_do(error)}."
+            ) from error
+        if taken:
+            raise ConfigurationError(
+                f"another process is training into {str(checkpoint)!r}; wait for it, or choose another --checkpoint."
+            )
+        yield
+
+
+def _lock_itself(checkpoint: Path, stack: ExitStack) -> bool:
+    """Lock the checkpoint's own file, where there is one, as long as ``stack``; false where another process has."""
+    try:
+        try:
+            handle = os.open(checkpoint, os.O_RDWR | os.O_CLOEXEC)  # network shares lock only what may be written
+        except PermissionError:
+            handle = os.open(checkpoint, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    stack.callback(os.close, handle)
+    return lock_open_file(handle)

@@ -1,0 +1,111 @@
+"""Adding a learned product to a checkpoint, or putting it in another's place; all that it does not touch stays."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.errors import DivergenceError, one_line
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.flow.expert import Base
+from moleflow.model.store.checkpoint import Checkpoint, Header, Tensors, digest_tensors, write_checkpoint
+from moleflow.model.store.tensor_file import StoredSection
+from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
+from moleflow.model.verdict.results import TaskInfo
+from moleflow.training.config import TrainingConfig
+from moleflow.training.fit.cross_fitting import Split
+
+__all__ = ["save_task", "task_info"]
+
+
+def task_info(
+    name: str,
+    index: int,
+    parts: Split,
+    training: TrainingConfig,
+    held_out: Tensors,
+    profile: Tensors,
+    expert: Tensors,
+    white_level: int | None = None,
+) -> TaskInfo:
+    """The record of a task: ``held_out`` calibrates it, ``profile`` and ``expert`` are its sections.
+
+    Raises:
+        DivergenceError: the expert scores held-out images with numbers that are not finite.
+    """
+    try:
+        calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
+    except ValueError as error:
+        raise DivergenceError(
+            f"the fit of {name!r} diverged: its held-out images do not calibrate it ({one_line(error)}), and nothing "
+            "of it is kept; look at its images, or train with a lower --learning-rate or --precision fp32."
+        ) from error
+    return TaskInfo(
+        name=name,
+        index=index,
+        learned_at=datetime.now(UTC),
+        train_images=len(parts.fit),
+        held_out_images=sum(map(len, parts.folds)),
+        folds=len(parts.folds),
+        epochs=training.epochs,
+        seed=training.seed,
+        false_alarm_rate=DEFAULT_FALSE_ALARM_RATE,
+        threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),
+        pixel_threshold=calibration.peaks.threshold(DEFAULT_FALSE_ALARM_RATE),
+        parameters=sum(value.numel() for section in (profile, expert) for value in section.values()),
+        white_level=white_level,
+        profile_sha256=digest_tensors(profile),
+        sha256=digest_tensors(expert),
+    )
+
+
+def save_task(
+    path: Path,
+    preset: str,
+    config: ModelConfig,
+    backbone: Backbone,
+    base: Base,
+    info: TaskInfo,
+    profile: Tensors,
+    expert: Tensors,
+) -> None:
+    """Write the checkpoint with the task of ``info`` added or replaced.
+
+    Backbone, base, other tasks and, once there is a checkpoint, the name of the ``preset`` stay as they are; their
+    bytes are copied from file to file. Only a base that learns with every task (``FlowConfig.sharing``) is written
+    anew.
+
+    Raises:
+        CheckpointError: the file cannot be written; an older one stays as it was.
+    """
+    old = Checkpoint.open(path) if path.exists() else None
+    infos = list(old.header.tasks) if old else []
+    infos[info.index : info.index + 1] = [info]
+    sections: dict[str, Tensors | StoredSection] = {}
+    if old is None:
+        weights = _state(backbone.net)
+        sections["backbone"], backbone_sha256 = weights, digest_tensors(weights)
+    else:
+        sections |= {name: old.stored(name) for name in old.header.digests()}
+        preset, backbone_sha256 = old.header.preset, old.header.backbone_sha256
+    if old is None or config.flow.sharing == "sequential":
+        # Where bases are separate, each task's expert section has its own.
+        weights = {} if config.flow.sharing == "separated" else _state(base)
+        sections["base"], base_sha256 = weights, digest_tensors(weights)
+    else:
+        base_sha256 = old.header.base_sha256
+    sections |= {f"tasks.{info.index}.profile": profile, f"tasks.{info.index}.expert": expert}
+    header = Header(
+        preset=preset,
+        config=config,
+        preprocessing=backbone.preprocessing,
+        backbone_sha256=backbone_sha256,
+        base_sha256=base_sha256,
+        tasks=tuple(infos),
+    )
+    write_checkpoint(path, header, sections)
+
+
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu() for key, value in module.state_dict().items()}

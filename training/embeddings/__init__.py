@@ -1,0 +1,3 @@
+"""Images to stored patch embeddings, extracted once, and alterations of normal images."""
+
+__all__ = ["augment", "cache", "extraction"]

@@ -1,0 +1,192 @@
+"""Embeddings on disk, found again by content: whoever needs those of an image that was seen before reads its file.
+
+One file an image, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything but the image that decides
+an embedding: the backbone's weights and stages, the preprocessing, the embedding's width, the products' precision and
+the kind of device. The file's name is the SHA-256 of the image's bytes, with
+the white level behind it for an image of 16 bits. Files are written atomically, so a kill
+leaves whole ones only, and two processes that compute the same one merely repeat each other. A cache that cannot be
+written, as on a full disk, stops the command rather than let it compute for hours what it was told to keep; what is
+there already is found again. Nothing is ever removed: delete the folder, or a source in it, when it is no longer
+wanted.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+
+from moleflow.model.config import BackboneConfig
+from moleflow.model.errors import ConfigurationError, DatasetError
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.files.atomic import atomic_write, remove_left_behind
+from moleflow.model.files.outputs import reason
+from moleflow.model.files.regular_file import read_regular_file
+from moleflow.model.images.bit_depth import FULL_SCALE
+from moleflow.model.runtime.soundness import not_finite
+from moleflow.model.store.checkpoint import digest_tensors
+from moleflow.training.data.white_levels import is_16_bit
+from moleflow.training.embeddings.extraction import extract
+
+__all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_image"]
+
+CACHE_FORMAT = 2
+"""Raised whenever the arithmetic from image to embedding changes: it is part of ``SOURCE``."""
+
+
+class CachedEmbeddings:
+    """Embeddings ``(n, H, W, D)`` float32 of a sequence of images, each read from its file whenever it is wanted.
+
+    They are not mapped into memory: touching a map of a file that another program cuts ends the process.
+    """
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        self._files = list(files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files = []
+
+    def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
+        """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``, a copy.
+
+        Raises:
+            ConfigurationError: a file was removed or changed since it was found.
+        """
+        rows = torch.stack([_read(self._files[index]) for index in indices.tolist()])
+        if device.type != "cuda":
+            return rows
+        return rows.pin_memory().to(device, non_blocking=True)
+
+    def subset(self, rows: Sequence[int]) -> "CachedEmbeddings":
+        """The images at ``rows``, from the same files."""
+        return CachedEmbeddings([self._files[row] for row in rows])
+
+
+class EmbeddingCache:
+    """The embeddings of one source in ``folder``; see this module."""
+
+    def __init__(self, folder: Path, source: str) -> None:
+        self.folder = folder / source[:16]
+
+    @classmethod
+    def open(
+        cls, folder: Path, config: BackboneConfig, backbone: Backbone, *, device: torch.device, precision: str
+    ) -> Self:
+        """The cache below ``folder`` for what ``backbone`` computes on ``device`` in the resolved ``precision``."""
+        source = {
+            "format": CACHE_FORMAT,
+            "backbone": config.model_dump(mode="json"),
+            "backbone_sha256": digest_tensors(backbone.net.state_dict()),
+            "preprocessing": backbone.preprocessing.model_dump(mode="json"),
+            "precision": precision,
+            "device": device.type,
+        }
+        document = json.dumps(source, indent=1, sort_keys=True)
+        cache = cls(folder, hashlib.sha256(document.encode()).hexdigest())
+        remove_left_behind(cache.folder)
+        described = cache.folder / "source.json"
+        if not described.is_file():
+            cache._write(described, lambda path: path.write_text(document, encoding="utf-8"))
+        return cache
+
+    def embed(
+        self,
+        features: FeatureExtractor,
+        paths: Sequence[Path],
+        read: Callable[[Path, int], np.ndarray],
+        *,
+        device: torch.device,
+        precision: str,
+        white_level: int | None = None,
+        on_progress: Callable[[int], None] = lambda count: None,
+    ) -> CachedEmbeddings:
+        """The embeddings of ``paths`` in their order; images that were not seen before are embedded and kept.
+
+        ``white_level`` is the one that ``read`` uses: the same 16-bit image has other embeddings with another one.
+
+        Raises:
+            ConfigurationError: a file cannot be written, as on a full disk.
+            DatasetError: an image cannot be read.
+        """
+        files = [self._file_of(path, white_level) for path in paths]
+        # Of images with the same bytes one is enough. What is damaged, as after a power cut, is missing too.
+        missing = {file: path for file, path in zip(files, paths, strict=True) if _shape(file) is None}
+        on_progress(len(paths) - len(missing))
+        targets = list(missing)
+        for start, values in extract(
+            features, list(missing.values()), read, device=device, precision=precision
+        ):  # fmt: skip
+            for target, value in zip(targets[start:], values.numpy(), strict=False):
+                self._write(target, lambda path, value=value: _save(path, value))  # type: ignore[misc]
+            on_progress(len(values))
+        shapes = {file: _shape(file) for file in files}
+        for file, shape in shapes.items():
+            if shape is None or shape != shapes[files[0]]:
+                raise _changed(file)
+        return CachedEmbeddings(files)
+
+    def _file_of(self, path: Path, white_level: int | None) -> Path:
+        digest = digest_image(path)
+        scale = f"-{white_level or FULL_SCALE}" if is_16_bit(path) else ""
+        return self.folder / digest[:2] / f"{digest}{scale}.npy"
+
+    def _write(self, path: Path, write: Callable[[Path], object]) -> None:
+        try:
+            with atomic_write(path) as temporary:
+                write(temporary)
+        except OSError as error:
+            raise ConfigurationError(
+                f"the embedding cache {str(path.parent)!r} cannot be written to ({reason(error)}); make room there, "
+                "or name another folder with --cache: the same command goes on from what is kept."
+            ) from error
+
+
+def digest_image(path: Path) -> str:
+    """SHA-256 of an image file's bytes; raises ``DatasetError`` when it cannot be read."""
+    try:
+        return hashlib.sha256(read_regular_file(path)).hexdigest()
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {reason(error)}; check that it is still there.") from error
+
+
+def _save(path: Path, value: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, value)
+
+
+def _shape(path: Path) -> tuple[int, ...] | None:
+    """The shape ``(H, W, D)`` of one image's embeddings; nothing where there is no whole file of them."""
+    try:
+        # The map says whether the file is as long as it should be, and is given up without touching a byte of it.
+        found = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError):
+        return None
+    return found.shape if found.dtype == np.float32 and found.ndim == 3 else None
+
+
+def _read(path: Path) -> torch.Tensor:
+    try:
+        with path.open("rb") as file:
+            found = torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        raise _changed(path) from error
+    if not_finite({"embeddings": found}):
+        raise _changed(path)
+    return found
+
+
+def _changed(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{str(path)!r} was removed or changed while it was needed, or is of another network; remove it, and leave the "
+        "cache alone while it is used."
+    )

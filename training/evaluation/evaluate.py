@@ -1,0 +1,267 @@
+"""How good a checkpoint is on test images: every image scored as routed and with its true product named.
+
+Nothing is chosen here: thresholds are those that the checkpoint stores, smoothing and scores those of prediction.
+The backbone runs once an image. What is kept of an image is its patch map (a few kB); the maps at the evaluation
+size exist for one category at a time.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from statistics import fmean
+
+import numpy as np
+
+from moleflow.model.detector import Detector
+from moleflow.model.files.file_names import as_line
+from moleflow.model.runtime.threads import helper_threads
+from moleflow.model.verdict.results import Prediction
+from moleflow.training.data.datasets import Category, Sample, read_image
+from moleflow.training.data.masks import read_mask
+from moleflow.training.evaluation.aupro import FPR_LIMIT
+from moleflow.training.evaluation.curves import Curve, operating_points
+from moleflow.training.evaluation.metrics import (
+    EVALUATION_SIDE,
+    ImagePixels,
+    PixelScores,
+    image_pixels,
+    image_ranking,
+)
+from moleflow.training.evaluation.records import (
+    CategoryFigures,
+    Confusion,
+    Evaluation,
+    Figures,
+    Protocol,
+    ServiceAnswers,
+    mean_of,
+)
+from moleflow.training.progress import Reporter
+
+__all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "measure"]
+
+_CURVE_LIMIT = 1.0
+"""ROC curves are drawn over the whole range of false-positive rates."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What an evaluation reads off a prediction: the product whose expert scored it, score, and verdict.
+
+    ``is_refused`` says that the service would answer ``unknown_product``, unless the request names a product.
+    """
+
+    product: str
+    score: float
+    threshold: float
+    is_anomalous: bool
+    is_refused: bool
+
+
+def judgement(prediction: Prediction) -> Judgement:
+    """The one place where an evaluation looks at verdicts."""
+    return Judgement(
+        prediction.task.name, prediction.score, prediction.threshold, prediction.is_anomalous, prediction.is_unknown
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One test image, as routed and with its true product named; one object twice where the route was right."""
+
+    sample: Sample
+    routed: Prediction
+    named: Prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Curves to be drawn; ``None`` where there is nothing to measure them on."""
+
+    image_roc: Curve | None
+    pixel_roc: Curve | None
+    pro: Curve | None
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Everything about one category: the figures, and what a report draws of it (as routed)."""
+
+    figures: CategoryFigures
+    curves: Curves
+    outcomes: tuple[Outcome, ...]
+
+
+def evaluate(
+    detector: Detector,
+    categories: Sequence[Category],
+    *,
+    batch_size: int = 8,
+    reporter: Reporter | None = None,
+    keep: Callable[[Evaluation, list[Measured]], None] = lambda evaluation, measured: None,
+) -> tuple[Evaluation, list[Measured]]:
+    """Score every test image of ``categories``, and sum up.
+
+    ``keep`` is called after each category with what is measured so far, which an error in a later one cannot undo.
+
+    Raises:
+        UnknownTaskError: a category that was not learned.
+        DatasetError: an image or mask cannot be read.
+    """
+    reporter = reporter or Reporter()
+    measured: list[Measured] = []
+    for category in categories:
+        with reporter.phase(category.name, len(category.test)) as phase:
+            outcomes = list(_outcomes(detector, category, batch_size, phase.advance))
+        _tell_misfits(category.name, outcomes, reporter)
+        measured.append(measure(category.name, outcomes, seed=_seed(detector, category.name)))
+        evaluation = _summed_up(detector, categories, measured)
+        keep(evaluation, measured)
+    return evaluation, measured
+
+
+def _summed_up(detector: Detector, categories: Sequence[Category], measured: Sequence[Measured]) -> Evaluation:
+    """The evaluation of those of ``categories`` that are measured, the first ones."""
+    figures = [each.figures for each in measured]
+    return Evaluation(
+        created=datetime.now(UTC),
+        checkpoint=detector.checkpoint.name,
+        digest=detector.checkpoint.digest,
+        products=tuple(task.name for task in detector.tasks),
+        precision=detector.precision,
+        protocol=Protocol(evaluation_side=EVALUATION_SIDE, fpr_limit=FPR_LIMIT),
+        categories=tuple(figures),
+        routing_accuracy=fmean(each.routing_accuracy for each in figures),
+        routed=mean_of([each.routed for each in figures]),
+        named=mean_of([each.named for each in figures]),
+        service=mean_of([each.service for each in figures]),
+        confusion=_confusion(measured, [task.name for task in detector.tasks]),
+        warnings=tuple(warning for each in categories for warning in each.warnings_on("testing")),
+        unmeasured=tuple(each.name for each in categories[len(measured) :]),
+    )
+
+
+def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
+    """Every figure of one category from what was found in its images."""
+    samples = [outcome.sample for outcome in outcomes]
+    routed = [judgement(outcome.routed) for outcome in outcomes]
+    named = [judgement(outcome.named) for outcome in outcomes]
+    pixels = _pixel_scores(outcomes)
+    as_routed = _figures(samples, routed, pixels[0])
+    same = all(outcome.routed is outcome.named for outcome in outcomes)
+    good = sorted(each.score for each, sample in zip(routed, samples, strict=True) if not sample.is_anomalous)
+    bad = sorted(each.score for each, sample in zip(routed, samples, strict=True) if sample.is_anomalous)
+    return Measured(
+        figures=CategoryFigures(
+            category=name,
+            good=len(good),
+            defective=len(bad),
+            masked=sum(bool(sample.masks) for sample in samples),
+            seed=seed,
+            threshold=named[0].threshold,
+            routing_accuracy=fmean(each.product == name for each in routed),
+            routed=as_routed,
+            named=as_routed if same else _figures(samples, named, pixels[1]),
+            service=_service_answers(name, samples, routed),
+        ),
+        curves=Curves(
+            image_roc=operating_points(np.array(good), [np.array(bad)] if bad else [], _CURVE_LIMIT),
+            pixel_roc=pixels[0].roc(),
+            pro=pixels[0].pro(),
+        ),
+        outcomes=tuple(outcomes),
+    )
+
+
+def _tell_misfits(name: str, outcomes: Sequence[Outcome], reporter: Reporter) -> None:
+    """One line about images that do not fit the range of values that their product was learned with."""
+    odd = [outcome for outcome in outcomes if outcome.named.warnings]
+    if odd:
+        reporter.line(
+            f"{name}: {len(odd)} of {len(outcomes)} test images do not fit what was learned; "
+            f"{as_line(odd[0].sample.path)}: {odd[0].named.warnings[0]}"
+        )
+
+
+def _outcomes(
+    detector: Detector, category: Category, batch_size: int, on_progress: Callable[[int], None]
+) -> Iterator[Outcome]:
+    """Judge the test images in order; the next batch is decoded while this one is judged."""
+
+    def read(sample: Sample) -> np.ndarray:
+        # At once to the model's size: a batch of large images would take gigabytes.
+        return detector.preprocessing.resize(read_image(sample.path, detector.preprocessing.image_size))
+
+    batches = [category.test[start : start + batch_size] for start in range(0, len(category.test), batch_size)]
+    with ThreadPoolExecutor(helper_threads()) as pool:
+        pending = [pool.submit(read, sample) for sample in batches[0]]
+        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
+            images, pending = [future.result() for future in pending], [pool.submit(read, each) for each in following]
+            both = detector.predict_both(images, [category.name] * len(batch))
+            for sample, (routed, named) in zip(batch, both, strict=True):
+                yield Outcome(sample, routed, named)
+            on_progress(len(batch))
+
+
+def _pixel_scores(outcomes: Sequence[Outcome]) -> tuple[PixelScores, PixelScores]:
+    """All labelled pixels as routed and as named; what both have in common is kept once."""
+    routed, named = PixelScores(), PixelScores()
+    if not any(outcome.sample.masks for outcome in outcomes):
+        return routed, named
+    for outcome in outcomes:
+        sample = outcome.sample
+        if sample.is_anomalous and not sample.masks:
+            continue  # its pixels have no labels
+        mask = read_mask(sample.masks, EVALUATION_SIDE, EVALUATION_SIDE) if sample.masks else None
+        pixels = _pixels(outcome.routed, mask)
+        routed.append(pixels)
+        named.append(pixels if outcome.named is outcome.routed else _pixels(outcome.named, mask))
+    return routed, named
+
+
+def _pixels(prediction: Prediction, mask: np.ndarray | None) -> ImagePixels:
+    return image_pixels(prediction.pixel_map(EVALUATION_SIDE, EVALUATION_SIDE), mask)
+
+
+def _figures(samples: Sequence[Sample], found: Sequence[Judgement], pixels: PixelScores) -> Figures:
+    """The figures of one category in one of the two ways."""
+    images = image_ranking([each.score for each in found], [sample.is_anomalous for sample in samples])
+    on_pixels = pixels.ranking()
+    called: dict[bool, list[bool]] = {True: [], False: []}
+    for sample, each in zip(samples, found, strict=True):
+        called[sample.is_anomalous].append(each.is_anomalous)
+    return Figures(
+        image_auroc=images.auroc,
+        image_ap=images.average_precision,
+        image_f1=images.best_f1,
+        pixel_auroc=on_pixels.auroc,
+        pixel_ap=on_pixels.average_precision,
+        aupro=pixels.aupro(),
+        false_alarm_rate=fmean(called[False]) if called[False] else None,
+        defect_recall=fmean(called[True]) if called[True] else None,
+    )
+
+
+def _service_answers(name: str, samples: Sequence[Sample], routed: Sequence[Judgement]) -> ServiceAnswers:
+    refused: dict[bool, list[bool]] = {True: [], False: []}
+    for sample, each in zip(samples, routed, strict=True):
+        refused[sample.is_anomalous].append(each.is_refused)
+    return ServiceAnswers(
+        good_refused=fmean(refused[False]) if refused[False] else None,
+        defective_refused=fmean(refused[True]) if refused[True] else None,
+        sent_elsewhere=fmean(not each.is_refused and each.product != name for each in routed),
+    )
+
+
+def _confusion(measured: Sequence[Measured], products: Sequence[str]) -> Confusion:
+    chosen = {each.figures.category: [judgement(one.routed).product for one in each.outcomes] for each in measured}
+    return Confusion(
+        categories=tuple(chosen),
+        products=tuple(products),
+        counts=tuple(tuple(row.count(product) for product in products) for row in chosen.values()),
+    )
+
+
+def _seed(detector: Detector, name: str) -> int:
+    return next((task.seed for task in detector.tasks if task.name == name), 0)

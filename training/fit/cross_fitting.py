@@ -1,0 +1,171 @@
+"""What a task's calibration is made from: good images scored by an expert that was not fitted to them.
+
+Where there are many good images, some are held out of the fit. Where there are few, that would leave too few on both
+sides, so they are cross-fitted instead: split into folds, each scored by a temporary expert that was fitted to the
+other folds in the same way. The expert that is kept is then fitted to *all* images, since it is the best to be had
+from them: it has seen more than the temporary ones, so that unseen good images score lower with it if anything, and
+the false-alarm rate errs on the safe side (cross-conformal prediction, Vovk 2015; CV+, Barber et al. 2021). The task
+that learns the base is treated alike; each of its folds learns a temporary base too. The price is as many fits as
+there are folds, of a little less than the whole each.
+
+The router's distances are cross-fitted always: its prototype takes no training.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from moleflow.model.config import ModelConfig, RouterConfig
+from moleflow.model.errors import DatasetError
+from moleflow.model.files.outputs import write_text
+from moleflow.model.files.regular_file import read_regular_file
+from moleflow.model.flow.expert import Base
+from moleflow.model.flow.merged import MergedExpert
+from moleflow.model.routing.novelty import background_nll
+from moleflow.model.routing.router import Prototype, Router
+from moleflow.model.runtime.device import autocast, product_dtype
+from moleflow.model.verdict.calibration import MIN_SCORES
+from moleflow.model.verdict.scoring import image_score, pixel_map
+from moleflow.training.config import TrainingConfig
+from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.fit.resume import ResumableFit
+from moleflow.training.fit.trainer import TaskTrainer, task_seed
+
+__all__ = ["MIN_IMAGES", "HeldOutScores", "Split", "cross_fit", "cross_fitted_distances", "score_held_out", "split"]
+
+MIN_IMAGES = MIN_SCORES + 1
+"""Fewest good images of a product: one to fit to, the others to calibrate with."""
+
+ROUTER_FOLDS = 10
+"""Folds of the router's cross-fit: the usual number (Kohavi 1995), a tenth of the images missing from each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which of a task's good images, by position, the kept expert is fitted to, and in which folds they are scored.
+
+    A single fold was held out of the fit, and is scored by the kept expert; several are cross-fitted.
+    """
+
+    fit: tuple[int, ...]
+    folds: tuple[tuple[int, ...], ...]
+
+    @property
+    def is_cross_fitted(self) -> bool:
+        """Whether temporary experts score the folds."""
+        return len(self.folds) > 1
+
+
+def split(name: str, count: int, training: TrainingConfig) -> Split:
+    """Split ``count`` good images of the product ``name``; drawn by the task's own seed.
+
+    Raises:
+        DatasetError: too few of them.
+    """
+    if count < MIN_IMAGES:
+        raise DatasetError(
+            f"product {name!r} has {count} good image{'s' * (count != 1)}; at least {MIN_IMAGES} are needed, 30 or "
+            "more are better."
+        )
+    generator = torch.Generator().manual_seed(task_seed(training.seed, name, "held out"))
+    order = torch.randperm(count, generator=generator).tolist()
+    if training.folds > 1 and count < training.cross_fit_below:
+        number = min(training.folds, count)
+        return Split(tuple(range(count)), tuple(tuple(sorted(order[k::number])) for k in range(number)))
+    wanted = max(round(training.held_out_fraction * count), min(training.min_held_out, count // 3), MIN_SCORES)
+    wanted = min(wanted, count - 1)
+    return Split(tuple(sorted(order[wanted:])), (tuple(sorted(order[:wanted])),))
+
+
+class HeldOutScores(BaseModel):
+    """Image scores of held-out images, the highest values of their pixel maps, and background NLLs, in nats."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    scores: list[float] = []
+    peaks: list[float] = []
+    grounds: list[float] = []
+
+    def add(self, other: "HeldOutScores") -> None:
+        """Append the values of further images."""
+        self.scores += other.scores
+        self.peaks += other.peaks
+        self.grounds += other.grounds
+
+
+class _FoldJournal(BaseModel):
+    """The folds that are done, of the task told by ``fingerprint``."""
+
+    fingerprint: str
+    done: int = 0
+    held_out: HeldOutScores = HeldOutScores()
+
+    @classmethod
+    def find(cls, path: Path, fingerprint: str) -> Self:
+        """The journal at ``path`` if it belongs to the same task, else an empty one."""
+        try:
+            found = cls.model_validate_json(read_regular_file(path))
+        except (FileNotFoundError, ValueError):
+            return cls(fingerprint=fingerprint)
+        return found if found.fingerprint == fingerprint else cls(fingerprint=fingerprint)
+
+
+def cross_fit(
+    name: str,
+    store: Embeddings,
+    folds: tuple[tuple[int, ...], ...],
+    make_trainer: Callable[[str, Base], TaskTrainer],
+    shared_base: Base,
+    config: ModelConfig,
+    fitting: ResumableFit,
+    journal_path: Path,
+    fingerprint: str,
+) -> HeldOutScores:
+    """Score every fold with a temporary expert that is fitted to the others. Goes on where it was interrupted.
+
+    ``make_trainer(name, base)`` makes each one's trainer, whose name seeds it. ``shared_base`` is never changed: a task
+    that learns the base learns a copy in every fold. ``journal_path`` keeps the folds that are done; the caller removes
+    it.
+    """
+    journal = _FoldJournal.find(journal_path, fingerprint)
+    for number, fold in enumerate(folds[journal.done :], start=journal.done + 1):
+        others = sorted({*range(len(store))} - {*fold})
+        trainer = make_trainer(f"{name}, fold {number} of {len(folds)}", copy.deepcopy(shared_base))
+        fitting.run(trainer, store.subset(others), hashlib.sha256(f"{fingerprint}|fold {number}".encode()).hexdigest())
+        journal.held_out.add(score_held_out(trainer, store.subset(fold), config))
+        journal.done = number
+        write_text("the journal of folds", journal_path, journal.model_dump_json())
+    return journal.held_out
+
+
+def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig) -> HeldOutScores:
+    """Judge images with a fitted expert, computed as prediction does it."""
+    expert = MergedExpert(trainer.base, trainer.expert, product_dtype(trainer.precision))
+    side = config.backbone.image_size
+    found = HeldOutScores()
+    with torch.inference_mode(), autocast(trainer.device, trainer.precision):
+        for indices in torch.arange(len(store)).split(8):
+            nll = expert(store.batch(indices, trainer.device))
+            found.scores += image_score(nll, config.score_top_k).tolist()
+            for each in nll.cpu().numpy():
+                found.peaks.append(float(pixel_map(each, side, side, side).max()))
+                found.grounds.append(background_nll(each))
+    return found
+
+
+def cross_fitted_distances(descriptors: torch.Tensor, config: RouterConfig) -> torch.Tensor:
+    """The distance of each descriptor ``(n, D)`` to a prototype that was fitted without it: ``(n,)``."""
+    count = len(descriptors)
+    folds = min(ROUTER_FOLDS, count)
+    number = torch.arange(count) % folds
+    distances = torch.empty(count)
+    for fold in range(folds):
+        prototype = Prototype.fit(descriptors[number != fold], config)
+        distances[number == fold] = Router([prototype])(descriptors[number == fold])[0][:, 0]
+    return distances

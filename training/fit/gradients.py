@@ -1,0 +1,75 @@
+"""The gradients of one optimizer step: a few images at a time, on a CPU each of its threads some of them.
+
+Every part of the loss is a mean over images, so the batch's loss is that of its parts by their share, and its
+gradients are theirs added up. Threads that have images of their own wait for each other once a step instead of at
+the end of every operation (``moleflow.model.runtime.parallel``).
+"""
+
+import torch
+
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.flow.likelihood import negative_log_likelihood
+from moleflow.model.runtime.device import autocast, product_dtype
+from moleflow.model.runtime.parallel import side_by_side
+from moleflow.training.config import TrainingConfig
+from moleflow.training.fit.backward.network import FusedFlow
+from moleflow.training.fit.loss import tail_aware_loss
+
+__all__ = ["add_gradients"]
+
+AT_ONCE_BYTES = 10 * 2**20
+"""Size that float32 embeddings of images taken together may have on a CPU: four images of MAIN. With fewer the
+products and the summing of gradients take longer, with more the passes between, whose values leave the cache."""
+
+
+def add_gradients(
+    base: Base, expert: Expert, embeddings: torch.Tensor, training: TrainingConfig, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the gradients of the batch's loss to what takes any of ``base`` and ``expert``.
+
+    ``embeddings`` are ``(B, H, W, D)``; products run in the resolved ``precision``. Returns loss and mean NLL as
+    scalars, without waiting for them. Sums are taken in one order for one number of threads, which so gives the same
+    bits every time; another number gives others, by rounding.
+    """
+    flow = FusedFlow(base, expert, product_dtype(precision))
+
+    def take(share: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Loss and NLL, and gradients, of some images by their share in the batch."""
+        totals = torch.zeros(2, device=share.device)
+        gradients: list[torch.Tensor] = []
+        for images in share.split(at_once(share)):
+            weight = len(images) / len(embeddings)
+            with torch.enable_grad():  # which PyTorch knows for each thread
+                with autocast(share.device, precision):
+                    z, log_det = flow(images)
+                nll = negative_log_likelihood(z, log_det)
+                loss = tail_aware_loss(nll, log_det, training) * weight
+                gradients = _sums(gradients, flow.gradients(loss))
+            totals += torch.stack((loss.detach(), nll.detach().mean() * weight))
+        return totals, gradients
+
+    if embeddings.device.type == "cpu":
+        found = side_by_side(take, embeddings.tensor_split(min(torch.get_num_threads(), len(embeddings))))
+    else:
+        found = [take(embeddings)]
+    totals, gradients = found[0]
+    for more, others in found[1:]:
+        totals, gradients = totals + more, _sums(gradients, others)
+    flow.finish(gradients)
+    return totals[0], totals[1]
+
+
+def at_once(embeddings: torch.Tensor) -> int:
+    """How many images of ``(B, H, W, D)`` to take together: all of them, but few on a CPU, see ``AT_ONCE_BYTES``."""
+    if embeddings.device.type != "cpu":
+        return len(embeddings)
+    return max(1, AT_ONCE_BYTES // (4 * embeddings[0].numel()))
+
+
+def _sums(sums: list[torch.Tensor], found: list[torch.Tensor]) -> list[torch.Tensor]:
+    """``found`` added to ``sums``, in place, of which there are none at first."""
+    if not sums:
+        return found
+    for total, gradient in zip(sums, found, strict=True):
+        total += gradient
+    return sums

@@ -1,0 +1,81 @@
+"""Run fits to their ends, each from where an interrupted one stopped."""
+
+import math
+import time
+from pathlib import Path
+
+import torch
+
+from moleflow.model.errors import DivergenceError
+from moleflow.model.runtime.soundness import not_finite
+from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.fit.trainer import TaskTrainer
+from moleflow.training.progress import Reporter
+
+__all__ = ["ResumableFit"]
+
+
+class ResumableFit:
+    """Runs one fit after another, saving each one's state after every epoch to the same file."""
+
+    def __init__(self, state_path: Path, reporter: Reporter) -> None:
+        self.state_path, self.reporter = state_path, reporter
+
+    def run(self, trainer: TaskTrainer, store: Embeddings, fingerprint: str) -> None:
+        """Fit ``trainer`` to ``store``, from the saved state if that is of the same ``fingerprint``.
+
+        Raises:
+            DivergenceError: loss or weights are not finite any more; the state saved last is that of the epoch before.
+        """
+        epochs = trainer.training.epochs
+        try:
+            if trainer.restore(self.state_path, fingerprint):
+                self.reporter.line(f"{trainer.name}: continues after epoch {trainer.epoch} of {epochs}")
+        except ValueError as error:
+            self.reporter.line(f"{trainer.name}: starts anew, since {error}")
+        total = len(store) * epochs
+        with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
+
+            def on_step(images: int, loss: torch.Tensor) -> None:
+                # Reading the loss waits for the device, so it is read only where it is shown.
+                phase.advance(images, f"loss {loss.item():.1f}" if phase.shows_bar else "")
+
+            started = time.perf_counter()
+            for result in trainer.epochs(store, on_step):
+                seconds = time.perf_counter() - started
+                _check_finite(trainer, result.loss)
+                trainer.save(self.state_path, fingerprint)
+                self.reporter.record(
+                    "epoch", name=trainer.name, epoch=result.epoch, loss=result.loss, nll=result.nll,
+                    learning_rate=result.learning_rate, images_per_second=round(phase.rate, 2),
+                    seconds=round(seconds, 3),
+                )  # fmt: skip
+                if not phase.shows_bar:
+                    self.reporter.line(
+                        f"{trainer.name}: epoch {result.epoch}/{epochs}  loss {result.loss:.1f}  "
+                        f"NLL {result.nll:.1f}  {phase.rate:.1f} images/s"
+                    )
+                started = time.perf_counter()
+        trainer.finish()
+        _check_finite(trainer)
+
+    def forget(self) -> None:
+        """Remove the saved state: what it led to is kept elsewhere."""
+        self.state_path.unlink(missing_ok=True)
+
+
+def _check_finite(trainer: TaskTrainer, loss: float = 0.0) -> None:
+    """``DivergenceError`` unless the loss and all that was learned are finite."""
+    weights = {
+        f"{part}.{key}": value
+        for part in ("base", "expert")
+        for key, value in getattr(trainer, part).state_dict().items()
+    }
+    broken = not_finite(weights)
+    if broken is None and math.isfinite(loss):
+        return
+    found = f"the loss is {loss}" if broken is None else f"{broken} is not finite"
+    raise DivergenceError(
+        f"the fit of {trainer.name!r} diverged in epoch {trainer.epoch} ({found}), and nothing of it is kept; look at "
+        "its images, or train with a lower --learning-rate or --precision fp32."
+    )

@@ -1,0 +1,162 @@
+"""Fit one task: its expert, and the shared base with it where the task is the first one."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.errors import CheckpointError, one_line
+from moleflow.model.files.atomic import atomic_write
+from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.store.checkpoint import STORED_TYPES
+from moleflow.training.config import TrainingConfig
+from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.fit.gradients import add_gradients
+
+__all__ = ["EpochResult", "TaskTrainer", "task_seed"]
+
+
+def task_seed(seed: int, name: str, purpose: str = "") -> int:
+    """A seed of the task's own, from its name and not its position: the order of learning does not change it."""
+    return int.from_bytes(hashlib.sha256(f"{seed}|{name}|{purpose}".encode()).digest()[:7])
+
+
+@dataclass(frozen=True, slots=True)
+class EpochResult:
+    """What an epoch came to: its number from 1, mean loss and mean NLL over its steps, and last learning rate."""
+
+    epoch: int
+    loss: float
+    nll: float
+    learning_rate: float
+
+
+class TaskTrainer:
+    """Trains the expert of one task, and ``base`` too where it learns; everything else stays as it is.
+
+    ``first`` tells the task that begins with a new base. The base learns with it, and with every task where the
+    configuration says so (``FlowConfig.sharing``).
+
+    The state after each whole epoch can be saved and restored; continuing from it gives the same weights as
+    never having stopped (same machine, same number of threads).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        training: TrainingConfig,
+        base: Base,
+        *,
+        first: bool,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.name, self.training, self.first = name, training, first
+        self.stored_type = STORED_TYPES[config.expert_dtype]
+        self.device, self.precision = device, precision
+        self.trains_base = first or config.flow.sharing == "sequential"
+        self.base = base.to(device).requires_grad_(self.trains_base)
+        self.expert = Expert(config, first=first, seed=task_seed(training.seed, name, "expert")).to(device)
+        modules = (base, self.expert) if self.trains_base else (self.expert,)
+        self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+        self.epoch = 0
+
+    def step(self, embeddings: torch.Tensor, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars, without waiting for them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.zero_grad(set_to_none=True)
+        loss, nll = add_gradients(self.base, self.expert, embeddings, self.training, self.precision)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_gradient_norm)
+        self.optimizer.step()
+        return loss, nll
+
+    def epochs(
+        self, store: Embeddings, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
+    ) -> Iterator[EpochResult]:
+        """Train from the epoch reached to the last one, yielding after each; ``on_step`` gets images and loss."""
+        steps = math.ceil(len(store) / self.training.batch_size)
+        if self.epoch == 0:
+            rows = torch.arange(len(store)).split(self.training.batch_size)
+            self.expert.adapter.fit(store.batch(indices, self.device) for indices in rows)
+        while self.epoch < self.training.epochs:
+            generator = torch.Generator().manual_seed(task_seed(self.training.seed, self.name, f"epoch {self.epoch}"))
+            order = torch.randperm(len(store), generator=generator)
+            totals = torch.zeros(2, device=self.device)
+            rate = 0.0
+            for number, indices in enumerate(order.split(self.training.batch_size)):
+                rate = self.learning_rate((self.epoch * steps + number) / steps)
+                loss, nll = self.step(store.batch(indices, self.device), rate)
+                totals += torch.stack((loss, nll))
+                on_step(len(indices), loss)
+            self.epoch += 1
+            loss_mean, nll_mean = (totals / steps).tolist()
+            yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
+
+    def finish(self) -> None:
+        """Make the expert what it will be when it is read back: it is calibrated as such."""
+        self.expert.round_to(self.stored_type)
+
+    def learning_rate(self, epoch: float) -> float:
+        """Linear warm-up, then cosine to the final rate; ``epoch`` counts whole and part epochs from 0."""
+        training = self.training
+        wanted = training.first_warmup_epochs if self.first else training.warmup_epochs
+        warmup = min(wanted, training.epochs / 4)
+        if epoch < warmup:
+            # Never zero: the first step counts.
+            return training.learning_rate * max(epoch / warmup, 0.01)
+        progress = (epoch - warmup) / max(training.epochs - warmup, 1e-9)
+        share = training.final_learning_rate
+        return training.learning_rate * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        """Write the state after a whole epoch atomically; ``fingerprint`` says what it belongs to.
+
+        Raises:
+            CheckpointError: the file cannot be written, as on a full disk.
+        """
+        state: dict[str, Any] = {
+            "fingerprint": fingerprint,
+            "epoch": self.epoch,
+            "expert": self.expert.state_dict(),
+            "base": self.base.state_dict() if self.trains_base else None,
+            "optimizer": self.optimizer.state_dict(),
+        }
+        try:
+            with atomic_write(path) as temporary, temporary.open("wb") as file:
+                torch.save(state, file)  # by its path it would not say why it cannot be written
+        except (OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the state of training {str(path)!r} cannot be written ({one_line(error)}); make room and give the "
+                "same command again."
+            ) from error
+
+    def restore(self, path: Path, fingerprint: str) -> bool:
+        """Continue from ``path`` if it holds a state of the same ``fingerprint``; says whether it did.
+
+        Raises:
+            ValueError: the file is damaged. Nothing has been taken from it.
+        """
+        if not path.is_file():
+            return False
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            if state["fingerprint"] != fingerprint:
+                return False
+        except Exception as error:  # on bytes that are no pickle the restricted reader fails in every way there is
+            raise ValueError(f"{str(path)!r} is no whole state of training ({one_line(error)})") from error
+        self.expert.load_state_dict(state["expert"])
+        if self.trains_base:
+            self.base.load_state_dict(state["base"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch = state["epoch"]
+        return True

@@ -1,0 +1,125 @@
+"""What training tells its user: progress bars on a terminal, log lines elsewhere, a history file always."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from moleflow.model.errors import ConfigurationError
+from moleflow.model.files.outputs import reason, writing
+from moleflow.model.files.regular_file import read_regular_file
+
+__all__ = ["Phase", "Reporter", "epoch_seconds"]
+
+
+class Phase:
+    """Progress of one phase of work, counted in images."""
+
+    def __init__(self, progress: Progress | None, bar: TaskID | None) -> None:
+        self._progress, self._bar = progress, bar
+        self._start, self._done = time.perf_counter(), 0
+
+    def advance(self, images: int, detail: str = "") -> None:
+        """``images`` more are done; ``detail`` is shown beside the rate."""
+        self._done += images
+        if self._progress is not None and self._bar is not None:
+            text = f"{self.rate:.1f} images/s {detail}"
+            self._progress.update(self._bar, advance=images, detail=text)
+
+    @property
+    def rate(self) -> float:
+        """Images a second since the phase began."""
+        return self._done / max(time.perf_counter() - self._start, 1e-9)
+
+    @property
+    def shows_bar(self) -> bool:
+        """Whether a detail given to :meth:`advance` can be seen; where not, it need not be computed."""
+        return self._progress is not None
+
+
+class Reporter:
+    """Writes to ``console`` (standard error unless told otherwise) and appends JSON lines to ``history``."""
+
+    def __init__(self, history: Path | None = None, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self.history = history
+        self._warned: set[str] = set()
+
+    def beside(self, history: Path) -> Self:
+        """One that writes to the same console, and to another history; a warning is told once by both together."""
+        other = type(self)(history, self.console)
+        other._warned = self._warned
+        return other
+
+    @contextmanager
+    def phase(self, title: str, total: int, done: int = 0) -> Iterator[Phase]:
+        """A bar over ``total`` images, ``done`` of them already; only a plain line when this is no terminal."""
+        if not self.console.is_terminal:
+            yield Phase(None, None)
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeRemainingColumn(),
+        )
+        # Where standard output is no terminal, it is not for the bar's console to print.
+        own = sys.stdout is not None and sys.stdout.isatty()
+        with Progress(*columns, console=self.console, transient=True, redirect_stdout=own) as progress:
+            yield Phase(progress, progress.add_task(escape(title), total=total, completed=done, detail=""))
+
+    def line(self, text: str) -> None:
+        """One line for the user."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """One line that begins with ``warning:``, unless it was written before."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self.line(f"warning: {text}")
+
+    def record(self, event: str, **values: object) -> None:
+        """Append one JSON line with the time and ``values`` to the history; ``ConfigurationError`` if it cannot be."""
+        if self.history is None:
+            return
+        entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
+        with writing("the history of training", self.history), self.history.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+
+def epoch_seconds(history: Path) -> float:
+    """Seconds of all epochs, each counted once, whatever interruptions lay between them; no embedding, no saving."""
+    seconds: dict[tuple[str, int], float] = {}
+    try:
+        lines = read_regular_file(history).decode("utf-8", "replace").splitlines()
+    except OSError as error:
+        raise ConfigurationError(
+            f"the history {str(history)!r} cannot be read ({reason(error)}), so how long training took is not known; "
+            "remove its folder to train the row anew."
+        ) from error
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            if entry["event"] == "epoch":
+                seconds[entry["name"], entry["epoch"]] = float(entry["seconds"])
+        except (ValueError, KeyError, TypeError):
+            continue  # a kill cut this line off
+    return round(sum(seconds.values()), 3)

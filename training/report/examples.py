@@ -1,0 +1,106 @@
+"""The images that a report shows: those that came closest to a wrong verdict, and those found most clearly."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from moleflow.model.images.bit_depth import FULL_SCALE
+from moleflow.model.verdict.heatmap import overlay
+from moleflow.training.data.datasets import read_image
+from moleflow.training.data.masks import read_mask
+from moleflow.training.evaluation.evaluate import Outcome, judgement
+
+__all__ = ["Case", "CaseGroup", "case_groups"]
+
+_CASES = 3
+"""Images of each group."""
+
+_SIDE = 256
+"""Longer side of a shown image, in pixels."""
+
+_OUTLINE = (0, 220, 255)
+"""Colour of the mask's outline; the heat map's colours have no blue as bright."""
+
+_QUALITY = 85
+"""JPEG quality, without reducing colours: thin outlines stay sharp."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One image for a report; ``image`` and ``heat_map`` are ``data:`` addresses of JPEG files."""
+
+    name: str
+    defect: str | None
+    score: float
+    is_anomalous: bool
+    product: str
+    rgb_image: str
+    heat_map: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether the verdict is that of the label."""
+        return self.is_anomalous == (self.defect is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class CaseGroup:
+    """Some images of one category that have something in common."""
+
+    title: str
+    cases: tuple[Case, ...]
+
+
+def case_groups(outcomes: Sequence[Outcome]) -> list[CaseGroup]:
+    """The good images that score highest, the defects that score lowest, and those that score highest (as routed).
+
+    No image is in two groups. Groups without images are left out. ``DatasetError`` when an image cannot be read.
+    """
+    good = sorted((each for each in outcomes if not each.sample.is_anomalous), key=_score, reverse=True)
+    bad = sorted((each for each in outcomes if each.sample.is_anomalous), key=_score)
+    missed, rest = bad[:_CASES], bad[_CASES:]
+    chosen = {
+        "Good, but scored highest": good[:_CASES],
+        "Defective, but scored lowest": missed,
+        "Defective, and clearest": rest[: -_CASES - 1 : -1],
+    }
+    return [CaseGroup(title, tuple(_case(each) for each in group)) for title, group in chosen.items() if group]
+
+
+def _score(outcome: Outcome) -> float:
+    return judgement(outcome.routed).score
+
+
+def _case(outcome: Outcome) -> Case:
+    sample, found = outcome.sample, judgement(outcome.routed)
+    rgb_image = _reduced(read_image(sample.path, white_level=outcome.routed.white_level or FULL_SCALE))
+    shown = overlay(rgb_image, outcome.routed)
+    if sample.masks:
+        shown[find_boundaries(read_mask(sample.masks, *rgb_image.shape[:2]), mode="outer")] = _OUTLINE
+    return Case(
+        name=sample.path.name,
+        defect=sample.defect,
+        score=found.score,
+        is_anomalous=found.is_anomalous,
+        product=found.product,
+        rgb_image=_data_address(rgb_image),
+        heat_map=_data_address(shown),
+    )
+
+
+def _reduced(rgb_image: np.ndarray) -> np.ndarray:
+    """At most ``_SIDE`` pixels wide and high, its shape kept."""
+    image = Image.fromarray(rgb_image)
+    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return np.array(image)
+
+
+def _data_address(rgb_image: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb_image).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
