@@ -37,7 +37,7 @@ from scipy.ndimage import gaussian_filter
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.runtime.device import autocast, product_dtype, resolve_precision
+from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_precision
 from moleflow.model.runtime.memory import keep_freed_memory
 from moleflow.model.runtime.threads import available_processors, configure_threads, restart_prepared
 from moleflow.training.config import PRESETS, Preset
@@ -130,7 +130,7 @@ def short_training(preset: Preset, way: str, *, first: bool, rgb_images: int) ->
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     judged = ways.embed(others) if way == "ours" else PlainFeatures(ways.features["plain"], others)
     with torch.inference_mode(), autocast(CPU, trainer.precision):
-        expert = MergedExpert(trainer.base, trainer.expert, product_dtype(trainer.precision))
+        expert = MergedExpert(trainer.base, trainer.expert, matmul_dtype(trainer.precision))
         nll = expert(judged.batch(torch.arange(HELD_OUT), CPU)).mean()
     return {"nll": float(nll) / preset.model.backbone.embedding_dim, "peak_bytes": float(peak)}
 

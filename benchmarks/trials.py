@@ -27,7 +27,7 @@ from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.runtime.device import autocast, product_dtype, resolve_device, resolve_precision
+from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
 from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K, image_score
 from moleflow.training.config import Preset
 from moleflow.training.data.datasets import Category, load_category, read_image
@@ -132,7 +132,7 @@ class Bench:
             begun = time.perf_counter()
             fit(trainer, store, setting.averaged)
             seconds = time.perf_counter() - begun
-            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, product_dtype(self.precision))
+            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, matmul_dtype(self.precision))
             maps = self._all_maps(expert, product, embed)
             self.maps_path(key, product).parent.mkdir(exist_ok=True)
             np.savez(self.maps_path(key, product), **{kind: values.numpy() for kind, values in maps.items()})

@@ -27,7 +27,7 @@ from scipy.stats import binomtest
 from moleflow.model.config import BackboneConfig, ModelConfig, RouterConfig
 from moleflow.model.features.backbone import Backbone, import_plugin
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
-from moleflow.model.routing.novelty import counted_ratios
+from moleflow.model.routing.novelty import effective_ratios
 from moleflow.model.routing.router import Prototype, Router, image_descriptor
 from moleflow.model.runtime.threads import configure_threads, restart_prepared
 from moleflow.model.verdict.calibration import Calibration
@@ -146,7 +146,7 @@ class Learned:
         """Distance ratios of the images refused at each limit."""
         distances, ratios = self.router(points)
         typical = torch.tensor([calibration.median for calibration in self.calibrations])
-        least = counted_ratios(distances, ratios, typical).amin(1).numpy()
+        least = effective_ratios(distances, ratios, typical).amin(1).numpy()
         return np.array([least > limit for limit in limits])
 
     def routed(self, points: torch.Tensor) -> list[str]:

@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.detector import Detector
 from moleflow.model.features.extractor import stack_images
-from moleflow.model.routing.novelty import EXCESS_POWER, EXCESS_UNIT, background_nll, counted_ratios
+from moleflow.model.routing.novelty import EXCESS_POWER, EXCESS_UNIT, background_nll, effective_ratios
 from moleflow.model.routing.router import Prototype, Router, image_descriptor
 from moleflow.model.runtime.threads import configure_threads, restart_prepared
 from moleflow.model.store.checkpoint import Checkpoint
@@ -117,7 +117,7 @@ class Factory:
         usual = [self.calibrations[index].grounds.median for index in nearest]
         return Seen(
             ratios.amin(1).numpy(),
-            counted_ratios(distances, ratios, typical).amin(1).numpy(),
+            effective_ratios(distances, ratios, typical).amin(1).numpy(),
             np.maximum(0, np.subtract(levels, usual)) / self.dim,
         )
 

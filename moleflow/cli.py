@@ -111,9 +111,9 @@ def _drop_output() -> None:
 
 def _explain(error: OSError) -> str:
     """An error of the file system that no command foresaw: what failed, where, and what to do."""
-    from moleflow.model.files.outputs import reason, what_to_do
+    from moleflow.model.files.outputs import reason, remedy
 
     if not isinstance(error.filename, str | bytes | os.PathLike):
-        return f"reading or writing failed ({reason(error)}); {what_to_do(error)}."
+        return f"reading or writing failed ({reason(error)}); {remedy(error)}."
     name = os.fsdecode(error.filename)
-    return f"{name if name == _OUTPUT else repr(name)} cannot be used ({reason(error)}); {what_to_do(error)}."
+    return f"{name if name == _OUTPUT else repr(name)} cannot be used ({reason(error)}); {remedy(error)}."

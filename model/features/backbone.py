@@ -18,7 +18,7 @@ from moleflow.model.features.plugin import import_plugin
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.runtime.soundness import not_finite
 
-__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "outline"]
+__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "meta_network"]
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 """The timm name of the network whose ImageNet weights an installed package carries."""
@@ -26,11 +26,11 @@ EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 _EMBEDDED_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 """Normalisation that the embedded weights were trained with."""
 
-MAX_BYTES_BESIDE_WEIGHTS = 256 * 2**20
+MAX_BUFFER_BYTES = 256 * 2**20
 """Most that a network may compute for its size of image and keep, such as the masks of attention windows: it is in no
 checkpoint, so no file's length bounds it. Swin-B takes 26 MB at 1024 px."""
 
-WAYS_OUT = (
+WEIGHT_ADVICE = (
     "Three ways out: (1) give a weight file with --backbone-weights FILE (safetensors, or a PyTorch state dict); "
     f"(2) use the embedded backbone, --backbone {EMBEDDED_BACKBONE}, whose weights are installed with MoLE-Flow; "
     "(3) run once where the model hub can be reached, so that timm's cache holds the weights."
@@ -101,7 +101,7 @@ class Backbone(nn.Module):
 
 
 @functools.lru_cache(maxsize=4)
-def outline(config: BackboneConfig) -> nn.Module:
+def meta_network(config: BackboneConfig) -> nn.Module:
     """The network without memory for its weights, on PyTorch's ``meta`` device: what it would take can be asked first.
 
     Raises:
@@ -111,7 +111,7 @@ def outline(config: BackboneConfig) -> nn.Module:
         net = _create(config, pretrained=False)
     kept = net.state_dict()
     beside = sum(value.nbytes for key, value in net.named_buffers() if key not in kept)
-    if beside > MAX_BYTES_BESIDE_WEIGHTS:
+    if beside > MAX_BUFFER_BYTES:
         raise BackboneError(
             f"backbone {config.name!r} takes {beside / 1e9:.1f} GB beside its weights for images of "
             f"{config.image_size} px; choose a smaller image_size, or another backbone."
@@ -150,7 +150,7 @@ def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
             return timm.create_model(config.name, **options)
     except Exception as error:  # timm and its hub raise many kinds; the cause is kept and shown
         raise BackboneError(
-            f"weights of backbone {config.name!r} cannot be had ({one_line(error)}). {WAYS_OUT}"
+            f"weights of backbone {config.name!r} cannot be had ({one_line(error)}). {WEIGHT_ADVICE}"
         ) from error
 
 
@@ -175,7 +175,7 @@ def _feature_info(net: nn.Module) -> Any:
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise BackboneError(f"there is no weight file {str(path)!r}. {WAYS_OUT}")
+        raise BackboneError(f"there is no weight file {str(path)!r}. {WEIGHT_ADVICE}")
     try:
         if path.suffix == ".safetensors":
             # Not the library's reader of files, which maps them: a file that is cut meanwhile would end the process.

@@ -12,7 +12,7 @@ from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.embedding import PatchEmbedder
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import scale_values
-from moleflow.model.runtime.device import product_dtype
+from moleflow.model.runtime.device import matmul_dtype
 
 __all__ = ["FeatureExtractor", "as_levels", "stack_images"]
 
@@ -39,7 +39,7 @@ class FeatureExtractor(nn.Module):
         Training takes the same: half precision rounds a folded and a plain network differently, by several percent of
         an embedding, and what an expert was fitted to is what it must be shown. ``backbone`` stays unchanged.
         """
-        return cls(config, backbone.folded(product_dtype(precision)))
+        return cls(config, backbone.folded(matmul_dtype(precision)))
 
     @property
     def preprocessing(self) -> Preprocessing:

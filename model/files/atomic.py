@@ -17,7 +17,7 @@ from pathlib import Path
 
 from moleflow.model.files.file_lock import has_no_locks, try_lock
 
-__all__ = ["atomic_write", "remove_left_behind", "target_of", "workspace"]
+__all__ = ["atomic_write", "remove_stale_workspaces", "target_of", "workspace"]
 
 _LOCK = ".moleflow.lock"
 """File inside a temporary folder that its writer holds locked: without a holder the folder was left behind."""
@@ -86,7 +86,7 @@ def workspace(target: Path) -> Iterator[Path]:
         _discard(folder, handle)
 
 
-def remove_left_behind(folder: Path) -> None:
+def remove_stale_workspaces(folder: Path) -> None:
     """Remove the temporary folders of killed writers anywhere below ``folder``; those in use stay."""
     for parent, names, _ in os.walk(folder):
         for name in names:

@@ -10,7 +10,7 @@ from pathlib import Path
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.files.atomic import atomic_write, target_of, workspace
 
-__all__ = ["check_output", "check_output_folder", "reason", "what_to_do", "write_bytes", "write_text", "writing"]
+__all__ = ["check_output", "check_output_folder", "reason", "remedy", "write_bytes", "write_text", "writing"]
 
 _TRIAL_BYTES = 4096
 """Written to learn whether there is room for anything at all: one block of most file systems."""
@@ -38,7 +38,7 @@ def reason(error: OSError) -> str:
     return error.strerror or str(error) or type(error).__name__
 
 
-def what_to_do(error: OSError) -> str:
+def remedy(error: OSError) -> str:
     """Advice on an error of the file system, to be put after what went wrong."""
     if error.errno == errno.ENOENT:
         try:
@@ -55,7 +55,7 @@ def writing(what: str, path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigurationError(
-            f"{what} {str(path)!r} cannot be written ({reason(error)}); {what_to_do(error)}."
+            f"{what} {str(path)!r} cannot be written ({reason(error)}); {remedy(error)}."
         ) from error
 
 

@@ -18,7 +18,7 @@ from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.subnet import TaskSubnet
 from moleflow.model.runtime.device import at_least_float32
 from moleflow.model.runtime.onednn import FusedConv, FusedLinear
-from moleflow.model.runtime.parallel import side_by_side
+from moleflow.model.runtime.parallel import parallel_map
 
 __all__ = ["MergedExpert"]
 
@@ -128,7 +128,7 @@ class MergedExpert(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Negative log-likelihood of each patch; on a CPU the images of a batch go side by side."""
         if x.device.type == "cpu" and len(x) > 1:
-            return torch.cat(side_by_side(self, x.split(1)))
+            return torch.cat(parallel_map(self, x.split(1)))
         x = self.adapter(x)
         if self.mixer is not None:
             x = self.mixer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)

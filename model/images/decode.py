@@ -26,7 +26,7 @@ __all__ = [
     "FORMATS",
     "MAX_PIXELS",
     "MAX_SIDE",
-    "REDUCED_REACH",
+    "MIN_OVERSAMPLING",
     "SUFFIXES",
     "DecodedImage",
     "has_deep_values",
@@ -54,7 +54,7 @@ MAX_SIDE = 32_768
 """Longest side that is read, in pixels. An anomaly map needs memory for each row and column apart from its pixels:
 an image one pixel high with millions of columns would cost far more than its pixel count says."""
 
-REDUCED_REACH = 4
+MIN_OVERSAMPLING = 4
 """A JPEG is decoded at a reduced scale where both sides keep this many times the model's. Once resized, the pixels are
 then those of full decoding, give or take one level of 255; at 2 times, up to 5 levels are between them."""
 
@@ -120,8 +120,8 @@ def open_for_model(source: bytes | Path, side: int, *, max_pixels: int | None = 
 
     Values of more than 8 bits stay so: which part of their range a product uses is not known here
     (``moleflow.model.images.value_range``). Large JPEGs are decoded at reduced scale: by 2, 4 or 8 as long as both
-    sides are divided evenly, so that no pixel moves, and keep ``REDUCED_REACH`` times ``side``. That saves four fifths
-    of the time of a JPEG of 16 megapixels.
+    sides are divided evenly, so that no pixel moves, and keep ``MIN_OVERSAMPLING`` times
+    ``side``. That saves four fifths of the time of a JPEG of 16 megapixels.
     """
     with _refusing_broken_files(source):
         opened = _Opened.read(source, max_pixels)
@@ -209,7 +209,7 @@ class _Opened:
 
 def _reduction(width: int, height: int, side: int) -> int:
     """By how much a JPEG is reduced for a model of ``side``; 1 where it is not."""
-    least = REDUCED_REACH * side
+    least = MIN_OVERSAMPLING * side
     return next((by for by in _REDUCTIONS if width % by == height % by == 0 and min(width, height) >= least * by), 1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from moleflow.model.images.bit_depth import FULL_SCALE
 
-__all__ = ["SENSOR_BITS", "Views", "misfit", "scale_values", "white_level"]
+__all__ = ["SENSOR_BITS", "Views", "range_warnings", "scale_values", "white_level"]
 
 SENSOR_BITS = (8, 10, 12, 14, 16)
 """Depths that sensors and their converters have."""
@@ -37,7 +37,7 @@ def scale_values(image: np.ndarray, white: int | None) -> np.ndarray:
     return np.minimum(image, np.uint16(level)).astype(np.float32) * np.float32(255 / level)
 
 
-def misfit(image: np.ndarray, white: int | None, product: str) -> tuple[str, ...]:
+def range_warnings(image: np.ndarray, white: int | None, product: str) -> tuple[str, ...]:
     """What is to be told of an image at the model's size, judged as ``product`` with that white level."""
     if image.dtype != np.uint16:
         if white is None:

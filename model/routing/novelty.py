@@ -21,13 +21,13 @@ import torch
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.errors import ConfigurationError
 
-__all__ = ["FAR_MULTIPLE", "background_nll", "check_limit", "counted_ratios", "novelty_score"]
+__all__ = ["FAR_MULTIPLE", "background_nll", "check_limit", "effective_ratios", "novelty_score"]
 
 FAR_MULTIPLE = 5.0
 """How many times as far from a product as its own good images, by their median, is far: several times what any good
 one reaches, since a defect can lead out as well. It is all that there is to go by while a single product is learned."""
 
-GROUND_QUANTILE = 0.1
+BACKGROUND_QUANTILE = 0.1
 """Fraction of an image's patches that its background NLL is not below: few enough to be found beside a large defect."""
 
 EXCESS_UNIT = 0.01
@@ -39,7 +39,7 @@ good images of products that were left out from altered ones of learned products
 (``benchmarks/unknown_verdicts.py``)."""
 
 
-def counted_ratios(distance: torch.Tensor, ratio: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
+def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
     """Distance ratios as they count: 1 at least of a product that the image is far from.
 
     Distances and distance ratios are ``(…, T)``; ``typical`` ``(T,)`` is the median distance of each product's good
@@ -50,16 +50,16 @@ def counted_ratios(distance: torch.Tensor, ratio: torch.Tensor, typical: torch.T
 
 def background_nll(patch_nll: np.ndarray) -> float:
     """NLL of an image's calmest tenth of patches: ``(H, W)`` to the value that nine tenths exceed, in nats."""
-    return float(np.quantile(patch_nll, GROUND_QUANTILE))
+    return float(np.quantile(patch_nll, BACKGROUND_QUANTILE))
 
 
-def novelty_score(ratio: float, ground: float, typical_ground: float, dim: int) -> float:
+def novelty_score(ratio: float, background: float, typical_background: float, dim: int) -> float:
     """The ratio, raised by what the expert says: ``ratio · (1 + excess / unit)^power``; never below ``ratio``.
 
-    ``ground`` is the image's background NLL and ``typical_ground`` the median one of good images, in nats for a patch
-    of ``dim`` values. Without unit; 0 where the distance ratio is, as while a single product is learned.
+    ``background`` is the image's background NLL, ``typical_background`` the median over the product's held-out good
+    images; both in nats per patch of ``dim`` values. Dimensionless; 0 where the ratio is 0 (a single product).
     """
-    excess = max(0.0, ground - typical_ground) / dim
+    excess = max(0.0, background - typical_background) / dim
     return ratio * (1 + excess / EXCESS_UNIT) ** EXCESS_POWER
 
 

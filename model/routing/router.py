@@ -25,11 +25,11 @@ import torch
 from torch import nn
 
 from moleflow.model.config import RouterConfig
-from moleflow.model.runtime.parallel import side_by_side
+from moleflow.model.runtime.parallel import parallel_map
 
 __all__ = ["Prototype", "Router", "image_descriptor"]
 
-_LEAST_GAP = 2.5
+_MIN_GAP = 2.5
 """Least distance to another product that distance ratios are measured by, in standard deviations along each direction:
 two names for the same product would otherwise push all its images out of both."""
 
@@ -56,7 +56,7 @@ def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
         return torch.from_numpy(np.partition(channels.T.contiguous().numpy(), middle, axis=1)[:, middle])
 
     pieces = [channels for image in values for channels in image.chunk(_CHANNEL_PARTS, -1)]
-    return torch.cat(side_by_side(select, pieces)).view(len(values), -1)
+    return torch.cat(parallel_map(select, pieces)).view(len(values), -1)
 
 
 class Prototype(nn.Module):
@@ -189,5 +189,5 @@ def _discriminant(prototypes: Sequence[Prototype]) -> tuple[torch.Tensor, torch.
     directions = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -kept:]
     places = centred @ directions
     apart = torch.cdist(places, places, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(float("inf"))
-    gaps = apart.min(1).values.clamp_min(_LEAST_GAP * kept**0.5)
+    gaps = apart.min(1).values.clamp_min(_MIN_GAP * kept**0.5)
     return (whitening @ directions).float(), places.float(), gaps.float()

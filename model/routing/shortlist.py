@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from moleflow.model.routing.novelty import counted_ratios
+from moleflow.model.routing.novelty import effective_ratios
 from moleflow.model.verdict.results import MAX_CANDIDATES
 
 __all__ = ["Route", "Shortlist", "shortlist"]
@@ -23,7 +23,7 @@ class Route:
 
 class Shortlist(NamedTuple):
     """Of one image: the nearest products in order, the one that was named for it, and the least distance ratio of any
-    product, as it counts (``moleflow.model.routing.novelty.counted_ratios``)."""
+    product, as it counts (``moleflow.model.routing.novelty.effective_ratios``)."""
 
     nearest: tuple[Route, ...]
     named: Route | None
@@ -40,7 +40,7 @@ def shortlist(
 ) -> list[Shortlist]:
     """Distances and distance ratios ``(B, T)`` to what is said of each image, in one read that waits for the device.
 
-    The least distance ratio is that of all products, ``typical`` as for ``counted_ratios``, found on the device. Of
+    The least distance ratio is that of all products, ``typical`` as for ``effective_ratios``, found on the device. Of
     products at the same distance the one learned first comes first. ``named[i]`` is the product that image ``i`` is
     said to show.
     """
@@ -49,7 +49,7 @@ def shortlist(
     wanted = torch.tensor([index or 0 for index in named]).to(distances.device, non_blocking=True)[:, None]
     columns = torch.cat((order, wanted), 1)
     # In float64, so that indices of any size pass as they are.
-    least = counted_ratios(distances, ratios, typical).amin(1, keepdim=True)
+    least = effective_ratios(distances, ratios, typical).amin(1, keepdim=True)
     parts = (columns, distances.gather(1, columns), ratios.gather(1, columns), least)
     table = torch.cat([part.double() for part in parts], 1).tolist()
     found = []

@@ -13,7 +13,7 @@ __all__ = [
     "Precision",
     "at_least_float32",
     "autocast",
-    "product_dtype",
+    "matmul_dtype",
     "resolve_device",
     "resolve_precision",
 ]
@@ -77,7 +77,7 @@ def _cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, check, lambda: False)() for check in checks)
 
 
-def product_dtype(precision: str) -> torch.dtype:
+def matmul_dtype(precision: str) -> torch.dtype:
     """The type of matrix products in the resolved ``precision``."""
     return _DTYPES[precision]
 
@@ -86,7 +86,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Matrix products in the resolved ``precision``; nothing changes for fp32."""
     if precision == "fp32":
         return nullcontext()
-    return torch.autocast(device.type, dtype=product_dtype(precision))
+    return torch.autocast(device.type, dtype=matmul_dtype(precision))
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:

@@ -13,13 +13,13 @@ from typing import TypeVar
 
 import torch
 
-__all__ = ["side_by_side"]
+__all__ = ["parallel_map"]
 
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
-def side_by_side(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
+def parallel_map(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
     """``work`` of every piece, computed on the CPU, in the order of the pieces; they share the caller's threads.
 
     As many pieces as there are threads run at once, each on one; those left over run last, each on as many threads as
@@ -53,4 +53,4 @@ def _run(work: Callable[[Piece], Result], pieces: Sequence[Piece], each: int, th
 
 @functools.cache
 def _workers(threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(threads, "side-by-side")
+    return ThreadPoolExecutor(threads, "parallel-map")

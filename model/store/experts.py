@@ -9,9 +9,9 @@ import torch
 
 from moleflow.model.errors import CheckpointError, ExpertError, one_line
 from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.runtime.device import autocast, product_dtype
+from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.runtime.lru import ExpertCache
-from moleflow.model.runtime.parallel import side_by_side
+from moleflow.model.runtime.parallel import parallel_map
 from moleflow.model.store.checkpoint import Checkpoint
 
 __all__ = ["Experts"]
@@ -75,7 +75,7 @@ class Experts:
         """The maps of all images whose task is one of ``experts``; on a CPU side by side, whatever their tasks."""
         if self._device.type == "cpu":
             chosen = [row for row, task in enumerate(tasks) if task in experts]
-            found = side_by_side(lambda row: experts[tasks[row]](embeddings[row : row + 1]), chosen)
+            found = parallel_map(lambda row: experts[tasks[row]](embeddings[row : row + 1]), chosen)
             for row, patch_map in zip(chosen, found, strict=True):
                 maps[row : row + 1] = patch_map
             return
@@ -94,4 +94,4 @@ class Experts:
         except CheckpointError as error:
             reason = one_line(error)
             raise ExpertError(self._checkpoint.header.tasks[index].name, reason) from error
-        return MergedExpert(base, expert.to(self._device), product_dtype(self._precision))
+        return MergedExpert(base, expert.to(self._device), matmul_dtype(self._precision))

@@ -11,7 +11,7 @@ import torch
 
 from moleflow.model.config import BackboneConfig, ExpertDtype, ModelConfig
 from moleflow.model.errors import one_line
-from moleflow.model.features.backbone import outline
+from moleflow.model.features.backbone import meta_network
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.routing.router import Prototype
 from moleflow.model.store.tensor_table import Spec
@@ -30,7 +30,7 @@ Layout = Mapping[str, Spec]
 
 def backbone_layout(config: BackboneConfig) -> Layout:
     """The section ``backbone``. Raises ``BackboneError`` where timm has no such network."""
-    return _specs(outline(config).state_dict())
+    return _specs(meta_network(config).state_dict())
 
 
 @functools.lru_cache

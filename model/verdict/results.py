@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from moleflow.model.errors import ExpertError, PredictionError
-from moleflow.model.images.value_range import misfit
+from moleflow.model.images.value_range import range_warnings
 from moleflow.model.names import ProductName
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
 from moleflow.model.verdict.regions import Region, find_regions
@@ -142,7 +142,7 @@ class _Routed:
         task = tasks[self.product.index]
         if image.dtype == np.uint8 and task.white_level is None:
             return self
-        return replace(self, white_level=task.white_level, warnings=misfit(image, task.white_level, task.name))
+        return replace(self, white_level=task.white_level, warnings=range_warnings(image, task.white_level, task.name))
 
     @property
     def product(self) -> Candidate:

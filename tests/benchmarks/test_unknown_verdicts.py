@@ -14,7 +14,7 @@ FOREIGN = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 
 
 def test_it_refuses_what_the_detector_refuses(tmp_path: Path) -> None:
-    path = tiny_checkpoint(tmp_path / "tiny.safetensors", typical_ground=20.0).path
+    path = tiny_checkpoint(tmp_path / "tiny.safetensors", typical_background=20.0).path
     images = [FOREIGN, *(product_image(kind, seed) for kind in (0, 1, 2, 3) for seed in range(90, 93))]
     factory, detector = benchmark.Factory(path, None), Detector.load(path)
     (seen,) = factory.look(iter(images), None)

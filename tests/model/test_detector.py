@@ -304,7 +304,7 @@ def test_what_the_router_takes_is_refused_where_its_expert_expects_no_patch_of_i
     assert isinstance(result, Prediction)
     assert not result.is_unknown
     # The same experts, whose good images are said to have been far likelier.
-    calm = tiny_checkpoint(tmp_path / "two.safetensors", typical_ground=-1e9)
+    calm = tiny_checkpoint(tmp_path / "two.safetensors", typical_background=-1e9)
     refused = Detector(calm, device="cpu", precision="fp32").predict(IMAGES[:1])[0]
     assert isinstance(refused, Refusal)
     assert refused.novelty_score > DEFAULT_UNKNOWN_LIMIT > refused.candidates[0].distance_ratio

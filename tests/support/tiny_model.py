@@ -118,18 +118,18 @@ def write_tested_product(root: Path, name: str, kind: int, *, good: int = 4, bad
     return folder
 
 
-TYPICAL_GROUND = 45.0
+TYPICAL_BACKGROUND = 45.0
 """Ground level of the tiny products' held-out images: random experts find no image stranger than that."""
 
 
-def tiny_held_out(index: int, typical_ground: float = TYPICAL_GROUND) -> dict[str, torch.Tensor]:
+def tiny_held_out(index: int, typical_background: float = TYPICAL_BACKGROUND) -> dict[str, torch.Tensor]:
     """What the held-out images of product number ``index`` came to: by the names of ``TaskCalibration``'s fields."""
     generator = torch.Generator().manual_seed(index)
     draws = -torch.rand(3, HELD_OUT, generator=generator).log()
     return {
         "scores": 20 + index + draws[0],
         "peaks": 10 + index + draws[1],
-        "grounds": typical_ground + draws[1],
+        "grounds": typical_background + draws[1],
         "distances": 6 + 5 * draws[2],
     }
 
@@ -138,7 +138,7 @@ def tiny_checkpoint(
     path: Path,
     names: tuple[str, ...] = ("bolt", "nut", "gear"),
     config: ModelConfig | None = None,
-    typical_ground: float = TYPICAL_GROUND,
+    typical_background: float = TYPICAL_BACKGROUND,
     white_levels: tuple[int | None, ...] = (),
 ) -> Checkpoint:
     """Write a checkpoint whose router knows the images of products 0, 1, …, and whose experts are random.
@@ -161,7 +161,7 @@ def tiny_checkpoint(
         expert = tiny_expert(config, 100 + index, first=index == 0)
         changes = descriptors * 0.02
         prototype = Prototype.fit(descriptors.clone(), config.router, changes.clone())
-        held_out = tiny_held_out(index, typical_ground)
+        held_out = tiny_held_out(index, typical_background)
         both = profile_tensors(prototype, held_out), expert_tensors(expert)
         calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
         sections |= {f"tasks.{index}.profile": both[0], f"tasks.{index}.expert": both[1]}

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.files.atomic import target_of
 from moleflow.model.files.file_lock import has_no_locks, lock_open_file, release_lock, try_lock
-from moleflow.model.files.outputs import check_output, reason, what_to_do, write_text, writing
+from moleflow.model.files.outputs import check_output, reason, remedy, write_text, writing
 from moleflow.model.files.regular_file import read_regular_file
 
 __all__ = ["HISTORY", "Journal", "exclusive", "side_file"]
@@ -87,7 +87,7 @@ def exclusive(checkpoint: Path) -> Iterator[None]:
                 ) from error
             raise ConfigurationError(
                 f"{str(path)!r}, which keeps a second training off, cannot be locked ({reason(error)}); remove it if "
-                f"no training runs, or {what_to_do(error)}."
+                f"no training runs, or {remedy(error)}."
             ) from error
         if taken:
             raise ConfigurationError(

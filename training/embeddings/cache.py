@@ -23,7 +23,7 @@ from moleflow.model.config import BackboneConfig
 from moleflow.model.errors import ConfigurationError, DatasetError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
-from moleflow.model.files.atomic import atomic_write, remove_left_behind
+from moleflow.model.files.atomic import atomic_write, remove_stale_workspaces
 from moleflow.model.files.outputs import reason
 from moleflow.model.files.regular_file import read_regular_file
 from moleflow.model.images.bit_depth import FULL_SCALE
@@ -93,7 +93,7 @@ class EmbeddingCache:
         }
         document = json.dumps(source, indent=1, sort_keys=True)
         cache = cls(folder, hashlib.sha256(document.encode()).hexdigest())
-        remove_left_behind(cache.folder)
+        remove_stale_workspaces(cache.folder)
         described = cache.folder / "source.json"
         if not described.is_file():
             cache._write(described, lambda path: path.write_text(document, encoding="utf-8"))

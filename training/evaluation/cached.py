@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.routing.router import Router, image_descriptor
-from moleflow.model.runtime.device import autocast, product_dtype
+from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.scoring import image_score, pixel_map
 from moleflow.training.data.datasets import Category
@@ -100,6 +100,6 @@ class CachedEvaluation:
     def _expert(self, task: int) -> MergedExpert:
         if task not in self._experts:
             base, expert = self._checkpoint.base(task), self._checkpoint.expert(task)
-            dtype = product_dtype(self._precision)
+            dtype = matmul_dtype(self._precision)
             self._experts[task] = MergedExpert(base.to(self._device), expert.to(self._device), dtype)
         return self._experts[task]

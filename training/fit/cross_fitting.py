@@ -29,7 +29,7 @@ from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.routing.novelty import background_nll
 from moleflow.model.routing.router import Prototype, Router
-from moleflow.model.runtime.device import autocast, product_dtype
+from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.verdict.calibration import MIN_SCORES
 from moleflow.model.verdict.scoring import image_score, pixel_map
 from moleflow.training.config import TrainingConfig
@@ -146,7 +146,7 @@ def cross_fit(
 
 def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig) -> HeldOutScores:
     """Judge images with a fitted expert, computed as prediction does it."""
-    expert = MergedExpert(trainer.base, trainer.expert, product_dtype(trainer.precision))
+    expert = MergedExpert(trainer.base, trainer.expert, matmul_dtype(trainer.precision))
     side = config.backbone.image_size
     found = HeldOutScores()
     with torch.inference_mode(), autocast(trainer.device, trainer.precision):

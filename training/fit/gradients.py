@@ -9,8 +9,8 @@ import torch
 
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
-from moleflow.model.runtime.device import autocast, product_dtype
-from moleflow.model.runtime.parallel import side_by_side
+from moleflow.model.runtime.device import autocast, matmul_dtype
+from moleflow.model.runtime.parallel import parallel_map
 from moleflow.training.config import TrainingConfig
 from moleflow.training.fit.backward.network import FusedFlow
 from moleflow.training.fit.loss import tail_aware_loss
@@ -31,7 +31,7 @@ def add_gradients(
     scalars, without waiting for them. Sums are taken in one order for one number of threads, which so gives the same
     bits every time; another number gives others, by rounding.
     """
-    flow = FusedFlow(base, expert, product_dtype(precision))
+    flow = FusedFlow(base, expert, matmul_dtype(precision))
 
     def take(share: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Loss and NLL, and gradients, of some images by their share in the batch."""
@@ -49,7 +49,7 @@ def add_gradients(
         return totals, gradients
 
     if embeddings.device.type == "cpu":
-        found = side_by_side(take, embeddings.tensor_split(min(torch.get_num_threads(), len(embeddings))))
+        found = parallel_map(take, embeddings.tensor_split(min(torch.get_num_threads(), len(embeddings))))
     else:
         found = [take(embeddings)]
     totals, gradients = found[0]

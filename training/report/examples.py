@@ -39,7 +39,7 @@ class Case:
     score: float
     is_anomalous: bool
     product: str
-    rgb_image: str
+    image: str
     heat_map: str
 
     @property
@@ -78,29 +78,29 @@ def _score(outcome: Outcome) -> float:
 
 def _case(outcome: Outcome) -> Case:
     sample, found = outcome.sample, judgement(outcome.routed)
-    rgb_image = _reduced(read_image(sample.path, white_level=outcome.routed.white_level or FULL_SCALE))
-    shown = overlay(rgb_image, outcome.routed)
+    image = _thumbnail(read_image(sample.path, white_level=outcome.routed.white_level or FULL_SCALE))
+    shown = overlay(image, outcome.routed)
     if sample.masks:
-        shown[find_boundaries(read_mask(sample.masks, *rgb_image.shape[:2]), mode="outer")] = _OUTLINE
+        shown[find_boundaries(read_mask(sample.masks, *image.shape[:2]), mode="outer")] = _OUTLINE
     return Case(
         name=sample.path.name,
         defect=sample.defect,
         score=found.score,
         is_anomalous=found.is_anomalous,
         product=found.product,
-        rgb_image=_data_address(rgb_image),
-        heat_map=_data_address(shown),
+        image=_data_url(image),
+        heat_map=_data_url(shown),
     )
 
 
-def _reduced(rgb_image: np.ndarray) -> np.ndarray:
-    """At most ``_SIDE`` pixels wide and high, its shape kept."""
-    image = Image.fromarray(rgb_image)
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    return np.array(image)
+def _thumbnail(image: np.ndarray) -> np.ndarray:
+    """At most ``_SIDE`` pixels wide and high, its proportions kept."""
+    thumbnail = Image.fromarray(image)
+    thumbnail.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    return np.array(thumbnail)
 
 
-def _data_address(rgb_image: np.ndarray) -> str:
+def _data_url(image: np.ndarray) -> str:
     buffer = io.BytesIO()
-    Image.fromarray(rgb_image).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
+    Image.fromarray(image).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

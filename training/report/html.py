@@ -23,7 +23,7 @@ _HEADLINES = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "false_alarm_ra
 def report_page(evaluation: Evaluation, measured: Sequence[Measured]) -> str:
     """The page as text. ``DatasetError`` when an image that is shown cannot be read any more."""
     environment = Environment(
-        loader=PackageLoader("training", "page"), autoescape=True, undefined=StrictUndefined,
+        loader=PackageLoader("moleflow.training.report", "page"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     environment.filters["percent"] = percent

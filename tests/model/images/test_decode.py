@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
 from moleflow.model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
-from moleflow.model.images.decode import FORMATS, REDUCED_REACH, image_format, open_for_model, open_image, open_rgb
+from moleflow.model.images.decode import FORMATS, MIN_OVERSAMPLING, image_format, open_for_model, open_image, open_rgb
 from moleflow.model.images.preprocessing import Preprocessing
 
 RESIZE = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1)).resize
@@ -320,12 +320,14 @@ def test_large_jpegs_of_other_colours_are_reduced_too(mode: str) -> None:
     assert 0 < difference.max() <= 2
 
 
-@pytest.mark.parametrize(("height", "width"), [(255, 512), (254, 512), (256, 257), (2 * 32 * REDUCED_REACH - 2, 1024)])
+@pytest.mark.parametrize(
+    ("height", "width"), [(255, 512), (254, 512), (256, 257), (2 * 32 * MIN_OVERSAMPLING - 2, 1024)]
+)
 def test_a_jpeg_that_would_become_too_small_or_does_not_divide_is_decoded_whole(height: int, width: int) -> None:
     data = encode(Image.fromarray(detailed(height, width)), "JPEG")
-    rgb_image = open_for_model(data, 32)
-    assert np.array_equal(rgb_image.pixels, RESIZE(open_rgb(data)))
-    assert (rgb_image.height, rgb_image.width) == (height, width)
+    small = open_for_model(data, 32)
+    assert np.array_equal(small.pixels, RESIZE(open_rgb(data)))
+    assert (small.height, small.width) == (height, width)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WebP", "BMP", "TIFF"])

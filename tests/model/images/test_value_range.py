@@ -5,7 +5,7 @@ import pytest
 from tiny_model import product_image, tiny_checkpoint
 
 from moleflow.model.detector import Detector
-from moleflow.model.images.value_range import Views, misfit, scale_values, white_level
+from moleflow.model.images.value_range import Views, range_warnings, scale_values, white_level
 from moleflow.model.verdict.results import Prediction
 
 NAMES = ("bolt", "nut", "gear")
@@ -135,7 +135,7 @@ def test_a_refusal_tells_too(detector: Detector) -> None:
     ],
 )
 def test_what_does_not_fit_is_told(image: np.ndarray, white: int | None, told: str | None) -> None:
-    found = misfit(image, white, "bolt")
+    found = range_warnings(image, white, "bolt")
     assert len(found) == (told is not None)
     assert told is None or told in found[0]
 

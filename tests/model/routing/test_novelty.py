@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from moleflow.model.routing.novelty import FAR_MULTIPLE, GROUND_QUANTILE, background_nll, counted_ratios, novelty_score
+from moleflow.model.routing.novelty import (
+    BACKGROUND_QUANTILE,
+    FAR_MULTIPLE,
+    background_nll,
+    effective_ratios,
+    novelty_score,
+)
 
 
 @pytest.mark.parametrize(
@@ -14,25 +20,25 @@ from moleflow.model.routing.novelty import FAR_MULTIPLE, GROUND_QUANTILE, backgr
 def test_a_distance_ratio_counts_as_one_at_least_where_the_image_is_far(
     distance: float, ratio: float, counted: float
 ) -> None:
-    found = counted_ratios(torch.tensor([distance]), torch.tensor([ratio]), torch.tensor([2.0]))
+    found = effective_ratios(torch.tensor([distance]), torch.tensor([ratio]), torch.tensor([2.0]))
     assert found.tolist() == pytest.approx([counted])
 
 
 def test_the_background_nll_is_that_of_the_calmest_tenth_whatever_the_rest_is() -> None:
     values = np.random.default_rng(0).permutation(100).astype(np.float32)
     calm = background_nll(values.reshape(10, 10))
-    assert (values < calm).mean() == pytest.approx(GROUND_QUANTILE)
+    assert (values < calm).mean() == pytest.approx(BACKGROUND_QUANTILE)
     defect = np.where(values > 50, 1e6, values).reshape(10, 10)
     assert background_nll(defect) == calm
 
 
 def test_what_its_expert_expects_everywhere_is_as_strange_as_the_router_finds_it() -> None:
-    assert novelty_score(0.4, ground=-3.0, typical_ground=-3.0, dim=160) == 0.4
-    assert novelty_score(0.4, ground=-90.0, typical_ground=-3.0, dim=160) == 0.4
+    assert novelty_score(0.4, background=-3.0, typical_background=-3.0, dim=160) == 0.4
+    assert novelty_score(0.4, background=-90.0, typical_background=-3.0, dim=160) == 0.4
 
 
 def test_the_less_its_expert_expects_any_patch_the_stranger_an_image_is() -> None:
-    found = [novelty_score(0.4, ground=10.0 + more, typical_ground=10.0, dim=160) for more in (0, 1, 10, 100)]
+    found = [novelty_score(0.4, background=10.0 + more, typical_background=10.0, dim=160) for more in (0, 1, 10, 100)]
     assert found == sorted(set(found))
 
 
@@ -41,4 +47,4 @@ def test_the_excess_is_counted_for_each_dimension() -> None:
 
 
 def test_with_a_single_product_nothing_but_distance_is_strange() -> None:
-    assert novelty_score(0.0, ground=1e4, typical_ground=0.0, dim=160) == 0.0
+    assert novelty_score(0.0, background=1e4, typical_background=0.0, dim=160) == 0.0

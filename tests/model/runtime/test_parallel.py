@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from moleflow.model.runtime.parallel import side_by_side
+from moleflow.model.runtime.parallel import parallel_map
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -19,12 +19,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 17])
 def test_results_come_in_the_order_of_the_pieces(threads: int, count: int) -> None:
-    assert side_by_side(lambda piece: piece**2, range(count)) == [piece**2 for piece in range(count)]
+    assert parallel_map(lambda piece: piece**2, range(count)) == [piece**2 for piece in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
 def test_the_pieces_share_the_callers_threads_and_the_caller_keeps_them(threads: int, count: int) -> None:
-    used = side_by_side(lambda _: torch.get_num_threads(), range(count))
+    used = parallel_map(lambda _: torch.get_num_threads(), range(count))
     rest = count % threads
     assert used == [1] * (count - rest) + [threads // max(rest, 1)] * rest
     assert torch.get_num_threads() == threads
@@ -40,7 +40,7 @@ def test_as_many_pieces_as_there_are_threads_run_at_once() -> None:
     torch.set_num_threads(3)
     meeting = threading.Barrier(3, timeout=60)
     try:
-        assert sorted(side_by_side(lambda _: meeting.wait(), range(3))) == [0, 1, 2]
+        assert sorted(parallel_map(lambda _: meeting.wait(), range(3))) == [0, 1, 2]
     finally:
         torch.set_num_threads(before)
 
@@ -52,11 +52,11 @@ def test_the_callers_modes_hold_for_every_piece(threads: int, inference: bool, h
         return torch.is_inference_mode_enabled(), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
     with torch.inference_mode(inference), torch.autocast("cpu", torch.bfloat16, enabled=half):
-        found = side_by_side(modes, range(9))
+        found = parallel_map(modes, range(9))
     assert found == [(inference, torch.bfloat16 if half else torch.float32)] * 9
 
 
 def test_what_a_piece_raises_reaches_the_caller_who_keeps_the_threads(threads: int) -> None:
     with pytest.raises(ZeroDivisionError):
-        side_by_side(lambda piece: 1 // (piece - 4), range(8))
+        parallel_map(lambda piece: 1 // (piece - 4), range(8))
     assert torch.get_num_threads() == threads
