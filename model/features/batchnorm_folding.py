@@ -87,9 +87,15 @@ class _Folding:
             if activation is not None and type(activation) in _ACTIVATIONS:
                 joined, activation = _ACTIVATIONS[type(activation)], None
             conv = FusedConv(
-                conv.weight, conv.bias, self.dtype, stride=conv.stride, padding=conv.padding, dilation=conv.dilation,
-                groups=conv.groups, activation=joined,
-            )  # fmt: skip
+                conv.weight,
+                conv.bias,
+                self.dtype,
+                stride=conv.stride,
+                padding=conv.padding,
+                dilation=conv.dilation,
+                groups=conv.groups,
+                activation=joined,
+            )
         self._set(node, f"{node.name}_folded", conv)
         if after is not None:
             self._replace(after, node)

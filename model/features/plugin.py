@@ -74,9 +74,11 @@ def _check_name(module: str, folder: Path) -> None:
     if local is None or not first:
         return
     found = importlib.util.find_spec(first)
-    if found is not None and found.origin is not None and not (
-        Path(found.origin).exists() and local.samefile(found.origin)
-    ):  # fmt: skip
+    if (
+        found is not None
+        and found.origin is not None
+        and not (Path(found.origin).exists() and local.samefile(found.origin))
+    ):
         raise ConfigurationError(
             f"plugin {module!r} is both {found.origin} and {local}; give the path of the one that is meant."
         )
@@ -107,9 +109,7 @@ def _spec(name: str, path: Path) -> ModuleSpec | None:
         return importlib.util.spec_from_file_location(name, path)
     if not (path / "__init__.py").is_file():
         raise ImportError(f"the folder {str(path)!r} is no package: it holds no __init__.py")
-    return importlib.util.spec_from_file_location(
-        name, path / "__init__.py", submodule_search_locations=[str(path)]
-    )  # fmt: skip
+    return importlib.util.spec_from_file_location(name, path / "__init__.py", submodule_search_locations=[str(path)])
 
 
 def _place(error: BaseException) -> str:

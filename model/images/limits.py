@@ -92,9 +92,13 @@ def check_structure(data: bytes, kind: str) -> None:
     of the worst.
     """
     checks: dict[str, Callable[[bytes], None]] = {
-        "JPEG": _check_jpeg, "PNG": _check_png, "GIF": _check_gif, "BMP": _check_bmp, "WebP": _check_webp,
+        "JPEG": _check_jpeg,
+        "PNG": _check_png,
+        "GIF": _check_gif,
+        "BMP": _check_bmp,
+        "WebP": _check_webp,
         "TIFF": check_tags,
-    }  # fmt: skip
+    }
     checks[kind](data)
 
 

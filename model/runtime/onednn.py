@@ -18,8 +18,10 @@ Activation = Literal["none", "relu", "relu6"]
 """What follows a layer in the same pass."""
 
 _POST_OPERATIONS: dict[Activation, tuple[str, list[float]]] = {
-    "none": ("none", []), "relu": ("relu", []), "relu6": ("hardtanh", [0.0, 6.0]),
-}  # fmt: skip
+    "none": ("none", []),
+    "relu": ("relu", []),
+    "relu6": ("hardtanh", [0.0, 6.0]),
+}
 """Names and numbers by which oneDNN's operators know an activation."""
 
 _ROWS = 784

@@ -53,9 +53,14 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, height: int, width: 
 
 
 def _region(
-    anomaly_map: np.ndarray, labels: np.ndarray, box: tuple[slice, slice], number: int, area: int,
-    height: int, width: int,
-) -> Region:  # fmt: skip
+    anomaly_map: np.ndarray,
+    labels: np.ndarray,
+    box: tuple[slice, slice],
+    number: int,
+    area: int,
+    height: int,
+    width: int,
+) -> Region:
     """The region of one label, whose box on the map is ``box`` and which covers ``area`` pixels of the map."""
     inside = np.where(labels[box] == number, anomaly_map[box], -np.inf)
     row, column = np.unravel_index(inside.argmax(), inside.shape)

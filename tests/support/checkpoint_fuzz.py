@@ -17,11 +17,19 @@ from moleflow.model.store.tensor_file import TensorFile
 __all__ = ["check_checkpoint", "check_container", "containers", "damaged"]
 
 _ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.sampled_from([2**63, 2**64, -1, 10**400]), st.floats(),
-    st.text(max_size=5), st.sampled_from(["F32", "F64", "I64", "U8", "BOOL", "\ud800", "a\nb", "x" * 5000]),
-    st.lists(st.integers(-1, 5), max_size=3), st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
-    st.just([]), st.just({}), st.just([[1]]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([2**63, 2**64, -1, 10**400]),
+    st.floats(),
+    st.text(max_size=5),
+    st.sampled_from(["F32", "F64", "I64", "U8", "BOOL", "\ud800", "a\nb", "x" * 5000]),
+    st.lists(st.integers(-1, 5), max_size=3),
+    st.dictionaries(st.text(max_size=3), st.integers(), max_size=2),
+    st.just([]),
+    st.just({}),
+    st.just([[1]]),
+)
 """Values that a field may be given instead of its own."""
 
 
@@ -121,8 +129,10 @@ def check_container(content: bytes, path: Path) -> bool:
             name = f"{section}.{spec.key}" if section else spec.key
             found = theirs[name] if name in theirs else theirs[f".{spec.key}"]
             assert (found["dtype"], found["shape"], bytes(found["data"])) == (
-                spec.dtype, list(spec.shape), content[begin:end],
-            )  # fmt: skip
+                spec.dtype,
+                list(spec.shape),
+                content[begin:end],
+            )
     return True
 
 

@@ -10,12 +10,19 @@ from timm.models.resnet import BasicBlock, ResNet
 default_cfgs = generate_default_cfgs(
     {
         "tiny_backbone.fixed": {
-            "url": "", "input_size": (3, 32, 32), "pool_size": (1, 1), "num_classes": 4, "interpolation": "bilinear",
-            "crop_pct": 1.0, "mean": (0.5, 0.45, 0.4), "std": (0.25, 0.2, 0.3), "first_conv": "conv1",
+            "url": "",
+            "input_size": (3, 32, 32),
+            "pool_size": (1, 1),
+            "num_classes": 4,
+            "interpolation": "bilinear",
+            "crop_pct": 1.0,
+            "mean": (0.5, 0.45, 0.4),
+            "std": (0.25, 0.2, 0.3),
+            "first_conv": "conv1",
             "classifier": "fc",
         }
     }
-)  # fmt: skip
+)
 
 
 @register_model
@@ -24,6 +31,12 @@ def tiny_backbone(pretrained: bool = False, **options: Any) -> torch.nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         return build_model_with_cfg(
-            ResNet, "tiny_backbone", False, block=BasicBlock, layers=(1, 1, 1, 1), channels=(8, 12, 20, 24),
-            zero_init_last=False, **options,
-        )  # fmt: skip
+            ResNet,
+            "tiny_backbone",
+            False,
+            block=BasicBlock,
+            layers=(1, 1, 1, 1),
+            channels=(8, 12, 20, 24),
+            zero_init_last=False,
+            **options,
+        )

@@ -193,10 +193,13 @@ class Ablation:
             train_seconds=epoch_seconds(side_file(checkpoint.path, HISTORY)),
             finished_at=datetime.now(UTC),
             environment={
-                "torch": torch.__version__, "threads": str(torch.get_num_threads()), "device": str(self.device),
-                "precision": self.precision, "machine": platform.machine(),
+                "torch": torch.__version__,
+                "threads": str(torch.get_num_threads()),
+                "device": str(self.device),
+                "precision": self.precision,
+                "machine": platform.machine(),
             },
-        )  # fmt: skip
+        )
         _write(self._result_path(preset, source), result)
         return result
 
@@ -217,9 +220,16 @@ class Ablation:
             if index >= _learned(path):
                 reporter = self.reporter.beside(side_file(path, HISTORY))
                 train_tasks(
-                    self.data, [category.name], path, preset=preset, backbone_weights=self.backbone_weights,
-                    device=str(self.device), precision=self.precision, cache=self.cache, reporter=reporter,
-                )  # fmt: skip
+                    self.data,
+                    [category.name],
+                    path,
+                    preset=preset,
+                    backbone_weights=self.backbone_weights,
+                    device=str(self.device),
+                    precision=self.precision,
+                    cache=self.cache,
+                    reporter=reporter,
+                )
             if wanted:
                 after.append(self._just_learned(path, index, preset, source))
         found = tuple(metrics for metrics in after if metrics is not None)
@@ -260,9 +270,14 @@ class Ablation:
         paths = [sample.path for sample in category.test]
         with self.reporter.phase(f"{category.name}: test embeddings", len(paths)) as phase:
             return source.cache.embed(
-                source.features, paths, Reader(white_level), device=self.device, precision=self.precision,
-                white_level=white_level, on_progress=phase.advance,
-            )  # fmt: skip
+                source.features,
+                paths,
+                Reader(white_level),
+                device=self.device,
+                precision=self.precision,
+                white_level=white_level,
+                on_progress=phase.advance,
+            )
 
 
 def _learned(path: Path) -> int:

@@ -81,24 +81,32 @@ _CORE = Study(
     (
         Row("full", published=MAIN),
         Row(
-            "w/o SpatialContextMixer", flow={"spatial_context_kernel": None},
-            published=Published(98.08, 97.70, 99.23, 52.24, 100), note="the spatial mixing module is removed",
+            "w/o SpatialContextMixer",
+            flow={"spatial_context_kernel": None},
+            published=Published(98.08, 97.70, 99.23, 52.24, 100),
+            note="the spatial mixing module is removed",
         ),
         Row(
-            "w/o WhiteningAdapter", flow={"adapter": "soft_ln"},
-            published=Published(98.06, 97.60, 99.23, 47.14, 100), note="SoftLN input adapter instead",
+            "w/o WhiteningAdapter",
+            flow={"adapter": "soft_ln"},
+            published=Published(98.06, 97.60, 99.23, 47.14, 100),
+            note="SoftLN input adapter instead",
         ),
         Row(
-            "w/o tail-aware loss", training={"tail_weight": 0.0},
-            published=Published(96.62, 97.20, 98.66, 45.86, 100), note="standard loss",
+            "w/o tail-aware loss",
+            training={"tail_weight": 0.0},
+            published=Published(96.62, 97.20, 98.66, 45.86, 100),
+            note="standard loss",
         ),
         Row(
-            "w/o logdet regularisation", training={"lambda_logdet": 0.0},
-            published=Published(98.29, 97.66, 99.31, 51.06, 100), note="lambda_logdet = 0",
+            "w/o logdet regularisation",
+            training={"lambda_logdet": 0.0},
+            published=Published(98.29, 97.66, 99.31, 51.06, 100),
+            note="lambda_logdet = 0",
         ),
         Row("w/o MoLE subnet", flow=DIA_ONLY, note="no MoLE subnet and no LoRA: DIA alone, 12 blocks"),
     ),
-)  # fmt: skip
+)
 
 _SUBNET = Study(
     "subnet",
@@ -127,20 +135,24 @@ _SHARING = Study(
     "Sharing of the base weights",
     (
         Row(
-            "frozen", flow={"sharing": "frozen"}, published=MAIN,
+            "frozen",
+            flow={"sharing": "frozen"},
+            published=MAIN,
             note="base learned with the first task, then frozen (published size: 1.0×)",
         ),
         Row(
-            "sequential", flow={"sharing": "sequential"},
+            "sequential",
+            flow={"sharing": "sequential"},
             note="base shared and trained on through all tasks (published size: 1.0×)",
         ),
         Row(
-            "separated", flow={"sharing": "separated"},
+            "separated",
+            flow={"sharing": "separated"},
             note="a whole base for each task, nothing shared (published size: 15.0×, for 15 tasks)",
         ),
     ),
     forgetting=True,
-)  # fmt: skip
+)
 
 _LORA_RANK = Study(
     "lora_rank",
@@ -150,12 +162,14 @@ _LORA_RANK = Study(
         Row("32", flow={"lora_rank": 32}),
         Row("64", flow={"lora_rank": 64}, published=Published(98.30, 97.83, None, 54.04)),
         Row(
-            "128", flow={"lora_rank": 128}, published=Published(98.36, 97.80, None, 52.42),
+            "128",
+            flow={"lora_rank": 128},
+            published=Published(98.36, 97.80, None, 52.42),
             note="published with 80 epochs, 5 DIA and 10 coupling blocks; here the rank alone differs, so that the "
             "table has one cause",
         ),
     ),
-)  # fmt: skip
+)
 
 _LAMBDA_LOGDET = Study(
     "lambda_logdet",
@@ -211,17 +225,27 @@ _SCORE_TOP_K = Study(
         Row("1", score_top_k=1, note="the full row's weights; only the scoring differs"),
         Row("3", score_top_k=3, published=Published(98.29, 97.82, None, 54.20)),
         Row(
-            "5", score_top_k=5, published=Published(98.30, 97.83, None, 54.04),
+            "5",
+            score_top_k=5,
+            published=Published(98.30, 97.83, None, 54.04),
             note="the full row's weights; only the scoring differs",
         ),
         Row("7", score_top_k=7, note="the full row's weights; only the scoring differs"),
     ),
-)  # fmt: skip
+)
 
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
-        _CORE, _SUBNET, _BLOCKS, _SHARING, _LORA_RANK, _LAMBDA_LOGDET, _SCALE_CONTEXT, _SPATIAL_CONTEXT, _TAIL_WEIGHT,
+        _CORE,
+        _SUBNET,
+        _BLOCKS,
+        _SHARING,
+        _LORA_RANK,
+        _LAMBDA_LOGDET,
+        _SCALE_CONTEXT,
+        _SPATIAL_CONTEXT,
+        _TAIL_WEIGHT,
         _SCORE_TOP_K,
     )
-}  # fmt: skip
+}

@@ -12,9 +12,12 @@ from moleflow.training.evaluation.cached import CategoryMetrics
 __all__ = ["StudyTable"]
 
 METRICS = {
-    "image_auroc": "img AUROC", "pixel_auroc": "pix AUROC", "image_ap": "img AP", "pixel_ap": "pix AP",
+    "image_auroc": "img AUROC",
+    "pixel_auroc": "pix AUROC",
+    "image_ap": "img AP",
+    "pixel_ap": "pix AP",
     "routing": "routing",
-}  # fmt: skip
+}
 """Fields of ``CategoryMetrics`` that the tables have, and their headings; means over categories, in percent."""
 
 FORGETTING = {"image_auroc": "forgets img AUROC", "pixel_ap": "forgets pix AP"}

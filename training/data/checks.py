@@ -175,21 +175,33 @@ def warn_of_looks(
     shape = median(each.width / each.height for each in usual.values())
     odd = [path for path, each in looks.items() if _ratio(each.width / each.height, shape) > _SHAPE_TOLERANCE]
     warnings.add(
-        concerns, f"{kind} of other proportions than {most}", odd,
+        concerns,
+        f"{kind} of other proportions than {most}",
+        odd,
         "Each is squeezed to the model's square in its own way; cut them to one shape.",
-    )  # fmt: skip
+    )
     size = median(each.width * each.height for each in usual.values())
     odd = [path for path, each in looks.items() if _ratio(each.width * each.height, size) >= _SIZE_TOLERANCE]
     warnings.add(
-        concerns, f"{kind} that are much larger or smaller than {most}", odd,
+        concerns,
+        f"{kind} that are much larger or smaller than {most}",
+        odd,
         "Details differ in sharpness; take all images at one resolution.",
-    )  # fmt: skip
+    )
     for is_so, yes, no, meaning in (
-        ("is_grey", "in grey", "in colour",
-         "The missing or added colour looks like a defect; make all images of one kind."),
-        ("is_deep", "of 16 bits", "of 8 bits",
-         "Their brightness may differ by what each takes for white; save all images with one depth."),
-    ):  # fmt: skip
+        (
+            "is_grey",
+            "in grey",
+            "in colour",
+            "The missing or added colour looks like a defect; make all images of one kind.",
+        ),
+        (
+            "is_deep",
+            "of 16 bits",
+            "of 8 bits",
+            "Their brightness may differ by what each takes for white; save all images with one depth.",
+        ),
+    ):
         counted = Counter(getattr(each, is_so) for each in usual.values() if not each.is_constant)
         mostly = counted[True] > counted[False]
         odd = [path for path, each in looks.items() if getattr(each, is_so) != mostly and not each.is_constant]
@@ -202,9 +214,11 @@ def warn_of_leaks(train: dict[Path, Look], test: dict[Path, Look], concerns: Con
     learned = {each.digest for each in train.values() if not each.is_constant}
     known = [path for path, each in test.items() if each.digest in learned]
     warnings.add(
-        concerns, "test images that are training images too", known,
+        concerns,
+        "test images that are training images too",
+        known,
         "They were learned by heart and flatter every figure; remove them from one side.",
-    )  # fmt: skip
+    )
 
 
 def repeats(looks: dict[Path, Look]) -> list[list[Path]]:
@@ -219,9 +233,11 @@ def repeats(looks: dict[Path, Look]) -> list[list[Path]]:
 def _warn_of_repeats(looks: dict[Path, Look], warnings: WarningList) -> None:
     surplus = [path for group in repeats(looks) for path in group[1:]]
     warnings.add(
-        "training", "training images that repeat another one", surplus,
+        "training",
+        "training images that repeat another one",
+        surplus,
         "They weigh double, and where they are held out, the threshold becomes too low; remove them.",
-    )  # fmt: skip
+    )
 
 
 def _is_grey(values: np.ndarray) -> bool:

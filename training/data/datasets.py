@@ -115,9 +115,11 @@ def passed_over(root: Path) -> list[DataWarning]:
     others = [folder for folder in folders(root) if layout_of(folder) is None]
     missed = [folder for folder in others if any(each.is_image for each in leftovers(folder, (), [folder]))]
     warnings.add(
-        "training", "folders with images that are no products", missed,
+        "training",
+        "folders with images that are no products",
+        missed,
         "They are left out; a product's folder holds train/good (MVTec AD), Data/Images (VisA), or images directly.",
-    )  # fmt: skip
+    )
     warnings.add("training", "images beside the products", images(root), "They are left out.")
     lost = [path for path in entries(root) if path.is_symlink() and not path.exists()]
     warnings.add("training", "links beside the products that lead nowhere", lost, "Restore what they point to.")
@@ -238,14 +240,18 @@ def _warn_of_labels(files: Files, warnings: WarningList) -> None:
     )
     if files.bad and not files.good:
         warnings.add(
-            "testing", "test folders without good images", [files.bad[0].path.parent.parent],
+            "testing",
+            "test folders without good images",
+            [files.bad[0].path.parent.parent],
             "Without them there is no AUROC, no AP and no rate of false alarms; put some into test/good.",
-        )  # fmt: skip
+        )
     if files.good and not files.bad:
         warnings.add(
-            "testing", "test folders without defective images", [files.good[0].path.parent.parent],
+            "testing",
+            "test folders without defective images",
+            [files.good[0].path.parent.parent],
             "Without them there is no AUROC, no AP and no share of defects found.",
-        )  # fmt: skip
+        )
 
 
 def _refuse_product(root: Path) -> None:

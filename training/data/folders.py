@@ -56,9 +56,28 @@ class Reason(StrEnum):
 
 
 _UNREAD_SUFFIXES = frozenset(
-    {".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".tga", ".pgm", ".ppm", ".pbm", ".pnm", ".psd", ".dng", ".cr2",
-     ".nef", ".arw", ".raw", ".exr", ".dcm"}
-)  # fmt: skip
+    {
+        ".jp2",
+        ".j2k",
+        ".heic",
+        ".heif",
+        ".avif",
+        ".jxl",
+        ".tga",
+        ".pgm",
+        ".ppm",
+        ".pbm",
+        ".pnm",
+        ".psd",
+        ".dng",
+        ".cr2",
+        ".nef",
+        ".arw",
+        ".raw",
+        ".exr",
+        ".dcm",
+    }
+)
 """How image files end that are not read."""
 
 

@@ -58,10 +58,11 @@ def check_testing(
     _warn_of_markings({s.path: m for s, m in zip(marked, markings, strict=True) if isinstance(m, _Marking)}, warnings)
     empty = in_threads(_is_empty, good_masks)
     warnings.add(
-        "testing", "masks of good images that mark something",
+        "testing",
+        "masks of good images that mark something",
         [path for path, each in zip(good_masks, empty, strict=True) if each is False],
         "They are not used; move the image to its defect, or remove the mask.",
-    )  # fmt: skip
+    )
     problems += tuple(each for each in (*markings, *empty) if isinstance(each, str))
     files = len(test) + sum(len(sample.masks) for sample in test) + len(good_masks)
     return Checked(problems, files, tuple(warnings.found))
@@ -164,10 +165,14 @@ def _warn_of_contradictions(looks: dict[Path, Look], test: Sequence[Sample], war
     groups = repeats(looks)
     both = [group for group in groups if len({defective[path] for path in group}) > 1]
     warnings.add(
-        "testing", "test images that are labelled both good and defective", [group[0] for group in both],
+        "testing",
+        "test images that are labelled both good and defective",
+        [group[0] for group in both],
         "One label is wrong; keep the right one.",
-    )  # fmt: skip
+    )
     warnings.add(
-        "testing", "test images that repeat another one", [path for group in groups for path in group[1:]],
+        "testing",
+        "test images that repeat another one",
+        [path for group in groups for path in group[1:]],
         "They weigh double; remove them.",
-    )  # fmt: skip
+    )

@@ -7,10 +7,28 @@ from pathlib import Path
 __all__ = ["Layout", "Sample", "is_good"]
 
 _GOOD_NAMES = frozenset(
-    {"good", "ok", "okay", "normal", "nominal", "pass", "passed", "fine", "non_defective", "nondefective",
-     "defect_free", "defectfree", "no_defect", "no_defects", "not_defective", "without_defect", "anomaly_free",
-     "no_anomaly", "non_anomalous"}
-)  # fmt: skip
+    {
+        "good",
+        "ok",
+        "okay",
+        "normal",
+        "nominal",
+        "pass",
+        "passed",
+        "fine",
+        "non_defective",
+        "nondefective",
+        "defect_free",
+        "defectfree",
+        "no_defect",
+        "no_defects",
+        "not_defective",
+        "without_defect",
+        "anomaly_free",
+        "no_anomaly",
+        "non_anomalous",
+    }
+)
 """What data sets call good parts where they do not say ``good``; no defect is called so."""
 
 

@@ -45,10 +45,14 @@ class WarningList:
             example = first.relative_to(self._root) if first.is_relative_to(self._root) else first
             self.found.append(
                 DataWarning(
-                    product=self._product, concerns=concerns, kind=kind, count=len(paths), example=as_line(example),
+                    product=self._product,
+                    concerns=concerns,
+                    kind=kind,
+                    count=len(paths),
+                    example=as_line(example),
                     meaning=meaning,
                 )
-            )  # fmt: skip
+            )
 
 
 def tell(warnings: Iterable[DataWarning], reporter: Reporter | None, *, strict: bool = False) -> None:

@@ -107,9 +107,7 @@ def descriptor_changes(
             return alteration(as_levels(read(path, side), resize), np.random.default_rng(list(seed)))
 
         found = []
-        for _, values in extract(
-            features, [paths[row] for row in chosen], altered, device=device, precision=precision
-        ):  # fmt: skip
+        for _, values in extract(features, [paths[row] for row in chosen], altered, device=device, precision=precision):
             found.append(image_descriptor(values))
             on_progress(len(values))
         moved.append(torch.cat(found) - descriptors[list(chosen)])

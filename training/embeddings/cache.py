@@ -123,9 +123,7 @@ class EmbeddingCache:
         missing = {file: path for file, path in zip(files, paths, strict=True) if _shape(file) is None}
         on_progress(len(paths) - len(missing))
         targets = list(missing)
-        for start, values in extract(
-            features, list(missing.values()), read, device=device, precision=precision
-        ):  # fmt: skip
+        for start, values in extract(features, list(missing.values()), read, device=device, precision=precision):
             for target, value in zip(targets[start:], values.numpy(), strict=False):
                 self._write(target, lambda path, value=value: _save(path, value))  # type: ignore[misc]
             on_progress(len(values))

@@ -94,8 +94,10 @@ def curve_chart(curves: Sequence[tuple[str, Curve]], *, limit: float, rise: str)
         parts.append(_line(f"line-{number}", right - 128, y - 4, right - 110, y - 4))
         parts.append(_text(right - 104, y, label, "start"))
     parts.append(_text((left + right) / 2, height - 5, "false-positive rate", "middle", "quiet"))
-    parts.append(f'<text class="quiet" transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)" '
-                 f'text-anchor="middle">{escape(rise)}</text>')  # fmt: skip
+    parts.append(
+        f'<text class="quiet" transform="translate(11 {(top + bottom) / 2:.0f}) rotate(-90)" '
+        f'text-anchor="middle">{escape(rise)}</text>'
+    )
     return "".join(parts) + "</svg>"
 
 

@@ -23,9 +23,12 @@ _HEADLINES = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "false_alarm_ra
 def report_page(evaluation: Evaluation, measured: Sequence[Measured]) -> str:
     """The page as text. ``DatasetError`` when an image that is shown cannot be read any more."""
     environment = Environment(
-        loader=PackageLoader("moleflow.training.report", "page"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("moleflow.training.report", "page"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["percent"] = percent
     headlines = [("routing_accuracy", evaluation.routing_accuracy)]
     headlines += [(name, getattr(evaluation.routed, name)) for name in _HEADLINES]
@@ -45,10 +48,15 @@ def report_page(evaluation: Evaluation, measured: Sequence[Measured]) -> str:
 def _matrix(confusion: Confusion) -> list[tuple[str, list[tuple[int, float, bool]]]]:
     """Rows of the routing matrix: for each product the count, its share of the row, and whether it is right."""
     return [
-        (category, [(count, count / max(sum(row), 1), product == category)
-                    for product, count in zip(confusion.products, row, strict=True)])
+        (
+            category,
+            [
+                (count, count / max(sum(row), 1), product == category)
+                for product, count in zip(confusion.products, row, strict=True)
+            ],
+        )
         for category, row in zip(confusion.categories, confusion.counts, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _section(measured: Measured) -> dict[str, Any]:

@@ -135,9 +135,12 @@ def _continual_table(continual: Continual) -> Table:
     for name, routed in continual.routed.items():
         named = continual.named.get(name)
         table.add_row(
-            HEADINGS[name], percent(routed.forgetting), percent(routed.backward_transfer),
-            percent(named.forgetting if named else None), percent(named.backward_transfer if named else None),
-        )  # fmt: skip
+            HEADINGS[name],
+            percent(routed.forgetting),
+            percent(routed.backward_transfer),
+            percent(named.forgetting if named else None),
+            percent(named.backward_transfer if named else None),
+        )
     return table
 
 

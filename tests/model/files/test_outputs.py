@@ -112,7 +112,10 @@ def test_what_only_trying_finds_out_is_found_out(tmp_path: Path, mounts: str, hi
         pytest.skip("file systems cannot be mounted here")
     environment = os.environ | {"PYTHON": sys.executable, "PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(
-        ["unshare", "-m", "sh", "-c", IN_MOUNTS.format(mounts=mounts)], cwd=tmp_path, env=environment,
-        capture_output=True, text=True,
-    )  # fmt: skip
+        ["unshare", "-m", "sh", "-c", IN_MOUNTS.format(mounts=mounts)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert hint in done.stdout, done.stderr

@@ -112,7 +112,7 @@ HOSTILE = {
     "BMP of many runs": run_length_bmp(2_000, 2_000, b"\1\1" * MEGABYTE + b"\0\0"),
     "BMP of empty rows": run_length_bmp(40_000, 1_000, b"\1\1\0\0" * 1_000),
     "WebP of chunks": b"RIFF" + struct.pack("<I", 8 * MEGABYTE) + b"WEBP" + b"XXXX\0\0\0\0" * MEGABYTE,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -122,6 +122,8 @@ def test_a_script_starts_anew_once_with_its_arguments(tmp_path: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name not in THREAD_POLICY}
     done = subprocess.run(
         [sys.executable, tmp_path / "script.py", "--data", "a b"],
-        env=variables | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
-    )  # fmt: skip
+        env=variables | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout.splitlines() == ["['--data', 'a b'] None", "['--data', 'a b'] PASSIVE"], done.stderr

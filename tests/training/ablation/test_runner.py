@@ -28,9 +28,11 @@ from moleflow.training.progress import Reporter
 
 TASKS = ("bolt", "nut")
 PRESET = Preset(
-    name="tiny", description="for tests", model=tiny_config(),
+    name="tiny",
+    description="for tests",
+    model=tiny_config(),
     training=TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=2, folds=1),
-)  # fmt: skip
+)
 
 PAIR = Study("pair", "Two rows", (Row("full"), Row("w/o mixer", flow={"spatial_context_kernel": None}, note="a note")))
 SCORING = Study("scoring", "Scoring", (Row("3", score_top_k=3), Row("1", score_top_k=1)))
@@ -194,9 +196,13 @@ class StoppedError(Exception):
 
 @pytest.mark.parametrize(("task", "epoch"), [("bolt", 1), ("nut", 0), ("nut", 1)])
 def test_a_study_killed_inside_a_row_goes_on_and_ends_with_the_same_result(
-    data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch, task: str, epoch: int,
-) -> None:  # fmt: skip
+    data: Path,
+    finished: tuple[Path, list[tuple[Row, RowResult]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    task: str,
+    epoch: int,
+) -> None:
     plain = TaskTrainer.step
 
     def step(self: TaskTrainer, embeddings: torch.Tensor, rate: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -235,9 +241,12 @@ def test_a_study_killed_before_a_row_was_judged_trains_nothing_again(
 
 @pytest.mark.parametrize("damage", ["", '{"digest":', "[" * 10_000, "null", "\udcff"])
 def test_a_damaged_result_is_measured_again_without_training(
-    data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    data: Path,
+    finished: tuple[Path, list[tuple[Row, RowResult]]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     damage: str,
-) -> None:  # fmt: skip
+) -> None:
     out, expected = finished
     shutil.copytree(out, tmp_path / "out")
     for path in (tmp_path / "out" / "results").iterdir():
