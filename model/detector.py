@@ -1,4 +1,4 @@
-"""The detector: images in, typed results out. Works without HTTP, on CPU and CUDA."""
+"""The detector: RGB images in, typed results out, on CPU or CUDA."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,26 +27,26 @@ from moleflow.model.verdict.scoring import image_score
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
 MAX_EXPERTS = 32
-"""Merged experts kept on the device, least recently used first out; one of MAIN takes 60 MB in float32."""
+"""Merged experts kept on the device (LRU). One expert of the ``main`` preset takes 60 MB in float32."""
 
 WARM_EXPERTS = 8
-"""Experts that are merged before the first request at most, so that start-up does not grow with the products."""
+"""Experts merged by ``warm_up``, at most: start-up time does not grow with the number of products."""
 
 
 class Detector:
-    """Finds defects on every product that a checkpoint has learned.
+    """Finds defects on every product in a checkpoint.
 
-    One backbone pass a batch; the router reads the same features; each product's images then go through its
-    expert together, on a CPU every image side by side with the others. The active tasks and the grid's shape are
-    arguments throughout, so several threads may predict at once.
+    The backbone runs once per batch and the router reads the same features. Images of one product then go through its
+    expert together; on a CPU, images run in parallel. Methods keep no per-call state, so several threads may predict
+    at once.
 
     Args:
-        checkpoint: what was learned.
+        checkpoint: an open checkpoint.
         device, precision: see ``moleflow.model.runtime.device``.
         max_experts: merged experts kept on the device.
-        false_alarm_rate: fraction of good images that may be called anomalous, above 0 and below 1.
-        unknown_limit: novelty score up to which an image belongs to a product (``moleflow.model.routing.novelty``); 0
-            refuses nothing.
+        false_alarm_rate: fraction of good images that may be called anomalous, in (0, 1).
+        unknown_limit: images with a higher novelty score (``moleflow.model.routing.novelty``) are refused as an
+            unknown product; 0 refuses nothing.
     """
 
     def __init__(
@@ -67,11 +67,13 @@ class Detector:
         self._top_k = checkpoint.header.config.score_top_k
         features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
         self._features = features.to(self.device)
-        # Of each product no more than this is read before an image of it comes.
+        # Experts are read on first use; only the profiles are read here.
         profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
         self._router = Router([each.prototype for each in profiles]).to(self.device)
         self._calibrations = [each.calibration for each in profiles]
-        self._typical = torch.tensor([each.distances.median for each in self._calibrations], device=self.device)
+        self._median_distances = torch.tensor(
+            [each.distances.median for each in self._calibrations], device=self.device
+        )
         self._tasks = tuple(self._at_rate(info) for info in checkpoint.header.tasks)
         self._judge = Judge(
             self._tasks,
@@ -94,7 +96,7 @@ class Detector:
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
     ) -> Self:
-        """Open a checkpoint and make it ready. ``plugin`` names a module that registers the backbone with timm.
+        """Open a checkpoint. ``plugin`` is a module to import first, which registers the backbone with timm.
 
         Raises:
             CheckpointError, BackboneError, DeviceError, ConfigurationError: see ``moleflow.model.errors``.
@@ -111,12 +113,12 @@ class Detector:
 
     @property
     def checkpoint(self) -> CheckpointInfo:
-        """Name and digest of the file that answers."""
+        """Name and digest of the checkpoint file."""
         return self._checkpoint.info
 
     @property
     def tasks(self) -> tuple[TaskInfo, ...]:
-        """The learned products, in order of learning, with their thresholds at this detector's false-alarm rate."""
+        """The learned products in training order, with thresholds at this detector's false-alarm rate."""
         return self._tasks
 
     @property
@@ -141,31 +143,31 @@ class Detector:
     def predict(
         self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None, *, refuse_unknown: bool = True
     ) -> list[Finding | Failure] | list[Prediction]:
-        """Judge RGB images, each ``(height, width, 3)`` of any size; batches of mixed products are fine.
+        """Score RGB images, each ``(height, width, 3)`` of any size; a batch may mix products.
 
-        They are uint8, or uint16 as the file holds them: each product looks at 16-bit values by its own white level.
+        Pixels are uint8, or uint16 as decoded: each product scales 16-bit values by its own white level.
 
-        ``tasks[i]`` names the expert for image ``i``; ``None`` lets the router choose. An image that no product
-        explains gets a ``Refusal``, unless its expert was named or ``refuse_unknown`` is off, as evaluations need it;
-        then the nearest product's expert scores it.
+        ``tasks[i]`` names the product of image ``i``; ``None`` lets the router choose. An image of an unknown product
+        gets a ``Refusal``, unless its product was named or ``refuse_unknown`` is off (for evaluation); then the
+        nearest product's expert scores it.
 
-        An image whose expert is damaged gets a ``Failure``, and so does one whose numbers are not finite; the others
-        of the batch get their verdicts. With ``refuse_unknown`` off the first such error is raised instead.
+        An image whose expert is damaged, or whose scores are not finite, gets a ``Failure``; the rest of the batch is
+        not affected. With ``refuse_unknown`` off the first such error is raised instead.
 
         Raises:
-            UnknownTaskError: a name that was not learned.
-            PredictionError: with ``refuse_unknown`` off, and nothing can be said of an image.
+            UnknownTaskError: a name in ``tasks`` was not learned.
+            PredictionError: an image cannot be scored and ``refuse_unknown`` is off.
         """
         wanted = list(tasks) if tasks is not None else [None] * len(images)
         if len(wanted) != len(images):
-            raise ValueError(f"tasks must name one entry an image; got {len(wanted)} for {len(images)} images")
+            raise ValueError(f"tasks must have one entry per image; got {len(wanted)} for {len(images)} images")
         forced = [None if name is None else self._checkpoint.header.task(name).index for name in wanted]
         if not images:
             return []
         with torch.inference_mode():
             views = self._views(images, forced)
             embeddings, distances, ratios = self._compare(views)
-            # The one read that waits for the device: which experts this batch needs.
+            # The only device synchronisation before scoring: which experts does this batch need?
             routed = self._shortlist(distances, ratios, forced)
             refuses = refuse_unknown and self.unknown_limit > 0
             chosen = [
@@ -185,20 +187,20 @@ class Detector:
             except PredictionError as error:
                 if not refuse_unknown:
                     raise
-                results.append(Failure(error.with_traceback(None)))  # its frames would keep the batch's numbers
+                results.append(Failure(error.with_traceback(None)))  # frames would keep the batch's tensors alive
         return results
 
     def predict_both(self, images: Sequence[np.ndarray], tasks: Sequence[str]) -> list[tuple[Prediction, Prediction]]:
-        """Each image as the router would have it, and with its true task ``tasks[i]`` named; for evaluation.
+        """Each image as routed, and with its true product ``tasks[i]`` named; for evaluation.
 
-        Nothing is refused. The backbone runs once. An image that is routed to its true task is scored once, and the
-        two are one object.
+        Nothing is refused. The backbone runs once; where an image is routed to its true product, both results are the
+        same object.
 
         Raises:
-            UnknownTaskError: a name that was not learned.
+            UnknownTaskError: a name in ``tasks`` was not learned.
         """
         if len(tasks) != len(images):
-            raise ValueError(f"tasks must name one entry an image; got {len(tasks)} for {len(images)} images")
+            raise ValueError(f"tasks must have one entry per image; got {len(tasks)} for {len(images)} images")
         named = [self._checkpoint.header.task(name).index for name in tasks]
         if not images:
             return []
@@ -222,12 +224,12 @@ class Detector:
         return [(result, again.get(row, result)) for row, result in enumerate(results[: len(images)])]
 
     def _views(self, images: Sequence[np.ndarray], named: Sequence[int | None]) -> Views:
-        """What the products see of the images."""
+        """The images at the model's size, scaled by each product's white level."""
         return Views.of(list(map(self.preprocessing.resize, images)), [each.white_level for each in self.tasks], named)
 
     def _compare(self, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings of all views, and each image's distances and distance ratios ``(images, T)`` by what the product
-        sees."""
+        """Embeddings of all views, and each image's distances and distance ratios ``(images, T)`` in each product's
+        own view."""
         batch = stack_images(views.levels, self.preprocessing.resize, self.device)
         embeddings, distances, ratios = self.embed_and_route(batch)
         if views.rows is not None:
@@ -236,17 +238,14 @@ class Detector:
         return embeddings, distances, ratios
 
     def embed_and_route(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(B, S, S, 3)`` over 0…255 on the device to embeddings ``(B, H, W, D)``, distances and distance ratios ``(B,
-        T)``.
-
-        Never waits for the device.
-        """
+        """``(B, S, S, 3)`` in 0…255 on the device to embeddings ``(B, H, W, D)``, distances and distance ratios
+        ``(B, T)``. Asynchronous on CUDA."""
         with autocast(self.device, self.precision):
             embeddings = self._features(batch)
         return embeddings, *self._router(image_descriptor(embeddings))
 
     def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and the task of each image to patch maps ``(B, H, W)`` and scores ``(B,)``; never waits.
+        """Embeddings and the task of each image to patch maps ``(B, H, W)`` and scores ``(B,)``; asynchronous on CUDA.
 
         Raises:
             ExpertError: the expert of one of the tasks is damaged.
@@ -257,13 +256,13 @@ class Detector:
         return maps, image_score(maps, self._top_k)
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Merge the experts of the first few products and predict once on blank images, so that the first request is
-        not slow; a product beyond them costs its first request the time to read and merge its expert.
+        """Merge the first few experts and predict once on blank images, so that the first request is not slow.
 
-        A damaged expert is left to the images of its product, unless no product would be left.
+        The first request for any other product pays for reading and merging its expert. A damaged expert is an error
+        only if every expert is damaged.
 
         Raises:
-            PredictionError: nothing can be predicted.
+            PredictionError: no product can be scored.
         """
         warm = self.tasks[: min(WARM_EXPERTS, self._experts.limit)]
         damaged = self._experts.prepare([task.index for task in warm])
@@ -276,16 +275,16 @@ class Detector:
             if isinstance(result, Failure):
                 raise result.error
             if isinstance(result, Prediction):
-                result.pixel_map()  # makes the matrices that bring maps to the model's size, which are kept
+                result.pixel_map()  # fills the cache of resampling matrices
 
     def free_memory(self) -> None:
-        """Give back the device's memory that nothing in use needs: merged experts, and what PyTorch keeps ready."""
+        """Drop merged experts and empty PyTorch's CUDA cache."""
         self._experts.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def _at_rate(self, info: TaskInfo) -> TaskInfo:
-        """A product's record with its thresholds at this detector's false-alarm rate."""
+        """``info`` with thresholds at this detector's false-alarm rate."""
         rate, calibration = self.false_alarm_rate, self._calibrations[info.index]
         return info.model_copy(
             update={
@@ -296,4 +295,4 @@ class Detector:
         )
 
     def _shortlist(self, distances: torch.Tensor, ratios: torch.Tensor, named: Sequence[int | None]) -> list[Shortlist]:
-        return shortlist(distances, ratios, self._typical, named)
+        return shortlist(distances, ratios, self._median_distances, named)

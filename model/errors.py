@@ -1,26 +1,26 @@
-"""Every error that MoLE-Flow raises on purpose, as one tree.
+"""Every error that MoLE-Flow raises on purpose.
 
-Each message is a sentence that says what was wrong, the value, and what to do about it::
+Each message says what was wrong, the value, and what to do::
 
     MoLEFlowError
-    ├── ConfigurationError      a setting, option or preset that cannot be used
-    ├── DeviceError             the wanted device or precision is not there
-    ├── BackboneError           a backbone or its weights cannot be had
-    ├── DatasetError            images for training or evaluation are missing or unreadable
-    ├── DivergenceError         training came to numbers that are not finite
-    ├── CheckpointError         a checkpoint cannot be used
+    ├── ConfigurationError      invalid setting, option or preset
+    ├── DeviceError             device or precision not available
+    ├── BackboneError           backbone or its weights not available
+    ├── DatasetError            images for training or evaluation missing or unreadable
+    ├── DivergenceError         non-finite values during training
+    ├── CheckpointError         unusable checkpoint
     │   ├── CheckpointNotFoundError
-    │   ├── CheckpointFormatError     not a MoLE-Flow checkpoint, truncated, or foreign
-    │   ├── CheckpointVersionError    written by a newer (or unknown) format version
-    │   └── CheckpointDigestError     the bytes differ from those that were written
-    ├── TaskError               a request about a learned product cannot be met
+    │   ├── CheckpointFormatError     not a MoLE-Flow checkpoint, or truncated
+    │   ├── CheckpointVersionError    unsupported format version
+    │   └── CheckpointDigestError     the contents do not match their digest
+    ├── TaskError               invalid product name for this operation
     │   ├── UnknownTaskError
     │   └── DuplicateTaskError
-    ├── PredictionError         the model came to no verdict about an image
-    │   └── ExpertError               for the expert of the image's product is damaged
-    ├── ImageError              an image cannot be used
-    │   ├── UnsupportedImageError     not an image, or a kind that is not read
-    │   └── ImageTooLargeError        more bytes or pixels than the limits allow
+    ├── PredictionError         an image could not be scored
+    │   └── ExpertError               the expert of the image's product is damaged
+    ├── ImageError              unusable image
+    │   ├── UnsupportedImageError     not an image, damaged, or an unsupported format
+    │   └── ImageTooLargeError        more bytes or pixels than allowed
     └── OverloadedError         the service's queue is full
 """
 
@@ -51,13 +51,13 @@ __all__ = [
 
 
 _LONGEST_QUOTE = 300
-"""Characters of foreign text that a message repeats at most: a hostile file has it say megabytes."""
+"""Most characters of foreign text in a message; a hostile file can make a library quote megabytes."""
 
 
 def one_line(error: object) -> str:
-    """What a library's error says, in one line of bounded length, to be quoted inside a message of ours.
+    """A library's error message on one line of bounded length, safe to quote.
 
-    What no terminal shows, or what drives it, is replaced: the text may repeat what a hostile file holds.
+    Unprintable characters are replaced: the text may contain bytes of a hostile file, such as terminal escapes.
     """
     text = " ".join(str(error).split())
     plain = "".join(each if each.isprintable() else "\N{REPLACEMENT CHARACTER}" for each in text[:_LONGEST_QUOTE])
@@ -65,11 +65,11 @@ def one_line(error: object) -> str:
 
 
 _MOST_QUOTED = 300
-"""Most characters of a library's error that are quoted; some append a page of advice."""
+"""Most characters that ``describe`` quotes; some libraries append a page of advice."""
 
 
 def describe(error: BaseException) -> str:
-    """Type and message of any error on one short line. Never raises, whatever the error does when it is printed."""
+    """Type and message of any error on one short line. Never raises, even if the error's ``__str__`` does."""
     name = type(error).__name__
     try:
         said = one_line(error)
@@ -79,19 +79,19 @@ def describe(error: BaseException) -> str:
 
 
 class MoLEFlowError(Exception):
-    """Base of every error raised on purpose; ``str(error)`` is fit to be shown to a user."""
+    """Base of every error raised on purpose; ``str(error)`` can be shown to the user."""
 
 
 class ConfigurationError(MoLEFlowError):
-    """A setting, option or preset that cannot be used; names the key, the value and what would be valid."""
+    """An invalid setting, option or preset; names the key, the value and what is valid."""
 
 
 class DeviceError(MoLEFlowError):
-    """The wanted device or precision is not available here."""
+    """The requested device or precision is not available."""
 
 
 class BackboneError(MoLEFlowError):
-    """A backbone, or its weights, cannot be had."""
+    """A backbone or its weights are not available."""
 
 
 class DatasetError(MoLEFlowError):
@@ -99,7 +99,7 @@ class DatasetError(MoLEFlowError):
 
 
 class DivergenceError(MoLEFlowError):
-    """Training came to numbers that are not finite; nothing of it is kept."""
+    """Training produced non-finite values; nothing of it is saved."""
 
 
 class CheckpointError(MoLEFlowError):
@@ -111,23 +111,23 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class CheckpointFormatError(CheckpointError):
-    """The file is no MoLE-Flow checkpoint: foreign, truncated, or with a broken header."""
+    """The file is not a MoLE-Flow checkpoint, is truncated, or has a broken header."""
 
 
 class CheckpointVersionError(CheckpointError):
-    """The checkpoint was written in a format version that this program does not read."""
+    """The checkpoint has a format version that this program does not support."""
 
 
 class CheckpointDigestError(CheckpointError):
-    """The tensors in the file differ from those that were written."""
+    """The file's contents do not match their digest."""
 
 
 class TaskError(MoLEFlowError):
-    """A request about a learned product cannot be met."""
+    """A product name cannot be used for this operation."""
 
 
 class UnknownTaskError(TaskError):
-    """No product of that name was learned."""
+    """No product of that name has been learned."""
 
     def __init__(self, name: str, known: tuple[str, ...]) -> None:
         self.name, self.known = name, known
@@ -136,24 +136,24 @@ class UnknownTaskError(TaskError):
 
 
 class DuplicateTaskError(TaskError):
-    """A product of that name was learned before."""
+    """A product of that name has already been learned."""
 
 
 class PredictionError(MoLEFlowError):
-    """The model came to no verdict about an image, for a fault of its own."""
+    """The model could not score an image; the image is not at fault."""
 
 
 class ExpertError(PredictionError):
-    """The expert of the product ``task`` cannot be read, or gives numbers that are not finite; ``reason`` says which.
+    """The expert of product ``task`` cannot be read, or gives non-finite scores; ``reason`` says which.
 
-    It concerns the images of that product alone.
+    Other products are not affected.
     """
 
     def __init__(self, task: str, reason: str) -> None:
         self.task, self.reason = task, reason
         super().__init__(
-            f"The expert of product {task!r} is damaged, and no image of it can be judged: {reason} "
-            "Other products are not concerned."
+            f"The expert of product {task!r} is damaged, so its images cannot be scored: {reason} "
+            "Other products are not affected."
         )
 
 
@@ -162,11 +162,11 @@ class ImageError(MoLEFlowError):
 
 
 class UnsupportedImageError(ImageError):
-    """The bytes are no image, a damaged one, or of a kind that is not read."""
+    """The bytes are not an image, or a damaged one, or of an unsupported format."""
 
 
 class ImageTooLargeError(ImageError):
-    """The image has more bytes or pixels than the limits allow."""
+    """The image has more bytes or pixels than allowed."""
 
 
 class OverloadedError(MoLEFlowError):

@@ -1,8 +1,8 @@
-"""What a product may be called, and when two names are the same. One rule for training, reading and looking up.
+"""Valid product names, and when two names are equal.
 
-A name comes from a folder, a command, a request or a checkpoint, and goes to terminals, logs, HTTP headers, labels of
-metrics, HTML and file names. It is kept in Unicode's normal form C: ``é`` is one character, or an ``e`` and an accent,
-by which program wrote it, and both are one name (Unicode Standard Annex #15).
+Names come from folders, commands, requests and checkpoints, and go to terminals, logs, HTTP headers, metric labels,
+HTML and file names. They are stored in Unicode normal form C, so that a composed and a decomposed ``é`` are the same
+name (Unicode Standard Annex #15).
 """
 
 import unicodedata
@@ -16,47 +16,47 @@ from moleflow.model.errors import UnknownTaskError
 __all__ = ["MAX_NAME_BYTES", "ProductName", "find_named", "product_name", "same_name"]
 
 MAX_NAME_BYTES = 255
-"""The longest name in UTF-8: that of a folder on common file systems, which is where names come from."""
+"""Longest name in UTF-8, as for a folder on common file systems."""
 
 _MOST_CHARACTERS = 4 * MAX_NAME_BYTES
-"""Longer ones are refused as they are: normalising takes a time quadratic in the accents on one letter."""
+"""Longer names are refused unnormalised: normalisation takes quadratic time in the number of combining accents."""
 
 _KEPT_FORMATS = "\u200c\u200d"
-"""The zero-width joiners: Persian, Hindi and others spell with them. All other invisible characters are refused."""
+"""Zero-width (non-)joiners, which Persian, Hindi and others need. All other invisible characters are refused."""
 
 _REFUSED = {
     "Cc": "control characters",
     "Cf": "invisible characters",
-    "Cs": "halves of characters (lone surrogates)",
+    "Cs": "lone surrogates",
     "Zl": "line breaks",
     "Zp": "line breaks",
 }
-"""Unicode's general categories that a name has none of: they hide or reorder text, drive terminals, or break lines."""
+"""Unicode categories not allowed in names: they hide or reorder text, control terminals, or break lines."""
 
 
 def product_name(name: str) -> str:
-    """The name in its normal form. ``ValueError`` says why it cannot be a product's."""
+    """The name in normal form C. Raises ``ValueError`` if it is not a valid product name."""
     if len(name) > _MOST_CHARACTERS:
-        raise ValueError(f"it has {len(name):,} characters; a name has at most {MAX_NAME_BYTES} bytes")
+        raise ValueError(f"the name has {len(name):,} characters; at most {MAX_NAME_BYTES} bytes are allowed")
     found = {unicodedata.category(each) for each in name if each not in _KEPT_FORMATS} & _REFUSED.keys()
     if found:
-        raise ValueError(f"{name!r} has {_REFUSED[min(found)]}; a name is plain text in one line")
+        raise ValueError(f"{name!r} contains {_REFUSED[min(found)]}; a name must be plain text on one line")
     name = unicodedata.normalize("NFC", name)
     if len(name.encode()) > MAX_NAME_BYTES:
-        raise ValueError(f"{name!r} has {len(name.encode())} bytes in UTF-8; a name has at most {MAX_NAME_BYTES}")
+        raise ValueError(f"{name!r} has {len(name.encode())} bytes in UTF-8; at most {MAX_NAME_BYTES} are allowed")
     if not name or name != name.strip():
-        raise ValueError(f"{name!r} is empty, or begins or ends with white space")
+        raise ValueError(f"{name!r} is empty, or starts or ends with white space")
     if name in (".", "..") or "/" in name or "\\" in name:
-        raise ValueError(f"{name!r} is a path; a name is that of one folder")
+        raise ValueError(f"{name!r} is a path; a name is that of a single folder")
     return name
 
 
 ProductName = Annotated[str, AfterValidator(product_name)]
-"""A field that holds a product's name."""
+"""A model field that holds a product name."""
 
 
 def same_name(one: str, other: str) -> bool:
-    """Whether both are the same product's name, however they are spelled; what cannot be a name is like no other."""
+    """Whether two names are equal after normalisation; an invalid name equals nothing."""
     try:
         return product_name(one) == product_name(other)
     except ValueError:
@@ -72,10 +72,10 @@ _N = TypeVar("_N", bound=_Named)
 
 
 def find_named(name: str, products: Iterable[_N]) -> _N:
-    """The one of ``products``, whose names are in normal form, that is called ``name`` in any form.
+    """The product called ``name``, in any normal form; ``products`` carry normalised names.
 
     Raises:
-        UnknownTaskError: there is none.
+        UnknownTaskError: no product has that name.
     """
     known: Sequence[_N] = tuple(products)
     try:

@@ -1,16 +1,18 @@
-"""Whether an image shows a product that was never learned: the router's opinion, and the expert's.
+"""Novelty: does an image show a product that was never learned?
 
-The router sees one descriptor of the whole image. Its *distance ratio* for a product says how far the image leads to
-the other products (``moleflow.model.routing.router``), and tells what is far from everything learned; of look-alikes,
-and among products that lie far apart themselves, it is not sure. The nearest product's expert has seen more. In a
-defective image of its product most patches still look as they should, so its calmest tenth hardly changes; in an image
-of anything else no patch does. The *excess* is how much less likely that calmest tenth is than in good images of the
-product that the expert was not fitted to. The *novelty score* of an image is its ratio, raised by the excess; beyond
-the limit the image is of an unknown product. Since the excess never lowers it, an image whose distance ratio alone is
-beyond the limit is refused without asking an expert.
+The *novelty score* combines two signals:
 
-Products far apart, or a single one, leave room that no distance ratio tells of: a distance ratio counts as 1, the next
-product's place, where the image is many times as far from the product as its own good images are.
+- The router's *distance ratio* (``moleflow.model.routing.router``) compares whole-image descriptors. It rejects images
+  far from every product, but is unreliable for look-alikes and where products lie far apart.
+- The *background NLL* is the 10 % quantile of patch NLLs under the nearest product's expert. A defective image of the
+  product still has mostly normal patches, so its background NLL hardly changes; in an image of anything else every
+  patch is unlikely. The *excess* is the background NLL minus its median over held-out good images.
+
+The excess raises the ratio and never lowers it, so an image whose ratio alone exceeds the limit is refused without
+running an expert.
+
+With a single product, or products far apart, the ratio says little. It is therefore raised to at least 1 (as far as
+the next product) where the distance itself is many times that of the product's good images.
 """
 
 import math
@@ -24,37 +26,37 @@ from moleflow.model.errors import ConfigurationError
 __all__ = ["FAR_MULTIPLE", "background_nll", "check_limit", "effective_ratios", "novelty_score"]
 
 FAR_MULTIPLE = 5.0
-"""How many times as far from a product as its own good images, by their median, is far: several times what any good
-one reaches, since a defect can lead out as well. It is all that there is to go by while a single product is learned."""
+"""An image further from a product than this multiple of the median distance of its good images is far from it. Several
+times what good images reach, since defects add distance too. The only criterion while a single product is learned."""
 
 BACKGROUND_QUANTILE = 0.1
-"""Fraction of an image's patches that its background NLL is not below: few enough to be found beside a large defect."""
+"""Quantile of the patch NLLs that is the background NLL: low enough to stay normal beside a large defect."""
 
 EXCESS_UNIT = 0.01
-"""Excess, in nats for each dimension of an embedding, below which it hardly counts."""
+"""Scale of the excess, in nats per embedding dimension; smaller values hardly matter."""
 
 EXCESS_POWER = 0.3
-"""How fast the excess raises the ratio: the ratio of their weights (0.27 to 0.31) in a logistic regression that tells
-good images of products that were left out from altered ones of learned products, all of them training images
+"""Exponent of the excess: its weight relative to the log ratio (0.27 to 0.31) in a logistic regression that separates
+good images of left-out products from augmented images of learned ones, all of them training images
 (``benchmarks/unknown_verdicts.py``)."""
 
 
-def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, typical: torch.Tensor) -> torch.Tensor:
-    """Distance ratios as they count: 1 at least of a product that the image is far from.
+def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, median_distance: torch.Tensor) -> torch.Tensor:
+    """Distance ratios, raised to at least 1 for products that the image is far from.
 
-    Distances and distance ratios are ``(…, T)``; ``typical`` ``(T,)`` is the median distance of each product's good
+    Distances and distance ratios are ``(…, T)``; ``median_distance`` ``(T,)`` is that of each product's held-out good
     images.
     """
-    return torch.where(distance > FAR_MULTIPLE * typical, ratio.clamp_min(1), ratio)
+    return torch.where(distance > FAR_MULTIPLE * median_distance, ratio.clamp_min(1), ratio)
 
 
 def background_nll(patch_nll: np.ndarray) -> float:
-    """NLL of an image's calmest tenth of patches: ``(H, W)`` to the value that nine tenths exceed, in nats."""
+    """The 10 % quantile of the patch NLLs ``(H, W)``, in nats."""
     return float(np.quantile(patch_nll, BACKGROUND_QUANTILE))
 
 
 def novelty_score(ratio: float, background: float, typical_background: float, dim: int) -> float:
-    """The ratio, raised by what the expert says: ``ratio · (1 + excess / unit)^power``; never below ``ratio``.
+    """``ratio · (1 + excess / unit)^power``; never below ``ratio``.
 
     ``background`` is the image's background NLL, ``typical_background`` the median over the product's held-out good
     images; both in nats per patch of ``dim`` values. Dimensionless; 0 where the ratio is 0 (a single product).
@@ -64,10 +66,10 @@ def novelty_score(ratio: float, background: float, typical_background: float, di
 
 
 def check_limit(limit: float) -> float:
-    """``limit`` itself if novelty score can be compared with it; else ``ConfigurationError``."""
+    """``limit`` itself if it is finite and not negative; else ``ConfigurationError``."""
     if not 0 <= limit < math.inf:
         raise ConfigurationError(
-            f"the unknown limit cannot be {limit!r}; it is the novelty score of an image beyond which its product is "
-            f"unknown, a number such as {DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
+            f"the unknown limit cannot be {limit!r}; it is the largest novelty score of a known product, such as "
+            f"{DEFAULT_UNKNOWN_LIMIT}, or 0 to refuse nothing."
         )
     return limit

@@ -1,21 +1,20 @@
-"""The router: which learned product is in the image, by the nearest Gaussian prototype, and whether any is.
+"""The router: the nearest Gaussian prototype is the product; distance ratios tell how sure that is.
 
-The descriptor of an image is the *median* patch embedding, channel by channel: a defect moves a mean as far as it is
-large and strange, but a median hardly, until half of the image is defective (its breakdown point; Huber and Ronchetti
-2009, section 1.4). A prototype describes a task's descriptors by a Gaussian whose covariance is low-rank plus
-isotropic: mean, ``r`` axes, their ``r`` variances, one floor variance for all other directions. That keeps the
-covariance regular with fewer images than dimensions, costs O(D·r) a distance and a few tens of kilobytes a task
-(method, section 2; probabilistic PCA, Tipping and Bishop 1999).
+**Descriptor.** The channel-wise *median* of an image's patch embeddings. A defect moves a mean in proportion to its
+size and strength, but hardly moves a median until half of the image is defective (breakdown point; Huber and Ronchetti
+2009, section 1.4).
 
-Whether an image shows an *unknown* product is asked where products differ *and one product's images do not*: linear
-discriminant analysis (Fisher 1936; Rao 1948). What the images of one product differ by is learned for all products
-together, as the mean of their covariances, and from more than good images: each product brings how its descriptors
-move when good images are altered as a defect or another light would alter them
-(``moleflow.training.embeddings.augment``). In the metric that this makes even, and in the few directions along which
-the products lie apart, the *distance ratio* of an image for product t is its distance from t over that of the nearest
-other product: 0 is t itself, 1 as far as the next. One map to these directions serves all products, so that a thousand
-of them cost what their prototypes cost. What follows from the distance ratio is ``moleflow.model.routing.novelty``'s to
-say.
+**Prototype.** A Gaussian over a product's descriptors with a low-rank plus isotropic covariance: mean, ``r`` axes with
+their variances, and one floor variance for all other directions. It is well-conditioned with fewer images than
+dimensions, and costs O(D·r) per distance and a few tens of kilobytes per task (method, section 2; probabilistic PCA,
+Tipping and Bishop 1999).
+
+**Distance ratio.** Linear discriminant analysis (Fisher 1936; Rao 1948) finds the directions that separate products
+relative to the variation within a product. The within-product covariance is pooled over all products and includes how
+descriptors move under augmentation (``moleflow.training.embeddings.augment``): defects and lighting are variation of
+one product. In this whitened discriminant space the ratio for product t is the image's distance to t over the distance
+from t to the nearest other product: 0 at t, 1 as far as the next product. All products share one projection, so that a
+thousand of them cost little more than their prototypes. ``moleflow.model.routing.novelty`` uses the ratios.
 """
 
 from collections.abc import Sequence
@@ -30,26 +29,25 @@ from moleflow.model.runtime.parallel import parallel_map
 __all__ = ["Prototype", "Router", "image_descriptor"]
 
 _MIN_GAP = 2.5
-"""Least distance to another product that distance ratios are measured by, in standard deviations along each direction:
-two names for the same product would otherwise push all its images out of both."""
+"""Lower bound of the distance to the nearest other product, in standard deviations per direction. Without it, two
+names for the same product would make all its images unknown."""
 
 _MAX_DIRECTIONS = 128
-"""Most directions along which products are told apart, those of the widest spread first."""
+"""Most discriminant directions, those of the largest between-product variance first."""
 
 _CHUNK = 32
-"""Products whose covariances are added in one product of matrices."""
+"""Products whose covariances are summed in one matrix product."""
 
 _CHANNEL_PARTS = 4
-"""Parts of an image's channels whose medians are taken side by side: even one image has work for several threads."""
+"""Channel chunks per image, so that even a single image keeps several threads busy."""
 
 
 def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
-    """Median over the grid, before the position code: ``(B, H, W, D)`` to ``(B, D)`` float32."""
+    """Median over the grid, without the position code: ``(B, H, W, D)`` to ``(B, D)`` float32."""
     values = embeddings.detach().float().flatten(1, 2)
     if values.device.type != "cpu":
         return values.median(1).values
-    # The same value (the lower one of the two in the middle) from NumPy, whose selection is vectorised; a few channels
-    # of one image at a time, which the processor's cache holds.
+    # The same value (the lower median) from NumPy, whose selection is vectorised, in chunks that fit the cache.
     middle = (values.shape[1] - 1) // 2
 
     def select(channels: torch.Tensor) -> torch.Tensor:
@@ -62,8 +60,8 @@ def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
 class Prototype(nn.Module):
     """One task's Gaussian: ``mean`` (D,), ``axes`` (D, r) orthonormal, ``variances`` (r,), ``floor`` ().
 
-    ``spread`` (D, s) is what it adds to the metric of ratios: ``spread @ spread.T`` is the covariance of its images,
-    altered ones among them.
+    ``spread`` (D, s): ``spread @ spread.T`` is the covariance of its descriptors, augmented ones included, which goes
+    into the pooled within-product covariance.
     """
 
     mean: torch.Tensor
@@ -84,10 +82,10 @@ class Prototype(nn.Module):
     def fit(cls, descriptors: torch.Tensor, config: RouterConfig, changes: torch.Tensor | None = None) -> "Prototype":
         """Fit to descriptors ``(n, D)``, ``n ≥ 1``. Deterministic; computed in float64.
 
-        ``changes`` ``(m, D)`` says how descriptors move when images are altered; only the spread depends on them.
+        ``changes`` ``(m, D)``: how descriptors move under augmentation; only ``spread`` uses them.
 
-        The floor is the mean variance of the directions without an axis, but never less than ``relative_floor`` times
-        the mean square of the mean descriptor: the few images vary in fewer directions than unseen ones do. The
+        The floor is the mean variance of the directions without an axis, but at least ``relative_floor`` times the
+        mean square of the mean descriptor: unseen images vary in more directions than the few training images do. The
         number of axes and the relative floor were chosen by the likelihood of held-out good images
         (``benchmarks/unknown_products.py``).
         """
@@ -114,14 +112,14 @@ class Prototype(nn.Module):
         return prototype
 
     def whiten(self, differences: torch.Tensor) -> torch.Tensor:
-        """Differences ``(n, D)`` from the mean in units of the standard deviation: lengths are then distances."""
+        """Whiten differences ``(n, D)`` from the mean: their norms are Mahalanobis distances."""
         along = differences @ self.axes
         gain = self.variances.rsqrt() - self.floor.rsqrt()
         return differences * self.floor.rsqrt() + (along * gain) @ self.axes.T
 
 
 class Router(nn.Module):
-    """Distances of image descriptors to all prototypes, and their ratios, in a few batched products."""
+    """Distances of image descriptors to all prototypes, and distance ratios, in a few batched matrix products."""
 
     mean: torch.Tensor
     centre: torch.Tensor
@@ -135,10 +133,10 @@ class Router(nn.Module):
         super().__init__()
         rank = max((p.axes.shape[1] for p in prototypes), default=0)
         dim = prototypes[0].mean.shape[0] if prototypes else 0
-        # Axes in rows: a product reads each from beginning to end, in two thirds of the time.
+        # Axes in rows are contiguous, which takes a third off the matrix product.
         whitening = torch.zeros(len(prototypes), rank, dim)
         for index, p in enumerate(prototypes):
-            # Distance² = ‖d‖²/floor − Σ (aᵢ·d)²·(1/floor − 1/varianceᵢ); unused axes stay zero and count nothing.
+            # Distance² = ‖d‖²/floor − Σ (aᵢ·d)²·(1/floor − 1/varianceᵢ); padding stays zero and adds nothing.
             gain = (1 / p.floor - 1 / p.variances).clamp_min(0).sqrt()
             whitening[index, : p.axes.shape[1]] = (p.axes * gain).T
         self.register_buffer("mean", torch.stack([p.mean for p in prototypes]) if prototypes else torch.zeros(0, dim))
@@ -153,11 +151,8 @@ class Router(nn.Module):
         self.register_buffer("gaps", gaps)
 
     def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mahalanobis distances ``(B, T)`` of descriptors ``(B, D)``, and distance ratios ``(B, T)``, 0 with one
-        product.
-
-        Both without unit, in float32.
-        """
+        """Mahalanobis distances and distance ratios, both ``(B, T)`` float32 and dimensionless, of descriptors
+        ``(B, D)``. With a single product all ratios are 0."""
         points = descriptors.float()
         difference = points[None] - self.mean[:, None]  # (T, B, D)
         along = torch.bmm(difference, self.whitening.mT)  # (T, B, r)
@@ -168,10 +163,11 @@ class Router(nn.Module):
 
 
 def _discriminant(prototypes: Sequence[Prototype]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``(D, k)``, ``(T, k)``, ``(T,)``: the map to discriminant directions, the products' places, and their gaps.
+    """The projection ``(D, k)`` to the discriminant directions, the projected means ``(T, k)``, and the distance of
+    each to the nearest other ``(T,)``.
 
-    A descriptor less the mean of all means is mapped; along each direction the images of a product have a standard
-    deviation of at most 1. A gap is the distance to the nearest other product. With fewer than two products k is 0.
+    Inputs of the projection are centred by the mean of all means; along each direction the images of a product have a
+    standard deviation of at most 1. With fewer than two products k is 0.
     """
     count, dim = len(prototypes), prototypes[0].mean.shape[0] if prototypes else 0
     if count < 2:

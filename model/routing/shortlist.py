@@ -1,4 +1,4 @@
-"""What the router found, as little as is needed of it: of a thousand products an image concerns a few."""
+"""The nearest products of each image, read from the device once: a few of possibly thousands."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ __all__ = ["Route", "Shortlist", "shortlist"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A product by its index, with the image's distance and ratio."""
+    """A product's index, and the image's distance and distance ratio to it."""
 
     index: int
     distance: float
@@ -22,8 +22,8 @@ class Route:
 
 
 class Shortlist(NamedTuple):
-    """Of one image: the nearest products in order, the one that was named for it, and the least distance ratio of any
-    product, as it counts (``moleflow.model.routing.novelty.effective_ratios``)."""
+    """Of one image: the nearest products in order, the product named by the caller, and the smallest effective
+    distance ratio over all products (``moleflow.model.routing.novelty.effective_ratios``)."""
 
     nearest: tuple[Route, ...]
     named: Route | None
@@ -31,30 +31,28 @@ class Shortlist(NamedTuple):
 
     @property
     def task(self) -> Route:
-        """The product whose expert is asked: the named one, else the nearest."""
+        """The product whose expert scores the image: the named one, else the nearest."""
         return self.named or self.nearest[0]
 
 
 def shortlist(
-    distances: torch.Tensor, ratios: torch.Tensor, typical: torch.Tensor, named: Sequence[int | None]
+    distances: torch.Tensor, ratios: torch.Tensor, median_distances: torch.Tensor, named: Sequence[int | None]
 ) -> list[Shortlist]:
-    """Distances and distance ratios ``(B, T)`` to what is said of each image, in one read that waits for the device.
+    """Distances and distance ratios ``(B, T)`` to shortlists, with a single device synchronisation.
 
-    The least distance ratio is that of all products, ``typical`` as for ``effective_ratios``, found on the device. Of
-    products at the same distance the one learned first comes first. ``named[i]`` is the product that image ``i`` is
-    said to show.
+    ``median_distances`` ``(T,)`` as for ``effective_ratios``; ``named[i]`` is the product named for image ``i``. Ties
+    go to the product learned first.
     """
     count = min(MAX_CANDIDATES, distances.shape[1])
     order = distances.argsort(dim=1, stable=True)[:, :count]
     wanted = torch.tensor([index or 0 for index in named]).to(distances.device, non_blocking=True)[:, None]
     columns = torch.cat((order, wanted), 1)
-    # In float64, so that indices of any size pass as they are.
-    least = effective_ratios(distances, ratios, typical).amin(1, keepdim=True)
+    least = effective_ratios(distances, ratios, median_distances).amin(1, keepdim=True)
     parts = (columns, distances.gather(1, columns), ratios.gather(1, columns), least)
-    table = torch.cat([part.double() for part in parts], 1).tolist()
+    table = torch.cat([part.double() for part in parts], 1).tolist()  # float64 holds any index exactly
     found = []
     for row, index in zip(table, named, strict=True):
-        indices, near, part = (row[k * (count + 1) : (k + 1) * (count + 1)] for k in range(3))
-        *routes, own = map(Route, map(int, indices), near, part)
+        indices, distance, ratio = (row[k * (count + 1) : (k + 1) * (count + 1)] for k in range(3))
+        *routes, own = map(Route, map(int, indices), distance, ratio)
         found.append(Shortlist(tuple(routes), None if index is None else own, row[-1]))
     return found

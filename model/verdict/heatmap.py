@@ -1,9 +1,9 @@
-"""The heat map laid over the image, for people.
+"""Heat map overlays.
 
-Colours say how a spot stands to the product's threshold. The threshold was set for image scores (a mean of the highest
-raw patches), while the pixel map is smoothed and so lower at its peak. The map is therefore stretched, about the level
-of the image's ordinary parts, until its peak equals the image score: the middle of the colour scale is the threshold,
-and colours beyond it appear exactly when the verdict is *anomalous*.
+Colours are relative to the product's threshold. That threshold applies to image scores (a mean of the highest raw
+patches), while the pixel map is smoothed and has lower peaks. The map is therefore stretched, about the image's median
+patch, until its peak equals the image score: the threshold is the middle of the colour scale, and colours beyond it
+appear exactly if the verdict is *anomalous*.
 """
 
 from dataclasses import dataclass
@@ -27,23 +27,23 @@ _ANCHORS = np.array(
     ],
     np.float64,
 )
-"""Evenly spaced colours of *inferno*, whose lightness rises evenly (van der Walt and Smith, 2015; public domain)."""
+"""Evenly spaced colours of *inferno*, a perceptually uniform map (van der Walt and Smith, 2015; public domain)."""
 
 _MIDDLE, _LAST = 127, 254
-"""Levels of the threshold and of the upper end of the scale; an even count on both sides."""
+"""Levels of the threshold and of the upper end, symmetric about the threshold."""
 
 _VISIBLE_FROM, _FULLY_VISIBLE_FROM = 0.2, 0.55
-"""Where on the scale colours begin to cover the image, and where they cover it the most; 0.5 is the threshold."""
+"""Positions on the scale where the overlay starts to show and where it reaches full opacity; 0.5 is the threshold."""
 
 _MAX_OPACITY = 0.65
-"""Share of the colour where it covers the image the most: the defect itself stays visible."""
+"""Full opacity, below 1 so that the defect itself stays visible."""
 
 _BAND = 256
-"""Rows blended at a time, which bounds the memory for intermediate values."""
+"""Rows blended at a time, to bound memory."""
 
 
 def overlay(image: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """Lay the heat map over an RGB image: ``(height, width, 3)`` uint8 in and out."""
+    """Blend the heat map over an RGB image: ``(height, width, 3)`` uint8 in and out."""
     height, width = image.shape[:2]
     pixel_map = prediction.pixel_map(height, width)
     scale = ColourScale.of(prediction, peak=float(pixel_map.max()))
@@ -57,10 +57,10 @@ def overlay(image: np.ndarray, prediction: Prediction) -> np.ndarray:
 
 @dataclass(frozen=True, slots=True)
 class ColourScale:
-    """Which values of a pixel map, in nats, get which colour; see the module's description.
+    """Maps the values of a pixel map, in nats, to colours; see the module's docstring.
 
-    ``low`` and ``top`` are the values at the ends, ``threshold`` the one in the middle, all on the scale of image
-    scores; ``gain`` stretches the pixel map about ``low`` to that scale, and ``offset`` is added after that.
+    ``low`` and ``top`` are the ends of the scale and ``threshold`` its middle, as image scores; ``gain`` stretches the
+    pixel map about ``low`` to that scale, then ``offset`` is added.
     """
 
     low: float
@@ -71,14 +71,14 @@ class ColourScale:
 
     @classmethod
     def of(cls, prediction: Prediction, peak: float) -> "ColourScale":
-        """The scale for one image, the highest value of whose pixel map is ``peak``.
+        """The scale for one image, whose pixel map has the maximum ``peak``.
 
-        It begins at the image's ordinary level, the median of its patches, and ends as far above the threshold as
-        that is below, or at the image score where that is higher.
+        It starts at the image's median patch and ends as far above the threshold, or at the image score if that is
+        higher.
         """
         score, threshold = prediction.score, prediction.threshold
         ordinary = float(np.median(prediction.grid_map))
-        # An image that is defective all over has no ordinary part; then the scale reaches as far down as it does up.
+        # In an image that is defective all over, even the median is above the threshold: use a symmetric scale.
         reach = threshold - ordinary if ordinary < threshold else max(score - threshold, 1.0)
         low, top = threshold - reach, max(score, threshold + reach)
         if peak > low and score > low:
@@ -94,14 +94,14 @@ class ColourScale:
 
 
 def _colour_table() -> tuple[np.ndarray, np.ndarray]:
-    """For each level: the colour times its opacity ``(levels, 3)``, and what is kept of the image ``(levels,)``.
+    """For each level: the colour times its opacity ``(levels, 3)``, and the image's weight ``(levels,)``.
 
-    Both are in steps of 1/256, as uint16, so that a blended value never exceeds 255.
+    Both in units of 1/256 as uint16; blended values never exceed 255.
     """
     levels = np.linspace(0, 1, _LAST + 1)
     colours = np.stack([np.interp(levels, np.linspace(0, 1, len(_ANCHORS)), c) for c in _ANCHORS.T], axis=1)
     rise = np.clip((levels - _VISIBLE_FROM) / (_FULLY_VISIBLE_FROM - _VISIBLE_FROM), 0, 1)
-    opacity = np.rint(256 * _MAX_OPACITY * rise * rise * (3 - 2 * rise))  # a smooth step, without visible edges
+    opacity = np.rint(256 * _MAX_OPACITY * rise * rise * (3 - 2 * rise))  # smoothstep: no visible edges
     return (colours * opacity[:, None]).astype(np.uint16), (256 - opacity).astype(np.uint16)
 
 

@@ -1,4 +1,4 @@
-"""Where in the image: connected areas of the anomaly map above the pixel threshold."""
+"""Defect regions: connected components of the anomaly map above the pixel threshold."""
 
 from dataclasses import dataclass
 
@@ -8,19 +8,19 @@ from scipy import ndimage
 __all__ = ["MAX_REGIONS", "Region", "find_regions"]
 
 MAX_REGIONS = 20
-"""Most regions reported for one image, the strongest first: nobody looks at more, and an answer stays small."""
+"""Most regions reported per image, strongest first; keeps responses small."""
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
-"""Pixels that touch at a corner belong together."""
+"""8-connectivity."""
 
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One connected area, in pixels of the image: columns ``x`` from the left, rows ``y`` from the top.
+    """One connected component, in image pixels: ``x`` from the left, ``y`` from the top.
 
-    The box reaches from (``x``, ``y``) over ``width`` columns and ``height`` rows. ``area_fraction`` is the share of
-    the whole image's area, in (0, 1]. ``peak`` is the highest value of the map inside, in nats, and (``peak_x``,
-    ``peak_y``) the pixel where it is reached.
+    The bounding box has its corner at (``x``, ``y``) and spans ``width`` columns and ``height`` rows.
+    ``area_fraction`` is the component's fraction of the image area, in (0, 1]. ``peak`` is the highest map value
+    inside, in nats, at pixel (``peak_x``, ``peak_y``).
     """
 
     x: int
@@ -34,10 +34,10 @@ class Region:
 
 
 def find_regions(anomaly_map: np.ndarray, threshold: float, height: int, width: int) -> tuple[Region, ...]:
-    """Connected areas of ``anomaly_map`` ``(rows, columns)`` above ``threshold``, in an image ``height`` × ``width``.
+    """Connected components of ``anomaly_map`` ``(rows, columns)`` above ``threshold``, in pixels of an image of
+    ``height`` × ``width``.
 
-    The map may have another size than the image; boxes are then widened to whole pixels of the image. At most
-    ``MAX_REGIONS``, the highest peak first.
+    If the sizes differ, boxes are widened to whole image pixels. At most ``MAX_REGIONS``, the highest peak first.
     """
     labels, count = ndimage.label(anomaly_map > threshold, structure=_EIGHT_NEIGHBOURS)
     if not count:
@@ -61,7 +61,7 @@ def _region(
     height: int,
     width: int,
 ) -> Region:
-    """The region of one label, whose box on the map is ``box`` and which covers ``area`` pixels of the map."""
+    """The region of label ``number``, with its bounding box and area in map pixels."""
     inside = np.where(labels[box] == number, anomaly_map[box], -np.inf)
     row, column = np.unravel_index(inside.argmax(), inside.shape)
     rows, columns = anomaly_map.shape
@@ -80,10 +80,10 @@ def _region(
 
 
 def _whole_pixels(span: slice, cells: int, size: int) -> tuple[int, int]:
-    """The image's pixels, from and up to, that a span of the map's cells touches."""
+    """The half-open range of image pixels that a span of map cells touches."""
     return span.start * size // cells, -(-span.stop * size // cells)
 
 
 def _centre(cell: int, cells: int, size: int) -> int:
-    """The image's pixel in which the middle of a cell lies."""
+    """The image pixel that contains the centre of a map cell."""
     return (2 * cell + 1) * size // (2 * cells)

@@ -1,4 +1,4 @@
-"""Typed values that the model hands out: what was learned, and what was found in an image."""
+"""Typed results: what was learned, and what was found in an image."""
 
 import math
 from collections.abc import Sequence
@@ -32,25 +32,25 @@ __all__ = [
 ]
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-"""A digest in hexadecimal."""
+"""A SHA-256 digest in hexadecimal."""
 
 MAX_TASKS = 100_000
-"""Most products of a checkpoint; the table of the file's tensors has room for some 6,000 of the MAIN configuration."""
+"""Most products in a checkpoint; the file's tensor table has room for about 6,000 of the ``main`` preset."""
 
 _MAX_COUNT = 10**9
-"""Most images, epochs or folds that a record may tell: beyond any that there are, and far from what a number holds."""
+"""Upper limit of recorded counts of images, epochs and folds."""
 
 _FIRST_DAY, _LAST_DAY = datetime(2000, 1, 1, tzinfo=UTC), datetime(2200, 1, 1, tzinfo=UTC)
-"""When a product may have been learned; a clock that was never set says 1970."""
+"""Plausible training dates; a clock that was never set reads 1970."""
 
 _Count = Annotated[int, Field(le=_MAX_COUNT)]
 
 MAX_CANDIDATES = 5
-"""Most products that are named as candidates of the router for an image."""
+"""Most candidate products reported per image."""
 
 
 class Verdict(StrEnum):
-    """What is said about an image."""
+    """The verdict on an image."""
 
     GOOD = "good"
     ANOMALOUS = "anomalous"
@@ -58,41 +58,41 @@ class Verdict(StrEnum):
 
 
 class TaskInfo(BaseModel):
-    """What is recorded about one learned product (a *task*), in the checkpoint's header."""
+    """The record of one learned product (a *task*) in the checkpoint's header."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: ProductName
     index: int = Field(
-        ge=0, lt=MAX_TASKS, description="position in the order of learning; 0 also learned the shared base"
+        ge=0, lt=MAX_TASKS, description="position in training order; task 0 also trained the shared base"
     )
     learned_at: AwareDatetime = Field(ge=_FIRST_DAY, le=_LAST_DAY, description="when training ended, UTC")
     train_images: _Count = Field(ge=1, description="good images that the expert was fitted to")
     held_out_images: _Count = Field(
-        ge=2, description="good images that calibrate, each scored by an expert that was not fitted to it"
+        ge=2, description="good images used for calibration, each scored by an expert that was not fitted to it"
     )
     folds: _Count = Field(
-        ge=1, description="1: those were kept out of the fit; more: cross-fitted, by one temporary expert a fold"
+        ge=1, description="1: a held-out split; more: cross-fitting with one temporary expert per fold"
     )
     epochs: _Count = Field(ge=1)
     seed: int = Field(ge=-(2**63), lt=2**63)
-    false_alarm_rate: float = Field(gt=0, lt=1, description="share of good images above each of the two thresholds")
-    threshold: float = Field(description="image scores above it are called anomalous")
-    pixel_threshold: float = Field(description="parts of the anomaly map above it are regions")
-    parameters: int = Field(ge=0, lt=2**63, description="numbers that this product added to the checkpoint")
+    false_alarm_rate: float = Field(gt=0, lt=1, description="fraction of good images above each of the two thresholds")
+    threshold: float = Field(description="images with a higher score are called anomalous")
+    pixel_threshold: float = Field(description="pixels with a higher value form regions")
+    parameters: int = Field(ge=0, lt=2**63, description="parameters that this product added to the checkpoint")
     profile_sha256: Sha256 = Field(description="digest of this product's prototype and held-out scores")
     white_level: int | None = Field(
         default=None,
         ge=255,
         le=65535,
-        description="the value of its 16-bit images that is white; null where it was learned from 8-bit images",
+        description="white level of its 16-bit images; null if it was learned from 8-bit images",
     )
     sha256: Sha256 = Field(description="digest of this product's expert")
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointInfo:
-    """Which checkpoint answers: the file's name without folder, and a digest over its whole content."""
+    """A checkpoint's file name, without its folder, and the digest of its contents."""
 
     name: str
     digest: str
@@ -100,11 +100,10 @@ class CheckpointInfo:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A learned product and the router's distance (no unit) of the image to it.
+    """A learned product and the router's distance (dimensionless) of the image to it.
 
-    ``p_value`` says what the distance means: the chance that a good image of the product is at least as far.
-    ``distance_ratio`` is how far it leads to other products: 0 at this one, 1 as far as the nearest other; 0 without
-    another.
+    ``p_value`` is the probability that a good image of the product is at least as far. ``distance_ratio`` is relative
+    to the nearest other product: 0 at this product, 1 as far as the other one; 0 if there is none.
     """
 
     name: str
@@ -116,11 +115,11 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class _Routed:
-    """What is said of every image: ``candidates`` holds the few nearest products, the nearest first.
+    """Common fields of all results; ``candidates`` are the nearest products, nearest first.
 
-    ``novelty_score`` (``moleflow.model.routing.novelty``) is what the limit of unknown products is compared with.
-    ``white_level`` is that of the product that scored the image, else of the nearest; ``warnings`` say where the image
-    does not fit it (``moleflow.model.images.value_range``).
+    ``novelty_score`` (``moleflow.model.routing.novelty``) is compared with the unknown limit. ``white_level`` is that
+    of the product that scored the image, else of the nearest; ``warnings`` tell if the image's value range does not
+    match it (``moleflow.model.images.value_range``).
     """
 
     candidates: tuple[Candidate, ...]
@@ -130,15 +129,15 @@ class _Routed:
     warnings: tuple[str, ...] = field(default=(), kw_only=True)
 
     def at(self, false_alarm_rate: float) -> Self:
-        """The same finding, judged at another false-alarm rate.
+        """The same result at another false-alarm rate.
 
         Raises:
-            ConfigurationError: the rate is no probability.
+            ConfigurationError: the rate is not in (0, 1).
         """
         return replace(self, false_alarm_rate=check_rate(false_alarm_rate, "the false-alarm rate"))
 
     def of_image(self, image: np.ndarray, tasks: Sequence[TaskInfo]) -> Self:
-        """The same finding with what is to be told of its ``image``, which has the model's size; ``tasks`` are all."""
+        """The same result with the white level and warnings for ``image`` (at the model's size)."""
         task = tasks[self.product.index]
         if image.dtype == np.uint8 and task.white_level is None:
             return self
@@ -151,7 +150,7 @@ class _Routed:
 
     @property
     def margin(self) -> float:
-        """Distance of the runner-up minus that of the nearest product; infinite while only one is learned."""
+        """Distance of the runner-up minus that of the nearest product; infinite with a single product."""
         if len(self.candidates) < 2:
             return math.inf
         return self.candidates[1].distance - self.candidates[0].distance
@@ -159,7 +158,7 @@ class _Routed:
 
 @dataclass(frozen=True, slots=True)
 class Refusal(_Routed):
-    """No learned product explains the image: there is neither score nor map."""
+    """The image shows an unknown product: there is no score and no map."""
 
     @property
     def verdict(self) -> Verdict:
@@ -169,15 +168,14 @@ class Refusal(_Routed):
 
 @dataclass(frozen=True, slots=True)
 class Prediction(_Routed):
-    """What an expert found in one image.
+    """An expert's result for one image.
 
     ``task`` is the product whose expert scored the image: the nearest, unless the caller named one. ``grid_map`` is
-    the negative log-likelihood of each patch, ``(H, W)`` float32 in nats; unbounded, may be negative. ``score`` is the
-    mean of its k highest values. Both are raw: what they mean is the ``calibration``'s to say. ``is_unknown`` says that
-    no learned product explains the image; it was scored because its product was named, or refusing was off.
+    the NLL of each patch, ``(H, W)`` float32 in nats; unbounded, may be negative. ``score`` is the mean of its k
+    highest values. Both are raw; ``calibration`` gives their p-values and thresholds. ``is_unknown`` means that the
+    novelty score exceeds the limit, but the product was named or refusing was off.
 
-    Raises ``ExpertError`` when it is made of numbers that are not finite: compared with a threshold, they would read as
-    a verdict.
+    Construction raises ``ExpertError`` if a value is not finite: a comparison with NaN would read as a verdict.
     """
 
     task: Candidate
@@ -191,8 +189,8 @@ class Prediction(_Routed):
         if not (math.isfinite(self.score) and math.isfinite(self.novelty_score) and np.isfinite(self.grid_map).all()):
             raise ExpertError(
                 self.task.name,
-                "it gives numbers that are not finite. Restore the checkpoint from a copy, or train the product again; "
-                "if that was done, predict with the precision fp32.",
+                "its scores are not finite. Restore the checkpoint from a backup, or train the product again; if the "
+                "error persists, use precision fp32.",
             )
 
     @property
@@ -202,7 +200,7 @@ class Prediction(_Routed):
 
     @property
     def p_value(self) -> float:
-        """Chance that a good image of this product scores at least as high: the calibrated score."""
+        """Probability that a good image of this product scores at least as high: the calibrated score."""
         return self.calibration.scores.p_value(self.score)
 
     @property
@@ -212,7 +210,7 @@ class Prediction(_Routed):
 
     @property
     def pixel_threshold(self) -> float:
-        """The value that the pixel maps of good images reach anywhere at the false-alarm rate."""
+        """The value that the maximum of a good image's pixel map exceeds at the false-alarm rate."""
         return self.calibration.peaks.threshold(self.false_alarm_rate)
 
     @property
@@ -226,21 +224,21 @@ class Prediction(_Routed):
         return Verdict.ANOMALOUS if self.is_anomalous else Verdict.GOOD
 
     def pixel_map(self, height: int | None = None, width: int | None = None) -> np.ndarray:
-        """The smoothed anomaly map, ``(height, width)`` float32; at the model's input size unless told otherwise."""
+        """The smoothed anomaly map, ``(height, width)`` float32; at the model's input size by default."""
         return pixel_map(self.grid_map, self.model_size, height or self.model_size, width or self.model_size)
 
     def regions(self, height: int, width: int) -> tuple[Region, ...]:
-        """Connected areas above the pixel threshold, in pixels of an image of that size, the highest peak first.
+        """Connected components above the pixel threshold, in pixels of an image of that size, highest peak first.
 
-        They are looked for on the map at the model's size, where its threshold was calibrated; a larger one holds no
-        more. They do not depend on the verdict: a good image has any at the false-alarm rate.
+        Computed at the model's size, where the threshold was calibrated; upsampling adds no information. Independent
+        of the verdict: good images have regions at the false-alarm rate.
         """
         return find_regions(self.pixel_map(), self.pixel_threshold, height, width)
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """The model came to no verdict about the image; ``error`` says why, and whose fault it is."""
+    """The image could not be scored; ``error`` says why."""
 
     error: PredictionError
 
@@ -251,4 +249,4 @@ class Failure:
 
 
 Finding = Prediction | Refusal
-"""What is said about one image."""
+"""The result for one image."""

@@ -1,4 +1,4 @@
-"""From the likelihood of each patch to an image score and a pixel map."""
+"""From patch NLLs to an image score and a pixel map."""
 
 import functools
 import math
@@ -10,13 +10,13 @@ import torch.nn.functional as F
 __all__ = ["SMOOTHING_SIGMA", "TOP_K", "image_score", "pixel_map"]
 
 TOP_K = 3
-"""Patches whose mean is the image score (method, section 6)."""
+"""The image score is the mean of this many highest patches (method, section 6)."""
 
 SMOOTHING_SIGMA = 4.0 / 224
-"""Standard deviation of the Gaussian that smooths the pixel map, as a share of the image's side (section 6)."""
+"""Standard deviation of the Gaussian that smooths the pixel map, relative to the image's side (section 6)."""
 
 _GAUSSIAN_REACH = 4.0
-"""Where the Gaussian is cut off, in standard deviations; what is lost is below 1e-4 of its mass."""
+"""Truncation of the Gaussian, in standard deviations; loses less than 1e-4 of its mass."""
 
 
 def image_score(patch_nll: torch.Tensor, top_k: int = TOP_K) -> torch.Tensor:
@@ -26,10 +26,10 @@ def image_score(patch_nll: torch.Tensor, top_k: int = TOP_K) -> torch.Tensor:
 
 
 def pixel_map(grid_map: np.ndarray, model_size: int, height: int, width: int) -> np.ndarray:
-    """Bring a patch map ``(H, W)`` to image size: bilinear to the model's size, Gaussian, bilinear to the image.
+    """Upsample a patch map ``(H, W)`` to ``(height, width)``: bilinear to the model's size, Gaussian, bilinear to the
+    image.
 
-    Every step is linear and separable, so the whole is one small matrix from the left and one from the right;
-    the matrices depend on sizes only and are kept.
+    Every step is linear and separable, so the whole is one matrix product from each side, with cached matrices.
     """
     rows = _resampling_matrix(grid_map.shape[0], model_size, height)
     columns = _resampling_matrix(grid_map.shape[1], model_size, width)

@@ -26,8 +26,8 @@ def test_the_defaults_are_the_main_configuration() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: BackboneConfig(strides=(16, 8)), "strides must rise"),
-        (lambda: BackboneConfig(strides=(8, 8)), "strides must rise"),
+        (lambda: BackboneConfig(strides=(16, 8)), "strides must be strictly increasing"),
+        (lambda: BackboneConfig(strides=(8, 8)), "strides must be strictly increasing"),
         (lambda: BackboneConfig(strides=()), "strides"),
         (lambda: BackboneConfig(embedding_dim=770), "multiple of 4"),
         (lambda: BackboneConfig(image_size=16), "image_size"),

@@ -14,7 +14,7 @@ PRODUCTS = 40
 
 def found(distances: torch.Tensor, ratios: torch.Tensor, **options: object) -> list:
     given = {
-        "typical": torch.full((distances.shape[1],), 1.0),
+        "median_distances": torch.full((distances.shape[1],), 1.0),
         "named": [None] * len(distances),
     } | options
     return shortlist(distances, ratios, **given)  # type: ignore[arg-type]
@@ -53,14 +53,16 @@ def test_the_least_ratio_is_that_of_all_products_the_far_ones_too() -> None:
     distances = torch.arange(1.0, PRODUCTS + 1).repeat(2, 1)
     ratios = torch.full((2, PRODUCTS), 0.9)
     ratios[1, -1] = 0.1  # the farthest product takes it: its good images lie that far from it
-    typical = torch.full((PRODUCTS,), 1e-3)
-    typical[-1] = PRODUCTS / FAR_MULTIPLE
-    assert [each.least_ratio for each in found(distances, ratios, typical=typical)] == pytest.approx([0.9, 0.1])
+    medians = torch.full((PRODUCTS,), 1e-3)
+    medians[-1] = PRODUCTS / FAR_MULTIPLE
+    assert [each.least_ratio for each in found(distances, ratios, median_distances=medians)] == pytest.approx(
+        [0.9, 0.1]
+    )
 
 
 def test_the_ratio_of_what_is_far_counts_as_one() -> None:
     distances = torch.tensor([[FAR_MULTIPLE * 2 - 0.1], [FAR_MULTIPLE * 2 + 0.1]])
-    each = found(distances, torch.zeros(2, 1), typical=torch.tensor([2.0]))
+    each = found(distances, torch.zeros(2, 1), median_distances=torch.tensor([2.0]))
     assert [one.least_ratio for one in each] == [0.0, 1.0]
 
 

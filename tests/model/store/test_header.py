@@ -80,7 +80,7 @@ def everywhere(image_size: int) -> Change:
         (put("preprocessing", "interpolation", value="nearest"), "preprocessing.interpolation"),
         (put("preprocessing", "image_size", value=64), "preprocessing.image_size 64 must be the backbone's, 32"),
         (put("config", "backbone", "image_size", value=32.0), "config.backbone.image_size: .*integer"),
-        (everywhere(4096), "config.backbone: image_size 4096 .* takes about .* GiB an image"),
+        (everywhere(4096), "config.backbone: image_size 4096 .* needs about .* GiB per image"),
         (everywhere(10**9), "config.backbone.image_size: .*less than"),
         (put("config", "backbone", "strides", value=[]), "config.backbone.strides: .*at least 1"),
         (put("config", "backbone", "strides", value=[0, 8]), "config.backbone.strides.0: .*greater than"),
