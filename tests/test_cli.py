@@ -68,7 +68,7 @@ def test_predict_tells_of_an_image_that_does_not_fit_its_product(
     Image.fromarray(product_image(0, 50).mean(2).astype(np.uint16) * 257).save(path)
     done = run(processes, "predict", checkpoint, path, "--task", "bolt", "--plugin", PLUGIN)
     assert done.status == 0
-    assert done.stderr.startswith(f"warning: {path}: the image has 16-bit values, but 'bolt' was learned without any")
+    assert done.stderr.startswith(f"warning: {path}: the image has 16-bit values, but 'bolt' has no white level")
 
 
 @pytest.mark.parametrize("command", ["predict", "train", "evaluate"])

@@ -46,7 +46,7 @@ def target_of(path: Path) -> Path:
         return Path(os.path.realpath(path))
     if stat.S_ISREG(mode):
         return Path(os.path.realpath(path))
-    kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+    kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
     raise OSError(errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL, f"it is {kind}", str(path))
 
 

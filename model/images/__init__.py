@@ -1,3 +1,3 @@
-"""From the bytes of an image to an array of pixels, in bounded time and memory and without PyTorch."""
+"""From the bytes of an image file to an array of pixels, in bounded time and memory, without PyTorch."""
 
 __all__ = ["bit_depth", "decode", "preprocessing", "value_range"]

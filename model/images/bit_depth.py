@@ -1,7 +1,7 @@
-"""Images of more than 8 bits a value, as 16-bit values: what Pillow has no mode for is put together from bytes.
+"""Decoding of images with more than 8 bits per value, as 16-bit values.
 
-Pillow keeps 16-bit grey whole, but of 16-bit RGB it keeps the high bytes alone. The low bytes come from decoding once
-more with the bytes of each value swapped; grey with alpha is decoded as four channels of bytes.
+Pillow has a 16-bit mode for grey only; of 16-bit RGB it keeps just the high bytes. The low bytes come from a second
+decoding with swapped byte order; 16-bit grey with alpha is decoded as four byte channels.
 """
 
 import sys
@@ -18,22 +18,22 @@ from moleflow.model.images.resizing import pixel_array, strips
 __all__ = ["FULL_SCALE", "DeepImage", "check_samples", "is_deep", "stored_as"]
 
 FULL_SCALE = 65535
-"""Largest value of 16 bits."""
+"""Largest 16-bit value."""
 
 _TWELVE_BITS = 4095
 
 _COLOURS = {"RGB;16": 3, "RGBX;16": 3, "RGBA;16": 4, "RGBa;16": 4}
-"""Channels of colour and alpha by how 16-bit values are stored, less the order of bytes."""
+"""Channels by Pillow's raw mode, without its byte-order suffix."""
 
 _OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
-"""Order of bytes that makes Pillow take the low byte instead of the high one, by the right order."""
+"""The byte order that makes Pillow keep the low byte instead of the high one, by the actual order."""
 
 _BITS, _PHOTOMETRIC, _PLANAR, _SAMPLE_FORMAT = 258, 262, 284, 339
 """TIFF tags (TIFF 6.0, sections 8 and 19)."""
 
 
 def stored_as(image: ImageFile.ImageFile) -> str:
-    """Pillow's name for how an image's values are stored; to be asked before it is loaded. Empty where it has none."""
+    """Pillow's raw mode of an image that is not loaded yet; empty if it has none."""
     if not image.tile:
         return ""
     arguments = image.tile[0].args
@@ -42,12 +42,12 @@ def stored_as(image: ImageFile.ImageFile) -> str:
 
 
 def is_deep(stored: str) -> bool:
-    """Whether values that are ``stored_as`` this have more than 8 bits, and are read here."""
+    """Whether the raw mode ``stored`` has more than 8 bits per value and is supported here."""
     return stored[:-1] in (*_COLOURS, "LA;16") or (stored.startswith(("I;16", "I;12")) and not stored.endswith("S"))
 
 
 def check_samples(image: ImageFile.ImageFile, name: str) -> None:
-    """Raise ``UnsupportedImageError`` for values that Pillow would give other numbers than the file holds."""
+    """Raise ``UnsupportedImageError`` for value types that Pillow would misread."""
     stored, problem = stored_as(image), ""
     if stored.startswith("CMYK;16"):
         problem = "16-bit CMYK values"
@@ -58,15 +58,15 @@ def check_samples(image: ImageFile.ImageFile, name: str) -> None:
             problem = "16-bit colours in separate planes"
     if problem:
         raise UnsupportedImageError(
-            f"{name} holds {problem}, which are not read; save it as 8-bit or 16-bit grey or RGB."
+            f"{name} has {problem}, which are not supported; save it as 8-bit or 16-bit grey or RGB."
         )
 
 
 @dataclass(frozen=True, slots=True)
 class DeepImage:
-    """A decoded image of more than 8 bits a value. TIFFs are upright, others still as they are stored.
+    """A decoded image with more than 8 bits per value. TIFFs are upright, other formats as stored.
 
-    ``layers`` are one or two arrays with the bytes of the values, ``stored`` is how they were kept in the file.
+    ``layers`` are one or two arrays with the bytes of the values; ``stored`` is Pillow's raw mode.
     """
 
     layers: tuple[np.ndarray, ...]
@@ -76,20 +76,20 @@ class DeepImage:
 
     @classmethod
     def load(cls, image: ImageFile.ImageFile, reopen: Callable[[], ImageFile.ImageFile]) -> "DeepImage":
-        """Decode an opened ``image``; ``reopen`` opens the same file once more."""
+        """Decode an opened ``image``; ``reopen`` opens the same file again."""
         stored = stored_as(image)
-        key = image.info.pop("transparency", None)  # Pillow's own handling knows 8 bits only
+        key = image.info.pop("transparency", None)  # Pillow handles 8-bit colour keys only
         inverted = isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_PHOTOMETRIC) == 0
         images = [image]
         if stored.startswith("LA;16"):
             _store_as(image, "RGBA")
         elif stored[:-1] in _COLOURS:
-            # Premultiplied colours are taken as they are; Pillow would divide their high bytes by alpha.
+            # Keep premultiplied colours: Pillow would divide their high bytes by alpha.
             _store_as(image, stored.replace("RGBa", "RGBA"))
             low = reopen()
             _store_as(low, stored.replace("RGBa", "RGBA")[:-1] + _OTHER_ORDER[stored[-1]])
             images.append(low)
-        # One after the other: while it is decoded, an image takes more memory than its values.
+        # One at a time: decoding takes more memory than the values themselves.
         layers = tuple(map(_loaded, images))
         return cls(layers, stored, (key,) if isinstance(key, int) else key, inverted)
 
@@ -100,12 +100,12 @@ class DeepImage:
         return width, height
 
     def strips(self) -> Iterator[np.ndarray]:
-        """The values ``(rows, width, 1 or 3)`` uint16, strip by strip, over 0…65535; transparent parts are white."""
+        """The values ``(rows, width, 1 or 3)`` uint16 in 0…65535, strip by strip, composited on white."""
         for top, bottom in strips(*self.size):
             yield self._on_white(self._values([layer[top:bottom] for layer in self.layers]))
 
     def to_rgb(self, white_level: int) -> Image.Image:
-        """An 8-bit RGB image: 0…``white_level`` becomes 0…255, rounded; larger values are white."""
+        """An 8-bit RGB image: 0…``white_level`` is scaled to 0…255 and rounded; larger values are clipped."""
         canvas, top = Image.new("RGB", self.size), 0
         for values in self.strips():
             levels = (values.astype(np.uint32) * 255 + white_level // 2) // white_level
@@ -115,7 +115,7 @@ class DeepImage:
         return canvas
 
     def _values(self, layers: list[np.ndarray]) -> np.ndarray:
-        """One strip's values with alpha where there is any: ``(rows, width, 1…4)`` uint16."""
+        """One strip's values, with alpha if the image has it: ``(rows, width, 1…4)`` uint16."""
         if self.stored.startswith("LA;16"):
             pairs = layers[0].astype(np.uint16)
             return pairs[..., ::2] << 8 | pairs[..., 1::2]
@@ -140,17 +140,17 @@ class DeepImage:
 
 
 def _loaded(image: ImageFile.ImageFile) -> np.ndarray:
-    """The values of an opened image, which is of no use then but for its metadata."""
+    """The values of an opened image. Closes it; its metadata stay available."""
     image.load()
-    with suppress(Exception):  # damaged metadata are found out by whoever asks for them
-        image.getexif()  # kept; in a PNG they may lie behind the pixels
+    with suppress(Exception):  # whoever needs the metadata handles damage
+        image.getexif()  # cached; in a PNG it may follow the pixels
     values = pixel_array(image)
     image.close()
     return values
 
 
 def _store_as(image: ImageFile.ImageFile, stored: str) -> None:
-    """Have an opened image decoded as if its values were stored in another way."""
+    """Override the raw mode of an opened image."""
     for number, tile in enumerate(image.tile):
         arguments = tile.args
         changed = (stored, *arguments[1:]) if isinstance(arguments, list | tuple) else stored

@@ -1,8 +1,8 @@
-"""Reading image files: the one decoder that training and serving share, so that they cannot see different pixels.
+"""The image decoder that training and serving share, so that both see the same pixels.
 
-The format is told from the first bytes, never from a name, and Pillow's class for that format is used directly. So a
-format outside the list never reaches a parser, and the pixel count in the header is checked before any pixel is
-decoded, against the caller's limit rather than Pillow's own global one. No global Pillow setting is read or changed.
+The format is detected from the first bytes, never from the name, and Pillow's plugin class for it is used directly: no
+other format reaches a parser. The pixel count in the header is checked against the caller's limit before anything is
+decoded. No global Pillow setting is read or changed.
 """
 
 import io
@@ -38,31 +38,30 @@ __all__ = [
 ]
 
 MAX_PIXELS = 40_000_000
-"""Largest image that is read unless ``limit_pixels`` or the caller says otherwise. Decoding takes up to 13 bytes a
-pixel (of a WebP)."""
+"""Default limit of the pixel count. Decoding takes up to 13 bytes per pixel (WebP)."""
 
 _process_limit = MAX_PIXELS
 
 
 def limit_pixels(most: int) -> None:
-    """Set the largest image, in pixels, that this process reads where a call names no limit; before other threads."""
+    """Set this process's default limit of the pixel count; call before starting threads."""
     global _process_limit
     _process_limit = most
 
 
 MAX_SIDE = 32_768
-"""Longest side that is read, in pixels. An anomaly map needs memory for each row and column apart from its pixels:
-an image one pixel high with millions of columns would cost far more than its pixel count says."""
+"""Longest side in pixels. Anomaly maps take memory per row and column as well as per pixel: an image one pixel high
+with millions of columns would cost far more than its pixel count suggests."""
 
 MIN_OVERSAMPLING = 4
-"""A JPEG is decoded at a reduced scale where both sides keep this many times the model's. Once resized, the pixels are
-then those of full decoding, give or take one level of 255; at 2 times, up to 5 levels are between them."""
+"""A JPEG is decoded at reduced scale if both sides stay at least this many times the model's. After resizing, pixels
+then differ by at most 1 of 255 from those of a full decoding; at 2 times, by up to 5."""
 
 _REDUCTIONS = (8, 4, 2)
-"""By how much a JPEG can be reduced while it is decoded: coefficients of high frequency are left out of each block."""
+"""Scale denominators of the JPEG decoder, which drops high-frequency DCT coefficients."""
 
 _ORIENTATION = 0x0112
-"""EXIF and TIFF tag of the camera's orientation (EXIF 2.32, section 4.6.4)."""
+"""EXIF and TIFF orientation tag (EXIF 2.32, section 4.6.4)."""
 
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -73,27 +72,29 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What brings an image of each orientation upright; 1 is upright already."""
+"""The transposition that turns an image of each orientation upright; 1 is upright already."""
 
 _QUARTERS = frozenset(
     {Image.Transpose.TRANSPOSE, Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90}
 )
-"""Those that make rows of columns."""
+"""Those that swap width and height."""
 
-# Pillow warns of damaged metadata (which is not used here) and of sizes (which are checked here). Filters are set
-# once, at import: changing them around each call would not be safe with several decoding threads.
+# Pillow warns of damaged metadata (not used here) and of large sizes (checked here). Filters are set once, at import:
+# changing them around each call is not thread-safe.
 for _category in (UserWarning, Image.DecompressionBombWarning):
     warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
 
 
 def open_rgb(source: bytes | Path, *, max_pixels: int | None = None, white_level: int = FULL_SCALE) -> np.ndarray:
-    """Decode an image, given as its file's bytes or path, to RGB: ``(height, width, 3)`` uint8, writable.
+    """Decode an image, given as bytes or path, to RGB: ``(height, width, 3)`` uint8, writable. Thread-safe.
 
-    Turned upright by its EXIF orientation. Grey, black-and-white, palette, CMYK and YCbCr images become RGB;
-    16-bit values are scaled from 0…``white_level`` to 0…255; transparent parts are laid on white. Colour profiles are
-    not applied. Raises ``UnsupportedImageError`` when the bytes are damaged or of a kind that is not read,
-    ``ImageTooLargeError`` when there are more than ``max_pixels`` pixels (found before decoding), and ``ImageError``
-    when a path cannot be read. Safe to call from many threads.
+    EXIF orientation is applied. Grey, bilevel, palette, CMYK and YCbCr are converted to RGB; 16-bit values are scaled
+    from 0…``white_level`` to 0…255; transparency is composited on white. Colour profiles are not applied.
+
+    Raises:
+        UnsupportedImageError: the file is damaged or of an unsupported format.
+        ImageTooLargeError: it has more than ``max_pixels`` pixels (checked before decoding).
+        ImageError: the path cannot be read.
     """
     with _refusing_broken_files(source):
         opened = _Opened.read(source, max_pixels)
@@ -105,9 +106,9 @@ def open_rgb(source: bytes | Path, *, max_pixels: int | None = None, white_level
 
 @dataclass(frozen=True, slots=True)
 class DecodedImage:
-    """An image at the model's size, and the width and height of the upright image that it was made from.
+    """An image at the model's size, with the original width and height (upright).
 
-    ``pixels`` are RGB, ``(side, side, 3)``: uint8, or uint16 over 0…65535 where the file holds more than 8 bits.
+    ``pixels`` are RGB, ``(side, side, 3)``: uint8, or uint16 in 0…65535 if the file has more than 8 bits.
     """
 
     pixels: np.ndarray
@@ -116,12 +117,12 @@ class DecodedImage:
 
 
 def open_for_model(source: bytes | Path, side: int, *, max_pixels: int | None = None) -> DecodedImage:
-    """Decode an image and resize it to ``side`` × ``side``; conversions and errors are those of ``open_rgb``.
+    """Decode an image and resize it to ``side`` × ``side``; conversions and errors as ``open_rgb``.
 
-    Values of more than 8 bits stay so: which part of their range a product uses is not known here
-    (``moleflow.model.images.value_range``). Large JPEGs are decoded at reduced scale: by 2, 4 or 8 as long as both
-    sides are divided evenly, so that no pixel moves, and keep ``MIN_OVERSAMPLING`` times
-    ``side``. That saves four fifths of the time of a JPEG of 16 megapixels.
+    Values of more than 8 bits are not scaled, as the white level depends on the product
+    (``moleflow.model.images.value_range``). Large JPEGs are decoded at 1/2, 1/4 or 1/8 scale if both sides divide
+    evenly, so that no pixel shifts, and stay at least ``MIN_OVERSAMPLING`` times ``side``; that saves four fifths of
+    the time at 16 megapixels.
     """
     with _refusing_broken_files(source):
         opened = _Opened.read(source, max_pixels)
@@ -132,30 +133,30 @@ def open_for_model(source: bytes | Path, side: int, *, max_pixels: int | None = 
             width, height = deep.size[::-1] if turn in _QUARTERS else deep.size
             return DecodedImage(_deep_pixels(deep, turn, side), width, height)
         rgb = opened.load_rgb(side)
-        if rgb.width * height != rgb.height * width:  # it was turned by a quarter
+        if rgb.width * height != rgb.height * width:  # rotated by 90°
             width, height = height, width
         return DecodedImage(pixel_array(resize_rgb(rgb, side)), width, height)
 
 
 def open_image(source: bytes | Path, *, max_pixels: int | None = None) -> Image.Image:
-    """Decode an image, upright, with its values as stored (palette indices stay indices). Errors as ``open_rgb``."""
+    """Decode an image, upright, without converting its values (palette indices stay). Errors as ``open_rgb``."""
     with _refusing_broken_files(source):
         image = _Opened.read(source, max_pixels).image
         image.load()
         turned = _turned(image, _turn(image))
-        turned.format = image.format  # Pillow carries the rest over
+        turned.format = image.format  # the one attribute that Pillow does not copy
         return turned
 
 
 def has_deep_values(source: bytes | Path, *, max_pixels: int | None = None) -> bool:
-    """Whether an image holds more than 8 bits a value, told by its header. Errors as ``open_rgb``."""
+    """Whether an image has more than 8 bits per value, by its header. Errors as ``open_rgb``."""
     with _refusing_broken_files(source):
         return _Opened.read(source, max_pixels).is_deep
 
 
 @dataclass(frozen=True, slots=True)
 class _Opened:
-    """A file of a known format whose header was read and found within the limits. No pixel is decoded yet."""
+    """A file of a supported format whose header is within the limits. No pixel is decoded yet."""
 
     image: ImageFile.ImageFile
     kind: str
@@ -165,16 +166,16 @@ class _Opened:
 
     @classmethod
     def read(cls, source: bytes | Path, max_pixels: int | None) -> "_Opened":
-        """Open ``source``; what is not read is refused here."""
+        """Open ``source``; unsupported files are refused here."""
         data = source if isinstance(source, bytes) else _read(source)
         name, most = _called(source), _process_limit if max_pixels is None else max_pixels
         kind = image_format(data)
         if kind is None:
-            found = "is empty" if not data else f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
+            found = "is empty" if not data else f"is not a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file"
             raise UnsupportedImageError(f"{name} {found}; save it as PNG or JPEG.")
         check_structure(data, kind)
         if kind == "WebP":
-            _check_size(webp_size(data), most, name)  # its decoder takes memory for all pixels when it is made
+            _check_size(webp_size(data), most, name)  # its decoder allocates all pixels on construction
         image = READERS[kind](io.BytesIO(data))
         _check_size(image.size, most, name)
         check_samples(image, name)
@@ -182,18 +183,18 @@ class _Opened:
 
     @property
     def is_deep(self) -> bool:
-        """Whether the file holds more than 8 bits a value."""
+        """Whether the file has more than 8 bits per value."""
         return is_deep(self.stored)
 
     def load_deep(self) -> DeepImage:
-        """Decode all bits."""
+        """Decode with all bits."""
         return DeepImage.load(self.image, lambda: READERS[self.kind](io.BytesIO(self.data)))
 
     def load_rgb(self, side: int | None = None) -> Image.Image:
-        """Decode to upright 8-bit RGB; for a model of ``side``, a large JPEG at reduced scale."""
+        """Decode to upright 8-bit RGB; with ``side``, large JPEGs at reduced scale."""
         image = self.image
         check_mode(image, self.name)
-        # The first frame of a GIF need not cover the canvas.
+        # A GIF's first frame may not cover the canvas.
         extent = image.tile[0].extents if self.kind == "GIF" and image.tile else None
         reduction = _reduction(*image.size, side) if self.kind == "JPEG" and side is not None else 1
         if reduction > 1:
@@ -203,25 +204,25 @@ class _Opened:
             scale_colour_key(image, self.stored)
         turn, rgb = _turn(image), to_rgb(image, extent)
         if rgb is not image:
-            image.close()  # gives its pixels back before a turn takes as many again
+            image.close()  # frees its pixels before transposing allocates as many again
         return _turned(rgb, turn)
 
 
 def _reduction(width: int, height: int, side: int) -> int:
-    """By how much a JPEG is reduced for a model of ``side``; 1 where it is not."""
+    """The scale denominator of a JPEG for a model input of ``side``."""
     least = MIN_OVERSAMPLING * side
     return next((by for by in _REDUCTIONS if width % by == height % by == 0 and min(width, height) >= least * by), 1)
 
 
 def _deep_pixels(deep: DeepImage, turn: Image.Transpose | None, side: int) -> np.ndarray:
-    """A deep image at the model's size and turned: ``(side, side, 3)`` uint16."""
+    """An image of more than 8 bits at the model's size, upright: ``(side, side, 3)`` uint16."""
     channels = [_turned(channel, turn) for channel in resize_strips(deep.strips(), side)]
     values = np.stack([np.asarray(channel) for channel in channels], 2)
     return np.repeat(np.clip(np.rint(values), 0, FULL_SCALE).astype(np.uint16), 3 // len(channels), 2)
 
 
 def _read(path: Path) -> bytes:
-    """The file's bytes; ``ImageError`` names the path when there are none to be had."""
+    """The file's bytes; ``ImageError`` with its path if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -229,13 +230,13 @@ def _read(path: Path) -> bytes:
 
 
 def _called(source: bytes | Path) -> str:
-    """How error messages call the image."""
+    """The image's name in error messages."""
     return "The image" if isinstance(source, bytes) else str(source)
 
 
 @contextmanager
 def _refusing_broken_files(source: bytes | Path) -> Iterator[None]:
-    """Whatever Pillow raises on a broken file becomes one ``ImageError`` that says what to do."""
+    """Turn whatever Pillow raises on a broken file into an ``ImageError`` that says what to do."""
     try:
         yield
     except ImageError:
@@ -243,33 +244,33 @@ def _refusing_broken_files(source: bytes | Path) -> Iterator[None]:
     except (Image.DecompressionBombError, MemoryError) as error:
         raise ImageTooLargeError(f"{_called(source)} is too large to decode ({error}); send a smaller one.") from error
     except Exception as error:
-        # Pillow documents no list: broken files raise OSError, SyntaxError, ValueError, struct.error, zlib.error,
-        # TypeError, OverflowError and others. Whatever it was, the file is what is wrong.
+        # Broken files raise OSError, SyntaxError, ValueError, struct.error, zlib.error, TypeError, OverflowError and
+        # others; Pillow documents no list.
         raise UnsupportedImageError(
             f"{_called(source)} cannot be decoded ({str(error) or type(error).__name__}); it is damaged, incomplete "
-            "or of a variant that is not read: save it again as PNG or JPEG."
+            "or an unsupported variant: save it again as PNG or JPEG."
         ) from error
 
 
 def _check_size(size: tuple[int, int], max_pixels: int, name: str) -> None:
-    """Raise ``ImageTooLargeError`` when a header announces more than ``max_pixels``, or a side beyond ``MAX_SIDE``."""
+    """Raise ``ImageTooLargeError`` for more than ``max_pixels`` pixels, or a side beyond ``MAX_SIDE``."""
     width, height = size
     if max(size) > MAX_SIDE:
         raise ImageTooLargeError(
-            f"{name} has {width} × {height} pixels; no side may be longer than {MAX_SIDE:,}: cut it into pieces."
+            f"{name} has {width} × {height} pixels; the longest side allowed is {MAX_SIDE:,}: split the image."
         )
     if width * height > max_pixels:
         raise ImageTooLargeError(
             f"{name} has {width} × {height} = {width * height:,} pixels; at most {max_pixels:,} are accepted: "
-            "send a smaller one, or raise the limit with --max-pixels or MOLEFLOW_MAX_PIXELS."
+            "use a smaller image, or raise the limit with --max-pixels or MOLEFLOW_MAX_PIXELS."
         )
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What brings a decoded image upright. A TIFF is upright already: Pillow applies its tag while decoding."""
+    """The transposition that turns a decoded image upright. Pillow applies a TIFF's own while decoding."""
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata raises as many kinds as damaged pixels do, but the pixels are fine
+    except Exception:  # damaged metadata can raise anything, but the pixels are fine
         return None
     return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 

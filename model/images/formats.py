@@ -1,4 +1,4 @@
-"""The formats that are read: told by a file's first bytes, each with Pillow's class for it."""
+"""The supported formats: their signatures and Pillow's plugin classes."""
 
 from collections.abc import Callable
 from typing import IO
@@ -18,14 +18,14 @@ from moleflow.model.errors import UnsupportedImageError
 __all__ = ["FORMATS", "READERS", "SUFFIXES", "image_format", "webp_size"]
 
 FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF")
-"""What is read. Of an animated or multi-page file, the first frame."""
+"""Supported formats. Of an animated or multi-page file, the first frame is read."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
-"""Names that such files end with, in lower case; for finding images in a folder."""
+"""Their file name suffixes in lower case, for finding images in a folder."""
 
 
 class _WebP(WebPImagePlugin.WebPImageFile):
-    """Of one frame: the decoder's buffers, eight bytes a pixel, are let go before Pillow makes its own image."""
+    """Frees the decoder's buffers (8 bytes per pixel) after the first frame, before Pillow allocates its own image."""
 
     def _get_next(self) -> tuple[bytes, int, int]:
         frame: tuple[bytes, int, int] = super()._get_next()
@@ -41,11 +41,11 @@ READERS: dict[str, Callable[[IO[bytes]], ImageFile.ImageFile]] = {
     "TIFF": TiffImagePlugin.TiffImageFile,
     "GIF": GifImagePlugin.GifImageFile,
 }
-"""Pillow's classes by format."""
+"""Pillow's plugin classes by format."""
 
 
 def image_format(data: bytes) -> str | None:
-    """Which of ``FORMATS`` the first bytes of a file announce, or ``None``."""
+    """Which of ``FORMATS`` a file is, by its signature, or ``None``."""
     if data.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if data.startswith(b"\xff\xd8\xff"):
@@ -62,9 +62,9 @@ def image_format(data: bytes) -> str | None:
 
 
 def webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height of a WebP by its first chunk (RFC 9649, sections 2.5 to 2.7), before anything is decoded.
+    """Width and height of a WebP from its first chunk (RFC 9649, sections 2.5 to 2.7), without decoding.
 
-    Raises ``UnsupportedImageError`` when the header is damaged.
+    Raises ``UnsupportedImageError`` if the header is damaged.
     """
     kind = data[12:16]
     if kind == b"VP8X" and len(data) >= 30:

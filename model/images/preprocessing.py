@@ -1,7 +1,6 @@
-"""How an image becomes the backbone's input: one resolved record, stored in the checkpoint.
+"""Resizing and normalisation of the backbone's input, as a record stored in the checkpoint.
 
-Training and serving call the same functions with the same record, so they cannot differ. Whoever only decodes images
-imports this module, so it does without torch.
+Training and serving use the same record. No torch here: processes that only decode images import this module.
 """
 
 from typing import Annotated, Literal
@@ -16,11 +15,11 @@ __all__ = ["Preprocessing"]
 
 _Mean = Annotated[float, Field(ge=-1e3, le=1e3)]
 _Deviation = Annotated[float, Field(ge=1e-3, le=1e3)]
-"""Of values in 0…1, known networks have means in 0…1 and deviations of 0.2 to 1; a value of 0 would divide by it."""
+"""For inputs in 0…1, known networks use means in 0…1 and standard deviations of 0.2 to 1; 0 would divide by zero."""
 
 
 class Preprocessing(BaseModel):
-    """Resize to ``image_size`` × ``image_size`` (whole image, no crop), then ``(x / 255 - mean) / std``."""
+    """Resize to ``image_size`` × ``image_size`` (no crop, aspect ratio not kept), then ``(x / 255 - mean) / std``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -32,8 +31,8 @@ class Preprocessing(BaseModel):
     def resize(self, image: np.ndarray) -> np.ndarray:
         """Resize one RGB image, ``(height, width, 3)`` uint8 or uint16, to ``(image_size, image_size, 3)``, same type.
 
-        Bilinear with anti-aliasing (``moleflow.model.images.resizing``). An image that has the wanted size already is
-        returned as it is. CPU only, releases the interpreter lock.
+        Bilinear with anti-aliasing (``moleflow.model.images.resizing``). An image of the right size is returned
+        unchanged, not copied. Releases the GIL.
         """
         check_image(image)
         size = self.image_size
@@ -45,7 +44,7 @@ class Preprocessing(BaseModel):
         return np.rint(np.stack([np.asarray(channel) for channel in channels], 2)).astype(np.uint16)
 
     def scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
-        """Normalisation of 0…255 values as one multiply-add: ``x·scale + offset``; each ``(3,)`` float32."""
+        """Normalisation of values in 0…255 as one multiply-add, ``x·scale + offset``; each ``(3,)`` float32."""
         scale = np.array([1 / (255 * s) for s in self.std], np.float32)
         offset = np.array([-m / s for m, s in zip(self.mean, self.std, strict=True)], np.float32)
         return scale, offset

@@ -1,7 +1,7 @@
-"""The values of a decoded image of at most 8 bits as RGB.
+"""Conversion of decoded 8-bit images to RGB.
 
-Pillow's conversions are used where they do what the formats' specifications say; memory is kept low by working in
-strips wherever more than one copy of the image would be needed.
+Uses Pillow's conversions where they follow the formats' specifications; works in strips where more than one copy of the
+image would be needed.
 """
 
 from PIL import Image
@@ -13,26 +13,25 @@ __all__ = ["PLAIN_MODES", "check_mode", "scale_colour_key", "to_rgb"]
 
 ALPHA_MODES = frozenset({"RGBA", "LA", "PA", "RGBa", "La"})
 PLAIN_MODES = frozenset({"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr"}) | ALPHA_MODES
-# Left out are modes without a known range (32-bit integers, floats) and CIELAB, which needs a colour engine.
+# Not included: modes without a known range (32-bit integers, floats), and CIELAB, which needs colour management.
 
 _KEY_SCALES = {"L;2": (3, 85), "L;4": (15, 17), "L": (255, 1), "RGB": (255, 1)}
-"""For a PNG's stored values the largest one, and what it is multiplied by to become 8 bits."""
+"""By a PNG's raw mode: the largest stored value, and the factor that expands it to 8 bits."""
 
 
 def check_mode(image: Image.Image, name: str) -> None:
-    """Raise ``UnsupportedImageError`` unless ``image``, called ``name`` in messages, can become RGB."""
+    """Raise ``UnsupportedImageError`` unless ``image``, called ``name`` in messages, can be converted to RGB."""
     if image.mode not in PLAIN_MODES:
         raise UnsupportedImageError(
-            f"{name} holds values of mode {image.mode} (such as floating-point), which are not read; "
-            "save it as 8-bit or 16-bit grey or RGB."
+            f"{name} has pixel mode {image.mode}, which is not supported; save it as 8-bit or 16-bit grey or RGB."
         )
 
 
 def scale_colour_key(image: Image.Image, stored: str) -> None:
-    """Bring the transparent colour of a PNG, whose values are ``stored`` so, to the decoded values.
+    """Scale the transparent colour of a PNG of raw mode ``stored`` to its decoded values.
 
-    The chunk tRNS holds it in the file's own bits, in the low ones of 16 (PNG, third edition, 11.3.1.1); values of 2
-    and 4 bits are spread over 8 bits when they are decoded.
+    The tRNS chunk holds it at the file's bit depth, in the low bits of 16 (PNG, third edition, 11.3.1.1); decoding
+    expands 2-bit and 4-bit values to 8 bits.
     """
     key = image.info.get("transparency")
     if stored not in _KEY_SCALES or isinstance(key, bytes) or key is None:
@@ -43,7 +42,7 @@ def scale_colour_key(image: Image.Image, stored: str) -> None:
 
 
 def to_rgb(image: Image.Image, extent: tuple[int, int, int, int] | None = None) -> Image.Image:
-    """A decoded image in mode RGB, transparent parts laid on white; what lies outside ``extent`` is white too."""
+    """A decoded image as RGB, composited on white; pixels outside ``extent`` are white."""
     if image.mode in ALPHA_MODES or "transparency" in image.info:
         rgb = _on_white(image)
     else:

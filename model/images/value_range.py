@@ -1,8 +1,8 @@
-"""Which part of their range the values of a product's 16-bit images use, and what to say of images that use another.
+"""White levels: the value range that a product's 16-bit images use.
 
-A file of 16 bits does not say how many of them its sensor has: 10 or 12 bits that lie at the low end would all be
-nearly black if 65535 was taken for white. So the white level is chosen from a product's good images and kept with it.
-Images of 8 bits are what they are, 0…255, and nothing here changes them.
+A 16-bit file does not state its sensor's bit depth, and 10 or 12 bits in the low end would be nearly black with 65535
+as white. The white level is therefore estimated from a product's good images and stored with it. 8-bit images are not
+affected.
 """
 
 from collections.abc import Sequence
@@ -15,21 +15,21 @@ from moleflow.model.images.bit_depth import FULL_SCALE
 __all__ = ["SENSOR_BITS", "Views", "range_warnings", "scale_values", "white_level"]
 
 SENSOR_BITS = (8, 10, 12, 14, 16)
-"""Depths that sensors and their converters have."""
+"""Bit depths of sensors and analog-to-digital converters."""
 
 _DARK = 4
-"""An image whose brightest value is below a quarter of the white level lacks two bits: it may be of another depth."""
+"""Below a quarter of the white level an image lacks two bits: it may have another bit depth."""
 
 
 def white_level(peak: int) -> int:
-    """The white level for images whose largest value is ``peak``: the largest value of the least fitting depth."""
+    """The white level for images whose largest value is ``peak``: the maximum of the smallest bit depth that fits."""
     return next((1 << bits) - 1 for bits in SENSOR_BITS if peak < 1 << bits)
 
 
 def scale_values(image: np.ndarray, white: int | None) -> np.ndarray:
-    """A uint16 image with 0…``white`` as 0…255 in float32, larger values cut off; a uint8 image as it is.
+    """Scale a uint16 image from 0…``white`` to 0…255 in float32, clipping larger values; a uint8 image is unchanged.
 
-    Without a white level, as in checkpoints that have none, all 16 bits are the range.
+    Without a white level, as for products learned from 8-bit images, the full 16-bit range is used.
     """
     if image.dtype != np.uint16:
         return image
@@ -38,40 +38,40 @@ def scale_values(image: np.ndarray, white: int | None) -> np.ndarray:
 
 
 def range_warnings(image: np.ndarray, white: int | None, product: str) -> tuple[str, ...]:
-    """What is to be told of an image at the model's size, judged as ``product`` with that white level."""
+    """Warnings if an image's value range does not match ``product``, which has the white level ``white``."""
     if image.dtype != np.uint16:
         if white is None:
             return ()
         return (
-            f"the image has 8-bit values, but {product!r} was learned from 16-bit images with {white} as white; "
-            "255 was taken for white",
+            f"the image has 8-bit values, but {product!r} was learned from 16-bit images with white level {white}; "
+            "255 was used as white",
         )
     if white is None:
         return (
-            f"the image has 16-bit values, but {product!r} was learned without any (from 8-bit images, or by an older "
-            f"version); {FULL_SCALE} was taken for white",
+            f"the image has 16-bit values, but {product!r} has no white level (it was learned from 8-bit images, or by "
+            f"an older version); {FULL_SCALE} was used as white",
         )
     peak, above = int(image.max()), float((image > white).mean())
     if above:
         return (
-            f"{max(above, 0.001):.1%} of the image's values are above {white}, the white level that {product!r} was "
-            f"learned with (up to {peak}); they were cut off",
+            f"{max(above, 0.001):.1%} of the image's values are above {white}, the white level of {product!r} "
+            f"(largest: {peak}); they were clipped",
         )
     if peak * _DARK <= white:
         return (
-            f"the image's largest value is {peak}, far below {white}, the white level that {product!r} was learned "
-            "with; is it of another bit depth, or very dark?",
+            f"the image's largest value is {peak}, far below {white}, the white level of {product!r}; it may have "
+            "another bit depth, or be very dark",
         )
     return ()
 
 
 @dataclass(frozen=True, slots=True)
 class Views:
-    """A batch as the products see it: each image once for every range that counts for it.
+    """A batch as the products see it: each image once per white level that applies to it.
 
-    ``images`` have the model's size, uint8 or uint16. ``levels`` are the views over 0…255, uint8 or float32. ``rows``
-    ``(images, products)`` tells which of them is compared with which product; ``None`` where each image has one view,
-    in order.
+    ``images`` have the model's size, uint8 or uint16. ``levels`` are the views in 0…255, uint8 or float32. ``rows``
+    ``(images, products)`` is the index of the view that each product sees; ``None`` if every image has one view, in
+    order.
     """
 
     images: list[np.ndarray]
@@ -82,7 +82,7 @@ class Views:
     def of(cls, images: Sequence[np.ndarray], whites: Sequence[int | None], named: Sequence[int | None]) -> "Views":
         """The views of images at the model's size.
 
-        ``whites`` are the products' levels; ``named[i]`` is the only product that counts for image ``i``, if any.
+        ``whites`` are the products' white levels; if ``named[i]`` is set, only that product sees image ``i``.
         """
         if all(image.dtype != np.uint16 for image in images):
             return cls(list(images), list(images), None)
@@ -98,5 +98,5 @@ class Views:
         return cls(list(images), levels, rows if len(levels) > len(images) else None)
 
     def row(self, image: int, product: int) -> int:
-        """Which view of an image a product sees."""
+        """The index of the view of ``image`` that ``product`` sees."""
         return image if self.rows is None else int(self.rows[image, product])

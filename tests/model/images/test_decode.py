@@ -194,7 +194,7 @@ def test_of_an_animation_the_first_frame_is_read() -> None:
 
 def test_floating_point_values_are_refused() -> None:
     data = encode(Image.fromarray(np.zeros((2, 2), np.float32)), "TIFF")
-    with pytest.raises(UnsupportedImageError, match="The image holds signed or floating-point values"):
+    with pytest.raises(UnsupportedImageError, match="The image has signed or floating-point values"):
         open_rgb(data)
 
 
@@ -226,7 +226,7 @@ def test_a_truncated_image_is_refused(kind: str) -> None:
 def test_the_message_names_the_path(tmp_path: Path) -> None:
     path = tmp_path / "broken.png"
     path.write_bytes(b"nothing")
-    with pytest.raises(UnsupportedImageError, match=r"broken\.png is no PNG"):
+    with pytest.raises(UnsupportedImageError, match=r"broken\.png is not a PNG"):
         open_rgb(path)
 
 

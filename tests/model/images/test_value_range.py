@@ -131,7 +131,7 @@ def test_a_refusal_tells_too(detector: Detector) -> None:
         (np.full((2, 2, 3), 1000, np.uint16), 4095, "largest value is 1000, far below 4095"),
         (np.full((2, 2, 3), 9, np.uint8), None, None),
         (np.full((2, 2, 3), 9, np.uint8), 4095, "has 8-bit values, but 'bolt' was learned from 16-bit images"),
-        (np.full((2, 2, 3), 9, np.uint16), None, "has 16-bit values, but 'bolt' was learned without any"),
+        (np.full((2, 2, 3), 9, np.uint16), None, "has 16-bit values, but 'bolt' has no white level"),
     ],
 )
 def test_what_does_not_fit_is_told(image: np.ndarray, white: int | None, told: str | None) -> None:

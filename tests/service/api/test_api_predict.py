@@ -180,7 +180,7 @@ def test_an_image_of_extreme_shape_is_judged(service: Running, width: int, heigh
 @pytest.mark.parametrize(
     ("data", "headers", "query", "status", "said"),
     [
-        (b"hello", {}, {}, 415, "is no PNG, JPEG"),
+        (b"hello", {}, {}, 415, "is not a PNG, JPEG"),
         (b"", {}, {}, 422, "body is empty"),
         (encoded(rgb_image())[:120], {}, {}, 415, "save it again"),
         (encoded(rgb_image(), "JPEG")[:400], {}, {}, 415, "save it again"),

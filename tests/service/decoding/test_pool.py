@@ -70,7 +70,7 @@ def test_whole_images_come_too(decoders: Decoders) -> None:
 
 
 def test_errors_come_as_they_were_raised(decoders: Decoders) -> None:
-    with pytest.raises(UnsupportedImageError, match="is no PNG"):
+    with pytest.raises(UnsupportedImageError, match="is not a PNG"):
         decoders.decode(b"no image", SIDE)
     with pytest.raises(ImageTooLargeError, match="at most 10,000,000"):
         decoders.decode(encoded(np.zeros((4000, 4000), np.uint8)), SIDE)

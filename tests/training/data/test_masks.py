@@ -42,7 +42,7 @@ def test_a_mask_is_brought_to_the_wanted_size_by_the_nearest_pixel(tmp_path: Pat
 
 def test_an_unreadable_mask_is_a_dataset_error(tmp_path: Path) -> None:
     (tmp_path / "mask.png").write_bytes(b"nothing")
-    with pytest.raises(DatasetError, match=r"mask\.png is no PNG"):
+    with pytest.raises(DatasetError, match=r"mask\.png is not a PNG"):
         read_mask(tmp_path / "mask.png")
 
 
