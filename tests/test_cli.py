@@ -54,9 +54,23 @@ def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [answer["task"]["name"] for answer in answers] == list(PRODUCTS)
     assert set(answers[0]) == {
-        "path", "verdict", "task", "routing", "score", "p_value", "threshold", "false_alarm_rate", "is_anomalous",
-        "pixel_threshold", "regions", "anomaly_map", "warnings", "image", "checkpoint", "timing_ms",
-    }  # fmt: skip
+        "path",
+        "verdict",
+        "task",
+        "routing",
+        "score",
+        "p_value",
+        "threshold",
+        "false_alarm_rate",
+        "is_anomalous",
+        "pixel_threshold",
+        "regions",
+        "anomaly_map",
+        "warnings",
+        "image",
+        "checkpoint",
+        "timing_ms",
+    }
     assert answers[0]["image"] == {"width": 80, "height": 60}
     assert answers[0]["anomaly_map"]["shape"] == [60, 80]
 
@@ -180,9 +194,18 @@ def test_evaluate_prints_tables_and_writes_json_and_report(
     done = run(processes, "evaluate", earlier, tested, *common, "--json", tmp_path / "earlier.json")
     assert done.status == 0, done.stderr
     done = run(
-        processes, "evaluate", checkpoint, tested, *common, "--history", tmp_path / "earlier.json",
-        "--json", tmp_path / "new" / "out.json", "--report", tmp_path / "out.html",
-    )  # fmt: skip
+        processes,
+        "evaluate",
+        checkpoint,
+        tested,
+        *common,
+        "--history",
+        tmp_path / "earlier.json",
+        "--json",
+        tmp_path / "new" / "out.json",
+        "--report",
+        tmp_path / "out.html",
+    )
     assert done.status == 0, done.stderr
     for text in ("bolt", "nut", "mean", "AUPRO", "backward transfer (BWT)"):
         assert text in done.stdout
@@ -333,9 +356,10 @@ builtins.print = tell
         with urllib.request.urlopen(f"{url}/tasks") as answer:
             assert [task["name"] for task in json.load(answer)["tasks"]] == list(PRODUCTS)
         request = urllib.request.Request(
-            f"{url}/predict", data=images[1].read_bytes(),
+            f"{url}/predict",
+            data=images[1].read_bytes(),
             headers={"Content-Type": "image/png", "Accept": "application/x-npy"},
-        )  # fmt: skip
+        )
         with urllib.request.urlopen(request) as answer:
             (tmp_path / "map.npy").write_bytes(answer.read())
         assert np.load(tmp_path / "map.npy").shape == (60, 80)

@@ -10,9 +10,25 @@ from PIL import Image
 from tiny_model import PLUGIN, product_image, write_product
 
 OPTIONS = (
-    "--preset", "small", "--backbone", "tiny_backbone", "--plugin", PLUGIN, "--image-size", 32, "--epochs", 1,
-    "--device", "cpu", "--precision", "fp32", "--task", "bolt", "--task", "nut",
-)  # fmt: skip
+    "--preset",
+    "small",
+    "--backbone",
+    "tiny_backbone",
+    "--plugin",
+    PLUGIN,
+    "--image-size",
+    32,
+    "--epochs",
+    1,
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+    "--task",
+    "bolt",
+    "--task",
+    "nut",
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +59,11 @@ def test_a_study_prints_its_table_and_writes_it_as_markdown(first: tuple[Path, F
     assert "row 4 of 4" in done.stderr
     table = (out / "table.md").read_text()
     assert [line.split("|")[1].strip() for line in table.splitlines() if line.startswith("|")][2:] == [
-        "3 (full)", "1", "5", "7",
-    ]  # fmt: skip
+        "3 (full)",
+        "1",
+        "5",
+        "7",
+    ]
     assert "98.30 / 97.83 / 54.04" in table
     assert len(list((out / "results").iterdir())) == 4
     assert len(list((out / "runs").iterdir())) == 1

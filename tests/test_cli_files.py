@@ -14,9 +14,23 @@ from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.continual.journal import exclusive
 
 TRAINING = (
-    "--preset", "small", "--backbone", "tiny_backbone", "--plugin", PLUGIN, "--image-size", 32, "--epochs", 1,
-    "--folds", 1, "--device", "cpu", "--precision", "fp32",
-)  # fmt: skip
+    "--preset",
+    "small",
+    "--backbone",
+    "tiny_backbone",
+    "--plugin",
+    PLUGIN,
+    "--image-size",
+    32,
+    "--epochs",
+    1,
+    "--folds",
+    1,
+    "--device",
+    "cpu",
+    "--precision",
+    "fp32",
+)
 
 
 @pytest.fixture(scope="module")

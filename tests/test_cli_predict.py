@@ -105,12 +105,16 @@ def test_what_cannot_be_read_is_named_and_counted_and_the_others_go_on(
     lines = done.stderr.splitlines()
     assert all(line.startswith("error: ") for line in lines)
     for hint in (
-        "3.png: The image is not a PNG", "4.png: cannot be read: it is a FIFO",
+        "3.png: The image is not a PNG",
+        "4.png: cannot be read: it is a FIFO",
         "5.png: cannot be read: Too many levels",
-        "missing.png: cannot be read: No such file", "File name too long", r"forged\n/x: good.png: cannot be read",
-        "empty: the folder holds no image", "/dev/zero: cannot be read: it is a FIFO or a device",
+        "missing.png: cannot be read: No such file",
+        "File name too long",
+        r"forged\n/x: good.png: cannot be read",
+        "empty: the folder holds no image",
+        "/dev/zero: cannot be read: it is a FIFO or a device",
         "8 images or folders could not be used",
-    ):  # fmt: skip
+    ):
         assert any(hint in line for line in lines), hint
     assert len(lines) == 9
 

@@ -35,9 +35,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shared") / "factory.safetensors"
     common = ("--checkpoint", path, "--plugin", PLUGIN, "--epochs", 2)
     moleflow(
-        "train", SHARED / "data", "--task", "cookie", "--task", "pa_brg01_rl", *common,
-        "--preset", "small", "--backbone", "resnet50_v1",
-    )  # fmt: skip
+        "train",
+        SHARED / "data",
+        "--task",
+        "cookie",
+        "--task",
+        "pa_brg01_rl",
+        *common,
+        "--preset",
+        "small",
+        "--backbone",
+        "resnet50_v1",
+    )
     moleflow("train", SHARED / "data", "--task", "pa_gla01_tl", *common)
     return path
 

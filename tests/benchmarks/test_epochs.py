@@ -12,9 +12,11 @@ from moleflow.training.config import Preset, TrainingConfig, preset
 from moleflow.training.fit.trainer import TaskTrainer
 
 START = Preset(
-    name="tiny", description="for tests", model=tiny_config(),
+    name="tiny",
+    description="for tests",
+    model=tiny_config(),
     training=TrainingConfig(epochs=4, batch_size=4, learning_rate=1e-3, min_held_out=3),
-)  # fmt: skip
+)
 
 
 def figures(value: float) -> dict[str, float]:

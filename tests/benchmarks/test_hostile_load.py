@@ -53,10 +53,14 @@ def test_nothing_explains_a_wrong_answer_or_none(outcome: str) -> None:
 @pytest.mark.parametrize(
     ("reply", "outcome"),
     [
-        (Reply(200), RIGHT), (problem(413), REFUSED), (problem(406), UNDOCUMENTED), (Reply(413), UNDOCUMENTED),
-        (problem(500), FAILED), (Reply(302), UNDOCUMENTED),
+        (Reply(200), RIGHT),
+        (problem(413), REFUSED),
+        (problem(406), UNDOCUMENTED),
+        (Reply(413), UNDOCUMENTED),
+        (problem(500), FAILED),
+        (Reply(302), UNDOCUMENTED),
     ],
-)  # fmt: skip
+)
 def test_a_status_is_right_refused_or_trouble(reply: Reply, outcome: str) -> None:
     ledger = Ledger()
     ledger.judge("a", "b", reply, 0, expected={413})

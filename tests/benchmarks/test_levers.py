@@ -17,9 +17,11 @@ from moleflow.training.embeddings.extraction import EmbeddingStore
 from moleflow.training.fit.trainer import TaskTrainer
 
 START = Preset(
-    name="tiny", description="for tests", model=tiny_config(),
+    name="tiny",
+    description="for tests",
+    model=tiny_config(),
     training=TrainingConfig(epochs=4, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1),
-)  # fmt: skip
+)
 
 
 @pytest.mark.parametrize("kind", ["paste", "scar", "blob"])
@@ -54,8 +56,9 @@ def test_a_row_is_run_once_and_told_from_others_by_what_it_changes(
     levers.main([*command, "--scoring"])
     printed = capsys.readouterr().out
     assert [line.split(" | ")[0] for line in printed.splitlines() if line.startswith(("| start", "| ZCA"))] == [
-        "| start", "| ZCA",
-    ]  # fmt: skip
+        "| start",
+        "| ZCA",
+    ]
     assert "nan" not in printed
 
     def fail(*_: object) -> None:

@@ -240,9 +240,16 @@ def options(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> argp
     monkeypatch.setattr("scorers.METHODS", {"brightness": lambda setting: Brightness()})
     monkeypatch.setattr(Brightness, "fitted", 0)
     return argparse.Namespace(
-        data=data, category=["nut"], output=tmp_path / "rows.jsonl", method=None, backbone="any", layer=None,
-        image_size=16, checkpoint=None, seed=0,
-    )  # fmt: skip
+        data=data,
+        category=["nut"],
+        output=tmp_path / "rows.jsonl",
+        method=None,
+        backbone="any",
+        layer=None,
+        image_size=16,
+        checkpoint=None,
+        seed=0,
+    )
 
 
 def test_a_row_is_measured_once_and_found_again(options: argparse.Namespace) -> None:

@@ -33,10 +33,29 @@ def test_a_real_service_is_measured_beside_the_process(
     tiny_checkpoint(tmp_path / "tiny.safetensors")
     output = tmp_path / "load.json"
     status = service_load.main(
-        ["--images", str(images), "--checkpoint", str(tmp_path / "tiny.safetensors"), "--plugin", str(PLUGIN),
-         "--concurrency", "1", "--concurrency", "2", "--rounds", "1", "--seconds", "1", "--requests", "9",
-         "--memory-seconds", "1", "--output", str(output)]
-    )  # fmt: skip
+        [
+            "--images",
+            str(images),
+            "--checkpoint",
+            str(tmp_path / "tiny.safetensors"),
+            "--plugin",
+            str(PLUGIN),
+            "--concurrency",
+            "1",
+            "--concurrency",
+            "2",
+            "--rounds",
+            "1",
+            "--seconds",
+            "1",
+            "--requests",
+            "9",
+            "--memory-seconds",
+            "1",
+            "--output",
+            str(output),
+        ]
+    )
     result = json.loads(output.read_text())
     assert status == (0 if all(gate["passed"] for gate in result["gates"]) else 1)
     assert [row["concurrency"] for row in result["load"]] == [1, 2]

@@ -16,8 +16,11 @@ from moleflow.model.flow.expert import Base, Expert, flow_forward
 from moleflow.training.config import Preset, TrainingConfig
 
 TINY = Preset(
-    name="tiny", description="for tests", model=tiny_config(), training=TrainingConfig(epochs=3, batch_size=4),
-)  # fmt: skip
+    name="tiny",
+    description="for tests",
+    model=tiny_config(),
+    training=TrainingConfig(epochs=3, batch_size=4),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -93,8 +96,10 @@ def test_everything_is_measured_and_written(
     result = json.loads(output.read_text())
     assert status == (0 if all(holds for *_, holds in training_speed.gates(result)) else 1)
     assert {name: len(values) for name, values in result["ms_per_image"].items()} == {
-        "embedding": 3, "ours": 3, "plain": 3,
-    }  # fmt: skip
+        "embedding": 3,
+        "ours": 3,
+        "plain": 3,
+    }
     assert (result["first"], result["batch_size"], result["epochs"]) == (False, 4, 3)
     assert "| whole training, 3 epochs |" in output.with_suffix(".md").read_text()
     assert "times as fast" in capsys.readouterr().out

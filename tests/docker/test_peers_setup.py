@@ -63,8 +63,9 @@ def test_an_environment_is_made_and_marked_as_ours(place: Place) -> None:
 def test_where_python_has_no_ensurepip_the_pip_beside_it_does(place: Place) -> None:
     assert place.set_up(NO_ENSUREPIP="1").returncode == 0
     assert place.calls()[:2] == [
-        f"-m venv --without-pip {place.venv}", f"pip --python {place.venv}/bin/python install pip",
-    ]  # fmt: skip
+        f"-m venv --without-pip {place.venv}",
+        f"pip --python {place.venv}/bin/python install pip",
+    ]
 
 
 def test_again_it_is_brought_up_to_date_and_not_made_anew(place: Place) -> None:

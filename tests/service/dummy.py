@@ -26,10 +26,21 @@ CALIBRATION = TaskCalibration(
 
 def task_info(name: str, index: int) -> TaskInfo:
     return TaskInfo(
-        name=name, index=index, learned_at=datetime(2026, 1, 1, tzinfo=UTC), train_images=20, held_out_images=5,
-        folds=1, epochs=3, seed=0, false_alarm_rate=0.01, threshold=100.0, pixel_threshold=90.0, parameters=1000,
-        profile_sha256="ef" * 32, sha256="ab" * 32,
-    )  # fmt: skip
+        name=name,
+        index=index,
+        learned_at=datetime(2026, 1, 1, tzinfo=UTC),
+        train_images=20,
+        held_out_images=5,
+        folds=1,
+        epochs=3,
+        seed=0,
+        false_alarm_rate=0.01,
+        threshold=100.0,
+        pixel_threshold=90.0,
+        parameters=1000,
+        profile_sha256="ef" * 32,
+        sha256="ab" * 32,
+    )
 
 
 class DummyDetector:

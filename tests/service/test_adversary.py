@@ -107,9 +107,14 @@ def test_damaged_images_are_answered_or_refused_and_the_next_good_ones_rightly(a
 def test_an_attack_ends_as_documented_and_harms_nobody(attacked: Running, chosen: Attack) -> None:
     image = encoded(rgb_image())
     target = Target(
-        port=attacked.port, image=image, large_image=encoded(rgb_image(900, 600)), patience=PATIENCE, stall_seconds=2,
-        closing_seconds=30, max_upload_bytes=2_000_000,
-    )  # fmt: skip
+        port=attacked.port,
+        image=image,
+        large_image=encoded(rgb_image(900, 600)),
+        patience=PATIENCE,
+        stall_seconds=2,
+        closing_seconds=30,
+        max_upload_bytes=2_000_000,
+    )
     ledger, chance = Ledger(), random.Random(0)
 
     async def attack_thrice() -> None:

@@ -351,9 +351,13 @@ def test_a_backbone_that_timm_does_not_know_asks_for_the_plugin(checkpoint: Chec
 def test_the_digest_of_tensors_depends_on_names_types_shapes_and_bytes() -> None:
     value = torch.arange(4.0)
     variants = [
-        {"a": value}, {"b": value}, {"a": value.double()}, {"a": value.view(2, 2)}, {"a": value + 1},
+        {"a": value},
+        {"b": value},
+        {"a": value.double()},
+        {"a": value.view(2, 2)},
+        {"a": value + 1},
         {"a": value, "b": torch.empty(0)},
-    ]  # fmt: skip
+    ]
     assert len({digest_tensors(each) for each in variants}) == len(variants)
     assert digest_tensors({"a": value, "b": value + 1}) == digest_tensors({"b": value + 1, "a": value})
     assert digest_tensors({"a": torch.arange(6.0).view(2, 3).T}) == digest_tensors(

@@ -21,7 +21,7 @@ SECTIONS: dict[str, dict[str, torch.Tensor]] = {
     "tasks.0.profile": {"mean": torch.randn(7), "axes": torch.empty(7, 0), "floor": torch.tensor(2.5)},
     "tasks.0.expert": {"half": torch.ones(3).bfloat16(), "flag": torch.ones(1).bool(), "wide": torch.zeros(2).double()},
     "tasks.1.expert": {"half": torch.ones(3).bfloat16(), "flag": torch.zeros(1).bool(), "wide": torch.ones(2).double()},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -73,8 +73,11 @@ def test_what_the_library_wrote_in_its_own_order_is_read(tmp_path: Path) -> None
 
 def test_sizes_count_numbers_and_bytes_of_each_section(path: Path) -> None:
     assert TensorFile.open(path).sizes() == {
-        "backbone": (18, 84), "tasks.0.profile": (8, 32), "tasks.0.expert": (6, 23), "tasks.1.expert": (6, 23),
-    }  # fmt: skip
+        "backbone": (18, 84),
+        "tasks.0.profile": (8, 32),
+        "tasks.0.expert": (6, 23),
+        "tasks.1.expert": (6, 23),
+    }
 
 
 @pytest.mark.parametrize("theirs", [False, True])
@@ -84,9 +87,12 @@ def test_stored_sections_are_copied_beside_new_ones(path: Path, tmp_path: Path, 
     old = TensorFile.open(path)
     new = {"mean": torch.randn(4)}
     wanted: dict[str, Tensors | StoredSection] = {
-        "backbone": StoredSection(old, "backbone"), "base": StoredSection(old, "base"), "tasks.0.profile": new,
-        "tasks.1.expert": StoredSection(old, "tasks.1.expert"), "tasks.0.expert": StoredSection(old, "tasks.0.expert"),
-    }  # fmt: skip
+        "backbone": StoredSection(old, "backbone"),
+        "base": StoredSection(old, "base"),
+        "tasks.0.profile": new,
+        "tasks.1.expert": StoredSection(old, "tasks.1.expert"),
+        "tasks.0.expert": StoredSection(old, "tasks.0.expert"),
+    }
     write_tensor_file(tmp_path / "copy", {}, wanted)
     expected = SECTIONS | {"tasks.0.profile": new}
     assert same(load_file(tmp_path / "copy"), flat(expected))

@@ -147,8 +147,10 @@ def test_curl_shows_the_refusal(small: Running, tmp_path: Path, options: list[st
     command = ["curl", "-sS", "-w", "%{http_code}", "-o", str(tmp_path / "answer"), *options, "--data-binary"]
     done = subprocess.run(
         [*command, f"@{upload}", "-H", "Content-Type: image/png", small.url + "/predict"],
-        capture_output=True, text=True, timeout=PATIENCE,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert (done.returncode, done.stdout) == (0, "413"), done.stderr
     assert json.loads((tmp_path / "answer").read_text())["status"] == 413
 

@@ -33,9 +33,12 @@ def names(tmp_path: Path) -> dict[str, Path]:
     (tmp_path / "folder").symlink_to("store")
     (tmp_path / "hard").hardlink_to(real)
     return {
-        "itself": real, "link": tmp_path / "link", "linked folder": tmp_path / "folder" / "factory.safetensors",
-        "roundabout": tmp_path / "store" / ".." / "store" / "factory.safetensors", "hard link": tmp_path / "hard",
-    }  # fmt: skip
+        "itself": real,
+        "link": tmp_path / "link",
+        "linked folder": tmp_path / "folder" / "factory.safetensors",
+        "roundabout": tmp_path / "store" / ".." / "store" / "factory.safetensors",
+        "hard link": tmp_path / "hard",
+    }
 
 
 def test_every_name_of_a_checkpoint_excludes_every_other(

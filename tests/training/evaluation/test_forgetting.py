@@ -35,10 +35,18 @@ def state(values: dict[str, float], *, good: int = 5, side: int = 256, products:
         figures = Figures(**dict.fromkeys(METRICS, value))
         rows.append(
             CategoryFigures(
-                category=name, good=good, defective=4, masked=4, seed=0, threshold=1.0, routing_accuracy=value,
-                routed=figures, named=figures.model_copy(update={"image_auroc": 1.0}), service=NOTHING_REFUSED,
+                category=name,
+                good=good,
+                defective=4,
+                masked=4,
+                seed=0,
+                threshold=1.0,
+                routing_accuracy=value,
+                routed=figures,
+                named=figures.model_copy(update={"image_auroc": 1.0}),
+                service=NOTHING_REFUSED,
             )
-        )  # fmt: skip
+        )
     return Evaluation(
         created=datetime(2026, 1, 1, tzinfo=UTC),
         checkpoint=f"{len(known)}.safetensors",

@@ -135,9 +135,14 @@ class StoppedError(Exception):
 @pytest.mark.parametrize("task", ["bolt", "nut"])
 @pytest.mark.parametrize("where", [f", fold 2 of {FOLDS}", ""])
 def test_a_kill_loses_at_most_an_epoch_and_changes_nothing(
-    task: str, where: str, learned: Path, products: Path, preset: Preset, tmp_path: Path,
+    task: str,
+    where: str,
+    learned: Path,
+    products: Path,
+    preset: Preset,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     path, plain = tmp_path / "factory.safetensors", TaskTrainer.step
 
     def step(self: TaskTrainer, *arguments: object) -> object:

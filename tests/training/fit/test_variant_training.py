@@ -30,9 +30,15 @@ Learned = Callable[[str], tuple[Path, Path]]
 
 def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **options: object) -> Path:
     train_tasks(
-        data, tasks, path, preset=preset, device="cpu", precision="fp32",
-        reporter=Reporter(console=Console(quiet=True)), **options,  # type: ignore[arg-type]
-    )  # fmt: skip
+        data,
+        tasks,
+        path,
+        preset=preset,
+        device="cpu",
+        precision="fp32",
+        reporter=Reporter(console=Console(quiet=True)),
+        **options,  # type: ignore[arg-type]
+    )
     return path
 
 
@@ -163,11 +169,14 @@ def test_a_sequential_fit_that_was_stopped_goes_on_and_ends_with_the_same_weight
         assert same(section(path, part), section(expected, part)), part
 
 
-@pytest.mark.parametrize(("name", "product", "refused"), [
-    ("sequential", "nut", "the base of this checkpoint learns with every task"),
-    ("full", "bolt", "the base with it"),
-    ("separated", "bolt", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "product", "refused"),
+    [
+        ("sequential", "nut", "the base of this checkpoint learns with every task"),
+        ("full", "bolt", "the base with it"),
+        ("separated", "bolt", None),
+    ],
+)
 def test_a_product_can_be_replaced_only_where_no_other_stands_on_its_base(
     learned: Learned,
     products: Path,
@@ -188,8 +197,10 @@ def test_a_product_can_be_replaced_only_where_no_other_stands_on_its_base(
         return
     learn(products, (product,), path, preset, replace=True)
     assert [same(section(path, f"tasks.{index}"), section(last, f"tasks.{index}")) for index in range(3)] == [
-        False, True, True,
-    ]  # fmt: skip
+        False,
+        True,
+        True,
+    ]
 
 
 @pytest.mark.parametrize("folds", [1, 3])
