@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,41 @@ def test_the_service_knows_nothing_of_training() -> None:
 def test_there_is_one_name_to_import() -> None:
     for path in EVERYTHING:
         assert not {name.partition(".")[0] for name in imports(path)} & {"model", "training", "service"}, path
+
+
+CODE = re.compile(
+    r"(?:^|;)\s*(?:from\s+{0}(?:\.[\w.]+)?\s+import\b|import\s+(?:[\w.]+\s*,\s*)*{0}\b)".format(
+        "(?:model|training|service)"
+    ),
+    re.MULTILINE,
+)
+"""An import by a bare name, in code that a string holds."""
+
+
+def strings(path: Path) -> Iterator[str]:
+    """Every string in a module; of one with fields, ``_`` for each field."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr):
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "_" for part in node.values)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@pytest.mark.parametrize(
+    "code", ["import sys, model", "pass; from training.data import checks", "\nimport service.api\n"]
+)
+def test_an_import_by_a_bare_name_is_found_in_a_string(code: str) -> None:
+    assert CODE.search(code)
+    assert not CODE.search(re.sub("model|training|service", r"moleflow.\g<0>", code))
+
+
+def test_no_code_in_a_string_uses_another_name() -> None:
+    modules = {dotted(source) for source in SOURCES} - {"model", "training", "service"}
+    for path in {*EVERYTHING} - {Path(__file__)}:
+        for text in strings(path):
+            assert not CODE.search(text), f"{path}: {text}"
+            assert ".".join(text.split(".")[:2]) not in modules, f"{path}: {text}"
 
 
 def test_the_model_knows_neither_http_nor_a_command_line() -> None:

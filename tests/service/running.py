@@ -140,8 +140,9 @@ def serve_in_a_process(
 
 @contextmanager
 def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
-    """Run the service on a free port of this machine, with the dummy model unless told otherwise."""
-    chosen = Settings(checkpoint="dummy.safetensors", log_level="critical", **settings)
+    """Run the service on a free port of this machine, with the dummy model and one decoding process unless told
+    otherwise."""
+    chosen = Settings(**{"checkpoint": "dummy.safetensors", "log_level": "critical", "cpu_workers": 1} | settings)
     model = detector or DummyDetector()
     ready = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
