@@ -3,7 +3,7 @@
 #
 #   sh scripts/environment.sh DIRECTORY [EXTRA]
 #
-# Reads PYTHON, TORCH and TORCH_INDEX_URL, which `make help` explains. Two files in DIRECTORY tell how far it is:
+# Reads PYTHON, TORCH and TORCH_INDEX_URL, which `make help` explains, and CONSTRAINTS, a file that pip keeps to. Two files in DIRECTORY tell how far it is:
 #   .moleflow-made    written before anything else: the environment is ours, so it may be emptied and made again
 #   .moleflow-stamp   written last, removed before pip starts: what was installed, and for which project
 # An environment that is ours and has no stamp was interrupted, and is made again from the start.
@@ -17,6 +17,7 @@ made=$venv/.moleflow-made
 stamp=$venv/.moleflow-stamp
 torch=${TORCH:-torch torchvision}
 facts="project=$PWD requirements=$(cksum <pyproject.toml) torch=$torch $(printenv TORCH_INDEX_URL || true)"
+[ -z "${CONSTRAINTS:-}" ] || facts="$facts constraints=$(cksum <"$CONSTRAINTS")"
 
 fail() {
     echo "environment: $*"
@@ -83,6 +84,7 @@ echo "environment: installing $torch, then what pyproject.toml asks for${extra:+
 # One requirement a word, given to pip as its arguments: the splitting is meant, the globbing is not.
 set -f
 # shellcheck disable=SC2086
-"$venv/bin/python" -m pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} $torch
-"$venv/bin/python" -m pip install --editable ".${extra:+[$extra]}"
+"$venv/bin/python" -m pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \
+    ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} $torch
+"$venv/bin/python" -m pip install ${CONSTRAINTS:+--constraint "$CONSTRAINTS"} --editable ".${extra:+[$extra]}"
 echo "$facts extra=$extra" >"$stamp"

@@ -45,6 +45,7 @@ class Project:
             "CALLS": str(self.log),
             "TORCH": "",
             "TORCH_INDEX_URL": "",
+            "CONSTRAINTS": "",
         }
         return subprocess.run(
             ["sh", str(self.root / "scripts/environment.sh"), str(self.venv), extra],
@@ -173,3 +174,19 @@ def test_the_choice_of_torch_reaches_pip_word_by_word(project: Project) -> None:
     project.set_up(TORCH="torch>=2.6 torchvision", TORCH_INDEX_URL="https://packages.test/cpu")
     assert project.calls()[1] == "pip install --index-url https://packages.test/cpu torch>=2.6 torchvision"
     assert not (project.root / "=2.6").exists()
+
+
+def test_pip_keeps_to_the_constraints_and_to_new_ones(project: Project, tmp_path: Path) -> None:
+    constraints = tmp_path / "some constraints.txt"
+    constraints.write_text("first", encoding="utf-8")
+    project.set_up(CONSTRAINTS=str(constraints))
+    wanted = [
+        f"pip install --constraint {constraints} torch torchvision",
+        f"pip install --constraint {constraints} --editable .",
+    ]
+    assert project.calls()[1:] == wanted
+    project.set_up(CONSTRAINTS=str(constraints))
+    assert project.calls() == []
+    constraints.write_text("second", encoding="utf-8")
+    project.set_up(CONSTRAINTS=str(constraints))
+    assert project.calls() == wanted
