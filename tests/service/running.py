@@ -2,10 +2,7 @@
 
 import asyncio
 import http.client
-import os
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +12,7 @@ from typing import Any
 
 import httpx
 from dummy import DummyDetector
+from forked import Process, Processes
 from rgb_images import encoded, rgb_image
 
 from moleflow.service.api.app import create_app
@@ -97,6 +95,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 _SERVE_THE_DUMMY = """
 import resource, sys, threading
+sys.path.insert(0, {here!r})
 import moleflow.service.api.app
 from dummy import DummyDetector
 from moleflow.service.server import serve
@@ -111,31 +110,39 @@ def when_ready():
 
 if {descriptors}:
     resource.setrlimit(resource.RLIMIT_NOFILE, ({descriptors}, {descriptors}))
-moleflow.service.api.app.load_predictor = lambda settings: Dummy() if "Dummy" in globals() else DummyDetector()
+moleflow.service.api.app.load_predictor = {load}
 serve(Settings(checkpoint="dummy", port=0, **{settings}), on_ready=tell)
 """
 
 
 @contextmanager
 def serve_in_a_process(
-    *, descriptors: int = 0, before: str = "", when_ready: str = "pass", **settings: Any
-) -> Iterator[tuple[str, "subprocess.Popen[str]"]]:
-    """The dummy, served by a process of its own: its URL, and the process.
+    processes: Processes,
+    *,
+    descriptors: int = 0,
+    before: str = "",
+    load: str = "lambda settings: DummyDetector()",
+    when_ready: str = "pass",
+    **settings: Any,
+) -> Iterator[Process]:
+    """A process of its own that serves the dummy. Its first line is its URL, unless the code below prints before.
 
-    It may open so many ``descriptors`` (unless 0), and runs the code ``before`` the service starts and
-    ``when_ready``. A class ``Dummy`` in the former replaces the dummy.
+    It may open so many ``descriptors`` (unless 0), runs the code ``before`` the service starts and ``when_ready``, and
+    gets its model from the function ``load``.
     """
-    here = Path(__file__).parent
-    code = _SERVE_THE_DUMMY.format(before=before, when_ready=when_ready, descriptors=descriptors, settings=settings)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            assert process.stdout is not None
-            yield process.stdout.readline().strip(), process
-        finally:
-            process.kill()
+    code = _SERVE_THE_DUMMY.format(
+        here=str(Path(__file__).parent),
+        before=before,
+        load=load,
+        when_ready=when_ready,
+        descriptors=descriptors,
+        settings=settings,
+    )
+    process = processes.start(code)
+    try:
+        yield process
+    finally:
+        process.kill()
 
 
 @contextmanager

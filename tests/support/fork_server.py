@@ -10,6 +10,7 @@ import sys
 import traceback
 
 import moleflow.cli
+import moleflow.service.server
 import moleflow.training.continual.sequence  # noqa: F401
 
 

@@ -61,23 +61,31 @@ class Process:
             self._status = self._server.ask({"poll": self.pid})
         return self._status is None
 
-    def wait_for(self, condition: Callable[[], bool]) -> None:
+    def wait_for(self, condition: Callable[[], bool], seconds: float = _PATIENCE_SECONDS) -> None:
         """Wait until ``condition`` holds or the process has ended."""
-        deadline = time.monotonic() + _PATIENCE_SECONDS
+        deadline = time.monotonic() + seconds
         while self.running() and not condition():
             if time.monotonic() > deadline:
                 self.kill()
                 raise TimeoutError("the process hangs")
             time.sleep(0.005)
 
+    def line(self, number: int) -> str:
+        """Line ``number`` of its standard output, counted from 0, once it is there."""
+        out = self._files["out"]
+        self.wait_for(lambda: out.read_text().count("\n") > number)
+        lines = out.read_text().splitlines()
+        assert number < len(lines), f"it ended before: {self._files['err'].read_text()}"
+        return lines[number]
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, if it still runs."""
         if self.running():
             os.kill(self.pid, number)
 
-    def finish(self) -> Finished:
+    def finish(self, seconds: float = _PATIENCE_SECONDS) -> Finished:
         """Wait for the end."""
-        self.wait_for(lambda: False)
+        self.wait_for(lambda: False, seconds)
         assert self._status is not None
         return Finished(self._status, self._files["out"].read_text(), self._files["err"].read_text())
 

@@ -17,12 +17,17 @@ BYTES_A_PIXEL = 14
 """13 are stated; one more for the interpreter's own."""
 
 MEASURE = """
-import resource, sys
+import sys
 from moleflow.model.images.decode import open_for_model
+
+def peak():
+    # Not getrusage: a new process inherits that peak from the one that started it.
+    return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) * 1024
+
 data = open(sys.argv[1], "rb").read()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 open_for_model(data, 64)
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(peak() - before)
 """
 
 
@@ -53,4 +58,4 @@ def test_decoding_takes_a_bounded_number_of_bytes_a_pixel(tmp_path: Path, kind: 
     path = tmp_path / "image"
     path.write_bytes(encoded(kind))
     done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < BYTES_A_PIXEL * WIDTH * HEIGHT
+    assert WIDTH * HEIGHT < int(done.stdout) < BYTES_A_PIXEL * WIDTH * HEIGHT

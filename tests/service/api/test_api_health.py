@@ -1,23 +1,19 @@
 """The service says that it is well when it is, and says why when it is not."""
 
 import errno
-import os
 import signal
-import subprocess
-import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 from dummy import DummyDetector
+from forked import Processes
 from rgb_images import encoded, rgb_image
-from running import Running, eventually, run_server
+from running import Running, eventually, run_server, serve_in_a_process
 
 import moleflow.service.api.app
 from moleflow.model.errors import ExpertError
@@ -28,19 +24,13 @@ from moleflow.service.errors import NotLiveError
 from moleflow.service.server import serve
 from moleflow.service.settings import Settings
 
-HERE = Path(__file__).parents[1]
-
 WHITE = encoded(np.full((60, 90, 3), 255, np.uint8))
 
 COLOURS = {"red": (90, 0, 0), "green": (0, 90, 0), "blue": (0, 0, 90)}
 
-SERVE = """
-import sys, time
+HANGS = """
+import time
 from concurrent.futures import ThreadPoolExecutor
-import moleflow.service.api.app
-from dummy import DummyDetector
-from moleflow.service.server import serve
-from moleflow.service.settings import Settings
 
 class Hanging(DummyDetector):
     def predict(self, images, tasks=None):
@@ -52,14 +42,8 @@ def hang():
     ThreadPoolExecutor(1).submit(time.sleep, 3600).result()
 
 def load(settings):
-    if sys.argv[1] == "load":
-        print("loading", flush=True)
-        hang()
-    return Hanging()
-
-moleflow.service.api.app.load_predictor = load
-settings = Settings(checkpoint="dummy", port=0, log_level="critical", shutdown_timeout_seconds=1)
-serve(settings, on_ready=lambda url, _: print(url, flush=True))
+    print("loading", flush=True)
+    hang()
 """
 
 STOP_SECONDS = 30
@@ -380,38 +364,26 @@ def test_a_service_that_cannot_tell_that_it_is_ready_is_ready_all_the_same() -> 
     assert not thread.is_alive()
 
 
-@contextmanager
-def process(hangs: str) -> Iterator["subprocess.Popen[str]"]:
-    """A service of its own, whose model hangs when it predicts or is loaded."""
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    command = [sys.executable, "-c", SERVE, hangs]
-    with subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
-
-
-def test_a_process_whose_model_hangs_stops_in_time_and_tells_where() -> None:
-    with process("predict") as running, ThreadPoolExecutor(1) as pool:
-        assert running.stdout is not None
-        url = running.stdout.readline().strip()
-        headers = {"content-type": "image/png"}
+def test_a_process_whose_model_hangs_stops_in_time_and_tells_where(processes: Processes) -> None:
+    model = {"before": HANGS, "load": "lambda settings: Hanging()"}
+    with (
+        serve_in_a_process(processes, **model, log_level="critical", shutdown_timeout_seconds=1) as running,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url, headers = running.line(0), {"content-type": "image/png"}
         pool.submit(httpx.post, url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=STOP_SECONDS)
-        assert running.stdout.readline() == "working\n"
-        running.send_signal(signal.SIGINT)
-        _, errors = running.communicate(timeout=STOP_SECONDS)
-        assert running.returncode == 1
-        assert "in hang" in errors
+        assert running.line(1) == "working"
+        running.kill(signal.SIGINT)
+        done = running.finish(STOP_SECONDS)
+        assert done.status == 1
+        assert "in hang" in done.stderr
 
 
-def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time() -> None:
-    with process("load") as running:
-        assert running.stdout is not None
-        assert running.stdout.readline() == "loading\n"
-        running.send_signal(signal.SIGTERM)
-        _, errors = running.communicate(timeout=STOP_SECONDS)
-        assert running.returncode != 0
-        assert "in hang" in errors
+def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time(processes: Processes) -> None:
+    settings: dict[str, Any] = {"log_level": "critical", "shutdown_timeout_seconds": 1}
+    with serve_in_a_process(processes, before=HANGS, load="load", **settings) as running:
+        assert running.line(0) == "loading"
+        running.kill(signal.SIGTERM)
+        done = running.finish(STOP_SECONDS)
+        assert done.status != 0
+        assert "in hang" in done.stderr

@@ -3,12 +3,14 @@
 import http.client
 import json
 import resource
+import signal
 import socket
 import time
 from contextlib import ExitStack
 
 import httpx
 import pytest
+from forked import Processes
 from rgb_images import encoded, rgb_image
 from running import PATIENCE, eventually, read_answer, request_head, run_server, serve_in_a_process
 
@@ -210,19 +212,21 @@ def test_pipelined_requests_whose_answers_nobody_reads_are_cut() -> None:
         assert running.metric("moleflow_connections_cut_total", reason="send") == 1
 
 
-def test_idle_connections_beyond_the_descriptors_leave_the_service_reachable_and_its_log_short() -> None:
-    with serve_in_a_process(descriptors=256) as (url, process), ExitStack() as stack:
+def test_idle_connections_beyond_the_descriptors_leave_the_service_reachable_and_its_log_short(
+    processes: Processes,
+) -> None:
+    with serve_in_a_process(processes, descriptors=256) as process, ExitStack() as stack:
+        url = process.line(0)
         address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
         for _ in range(300):
             stack.enter_context(socket.create_connection(address, PATIENCE))
         for _ in range(3):
             assert httpx.get(url + "/health/live", timeout=PATIENCE).status_code == 200
-        process.terminate()
-        _, log = process.communicate(timeout=PATIENCE)
-        assert len(log.splitlines()) < 30
+        process.kill(signal.SIGTERM)
+        assert len(process.finish().stderr.splitlines()) < 30
 
 
-def test_descriptors_used_up_by_others_end_nothing_and_fill_no_log() -> None:
+def test_descriptors_used_up_by_others_end_nothing_and_fill_no_log(processes: Processes) -> None:
     take_all = """
 import os, threading, time
 def take_all():
@@ -237,17 +241,16 @@ def take_all():
         os.close(descriptor)
     print("given back", flush=True)
 """
-    with serve_in_a_process(descriptors=256, before=take_all, when_ready="take_all()") as (url, process):
-        assert process.stdout is not None
-        assert process.stdout.readline() == "none left\n"
+    with serve_in_a_process(processes, descriptors=256, before=take_all, when_ready="take_all()") as process:
+        url = process.line(0)
+        assert process.line(1) == "none left"
         with ExitStack() as stack:
             address = ("127.0.0.1", int(url.rsplit(":", 1)[1]))
             for _ in range(50):
                 stack.enter_context(socket.create_connection(address, PATIENCE))
             assert httpx.get(url + "/health/live", timeout=PATIENCE).status_code == 200
-        process.terminate()
-        _, log = process.communicate(timeout=PATIENCE)
-        assert len(log.splitlines()) < 30
+        process.kill(signal.SIGTERM)
+        assert len(process.finish().stderr.splitlines()) < 30
 
 
 def test_too_few_descriptors_are_told_with_what_to_do() -> None:

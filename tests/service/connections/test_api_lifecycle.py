@@ -1,44 +1,31 @@
 """From start to stop: loading, failing to load, and finishing what was accepted."""
 
-import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import httpx
 import pytest
 from dummy import DummyDetector
+from forked import Processes
 from rgb_images import encoded, rgb_image
-from running import eventually, run_server
+from running import eventually, run_server, serve_in_a_process
 
 from moleflow.model.errors import CheckpointNotFoundError, ConfigurationError
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.server import bind, serve
 from moleflow.service.settings import Settings
 
-HERE = Path(__file__).parents[1]
-
-SERVE_THE_DUMMY = """
-import sys, time
-import moleflow.service.api.app
-from dummy import DummyDetector
-from moleflow.service.server import serve
-from moleflow.service.settings import Settings
+SLOW = """
+import time
 
 class Slow(DummyDetector):
     def predict(self, images, tasks=None):
         print("working", flush=True)
         time.sleep(1)
         return super().predict(images, tasks)
-
-moleflow.service.api.app.load_predictor = lambda settings: Slow()
-settings = Settings(checkpoint="dummy", port=0, log_level="critical", lame_duck_seconds=0)
-serve(settings, on_ready=lambda url, _: print(url, flush=True))
 """
 
 
@@ -50,16 +37,6 @@ class SlowToWarmUp(DummyDetector):
     def warm_up(self, batch_size: int = 1) -> None:
         assert self.may_go_on.wait(120)
         super().warm_up(batch_size)
-
-
-@pytest.fixture
-def process() -> Iterator["subprocess.Popen[str]"]:
-    """The dummy, served by a process of its own."""
-    path = os.pathsep.join([str(HERE), str(HERE.parents[1])])
-    command = [sys.executable, "-c", SERVE_THE_DUMMY]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": path}, stdout=subprocess.PIPE, text=True) as running:
-        yield running
-        running.kill()
 
 
 def test_while_the_model_is_loaded_the_service_is_live_but_not_ready() -> None:
@@ -107,21 +84,18 @@ def test_stopping_finishes_what_was_accepted_and_takes_nothing_new() -> None:
         holder.join()
 
 
-def test_a_process_that_is_told_to_stop_answers_first(process: "subprocess.Popen[str]") -> None:
-    assert process.stdout is not None
-    url = process.stdout.readline().strip()
-    with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(
-            httpx.post,
-            url + "/predict",
-            content=encoded(rgb_image()),
-            headers={"content-type": "image/png"},
-            timeout=120,
-        )
-        assert process.stdout.readline() == "working\n"
-        process.send_signal(signal.SIGTERM)
+def test_a_process_that_is_told_to_stop_answers_first(processes: Processes) -> None:
+    model = {"before": SLOW, "load": "lambda settings: Slow()"}
+    with (
+        serve_in_a_process(processes, **model, log_level="critical", lame_duck_seconds=0) as process,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        url, headers = process.line(0), {"content-type": "image/png"}
+        answer = pool.submit(httpx.post, url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=120)
+        assert process.line(1) == "working"
+        process.kill(signal.SIGTERM)
         assert answer.result().status_code == 200
-    assert process.wait(120) in {0, -signal.SIGTERM}
+        assert process.finish().status in {0, -signal.SIGTERM}
 
 
 def test_ctrl_c_ends_the_service_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
