@@ -1,5 +1,17 @@
-"""The `moleflow` command: a thin layer over `training`, `model` and `service`."""
+"""Continual visual anomaly detection: one checkpoint and one endpoint for every product it has learned."""
 
 __all__ = ["__version__"]
 
-__version__ = "0.1.0"
+__version__: str
+
+
+def __getattr__(name: str) -> str:
+    """``__version__`` from the installed package; looked up on demand, since the look-up takes longer than the import."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("moleflow")
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "0+unknown"

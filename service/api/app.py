@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import functools
-import importlib.metadata
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from time import perf_counter
 from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+import moleflow
 from moleflow.model.errors import MoLEFlowError
 from moleflow.service.api import openapi
 from moleflow.service.api.guard import add_guards
@@ -63,7 +63,7 @@ def create_app(
     app = FastAPI(
         title="MoLE-Flow",
         description=openapi.DESCRIPTION,
-        version=_version(),
+        version=moleflow.__version__,
         lifespan=lifespan,
         docs_url=None,  # would take its scripts from another server
         redoc_url=None,
@@ -109,14 +109,6 @@ async def _report(
         except Exception:
             # As when standard output was closed. The service is no worse for it.
             _logger.exception("The service is ready, but that could not be told.")
-
-
-def _version() -> str:
-    """The installed version of the package; a checkout that is not installed has none."""
-    try:
-        return importlib.metadata.version("moleflow")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+unknown"
 
 
 class _Measured:
