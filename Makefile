@@ -14,7 +14,7 @@ export PYTHON TORCH TORCH_INDEX_URL CONSTRAINTS
 PYTHON_IN_VENV := "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-demo test-lowest coverage lint check format bench clean runtime development
+.PHONY: help demo test test-demo test-lowest coverage lint docs check format bench clean runtime development
 # Both environments are one directory: `make -j` must not set it up twice at once.
 .NOTPARALLEL:
 
@@ -55,7 +55,10 @@ lint: development ## check style and types: ruff and mypy
 	$(PYTHON_IN_VENV) -m ruff format --check .
 	$(PYTHON_IN_VENV) -m mypy
 
-check: lint ## all that CI checks without running the program
+docs: development ## build the documentation into build/site; every warning is an error
+	NO_MKDOCS_2_WARNING=1 $(PYTHON_IN_VENV) -m mkdocs build --strict --quiet
+
+check: lint docs ## all that CI checks without running the program
 
 format: development ## let ruff rewrite what it can
 	$(PYTHON_IN_VENV) -m ruff check --fix .
