@@ -47,6 +47,17 @@ class Detector:
         false_alarm_rate: fraction of good images that may be called anomalous, in (0, 1).
         unknown_limit: images with a higher novelty score (``moleflow.model.routing.novelty``) are refused as an
             unknown product; 0 refuses nothing.
+
+    Example:
+        >>> import numpy as np
+        >>> from PIL import Image
+        >>> detector = Detector.load("factory.safetensors")
+        >>> [task.name for task in detector.tasks]
+        ['bolt', 'nut', 'gear']
+        >>> image = np.asarray(Image.open("part.png").convert("RGB"))
+        >>> found = detector.predict([image])[0]
+        >>> found.product.name
+        'bolt'
     """
 
     def __init__(

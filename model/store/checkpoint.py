@@ -72,6 +72,14 @@ class Checkpoint:
     """An opened checkpoint: its header at once, its tensors when asked for.
 
     It goes on reading the file that was opened, also when a newer one is written to the same path.
+
+    Example:
+        >>> checkpoint = Checkpoint.open("factory.safetensors")
+        >>> [task.name for task in checkpoint.header.tasks]
+        ['bolt', 'nut', 'gear']
+        >>> checkpoint.header.config.flow.coupling_blocks
+        2
+        >>> checkpoint.verify()  # reads every section; raises CheckpointDigestError if one is damaged
     """
 
     def __init__(self, file: TensorFile, header: Header, digest: str) -> None:

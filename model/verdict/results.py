@@ -158,7 +158,15 @@ class _Routed:
 
 @dataclass(frozen=True, slots=True)
 class Refusal(_Routed):
-    """The image shows an unknown product: there is no score and no map."""
+    """The image shows an unknown product: there is no score and no map.
+
+    Example:
+        >>> from moleflow.model.detector import Detector
+        >>> noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+        >>> found = Detector.load("factory.safetensors").predict([noise])[0]
+        >>> found.verdict.value, len(found.candidates), found.novelty_score > 0.7
+        ('unknown_product', 3, True)
+    """
 
     @property
     def verdict(self) -> Verdict:
@@ -176,6 +184,17 @@ class Prediction(_Routed):
     novelty score exceeds the limit, but the product was named or refusing was off.
 
     Construction raises ``ExpertError`` if a value is not finite: a comparison with NaN would read as a verdict.
+
+    Example:
+        >>> from moleflow.model.detector import Detector
+        >>> image = np.full((48, 64, 3), 128, dtype=np.uint8)
+        >>> found = Detector.load("factory.safetensors").predict([image], ["bolt"])[0]  # the product is known
+        >>> found.task.name, found.pixel_map(48, 64).shape
+        ('bolt', (48, 64))
+        >>> found.is_anomalous == (found.score > found.threshold)
+        True
+        >>> found.at(0.001).threshold > found.threshold  # a lower false-positive rate, a higher threshold
+        True
     """
 
     task: Candidate

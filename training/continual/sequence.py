@@ -78,6 +78,14 @@ def train_tasks(
     Raises:
         DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError,
         DivergenceError.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from moleflow.training.config import preset
+        >>> quick = preset("small").with_changes(training={"epochs": 1, "folds": 1})
+        >>> train_tasks(Path("data"), ["washer", "bracket"], Path("new.safetensors"), preset=quick)
+        >>> [task.name for task in Checkpoint.open("new.safetensors").header.tasks]
+        ['washer', 'bracket']
     """
     trainer = ContinualTrainer(
         checkpoint, preset, device=device, precision=precision, cache=cache, reporter=reporter or Reporter()

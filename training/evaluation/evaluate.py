@@ -108,6 +108,16 @@ def evaluate(
     Raises:
         UnknownTaskError: a category that was not learned.
         DatasetError: an image or mask cannot be read.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from moleflow.training.data.selection import load_test_categories
+        >>> categories = load_test_categories(Path("tested"), ["bolt", "nut"])
+        >>> evaluation, measured = evaluate(Detector.load("factory.safetensors"), categories)
+        >>> [(each.category, each.good, each.defective) for each in evaluation.categories]
+        [('bolt', 4, 3), ('nut', 4, 3)]
+        >>> 0 <= evaluation.routed.image_auroc <= 1 and 0 <= evaluation.routing_accuracy <= 1
+        True
     """
     reporter = reporter or Reporter()
     measured: list[Measured] = []
