@@ -6,7 +6,7 @@ __version__: str
 
 
 def __getattr__(name: str) -> str:
-    """``__version__`` from the installed package; looked up on demand, since the look-up takes longer than the import."""
+    """``__version__`` of the installed package, looked up on demand: the look-up takes longer than the import."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib.metadata import PackageNotFoundError, version
