@@ -1,7 +1,7 @@
 # `make` alone lists what there is. Every target sets up what it needs, on a machine with Python, pip and make only.
 
 VENV ?= .venv
-PEERS ?= .venv-peers
+BASELINES ?= .venv-baselines
 LOWEST ?= .venv-lowest
 ARGS ?=
 JOBS ?= 3
@@ -25,7 +25,7 @@ help: ## this list
 	@echo
 	@echo '  ARGS             passed on: make demo ARGS=--no-serve    make test ARGS="-k routing -x"'
 	@echo '  VENV             the environment to use, or to make where there is none (now: $(VENV))'
-	@echo '  PEERS            the environment that neighbouring methods are measured in, several GB (now: $(PEERS))'
+	@echo '  BASELINES        the environment that the baselines are measured in, several GB (now: $(BASELINES))'
 	@echo '  JOBS             how many processes run the tests (now: $(JOBS))'
 	@echo '  LOWEST           the environment of test-lowest (now: $(LOWEST))'
 	@echo '  PYTHON           the interpreter to make it with (else the first of python3.11, python3, … that is new enough)'
@@ -64,13 +64,13 @@ format: development ## let ruff rewrite what it can
 	$(PYTHON_IN_VENV) -m ruff check --fix .
 	$(PYTHON_IN_VENV) -m ruff format .
 
-bench: runtime ## measure speed and memory, beside the neighbours too, into benchmarks/RESULTS.md (ARGS=--no-peers: alone)
-	@$(PYTHON_IN_VENV) benchmarks/bench.py --peers-folder "$(PEERS)" $(ARGS)
+bench: runtime ## measure speed and memory, and the baselines, into benchmarks/RESULTS.md (ARGS=--no-baselines: without)
+	@$(PYTHON_IN_VENV) -m benchmarks all --baselines-folder "$(BASELINES)" $(ARGS)
 
 clean: ## remove caches, build leftovers and the environments that make made; never a checkpoint or data
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*
 	find model training service moleflow tests benchmarks -name __pycache__ -prune -exec rm -rf {} +
-	@for made in "$(VENV)" "$(PEERS)" "$(LOWEST)"; do if [ -e "$$made/.moleflow-made" ]; then echo "rm -rf $$made" && rm -rf "$$made"; fi; done
+	@for made in "$(VENV)" "$(BASELINES)" "$(LOWEST)"; do if [ -e "$$made/.moleflow-made" ]; then echo "rm -rf $$made" && rm -rf "$$made"; fi; done
 
 runtime:
 	@sh scripts/environment.sh "$(VENV)"

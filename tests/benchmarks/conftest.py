@@ -1,15 +1,11 @@
-"""Puts the benchmarks on the path, as a script's own folder is: they import each other by plain names; and products."""
+"""Products with test images for the benchmarks' tests."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from tiny_model import product_image, write_product
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path[:0] = [str(BENCHMARKS), str(BENCHMARKS / "peers")]
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +21,9 @@ def judged_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / name / part).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(root / name / part)
     return root
+
+
+@pytest.fixture(autouse=True)
+def environment_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The entry sets variables for threads, which must not reach other tests."""
+    monkeypatch.setattr("benchmarks.__main__.prepare_threads", lambda: None)

@@ -7,12 +7,13 @@ import sys
 import time
 from pathlib import Path
 
-import bench
-import bench_report
-import bench_setup
-import machine
 import pytest
-from bench_sections import SECTIONS, Section
+
+from benchmarks.__main__ import NAMES
+from benchmarks.shared import machine
+from benchmarks.shared.subprocesses import environment
+from benchmarks.suite import report, run, setup
+from benchmarks.suite.sections import SECTIONS, Section
 
 GOOD = """
 import sys
@@ -45,7 +46,7 @@ class Project:
 
     def bench(self, *arguments: str) -> int:
         places = ["--folder", str(self.root / "kept"), "--results", str(self.results)]
-        return bench.main([*places, "--peers-folder", str(self.root / "peers"), *arguments], self.sections)
+        return run.main([*places, "--baselines-folder", str(self.root / "baselines"), *arguments], self.sections)
 
     def calls(self) -> list[str]:
         """What was measured since this was last asked."""
@@ -61,8 +62,8 @@ class Project:
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    monkeypatch.setattr(bench, "describe", lambda: {"processor": "abacus", "memory": "1 GiB"})
-    monkeypatch.setattr(bench, "code_digest", lambda: "first")
+    monkeypatch.setattr(run, "describe", lambda: {"processor": "abacus", "memory": "1 GiB"})
+    monkeypatch.setattr(run, "code_digest", lambda: "first")
     monkeypatch.setattr(machine.OtherWork, "share", lambda _: 0.02)
     return Project(tmp_path)
 
@@ -101,7 +102,7 @@ def test_a_section_whose_command_or_program_changed_is_measured_again(
     project.sections[0] = Section(first.name, first.title, first.question, f"{first.command} --rounds 9")
     project.bench()
     assert project.calls() == ["one"]
-    monkeypatch.setattr(bench, "code_digest", lambda: "second")
+    monkeypatch.setattr(run, "code_digest", lambda: "second")
     project.bench("--only", "two")
     assert project.calls() == ["two"]
     assert "| one 42 |" in project.text  # shown, with its own commit, until it is measured again
@@ -110,7 +111,7 @@ def test_a_section_whose_command_or_program_changed_is_measured_again(
 def test_what_another_machine_measured_is_not_shown(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     project.bench()
     project.calls()
-    monkeypatch.setattr(bench, "describe", lambda: {"processor": "slide rule"})
+    monkeypatch.setattr(run, "describe", lambda: {"processor": "slide rule"})
     project.bench("--only", "one")
     assert project.calls() == ["one"]
     assert "slide rule" in project.text
@@ -121,7 +122,7 @@ def test_a_section_that_fails_is_reported_with_its_reason_and_tried_again(
     project: Project, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good = project.sections[0].command
-    bad = f"{{python}} {project.script('bad', BAD.format(root=str(bench.ROOT)))}"
+    bad = f"{{python}} {project.script('bad', BAD.format(root=str(run.ROOT)))}"
     project.sections[0] = Section("one", "Title of one", "How?", bad)
     assert project.bench() == 1
     assert project.calls() == ["two", "three"]
@@ -141,22 +142,22 @@ def test_a_program_that_breaks_after_its_table_has_failed_but_a_gate_that_does_n
     project.sections = [project.section("gate", 1), project.section("crash", 134)]
     assert project.bench() == 1
     assert "| Title of gate | measured |" in project.text
-    assert "**Failed**: ended with status 134: it said nothing" in project.text
+    assert "**Failed**: ended with status 134: it printed nothing" in project.text
 
 
-def test_without_the_peers_nothing_is_run_in_their_environment(project: Project) -> None:
-    project.sections.append(Section("peer", "Peer", "How?", f"{{peers}} {project.root / 'one.py'}"))
-    assert project.bench("--no-peers") == 0
-    assert "| Peer | not measured |" in project.text
+def test_without_the_baselines_nothing_is_run_in_their_environment(project: Project) -> None:
+    project.sections.append(Section("other", "Other", "How?", f"{{baselines}} {project.root / 'one.py'}"))
+    assert project.bench("--no-baselines") == 0
+    assert "| Other | not measured |" in project.text
 
 
-def test_peers_that_cannot_be_set_up_fail_their_own_sections_only(project: Project) -> None:
-    (project.root / "peers").mkdir()
-    (project.root / "peers" / "thesis.txt").touch()
-    project.sections.insert(0, Section("peer", "Peer", "How?", f"{{peers}} {project.root / 'one.py'}"))
+def test_baselines_that_cannot_be_set_up_fail_their_own_sections_only(project: Project) -> None:
+    (project.root / "baselines").mkdir()
+    (project.root / "baselines" / "thesis.txt").touch()
+    project.sections.insert(0, Section("other", "Other", "How?", f"{{baselines}} {project.root / 'one.py'}"))
     assert project.bench() == 1
     assert project.calls() == ["one", "two", "three"]
-    assert "**Failed**: the neighbours' environment could not be set up: setup: PEERS holds files" in project.text
+    assert "**Failed**: the baselines' environment could not be set up: setup: BASELINES holds files" in project.text
 
 
 @pytest.mark.parametrize(("kind", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
@@ -167,15 +168,14 @@ def test_a_kill_ends_what_is_running_and_loses_nothing_that_is_done(
     project = Project(tmp_path)
     program = project.script(
         "program",
-        f"import sys; sys.path[:0] = {[str(Path(bench.__file__).parent), str(bench.ROOT)]!r}\n"
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)  # may come to us ignored\n"
-        "import bench\nfrom bench_sections import Section\n"
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # may come to us ignored\n"
+        "from benchmarks.suite import run\nfrom benchmarks.suite.sections import Section\n"
         f"one = Section('one', 'One', '?', '{{python}} {tmp_path}/one.py')\n"
         f"slow = Section('slow', 'Slow', '?', '{{python}} {project.script('slow', slow)}')\n"
         f"places = ['--folder', {str(tmp_path / 'kept')!r}, '--results', {str(project.results)!r}]\n"
-        "sys.exit(bench.main(places, [one, slow]))\n",
+        "sys.exit(run.main(places, [one, slow]))\n",
     )
-    with subprocess.Popen([sys.executable, program], stdout=subprocess.DEVNULL) as running:
+    with subprocess.Popen([sys.executable, program], env=environment(), stdout=subprocess.DEVNULL) as running:
         deadline = time.monotonic() + 120
         while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
             assert time.monotonic() < deadline and running.poll() is None
@@ -204,7 +204,7 @@ def test_the_results_are_replaced_in_one_step(project: Project, monkeypatch: pyt
 
 
 def test_a_section_that_takes_too_long_is_ended(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_setup, "LIMIT_SECONDS", 0.2)
+    monkeypatch.setattr(setup, "LIMIT_SECONDS", 0.2)
     project.sections = [
         Section("slow", "Slow", "?", f"{{python}} {project.script('slow', 'import time; time.sleep(60)')}")
     ]
@@ -213,9 +213,10 @@ def test_a_section_that_takes_too_long_is_ended(project: Project, monkeypatch: p
 
 
 def test_every_section_names_a_program_that_is_there_and_places_that_are_filled() -> None:
-    values = dict.fromkeys(("python", "peers", "images", "checkpoint"), "x")
+    values = dict.fromkeys(("python", "baselines", "images", "checkpoint"), "x")
     for section in SECTIONS:
-        assert (bench.ROOT / section.words(values)[1]).is_file()
+        assert section.words(values)[:4] == ["x", "-m", "benchmarks", section.benchmark]
+        assert section.benchmark in NAMES
     assert len({section.name for section in SECTIONS}) == len(SECTIONS)
 
 
@@ -235,16 +236,16 @@ def test_an_environment_is_taken_only_with_exactly_the_wanted_releases() -> None
     import torch
 
     release = torch.__version__.split("+")[0]
-    assert bench_setup.has_packages(Path(sys.executable), [f"torch=={release}"])
-    assert not bench_setup.has_packages(Path(sys.executable), ["torch==0.1"])
-    assert not bench_setup.has_packages(Path("no/such/python"), [])
+    assert setup.has_packages(Path(sys.executable), [f"torch=={release}"])
+    assert not setup.has_packages(Path(sys.executable), ["torch==0.1"])
+    assert not setup.has_packages(Path("no/such/python"), [])
 
 
 def test_of_what_a_failed_program_said_its_own_error_is_quoted_before_the_rest(tmp_path: Path) -> None:
     log = tmp_path / "log.txt"
-    log.write_text("speed: no peer 'x'\nof a worker\n\nand more\nand more still\n", encoding="utf-8")
-    assert bench_setup.last_lines(log, "speed") == "speed: no peer 'x'"
-    assert bench_setup.last_lines(log, "floor") == "of a worker / and more / and more still"
+    log.write_text("speed: no baseline 'x'\nof a worker\n\nand more\nand more still\n", encoding="utf-8")
+    assert setup.last_lines(log, "speed") == "speed: no baseline 'x'"
+    assert setup.last_lines(log, "scale") == "of a worker / and more / and more still"
 
 
 def test_what_our_children_do_is_no_other_work_and_what_the_rest_does_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,5 +279,5 @@ def test_what_an_older_or_broken_program_kept_is_measured_again(project: Project
 def test_only_a_title_is_taken_from_a_table() -> None:
     table = "2 threads\n\n| ms |\n\n## Detail\n"
     kept = ["2 threads", "", "| ms |", "", "### Detail"]
-    assert list(bench_report.below(table)) == kept
-    assert list(bench_report.below(f"# Title\n\n{table}")) == kept
+    assert list(report.below(table)) == kept
+    assert list(report.below(f"# Title\n\n{table}")) == kept

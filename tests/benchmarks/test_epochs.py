@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import epochs
 import pytest
-import trials
 from tiny_model import PLUGIN, tiny_config
 
+from benchmarks.accuracy import epochs, trials
 from moleflow.training.config import Preset, TrainingConfig, preset
 from moleflow.training.fit.trainer import TaskTrainer
 

@@ -3,8 +3,9 @@
 import json
 
 import pytest
-from hostile_client import Reply, form
-from hostile_ledger import (
+
+from benchmarks.hostile.client import Reply, form
+from benchmarks.hostile.ledger import (
     FAILED,
     HUNG,
     INJECTED,
@@ -17,11 +18,10 @@ from hostile_ledger import (
     Ledger,
     settle,
 )
-from hostile_operator import marker_image
-from hostile_report import probe_figures, untold
-from hostile_roles import canonical
-from hostile_server import MARKERS, marker_of
-
+from benchmarks.hostile.operator import marker_image
+from benchmarks.hostile.report import probe_figures, untold
+from benchmarks.hostile.roles import canonical
+from benchmarks.hostile.server import MARKERS, marker_of
 from moleflow.model.images.decode import open_rgb
 from moleflow.model.images.preprocessing import Preprocessing
 

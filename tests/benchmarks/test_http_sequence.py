@@ -6,12 +6,14 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import http_sequence
 import httpx
 import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.__main__ import main
+from benchmarks.accuracy import http_sequence
+from benchmarks.shared.errors import BenchmarkError
 from moleflow.model.images.decode import open_rgb
 from moleflow.training.data.datasets import load_category
 
@@ -120,25 +122,25 @@ def test_any_other_answer_ends_the_measurement_with_its_reason(data: Path) -> No
     def broken(request: httpx.Request) -> httpx.Response:
         return httpx.Response(503, text="draining")
 
-    with pytest.raises(http_sequence.BenchmarkError, match="answered 503: draining"):
+    with pytest.raises(BenchmarkError, match="answered 503: draining"):
         http_sequence.measure(client(broken), [load_category(data, "nut")], connections=2, forced=False)
 
 
 def test_a_service_that_is_not_there_is_named(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "nut"]
-    assert http_sequence.main(arguments) == 1
+    assert main(["http_sequence", *arguments]) == 2
     assert "http://127.0.0.1:9 does not list its products" in capsys.readouterr().err
 
 
 def test_a_category_without_test_images_is_refused(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image(data / "mug" / "0.png", 30, False)
-    assert http_sequence.main(["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "mug"]) == 1
+    arguments = ["--url", "http://127.0.0.1:9", "--data", str(data), "--category", "mug"]
+    assert main(["http_sequence", *arguments]) == 2
     assert "mug holds no test images" in capsys.readouterr().err
 
 
-def test_a_result_is_printed_in_percent(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_result_is_shown_in_percent(data: Path) -> None:
     result = http_sequence.measure(client(service), [load_category(data, "bolt")], connections=1, forced=False)
-    http_sequence.Console(width=200).print(http_sequence.table_of(result))
-    printed = capsys.readouterr().out
-    assert "66.67" in printed
-    assert "–" in printed
+    printed = http_sequence.markdown(result)
+    assert "| 66.67 |" in printed
+    assert "| – |" in printed

@@ -1,14 +1,14 @@
-"""The steps of one request are timed on a real model, and the way threads wait is compared on real processes."""
+"""The steps of one request are timed on a real model, and ways of waiting are compared on real processes."""
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-import request_time
-import threads
 from tiny_model import PLUGIN, product_image, tiny_checkpoint
 
+from benchmarks.speed import request_time, threads
 from moleflow.model.detector import Detector
 from moleflow.model.features.backbone import import_plugin
 from moleflow.model.runtime.threads import THREAD_POLICY
@@ -42,7 +42,7 @@ def test_the_two_policies_differ_in_nothing_but_the_variables(monkeypatch: pytes
         "print('ready', flush=True)\n"
         "for number, _ in enumerate(sys.stdin): print(json.dumps([10 + number, 1]), flush=True)\n"
     )
-    monkeypatch.setattr(threads, "__file__", str(script))
+    monkeypatch.setattr(threads, "COMMAND", [sys.executable, str(script)])
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     found = threads.measure(tmp_path / "some.safetensors", 1, rounds=3, calls=2)
     # Each round asks alone first and then beside the busy process: 10, 12, 14 and 11, 13, 15.

@@ -1,29 +1,24 @@
 """Nothing that one client sends stops, blinds or fools the service for the others.
 
-The same hostile images and attacks as in ``benchmarks/hostile_load.py``, at small sizes, against a real server. About
+The hostile images and attacks of ``python -m benchmarks hostile_load``, at small sizes, against a real server. About
 twenty seconds on an idle machine.
 """
 
 import asyncio
 import random
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 from rgb_images import encoded, rgb_image
 from running import PATIENCE, Running, run_server
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "benchmarks"))
-
-import hostile_connections
-import hostile_requests
-from hostile_images import KINDS, MANY_PIXELS, damaged
-from hostile_ledger import Ledger
-from hostile_target import Attack, Target, attack
+from benchmarks.hostile import connections, requests
+from benchmarks.hostile.images import KINDS, MANY_PIXELS, damaged
+from benchmarks.hostile.ledger import Ledger
+from benchmarks.hostile.target import Attack, Target, attack
 
 SIZE = 60_000
 """Bytes of a hostile image here."""
@@ -38,7 +33,7 @@ ANSWERED_OR_REFUSED = {200, 413, 415}
 
 FAMILIES = sorted({kind.split("/")[0] for kind in KINDS})
 
-ATTACKS = sorted({*hostile_connections.ATTACKS, *hostile_requests.ATTACKS}, key=lambda one: one.__name__)
+ATTACKS = sorted({*connections.ATTACKS, *requests.ATTACKS}, key=lambda one: one.__name__)
 
 LITTLE_PATIENCE = {"upload_timeout_seconds": 1, "header_timeout_seconds": 1, "send_timeout_seconds": 1}
 

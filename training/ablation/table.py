@@ -8,6 +8,7 @@ from typing import Any
 from moleflow.training.ablation.runner import RowResult
 from moleflow.training.ablation.studies import Row, Study
 from moleflow.training.evaluation.cached import CategoryMetrics
+from moleflow.training.report.markdown import markdown_table
 
 __all__ = ["StudyTable"]
 
@@ -59,9 +60,7 @@ class StudyTable:
         lines = [
             f"### {self.study.title} (`{self.study.name}`)",
             "",
-            _line(headings),
-            _line(["---", *["---:"] * (len(headings) - 1)]),
-            *map(_line, rows),
+            markdown_table(headings, rows, right_from=1),
             "",
             f"Measured: {' → '.join(first.tasks)}; {first.model.backbone.name}, {first.model.backbone.image_size} px, "
             f"{first.training.epochs} epochs, seed {first.training.seed}, {first.environment['precision']}, "
@@ -127,7 +126,3 @@ def _percent(value: float | None, delta: float | None = None) -> str:
 def _published(row: Row) -> str:
     figures = (row.published.image_auroc, row.published.pixel_auroc, row.published.pixel_ap)
     return "open" if None in figures else " / ".join(f"{figure:.2f}" for figure in figures)
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

@@ -11,8 +11,8 @@ from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.scoring import image_score, pixel_map
 from moleflow.training.data.datasets import Category
-from moleflow.training.data.masks import read_mask
 from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.evaluation.figures import labelled_pixels
 from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores, image_ranking
 
 __all__ = ["CachedEvaluation", "CategoryMetrics"]
@@ -69,10 +69,8 @@ class CachedEvaluation:
             maps = self._score(batch, [own] * len(rows) if self._named else chosen)
             scores += image_score(maps, self._top_k).tolist()
             for sample, grid_map in zip((category.test[row] for row in rows.tolist()), maps.cpu().numpy(), strict=True):
-                if sample.is_anomalous and not sample.masks:
-                    continue  # its pixels have no labels
-                mask = read_mask(sample.masks, EVALUATION_SIDE, EVALUATION_SIDE) if sample.masks else None
-                pixels.add(pixel_map(grid_map, size, EVALUATION_SIDE, EVALUATION_SIDE), mask)
+                anomaly_map = pixel_map(grid_map, size, EVALUATION_SIDE, EVALUATION_SIDE)
+                pixels.append(labelled_pixels(sample, anomaly_map))
             on_progress(len(rows))
         labels = [sample.is_anomalous for sample in category.test]
         image, pixel = image_ranking(scores, labels), pixels.ranking()

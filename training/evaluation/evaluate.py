@@ -18,16 +18,10 @@ from moleflow.model.files.file_names import as_line
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.model.verdict.results import Prediction
 from moleflow.training.data.datasets import Category, Sample, read_image
-from moleflow.training.data.masks import read_mask
 from moleflow.training.evaluation.aupro import FPR_LIMIT
 from moleflow.training.evaluation.curves import Curve, operating_points
-from moleflow.training.evaluation.metrics import (
-    EVALUATION_SIDE,
-    ImagePixels,
-    PixelScores,
-    image_pixels,
-    image_ranking,
-)
+from moleflow.training.evaluation.figures import category_figures, labelled_pixels
+from moleflow.training.evaluation.metrics import EVALUATION_SIDE, ImagePixels, PixelScores
 from moleflow.training.evaluation.records import (
     CategoryFigures,
     Confusion,
@@ -220,37 +214,19 @@ def _pixel_scores(outcomes: Sequence[Outcome]) -> tuple[PixelScores, PixelScores
     if not any(outcome.sample.masks for outcome in outcomes):
         return routed, named
     for outcome in outcomes:
-        sample = outcome.sample
-        if sample.is_anomalous and not sample.masks:
-            continue  # its pixels have no labels
-        mask = read_mask(sample.masks, EVALUATION_SIDE, EVALUATION_SIDE) if sample.masks else None
-        pixels = _pixels(outcome.routed, mask)
+        pixels = _pixels(outcome.sample, outcome.routed)
         routed.append(pixels)
-        named.append(pixels if outcome.named is outcome.routed else _pixels(outcome.named, mask))
+        named.append(pixels if outcome.named is outcome.routed else _pixels(outcome.sample, outcome.named))
     return routed, named
 
 
-def _pixels(prediction: Prediction, mask: np.ndarray | None) -> ImagePixels:
-    return image_pixels(prediction.pixel_map(EVALUATION_SIDE, EVALUATION_SIDE), mask)
+def _pixels(sample: Sample, prediction: Prediction) -> ImagePixels | None:
+    return labelled_pixels(sample, prediction.pixel_map(EVALUATION_SIDE, EVALUATION_SIDE))
 
 
 def _figures(samples: Sequence[Sample], found: Sequence[Judgement], pixels: PixelScores) -> Figures:
     """The figures of one category in one of the two ways."""
-    images = image_ranking([each.score for each in found], [sample.is_anomalous for sample in samples])
-    on_pixels = pixels.ranking()
-    called: dict[bool, list[bool]] = {True: [], False: []}
-    for sample, each in zip(samples, found, strict=True):
-        called[sample.is_anomalous].append(each.is_anomalous)
-    return Figures(
-        image_auroc=images.auroc,
-        image_ap=images.average_precision,
-        image_f1=images.best_f1,
-        pixel_auroc=on_pixels.auroc,
-        pixel_ap=on_pixels.average_precision,
-        aupro=pixels.aupro(),
-        false_alarm_rate=fmean(called[False]) if called[False] else None,
-        defect_recall=fmean(called[True]) if called[True] else None,
-    )
+    return category_figures(samples, [each.score for each in found], pixels, [each.is_anomalous for each in found])
 
 
 def _service_answers(name: str, samples: Sequence[Sample], routed: Sequence[Judgement]) -> ServiceAnswers:

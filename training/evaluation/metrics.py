@@ -82,8 +82,10 @@ class PixelScores:
         """Add one image's map and mask; see ``image_pixels``."""
         self.append(image_pixels(anomaly_map, mask, self.side))
 
-    def append(self, pixels: ImagePixels) -> None:
-        """Add one image. Its arrays are kept, not copied, and may be shared with other collections."""
+    def append(self, pixels: ImagePixels | None) -> None:
+        """Add one image; ``None`` (no labels) adds nothing. Arrays are kept, not copied, and may be shared."""
+        if pixels is None:
+            return
         self._sorted = False
         self._negatives.append(pixels.negatives)
         self._regions.extend(pixels.regions)

@@ -1,3 +1,3 @@
 """Evaluations as tables, charts and an HTML page."""
 
-__all__ = ["html", "tables"]
+__all__ = ["html", "markdown", "tables"]

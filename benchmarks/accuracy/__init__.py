@@ -1,0 +1,1 @@
+"""How good scores, verdicts and routing are, and studies of hyperparameters."""

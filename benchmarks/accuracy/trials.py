@@ -1,0 +1,280 @@
+"""Trials of hyperparameters, judged without test images.
+
+A trial learns products in order with one setting. Each product is judged by the NLL of held-out good images and by how
+well *pseudo-defects* are separated from them, which are made from held-out good images as CutPaste does (Li et al.,
+CVPR 2021). Metrics of the real test images are only reported. Results are rows of a JSONL file, so that a second run
+trains only what is missing.
+"""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter
+
+from benchmarks.accuracy.pseudo_defects import make_pseudo
+from benchmarks.shared.rows import append_row, read_rows
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.flow.expert import Base
+from moleflow.model.flow.merged import MergedExpert
+from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
+from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K, image_score, pixel_map
+from moleflow.training.config import Preset
+from moleflow.training.data.datasets import Category, load_category, read_image
+from moleflow.training.data.samples import Sample
+from moleflow.training.embeddings.cache import EmbeddingCache
+from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.evaluation.figures import category_figures, labelled_pixels
+from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores
+from moleflow.training.fit.cross_fitting import split
+from moleflow.training.fit.trainer import TaskTrainer, task_seed
+
+__all__ = [
+    "COLUMNS",
+    "HEADINGS",
+    "Bench",
+    "Product",
+    "Setting",
+    "add_arguments",
+    "anomaly_map",
+    "cells",
+    "fit",
+    "judge_all",
+    "key_of",
+    "load_product",
+    "run_missing",
+]
+
+COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
+
+Found = Mapping[str, Mapping[str, float]]
+"""A trial's figures by product."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Fields of the start configuration that a trial changes, and options that are in no configuration."""
+
+    name: str
+    flow: Mapping[str, Any] = field(default_factory=dict)
+    training: Mapping[str, Any] = field(default_factory=dict)
+    backbone: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW
+    averaged: float = 0.0
+    """Fraction of the epochs, at the end, whose weights are averaged (Izmailov et al., UAI 2018); 0: none."""
+
+    def resolve(self, start: Preset) -> Preset:
+        """The whole configuration."""
+        return start.with_changes(flow=self.flow, training=self.training, backbone=self.backbone)
+
+
+@dataclass(frozen=True)
+class Product:
+    """A product's images: those to fit to, those held out, and the pseudo-defects made from the held-out ones."""
+
+    category: Category
+    fit: tuple[Path, ...]
+    held_out: tuple[Path, ...]
+    pseudo: tuple[Sample, ...]
+
+
+def load_product(data: Path, name: str, out: Path, start: Preset, most: int) -> Product:
+    """Split as training does, keep at most ``most`` images to fit to, and make the pseudo-defects."""
+    category = load_category(data, name)
+    parts = split(name, len(category.train), start.training)
+    held_out = tuple(category.train[row] for row in parts.folds[0])
+    fit = tuple(category.train[row] for row in parts.fit)
+    fit = fit[:: -(-len(fit) // most)] if len(fit) > most else fit
+    made = make_pseudo(held_out, out / "pseudo" / name, name)
+    return Product(category, fit, held_out, tuple(Sample(path, "pseudo", (mask,)) for path, mask in made))
+
+
+class Bench:
+    """Trains on the products' embeddings, which are cached on disk for each backbone configuration."""
+
+    def __init__(self, products: Sequence[Product], out: Path, weights: Path | None) -> None:
+        self.products, self.out, self.weights = products, out, weights
+        self.device = resolve_device("auto")
+        self.precision = resolve_precision("auto", self.device)
+
+    def run(self, setting: Setting, start: Preset, seed: int, key: str) -> dict[str, dict[str, float]]:
+        """Learn the products in order; returns the figures of each."""
+        wanted = setting.resolve(start).with_changes(training={"seed": seed})
+        config = wanted.model
+        backbone = Backbone.pretrained(config.backbone, self.weights)
+        features = FeatureExtractor.for_prediction(config, backbone, self.precision).to(self.device)
+        cache = EmbeddingCache.open(
+            self.out / "embeddings", config.backbone, backbone, device=self.device, precision=self.precision
+        )
+
+        def embed(paths: Iterable[Path]) -> Embeddings:
+            return cache.embed(features, list(paths), read_image, device=self.device, precision=self.precision)
+
+        base = Base(config, seed=task_seed(seed, "", "base"))
+        found = {}
+        for number, product in enumerate(self.products):
+            trainer = TaskTrainer(
+                product.category.name, config, wanted.training, base,
+                first=number == 0, device=self.device, precision=self.precision,
+            )  # fmt: skip
+            if setting.optimizer is not torch.optim.AdamW:
+                trainer.optimizer = setting.optimizer(  # type: ignore[assignment, call-arg]
+                    trainer.parameters, lr=wanted.training.learning_rate, weight_decay=wanted.training.weight_decay
+                )
+            store = embed(product.fit)
+            begun = time.perf_counter()
+            fit(trainer, store, setting.averaged)
+            seconds = time.perf_counter() - begun
+            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, matmul_dtype(self.precision))
+            maps = self._all_maps(expert, product, embed)
+            self.maps_path(key, product).parent.mkdir(exist_ok=True)
+            arrays: dict[str, Any] = {kind: values.numpy() for kind, values in maps.items()}
+            np.savez(self.maps_path(key, product), **arrays)
+            dim, side = config.backbone.embedding_dim, config.backbone.image_size
+            found[product.category.name] = (
+                {"seconds": seconds, "held_out_nll": float(maps["good"].mean()) / dim} | judge_all(maps, product, side)
+            )  # fmt: skip
+        return found
+
+    def maps_path(self, key: str, product: Product) -> Path:
+        """File of a row's patch maps: of held-out good images, of pseudo-defects, and of test images."""
+        return self.out / "maps" / f"{key}.{product.category.name}.npz"
+
+    def _all_maps(
+        self, expert: MergedExpert, product: Product, embed: Callable[[Iterable[Path]], Embeddings]
+    ) -> dict[str, torch.Tensor]:
+        return {
+            "good": self._maps(expert, embed(product.held_out)),
+            "pseudo": self._maps(expert, embed(sample.path for sample in product.pseudo)),
+            "test": self._maps(expert, embed(sample.path for sample in product.category.test)),
+        }
+
+    @torch.inference_mode()
+    def _maps(self, expert: MergedExpert, embeddings: Embeddings) -> torch.Tensor:
+        with autocast(self.device, self.precision):
+            rows = torch.arange(len(embeddings)).split(8)
+            return torch.cat([expert(embeddings.batch(part, self.device)).cpu() for part in rows])
+
+
+def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:
+    """Train to the end; with ``averaged``, keep the mean of the weights over that fraction of the epochs."""
+    sums: list[torch.Tensor] = []
+    first = trainer.training.epochs * (1 - averaged)
+    for result in trainer.epochs(store):
+        if averaged and result.epoch > first:
+            now = [parameter.detach().clone() for parameter in trainer.parameters]
+            sums = [one + other for one, other in zip(sums, now, strict=True)] if sums else now
+    count = trainer.training.epochs - int(first)
+    with torch.no_grad():
+        for parameter, total in zip(trainer.parameters, sums, strict=False):
+            parameter.copy_(total / count)
+
+
+def judge_all(
+    maps: Mapping[str, torch.Tensor], product: Product, side: int, *, top_k: int = TOP_K, sigma: float = SMOOTHING_SIGMA
+) -> dict[str, float]:
+    """Figures of pseudo-defects against held-out good images, and of the test images, in percent."""
+    held_out = [Sample(path, None) for path in product.held_out]
+    cases: dict[str, tuple[torch.Tensor, Sequence[Sample]]] = {
+        "pseudo": (torch.cat((maps["good"], maps["pseudo"])), [*held_out, *product.pseudo]),
+        "test": (maps["test"], product.category.test),
+    }
+    found = {}
+    for kind, (grid_maps, samples) in cases.items():
+        pixels = PixelScores()
+        for sample, grid_map in zip(samples, grid_maps.numpy(), strict=True):
+            pixels.append(labelled_pixels(sample, anomaly_map(grid_map, side, sigma)))
+        figures = category_figures(samples, image_score(grid_maps, top_k).tolist(), pixels)
+        for column in COLUMNS:
+            value = getattr(figures, column)
+            found[f"{kind}_{column}"] = float("nan") if value is None else 100 * value
+    return found
+
+
+def anomaly_map(grid_map: np.ndarray, side: int, sigma: float = SMOOTHING_SIGMA) -> np.ndarray:
+    """A patch map ``(H, W)`` at the evaluation size, for a model whose images have ``side`` pixels.
+
+    As in prediction, but with any ``sigma``, the Gaussian's standard deviation as a fraction of ``side``.
+    """
+    if sigma == SMOOTHING_SIGMA:
+        return pixel_map(grid_map, side, EVALUATION_SIDE, EVALUATION_SIDE)
+    grid = torch.from_numpy(grid_map)[None, None]
+    large = F.interpolate(grid, size=side, mode="bilinear", align_corners=False)[0, 0].numpy()
+    soft = torch.from_numpy(gaussian_filter(large, sigma * side, mode="nearest"))[None, None]
+    return F.interpolate(soft, size=EVALUATION_SIDE, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def key_of(setting: Setting, start: Preset, seed: int, products: Sequence[Product]) -> str:
+    """Identifies a row: resolved configuration, seed and images; not the code."""
+    resolved = setting.resolve(start)
+    document = {
+        "model": resolved.model.model_dump(mode="json"),
+        "training": resolved.training.model_dump(mode="json") | {"seed": seed},
+        "optimizer": setting.optimizer.__name__,
+        "averaged": setting.averaged,
+        "products": [(product.category.name, len(product.fit)) for product in products],
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_missing(
+    bench: Bench, settings: Sequence[Setting], start: Preset, seeds: Sequence[int], rows: Path, *, run: bool = True
+) -> Iterator[tuple[Setting, list[Found]]]:
+    """Each setting with its results, one per seed. Missing rows are trained and added to ``rows`` if ``run`` is set.
+
+    A setting without any result is left out.
+    """
+    done = {row["key"]: row for row in read_rows(rows)}
+    for setting in settings:
+        runs: list[Found] = []
+        for seed in seeds:
+            key = key_of(setting, start, seed, bench.products)
+            row = done.get(key)
+            if row is None and run:
+                found = bench.run(setting, start, seed, key)
+                row = {"key": key, "setting": setting.name, "seed": seed, "products": found}
+                append_row(rows, row)
+                print(setting.name, seed, *cells(list(found.values())), sep=" | ", file=sys.stderr, flush=True)
+            if row is not None:
+                runs.append(row["products"])
+        if runs:
+            yield setting, runs
+
+
+HEADINGS = (
+    "held-out NLL / D", "pseudo: image AUROC", "pixel AUROC", "pixel AP", "AUPRO",
+    "test: image AUROC", "pixel AUROC", "pixel AP", "AUPRO",
+)  # fmt: skip
+"""Headings of ``cells``."""
+
+
+def cells(figures: Sequence[Mapping[str, float]]) -> list[str]:
+    """Means of the NLL and of the metrics, those of the pseudo-defects first."""
+    return [f"{np.mean([each['held_out_nll'] for each in figures]):.3f}"] + [
+        f"{np.mean([each[f'{kind}_{column}'] for each in figures]):.1f}"
+        for kind in ("pseudo", "test")
+        for column in COLUMNS
+    ]
+
+
+def add_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:
+    """Options that all studies share."""
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--task", action="append", help=f"products in order; default: {', '.join(tasks)}")
+    parser.add_argument("--out", type=Path, required=True, help="folder for embeddings, pseudo-defects and rows")
+    parser.add_argument("--seed", type=int, action="append")
+    parser.add_argument("--most", type=int, default=100, help="fit a product to at most this many images")
+    parser.add_argument("--backbone", default=None)
+    parser.add_argument("--backbone-weights", type=Path)
+    parser.add_argument("--plugin")
+    parser.add_argument("--table", action="store_true", help="print existing results, train nothing")

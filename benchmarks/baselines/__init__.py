@@ -1,0 +1,1 @@
+"""Other methods, measured in a virtual environment of their own."""

@@ -1,0 +1,1 @@
+"""Damaged and malicious input: images, requests, connections, checkpoints and operators."""

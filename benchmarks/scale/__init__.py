@@ -1,0 +1,1 @@
+"""Checkpoints with up to 1,000 products."""

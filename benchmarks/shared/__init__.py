@@ -1,0 +1,1 @@
+"""What several benchmarks use: command line, result files, processes, checkpoints."""

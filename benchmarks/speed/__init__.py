@@ -1,0 +1,1 @@
+"""Time of a prediction, a request and a training, and the service under load."""

@@ -1,0 +1,1 @@
+"""``make bench``: runs the short measurements and writes ``RESULTS.md``."""
