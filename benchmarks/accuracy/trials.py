@@ -30,8 +30,7 @@ from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
 from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K, image_score, pixel_map
 from moleflow.training.config import Preset
-from moleflow.training.data.datasets import Category, load_category, read_image
-from moleflow.training.data.samples import Sample
+from moleflow.training.data.datasets import Category, Sample, load_category, read_image
 from moleflow.training.embeddings.cache import EmbeddingCache
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.evaluation.figures import category_figures, labelled_pixels

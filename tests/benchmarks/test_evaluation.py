@@ -70,4 +70,4 @@ def test_smoothing_in_trials_is_that_of_prediction(measured: Measured) -> None:
     expected = pixel_map(grid_map, 32, SIDE, SIDE)
     assert np.array_equal(trials.anomaly_map(grid_map, 32), expected)
     nearly = trials.anomaly_map(grid_map, 32, SMOOTHING_SIGMA * (1 + 1e-9))  # by the way of every other width
-    assert nearly == pytest.approx(expected, abs=1e-4 * np.abs(expected).max())
+    assert np.abs(nearly - expected).max() < 1e-3 * np.abs(expected).max()

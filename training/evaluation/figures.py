@@ -8,8 +8,8 @@ from statistics import fmean
 
 import numpy as np
 
+from moleflow.training.data.datasets import Sample
 from moleflow.training.data.masks import read_mask
-from moleflow.training.data.samples import Sample
 from moleflow.training.evaluation.metrics import ImagePixels, PixelScores, image_pixels, image_ranking
 from moleflow.training.evaluation.records import Figures
 
