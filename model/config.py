@@ -38,7 +38,7 @@ ExpertDtype = Literal["float32", "bfloat16"]
 DEFAULT_UNKNOWN_LIMIT = 0.7
 """Default upper limit of the novelty score (``moleflow.model.routing.novelty``) of an image of a known product: the
 99 % quantile over augmented *training* images, rounded (measured, with its effect on test images, by
-``benchmarks/unknown_verdicts.py``)."""
+``python -m benchmarks unknown_verdicts``)."""
 
 MAX_ACTIVATION_BYTES = 2 * 2**30
 """Most memory that the activations of one image may take, as ``activation_bytes`` estimates it."""

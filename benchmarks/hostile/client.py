@@ -1,4 +1,4 @@
-"""An HTTP client that can misbehave, for one event loop: every step of a request is the caller's."""
+"""An asyncio HTTP client that can misbehave: the caller controls every step of a request."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ class Reply:
 
     @property
     def is_problem(self) -> bool:
-        """Whether the answer is a problem document whose status is that of the answer."""
+        """Whether the answer is a problem document with the answer's status."""
         if self.headers.get("content-type", "").split(";")[0] != "application/problem+json":
             return False
         with contextlib.suppress(ValueError):
@@ -34,11 +34,12 @@ class Reply:
         return False
 
     def json(self) -> Any:
+        """The body, decoded."""
         return json.loads(self.body)
 
 
 def head(method: str, target: str, headers: dict[str, str] | None = None, *, length: int | None = None) -> bytes:
-    """The head of a request, with ``Content-Length`` if there is one."""
+    """The head of a request, with ``Content-Length`` where ``length`` is given."""
     lines = [f"{method} {target} HTTP/1.1", "Host: 127.0.0.1"]
     if length is not None:
         lines.append(f"Content-Length: {length}")
@@ -47,7 +48,7 @@ def head(method: str, target: str, headers: dict[str, str] | None = None, *, len
 
 
 def form(parts: Iterable[tuple[str, bytes]], boundary: str = "limit") -> tuple[bytes, dict[str, str]]:
-    """A multipart body, and the header that says so. A part's name is all that stands in its own head."""
+    """A multipart body and its header. The parts have no headers but their names."""
     body = b"".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"'.encode()
         + (b'; filename="image"' if name == "file" else b"")
@@ -59,7 +60,7 @@ def form(parts: Iterable[tuple[str, bytes]], boundary: str = "limit") -> tuple[b
 
 @contextlib.asynccontextmanager
 async def connect(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection, which ends with the block, whatever was on its way."""
+    """A connection that is aborted at the end of the block."""
     try:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
     except OSError as error:
@@ -71,7 +72,7 @@ async def connect(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asynci
 
 
 async def read_reply(reader: asyncio.StreamReader, method: str = "POST") -> Reply:
-    """The next answer of a connection. Raises ``LostError`` when there is none, or not the whole of it."""
+    """The next answer on a connection. ``LostError`` when it is missing or incomplete."""
     try:
         first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         status = int(first.split(" ", 2)[1])
@@ -90,7 +91,7 @@ async def read_reply(reader: asyncio.StreamReader, method: str = "POST") -> Repl
 
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
-    """A body in chunks (RFC 9112, section 7.1)."""
+    """A chunked body (RFC 9112, section 7.1)."""
     parts = []
     while size := int((await reader.readuntil(b"\r\n")).split(b";")[0], 16):
         parts.append(await reader.readexactly(size))
@@ -100,7 +101,7 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 
 async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
-    """Send all of it, or what the other side takes: it may answer and close before it has read the rest."""
+    """Send everything, or as much as the server reads: it may answer and close early."""
     with contextlib.suppress(OSError):
         for start in range(0, len(data), PIECE):
             writer.write(data[start : start + PIECE])
@@ -110,7 +111,7 @@ async def send(writer: asyncio.StreamWriter, data: bytes) -> None:
 async def ask(
     port: int, method: str, target: str, body: bytes | None = None, headers: dict[str, str] | None = None
 ) -> Reply:
-    """One whole request on a connection of its own. The answer is read while the body is still being sent."""
+    """One request on its own connection. The answer is read while the body is still being sent."""
     async with connect(port) as (reader, writer):
         length = None if body is None else len(body)
         sending = asyncio.create_task(send(writer, head(method, target, headers, length=length) + (body or b"")))

@@ -1,4 +1,4 @@
-"""Attacks by the connection: clients that come slowly, take nothing, leave, or do things in another order."""
+"""Attacks on the connection: clients that send slowly, read nothing, leave, or change the order of steps."""
 
 import asyncio
 import random
@@ -11,11 +11,11 @@ from benchmarks.hostile.target import BYTES, Attack, Target, closes
 __all__ = ["ATTACKS"]
 
 CROWD = 150
-"""Connections that are opened and left alone."""
+"""Number of connections that are opened and left alone."""
 
 
 async def leave(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Leave at some point of a request, the body's last byte and the answer's first included."""
+    """Leave at some point of a request, from before its first byte to the start of the answer."""
     whole = head("POST", "/predict?map=npy", BYTES, length=len(target.large_image)) + target.large_image
     async with connect(target.port) as (reader, writer):
         await send(writer, whole[: chance.choice((0, 5, 40, 100, len(whole) // 2, len(whole) - 1, len(whole)))])
@@ -28,7 +28,7 @@ async def leave(target: Target, ledger: Ledger, chance: random.Random) -> None:
 
 
 async def half_head(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Part of a request's head, and nothing more."""
+    """Send part of a request's head, and nothing more."""
     whole = head("POST", "/predict", BYTES, length=1000)
     async with connect(target.port) as (reader, writer):
         await send(writer, whole[: chance.randrange(1, len(whole) - 2)])
@@ -36,7 +36,7 @@ async def half_head(target: Target, ledger: Ledger, chance: random.Random) -> No
 
 
 async def dripping_head(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A head that comes for ever, header by header."""
+    """Send a head forever, header by header."""
     async with connect(target.port) as (reader, writer):
         await send(writer, b"GET /health/live HTTP/1.1\r\nHost: 127.0.0.1\r\n")
 
@@ -53,13 +53,13 @@ async def dripping_head(target: Target, ledger: Ledger, chance: random.Random) -
 
 
 async def silence(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A connection that says nothing at all."""
+    """Send nothing at all."""
     async with connect(target.port) as (reader, _):
         await closes(target, "silence", reader, ledger)
 
 
 async def dripping_body(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A body of which a byte comes now and then."""
+    """Send a body byte by byte, slowly."""
     async with connect(target.port) as (reader, writer):
         await send(writer, head("POST", "/predict", BYTES, length=len(target.image)))
 
@@ -76,7 +76,7 @@ async def dripping_body(target: Target, ledger: Ledger, chance: random.Random) -
 
 
 async def crowd(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A hundred connections and more that wait, half of them within a head."""
+    """Open many connections that wait, half of them within a head."""
     async with asyncio.timeout(target.patience):
         connections = await asyncio.gather(
             *(asyncio.open_connection("127.0.0.1", target.port) for _ in range(CROWD)), return_exceptions=True
@@ -91,7 +91,7 @@ async def crowd(target: Target, ledger: Ledger, chance: random.Random) -> None:
 
 
 async def reads_nothing(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Ask for a large map, and take none of it: the connection is cut, or the system had room for all of it."""
+    """Request a large map and read none of it: the connection is cut, unless the kernel buffered everything."""
     async with connect(target.port) as (reader, writer):
         sent = time.monotonic()
         await send(writer, head("POST", "/predict?map=npy", BYTES, length=len(target.large_image)) + target.large_image)
@@ -102,7 +102,7 @@ async def reads_nothing(target: Target, ledger: Ledger, chance: random.Random) -
 
 
 async def reads_slowly(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Take a large map piece by piece: slow, but it comes on, so it must be whole."""
+    """Read a large map piece by piece: slow but steady, so it must arrive whole."""
     start = time.monotonic()
     async with connect(target.port) as (reader, writer):
         request = head("POST", "/predict?map=npy", BYTES, length=len(target.large_image)) + target.large_image
@@ -128,7 +128,7 @@ async def reads_slowly(target: Target, ledger: Ledger, chance: random.Random) ->
 
 
 async def pipelining(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Many requests at once: as many answers, in order, unless one of them says that it is the last."""
+    """Send many requests at once: as many answers in order, unless one of them says that it is the last."""
     count = chance.choice((2, 10, 30))
     request = (
         head("GET", "/health/live") + head("POST", "/predict?map=none", BYTES, length=len(target.image)) + target.image
@@ -147,7 +147,7 @@ async def pipelining(target: Target, ledger: Ledger, chance: random.Random) -> N
 
 
 async def tiny_chunks(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """An upload in chunks of one byte."""
+    """Upload in chunks of one byte."""
     body = b"".join(b"1\r\n" + bytes([value]) + b"\r\n" for value in (target.image * 40)[:300_000]) + b"0\r\n\r\n"
     request = head("POST", "/predict?map=none", BYTES | {"Transfer-Encoding": "chunked"}) + body
     start = time.monotonic()
@@ -160,7 +160,7 @@ async def tiny_chunks(target: Target, ledger: Ledger, chance: random.Random) -> 
 
 
 async def continues(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A client that waits to be told to go on."""
+    """Wait for ``100 Continue`` before the body."""
     start = time.monotonic()
     async with connect(target.port) as (reader, writer):
         await send(
@@ -180,7 +180,7 @@ async def continues(target: Target, ledger: Ledger, chance: random.Random) -> No
 
 
 async def old_client(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """HTTP/1.0, as some proxies speak it."""
+    """Use HTTP/1.0, as some proxies do."""
     start = time.monotonic()
     async with connect(target.port) as (reader, writer):
         request = head("POST", "/predict?map=none", BYTES, length=len(target.image)).replace(
@@ -191,7 +191,7 @@ async def old_client(target: Target, ledger: Ledger, chance: random.Random) -> N
 
 
 async def sends_first(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A client that sends all of a body that is refused before it looks for an answer: it must find one."""
+    """Send the whole body of a refused request before reading the answer, which must be there."""
     start = time.monotonic()
     query, size = chance.choice(
         (("?task=bottle", 7_700_000), ("?nonsense=1", 7_700_000), ("", target.max_upload_bytes + 1000))
@@ -208,4 +208,4 @@ ATTACKS: tuple[Attack, ...] = (
     leave, leave, leave, half_head, dripping_head, silence, dripping_body, crowd, reads_nothing, reads_slowly,
     pipelining, tiny_chunks, continues, old_client, sends_first,
 )  # fmt: skip
-"""Those that there are many kinds of come more often."""
+"""Attacks with many variants come more often."""

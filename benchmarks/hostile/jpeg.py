@@ -1,4 +1,4 @@
-"""The worst JPEG files that can be thought of. Each function makes one kind, about ``size`` bytes long.
+"""Worst-case JPEG files. Each function makes one kind, about ``size`` bytes long.
 
 Markers and segments are those of ITU-T T.81, annex B.
 """
@@ -18,14 +18,14 @@ START, END = b"\xff\xd8", b"\xff\xd9"
 SOF_SEQUENTIAL, SOF_LOSSLESS, SOF_ARITHMETIC, SOF_PROGRESSIVE_ARITHMETIC = 0xC0, 0xC3, 0xC9, 0xCA
 
 LONGEST_SEGMENT = 65_533
-"""Bytes that a segment can hold: its length field counts itself."""
+"""Bytes that a segment can hold; its length field counts itself."""
 
 SCANS = 100
-"""Scans of the kinds whose number of scans does not grow: what some decoders allow."""
+"""Number of scans that some decoders allow."""
 
 
 def segment(marker: int, body: bytes = b"") -> bytes:
-    """A marker with its length."""
+    """A marker, its length and its body."""
     return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
 
 
@@ -42,13 +42,13 @@ def scan(components: int = 1, last: int = 63) -> bytes:
 
 
 def entropy(size: int) -> bytes:
-    """Random coded data without a marker in it."""
+    """Random coded data without a marker."""
     return noise(size).replace(b"\xff", b"\xfe")
 
 
 @functools.cache
 def good(width: int = 64, height: int = 64) -> bytes:
-    """An ordinary file."""
+    """A valid file."""
     return encoded(plain(width, height), "JPEG")
 
 
@@ -60,7 +60,7 @@ def progressive(width: int, height: int) -> tuple[bytes, bytes]:
 
 
 def before_image(filling: bytes) -> bytes:
-    """A good file with something between its start and its first segment."""
+    """A valid file with something between its start and its first segment."""
     return START + filling + good()[2:]
 
 
@@ -113,7 +113,7 @@ def frames(size: int) -> bytes:
 
 
 def profiles_and_frames(size: int) -> bytes:
-    """Readers that put the colour profile together at each frame header do it again and again."""
+    """Readers that assemble the colour profile at each frame header do so again and again."""
     profile = segment(0xE2, b"ICC_PROFILE\0\1\1")
     return before_image(fill(profile, size // 2) + fill(frame(SOF_SEQUENTIAL, 64, 64), size // 2))
 
@@ -132,19 +132,19 @@ def application_segments(size: int) -> bytes:
 
 
 def exif_pieces(size: int) -> bytes:
-    """Readers that add each piece of EXIF to those before copy all of them each time."""
+    """Readers that append each piece of EXIF to the earlier ones copy all of them each time."""
     return before_image(fill(segment(0xE1, b"Exif\0\0" + b"I"), size))
 
 
 def exif_rationals(size: int) -> bytes:
-    """One EXIF value of millions of rationals, in as many segments as it takes."""
+    """One EXIF value of millions of rationals, over many segments."""
     block = tiff([Entry(0x0112, RATIONAL, size // 8, noise(size // 8 * 8))])
     pieces = (block[start : start + LONGEST_SEGMENT - 6] for start in range(0, len(block), LONGEST_SEGMENT - 6))
     return before_image(b"".join(segment(0xE1, b"Exif\0\0" + piece) for piece in pieces))
 
 
 def exif_overlapping(size: int) -> bytes:
-    """Thousands of EXIF values that all lie in the same bytes."""
+    """Thousands of EXIF values that share the same bytes."""
     most = LONGEST_SEGMENT - 6
     count = most // 2 // 12
     body = b"II*\0\x08\0\0\0" + struct.pack("<H", count)
@@ -154,7 +154,7 @@ def exif_overlapping(size: int) -> bytes:
 
 
 def exif_loop(size: int) -> bytes:
-    """A directory that comes after itself, and lies in itself."""
+    """A directory that follows itself and contains itself."""
     body = b"II*\0\x08\0\0\0" + struct.pack("<H", 2)
     body += struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<HHII", 0x014A, 4, 1, 8) + struct.pack("<I", 8)
     return before_image(segment(0xE1, b"Exif\0\0" + body) + fill(segment(0xFE, bytes(99)), size))
@@ -171,7 +171,7 @@ def many_scans_of_many_pixels(size: int) -> bytes:
 
 
 def allowed_scans_of_many_pixels(size: int) -> bytes:
-    """No more scans than some decoders allow, and the rest is a comment."""
+    """As many scans as some decoders allow; the rest is a comment."""
     head, last = progressive(*LARGE)
     more = SCANS - head.count(b"\xff\xda")
     return START + fill(segment(0xFE, bytes(60_000)), size) + head[2:] + last * more + END
@@ -208,12 +208,12 @@ def restarts_in_scan(size: int) -> bytes:
 
 
 def height_after_image(size: int) -> bytes:
-    """The frame says 0 lines; how many there are comes after the scan."""
+    """The frame header says 0 lines; their number comes after the scan."""
     return coded(SOF_SEQUENTIAL, size, 6000, 0)[:-2] + segment(0xDC, struct.pack(">H", 65_000)) + END
 
 
 def noisy(size: int) -> bytes:
-    """An honest file of nothing but noise: about 1.4 bytes a pixel."""
+    """A valid file of noise: about 1.4 bytes per pixel."""
     side = max(16, int((size / 1.4) ** 0.5))
     pixels = np.frombuffer(noise(side * side), np.uint8).reshape(side, side)
     return encoded(pixels, "JPEG", quality=98)
@@ -224,7 +224,7 @@ def four_colours(size: int) -> bytes:
 
 
 def four_colours_progressive(size: int) -> bytes:
-    """What is kept until the last scan of 40 megapixels of four colours."""
+    """Forty megapixels of four colours, whose coefficients are kept until the last scan."""
     return coded(0xC2, size, components=4)
 
 

@@ -1,4 +1,4 @@
-"""What became of every request of the hostile load."""
+"""The outcome of every request of the hostile load."""
 
 import time
 from collections import Counter
@@ -10,25 +10,25 @@ from benchmarks.hostile.client import Reply
 __all__ = ["BAD", "Disturbance", "Ledger", "Trouble", "settle"]
 
 RIGHT, REFUSED, INJECTED, ABORTED, CLOSED = "right", "refused", "injected", "aborted", "closed"
-"""Answered as expected; refused as documented; failed as it was told to; left by the client; a connection that never
-made a whole request, closed by the service."""
+"""Answered as expected; refused as documented; failed as injected; left by the client; a connection without a whole
+request, closed by the service."""
 
 WRONG, HUNG, LOST, FAILED, UNDOCUMENTED = "wrong", "hung", "lost", "failed", "undocumented"
-"""Another answer than expected; none in time; none at all; a 5xx; an answer that no documentation knows."""
+"""Another answer than expected; none in time; connection lost; a 5xx; an undocumented answer."""
 
 BAD = (HUNG, WRONG, FAILED, LOST, UNDOCUMENTED)
-"""Outcomes of which none may be left."""
+"""Outcomes that fail a gate."""
 
 TOO_SLOW, OVERLOADED = 408, 429
-"""Refusals that say nothing about the request itself: it may be tried again."""
+"""Refusals that do not depend on the request: it may be tried again."""
 
 REFUSALS = frozenset({400, 404, 405, 406, TOO_SLOW, 411, 413, 414, 415, 421, 422, OVERLOADED, 431})
-"""What the service may refuse a request with; which of them fits is the sender's to say."""
+"""Statuses of the service's refusals; the sender says which of them fit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """An outcome that must be explained: by a disturbance at that time, or not at all."""
+    """An outcome that only a disturbance at the same time can explain."""
 
     activity: str
     sent: str
@@ -49,7 +49,7 @@ class Disturbance:
 
 @dataclass(slots=True)
 class Ledger:
-    """One role's account; see ``settle`` for all. ``inputs`` were sent; a probe is its start, seconds and status."""
+    """One role's outcomes; see ``settle``. ``inputs`` counts sent images; a probe is its start, seconds and status."""
 
     inputs: int = 0
     counts: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -58,11 +58,11 @@ class Ledger:
     probes: dict[str, list[tuple[float, float, int]]] = field(default_factory=dict)
 
     def count(self, activity: str, outcome: str) -> None:
-        """An outcome that needs no explanation."""
+        """Count an outcome that needs no explanation."""
         self.counts[activity, outcome] += 1
 
     def trouble(self, activity: str, sent: str, outcome: str, detail: str, start: float) -> None:
-        """An outcome that does."""
+        """Record an outcome that needs one."""
         self.troubles.append(Trouble(activity, sent, outcome, detail, start, time.monotonic()))
 
     def judge(
@@ -76,7 +76,7 @@ class Ledger:
         right: Iterable[int] = (200,),
         fails: bool = False,
     ) -> None:
-        """Count an answer whose status alone says whether it is as it should be. ``fails``: a 5xx is meant."""
+        """Count an answer by its status alone. ``fails``: a 5xx with a problem document was injected."""
         self.statuses[reply.status] += 1
         text = f"{reply.status} {reply.body[:300]!r}"
         if reply.status in right:
@@ -87,12 +87,12 @@ class Ledger:
             else:
                 self.trouble(activity, sent, FAILED, text, start)
         elif reply.status in expected and (reply.is_problem or reply.status == 400):
-            self.count(activity, REFUSED)  # a request that is not HTTP gets its 400 from below the application
+            self.count(activity, REFUSED)  # what is not HTTP gets its 400 from the layer below the application
         else:
             self.trouble(activity, sent, UNDOCUMENTED, text, start)
 
     def merge(self, other: "Ledger") -> None:
-        """Add another role's account."""
+        """Add another role's outcomes."""
         self.inputs += other.inputs
         self.counts += other.counts
         self.statuses += other.statuses
@@ -102,10 +102,9 @@ class Ledger:
 
 
 def settle(ledger: Ledger, disturbances: Sequence[Disturbance]) -> list[Trouble]:
-    """Count what a disturbance explains as injected, and give what is left.
+    """Count outcomes that a disturbance explains as injected; returns the others.
 
-    A disturbance explains that a request failed, was lost or refused while it went on; never a wrong answer, and never
-    none at all.
+    A disturbance explains that a request failed, was lost or was refused meanwhile, but never a wrong answer or a hang.
     """
     left = []
     for trouble in ledger.troubles:

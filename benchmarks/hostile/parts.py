@@ -1,4 +1,4 @@
-"""What the makers of hostile images share."""
+"""Helpers of the makers of hostile images."""
 
 import functools
 import io
@@ -14,13 +14,13 @@ LARGE = (6320, 6320)
 
 
 def fill(unit: bytes, size: int) -> bytes:
-    """``unit`` as often as it fits into ``size`` bytes, at least once."""
+    """``unit`` as often as fits into ``size`` bytes, at least once."""
     return unit * max(1, size // len(unit))
 
 
 @functools.lru_cache(4)
 def noise(size: int) -> bytes:
-    """Random bytes, the same ones each time."""
+    """Random bytes from a fixed seed."""
     return np.random.default_rng(0).bytes(size)
 
 

@@ -1,4 +1,4 @@
-"""The worst PNG files that can be thought of. Each function makes one kind, about ``size`` bytes long."""
+"""Worst-case PNG files. Each function makes one kind, about ``size`` bytes long."""
 
 import functools
 import struct
@@ -28,7 +28,7 @@ def head(width: int, height: int, bits: int = 8, colour: int = GREY, interlaced:
 
 
 def whole(filling: bytes = b"", data: bytes | None = None, after: bytes = b"") -> bytes:
-    """64 × 64 pixels with something before the pixels and something after them."""
+    """64 × 64 pixels, with chunks before and after the pixels."""
     pixels = chunk(b"IDAT", zlib.compress(bytes(65 * 64)) if data is None else data)
     return head(64, 64) + filling + pixels + after + chunk(b"IEND")
 
@@ -42,14 +42,14 @@ def after(unit: bytes) -> Callable[[int], bytes]:
 
 
 def tiny_data_chunks(size: int) -> bytes:
-    """Compressed pixels, a byte in each chunk."""
+    """Compressed pixels, one byte per chunk."""
     data = zlib.compress(noise(65 * 64), 0)
     pieces = b"".join(chunk(b"IDAT", data[n : n + 1]) for n in range(len(data)))
     return head(64, 64) + fill(chunk(b"IDAT"), size) + pieces + chunk(b"IEND")
 
 
 def stored_tiny_data_chunks(size: int) -> bytes:
-    """Stored pixels of a noisy image, a byte in each chunk."""
+    """Uncompressed pixels, one byte per chunk."""
     side = max(8, int((size / 13) ** 0.5))
     data = np.frombuffer(zlib.compress(bytes(side * (side + 1)), 0), np.uint8)
     rows = np.zeros((len(data), 13), np.uint8)
@@ -61,7 +61,7 @@ def stored_tiny_data_chunks(size: int) -> bytes:
 
 
 def compressed_text(size: int) -> bytes:
-    """Each chunk a thousandth of what is in it."""
+    """Chunks that unpack to a thousand times their size."""
     return whole(fill(chunk(b"zTXt", b"k\0\0" + zlib.compress(bytes(1 << 20), 9)), size))
 
 
@@ -74,7 +74,7 @@ def one_compressed_text(size: int) -> bytes:
 
 
 def profiles(size: int) -> bytes:
-    """Colour profiles are unpacked one after the other, though only one may be there."""
+    """Many colour profiles, though only one is allowed; each is unpacked."""
     return whole(fill(chunk(b"iCCP", b"k\0\0" + zlib.compress(bytes(1_000_000), 9)), size))
 
 
@@ -87,7 +87,7 @@ def exif_rationals(size: int) -> bytes:
 
 
 def exif_overlapping(size: int) -> bytes:
-    """65,000 values that all lie in the same bytes."""
+    """64,000 values that share the same bytes."""
     count = max(1, (size - 12 * 64_000) // 8)
     entries = [Entry(number, RATIONAL, count, 8) for number in range(1000, 65_000)]
     return whole(chunk(b"eXIf", tiff(entries, noise(count * 8))))
@@ -105,14 +105,14 @@ def exif_as_compressed_text(size: int) -> bytes:
 
 
 def rows(width: int, height: int, bits: int, colour: int, interlaced: bool = False, extra: bytes = b"") -> bytes:
-    """An image of zeros, as small as it can be made."""
+    """An image of zeros, as small as possible."""
     bytes_per_pixel = {GREY: 1, PALETTE: 1, RGB: 3, RGBA: 4}[colour] * bits / 8
     data = _zeros(int((int(width * bytes_per_pixel) + 1) * height * (1.01 if interlaced else 1)) + 100_000)
     return head(width, height, bits, colour, interlaced) + extra + chunk(b"IDAT", data)
 
 
 def sized(width: int, height: int, bits: int, colour: int, *, interlaced: bool = False, extra: bytes = b"") -> Callable:
-    """Such an image, filled up with one chunk that nobody knows."""
+    """Such an image, padded to the size with one unknown chunk."""
 
     @functools.cache
     def image() -> bytes:
@@ -122,7 +122,7 @@ def sized(width: int, height: int, bits: int, colour: int, *, interlaced: bool =
 
 
 def noisy(size: int) -> bytes:
-    """Honest noise, each row filtered by the slowest filter."""
+    """Valid noise, every row with the slowest filter."""
     side = max(8, int((size / 8) ** 0.5))
     values = np.frombuffer(noise(side * side * 8), np.uint8).reshape(side, -1)
     lines = np.concatenate([np.full((side, 1), 4, np.uint8), values], 1)
@@ -135,17 +135,17 @@ def noisy_interlaced(size: int) -> bytes:
 
 
 def data_bomb(size: int) -> bytes:
-    """Gigabytes of pixels behind those of 64 × 64."""
+    """Gigabytes of pixels after those of 64 × 64."""
     return whole(data=_bomb(size))
 
 
 def empty_blocks(size: int) -> bytes:
-    """Compressed data that holds nothing, five bytes a time."""
+    """Compressed data of empty blocks, five bytes each."""
     return whole(data=b"\x78\x9c" + fill(b"\0\0\0\xff\xff", size))
 
 
 def empty_huffman_blocks(size: int) -> bytes:
-    """Blocks with the fixed code and nothing but their end: ten bits each, four of which are five bytes."""
+    """Empty blocks with the fixed code: ten bits each, so four of them are five bytes."""
     block = "0100000000"  # not the last, fixed code (bits 0, 1, 0), end of block (seven zeros): RFC 1951, section 3.2
     bits = block * 4
     unit = bytes(int(bits[n : n + 8][::-1], 2) for n in range(0, 40, 8))

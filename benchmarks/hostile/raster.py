@@ -1,4 +1,4 @@
-"""The worst GIF, BMP and WebP files that can be thought of. Each function makes one kind, about ``size`` bytes long."""
+"""Worst-case GIF, BMP and WebP files. Each function makes one kind, about ``size`` bytes long."""
 
 import functools
 import struct
@@ -34,7 +34,7 @@ def sub_blocks(data: bytes, length: int = 255) -> bytes:
 
 
 def gif_blocks(unit: bytes) -> Callable[[int], bytes]:
-    """Blocks without end before the image."""
+    """Many blocks before the image."""
     return lambda size: gif(fill(unit, size) + _gif_whole())
 
 
@@ -43,7 +43,7 @@ def gif_frames(size: int) -> bytes:
 
 
 def gif_offset(size: int) -> bytes:
-    """A frame that begins where the canvas ends, so that the canvas grows."""
+    """A frame that begins outside the canvas, so that the canvas grows."""
     return gif(gif_frame(sub_blocks(noise(size)), (6000, 6000, 300, 300)))
 
 
@@ -56,7 +56,7 @@ def gif_codes(size: int) -> bytes:
 
 
 def gif_clear_codes(size: int) -> bytes:
-    """Nothing but codes that empty the table: 256 in nine bits."""
+    """Only codes that clear the table: 256 in nine bits."""
     unit = sum(256 << (9 * n) for n in range(8)).to_bytes(9, "little")
     return gif(gif_frame(sub_blocks(fill(unit, size)), (0, 0, *LARGE)), *LARGE)
 
@@ -111,7 +111,7 @@ def runs(unit: bytes, bits: int = 8) -> Callable[[int], bytes]:
 
 
 def bmp_values(bits: int, compression: int = 0, header: int = 40) -> Callable[[int], bytes]:
-    """Honest values, as many as there is room for."""
+    """A valid image of noise."""
 
     def make(size: int) -> bytes:
         side = max(8, int((size * 8 / bits) ** 0.5) // 32 * 32)
@@ -123,7 +123,7 @@ def bmp_values(bits: int, compression: int = 0, header: int = 40) -> Callable[[i
 
 
 def bmp_core(size: int) -> bytes:
-    """The header of OS/2 1, of 12 bytes."""
+    """The 12-byte header of OS/2 1."""
     side = min(max(8, int(size**0.5) // 4 * 4), LARGE[0])
     info = struct.pack("<IHHHH", 12, side, side, 1, 8) + bytes(768)
     return b"BM" + struct.pack("<IHHI", 0, 0, 0, 14 + len(info)) + info + noise(side * side)
@@ -184,28 +184,28 @@ def webp_pixels(side: int = 64, lossless: bool = True) -> bytes:
 
 
 def webp_frames(side: int) -> Callable[[int], bytes]:
-    """Frames without end on a canvas of ``side``."""
+    """Many frames on a canvas of ``side``."""
     frame = webp_chunk(b"ANMF", bytes(6) + b"\x3f\0\0\x3f\0\0" + b"\1\0\0\0" + webp_pixels())
     start = canvas(side, side, ANIMATION), webp_chunk(b"ANIM", bytes(6))
     return lambda size: riff(*start, fill(frame, size))
 
 
 def webp_metadata(kind: bytes, flag: int, make: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """One chunk of ``size`` beside a small image."""
+    """One chunk of metadata of ``size`` bytes and a small image."""
     if kind == b"ICCP":
         return lambda size: riff(canvas(64, 64, flag), webp_chunk(kind, make(size)), webp_pixels())
     return lambda size: riff(canvas(64, 64, flag), webp_pixels(), webp_chunk(kind, make(size)))
 
 
 def webp_noise(size: int) -> bytes:
-    """Honest noise without loss: about three bytes a pixel."""
+    """Lossless noise: about three bytes per pixel."""
     side = max(16, int((size / 3) ** 0.5))
     pixels = np.frombuffer(noise(side * side * 3), np.uint8).reshape(side, side, 3)
     return encoded(pixels, "WEBP", lossless=True, quality=0, method=0)
 
 
 def webp_lossy_noise(size: int) -> bytes:
-    """Noise of 1.6 bytes a pixel, up to 2 MB: the format has no room for more in the first part of a file."""
+    """Lossy noise of 1.6 bytes per pixel, up to 2 MB: the first partition holds no more."""
     side = max(16, int((min(size, 2 * 2**20) / 1.6) ** 0.5))
     pixels = np.frombuffer(noise(side * side * 3), np.uint8).reshape(side, side, 3)
     return encoded(pixels, "WEBP", quality=100, method=0)

@@ -1,4 +1,4 @@
-"""Attacks by the request: forms, paths, headers and bytes that no good client sends."""
+"""Attacks with the request: forms, paths, headers and bytes that no good client sends."""
 
 import asyncio
 import random
@@ -52,19 +52,20 @@ METHODS = ("HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "GET", "POST", 
 
 
 async def tiny_parts(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """8 MB of parts that hold nothing."""
+    """8 MB of empty parts."""
     body, headers = form([("a", b"")] * 1)
     part = body[: body.index(b"--limit--")]
     await post(target, ledger, "tiny_parts", part * (8 * MEGABYTE // len(part)) + b"--limit--\r\n", headers, right=())
 
 
 async def tiny_parts_before_image(target: Target, ledger: Ledger, chance: random.Random) -> None:
+    """Many small parts before the image."""
     body, headers = form([("map", b"none")] * chance.randint(2, 5000) + [("file", target.image)])
     await post(target, ledger, "tiny_parts_before_image", body, headers, right=())
 
 
 async def part_headers(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """A part whose head has megabytes: one line, or many."""
+    """A part with a head of megabytes, in one line or in many."""
     line = b"X-" + b"a" * MEGABYTE + b": 1\r\n" if chance.random() < 0.5 else b"X-A: 1\r\n" * 100_000
     body = b"--limit\r\n" + line + b'Content-Disposition: form-data; name="file"\r\n\r\n' + target.image
     headers = {"Content-Type": "multipart/form-data; boundary=limit"}
@@ -72,7 +73,7 @@ async def part_headers(target: Target, ledger: Ledger, chance: random.Random) ->
 
 
 async def broken_form(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Forms without end, without beginning, of nothing but boundaries or line ends."""
+    """Forms without an end or a beginning, or of nothing but boundaries or line breaks."""
     whole, headers = form([("file", target.image)])
     kinds = (
         whole[:-12],
@@ -86,7 +87,7 @@ async def broken_form(target: Target, ledger: Ledger, chance: random.Random) -> 
 
 
 async def form_fields(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Fields that are unknown, or contradict the query, or come twice."""
+    """Fields that are unknown, contradict the query, or come twice."""
     fields = chance.choice([[("nonsense", b"1")], [("map", b"none"), ("map", b"png")], [("map", b"\xff\xfe")],
                             [("task", b"x" * 100_000)], [("file", target.image)]])  # fmt: skip
     body, headers = form([*fields, ("file", target.image)])
@@ -94,7 +95,7 @@ async def form_fields(target: Target, ledger: Ledger, chance: random.Random) -> 
 
 
 async def methods(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Every method at every route."""
+    """Every method on every route."""
     method, route = chance.choice(METHODS), chance.choice(ROUTES)
     start = time.monotonic()
     reply = await ask(target.port, method, route)
@@ -106,7 +107,7 @@ async def methods(target: Target, ledger: Ledger, chance: random.Random) -> None
 
 
 async def paths(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Paths that lead nowhere, or out of where they should."""
+    """Paths that lead nowhere, or out of their folder."""
     path = chance.choice(PATHS)
     start = time.monotonic()
     reply = await ask(target.port, "GET", path)
@@ -115,24 +116,24 @@ async def paths(target: Target, ledger: Ledger, chance: random.Random) -> None:
 
 
 async def queries(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Values that no parameter has."""
+    """Invalid values of parameters."""
     query = chance.choice(QUERIES)
     await post(target, ledger, "queries", target.image, BYTES, "?" + query, right=(200,) if "&" in query else ())
 
 
 async def headers(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Headers that are too many, too long or lies."""
+    """Headers that are too many, too long, or wrong."""
     chosen = chance.choice(HEADERS)
     try:
         await post(target, ledger, "headers", target.image, BYTES | chosen)
     except LostError:
         if sum(map(len, chosen.values())) < 10_000 and len(chosen) < 100:
             raise
-        ledger.count("headers", CLOSED)  # what is too long for HTTP may be cut off
+        ledger.count("headers", CLOSED)  # the HTTP layer may close the connection
 
 
 async def not_http(target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Bytes that are no request, or two at once."""
+    """Bytes that are not a request, or two at once."""
     data = chance.choice(NO_REQUESTS)
     async with connect(target.port) as (reader, writer):
         sending = asyncio.create_task(send(writer, data))
@@ -146,4 +147,4 @@ ATTACKS: tuple[Attack, ...] = (
     tiny_parts, tiny_parts_before_image, part_headers, broken_form, form_fields, methods, methods, paths, paths,
     queries, queries, headers, headers, not_http, not_http,
 )  # fmt: skip
-"""Those that there are many kinds of come more often."""
+"""Attacks with many variants come more often."""

@@ -1,4 +1,4 @@
-"""What every attack of the hostile load has: whom it goes to, and how its outcomes are counted."""
+"""What all attacks of the hostile load share: their target, and how outcomes are counted."""
 
 import asyncio
 import random
@@ -18,12 +18,12 @@ BYTES = {"Content-Type": "application/octet-stream"}
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The service: its port, good images (the second is large), and how long it may take for what.
+    """The service under attack: its port, good images (the second is large), and its time limits.
 
     Args:
-        patience: seconds in which every request must be answered.
-        stall_seconds: so long a client takes nothing of its answer.
-        closing_seconds: seconds in which a connection that makes no request must be ended.
+        patience: seconds within which every request must be answered.
+        stall_seconds: how long a client reads nothing of its answer.
+        closing_seconds: seconds within which a connection without a request must be closed.
     """
 
     port: int
@@ -39,7 +39,7 @@ Attack = Callable[[Target, Ledger, random.Random], Awaitable[None]]
 
 
 async def attack(chosen: Attack, target: Target, ledger: Ledger, chance: random.Random) -> None:
-    """Run one attack: no answer in time is a hang, an end before the answer a loss."""
+    """Run one attack: no answer in time is a hang, a connection that ends before the answer is a loss."""
     name, start = chosen.__name__, time.monotonic()
     try:
         async with asyncio.timeout(target.patience):
@@ -59,9 +59,9 @@ async def closes(
     right: tuple[int, ...] = (),
     sent: float | None = None,
 ) -> None:
-    """The service must end this connection, with an answer or without, in its time.
+    """The service must close this connection in time, with an answer or without.
 
-    ``sent`` is when the request was sent, unless that was just now: what disturbed it then explains its answer.
+    ``sent`` is when the request was sent, now by default: a disturbance since then explains the answer.
     """
     start = time.monotonic() if sent is None else sent
     try:
@@ -77,7 +77,7 @@ async def closes(
 
 async def post(target: Target, ledger: Ledger, name: str, body: bytes, headers: dict[str, str], query: str = "",
                *, expected: frozenset[int] = REFUSALS, right: tuple[int, ...] = (200,)) -> Reply:  # fmt: skip
-    """One request to ``/predict`` that is refused or answered."""
+    """Send one request to ``/predict``, which must be refused or answered."""
     start = time.monotonic()
     reply = await ask(target.port, "POST", "/predict" + query, body, headers)
     ledger.judge(name, name, reply, start, expected=expected, right=right)

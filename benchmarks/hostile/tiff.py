@@ -1,4 +1,4 @@
-"""The worst TIFF files that can be thought of. Each function makes one kind, about ``size`` bytes long.
+"""Worst-case TIFF files. Each function makes one kind, about ``size`` bytes long.
 
 Tags and types are those of TIFF 6.0, and of BigTIFF where the name says so.
 """
@@ -24,7 +24,7 @@ DEFLATE, PACKBITS, LZW, LZMA, ZSTD = 8, 32773, 5, 34925, 50000
 """Compressions."""
 
 MOST_ENTRIES = 65_535
-"""Of one directory, whose count has two bytes."""
+"""Entries of one directory, whose count has two bytes."""
 
 
 class Entry(NamedTuple):
@@ -37,7 +37,7 @@ class Entry(NamedTuple):
 
 
 def tiff(entries: Sequence[Entry], body: bytes = b"", *, big: bool = False, following: int = 0) -> bytes:
-    """A file of one directory. ``body`` comes first, at ``start(big)``; values that fit into no field come last."""
+    """A file with one directory. ``body`` comes first, at ``start(big)``; values too large for a field come last."""
     head, count, field, inline = ("<2sHHHQ", "<Q", "<HHQ", 8) if big else ("<2sHI", "<H", "<HHI", 4)
     position = start(big) + len(body)
     parts = [struct.pack(head, b"II", 43, 8, 0, position) if big else struct.pack(head, b"II", 42, position), body]
@@ -58,7 +58,7 @@ def tiff(entries: Sequence[Entry], body: bytes = b"", *, big: bool = False, foll
 
 
 def start(big: bool = False) -> int:
-    """Where the first byte after the header lies."""
+    """Offset of the first byte after the header."""
     return 16 if big else 8
 
 
@@ -69,7 +69,7 @@ def long(tag: int, *values: int) -> Entry:
 def image(
     width: int, height: int, *, compression: int = 1, bits: int = 8, photometric: int = 1, samples: int = 1
 ) -> list[Entry]:
-    """The fields that every image has, those of its strips left out."""
+    """The fields that every image has, without those of its strips."""
     return [
         long(256, width), long(257, height), long(258, *[bits] * samples), long(259, compression),
         long(262, photometric), long(277, samples),
@@ -77,13 +77,13 @@ def image(
 
 
 def striped(data: bytes, width: int, height: int, **options: int) -> bytes:
-    """An image whose one strip is ``data``."""
+    """An image with one strip, ``data``."""
     strips = [long(273, start()), long(278, height), long(279, len(data))]
     return tiff([*image(width, height, **options), *strips], data)
 
 
 def small(*entries: Entry, following: int = 0) -> bytes:
-    """A good image of 64 × 64, with more fields."""
+    """A valid image of 64 × 64 with extra fields."""
     strips = [long(273, start()), long(278, 64), long(279, 4096)]
     return tiff([*image(64, 64), *strips, *entries], bytes(4096), following=following)
 
@@ -96,13 +96,13 @@ def giant_tile(size: int, compression: int = DEFLATE) -> bytes:
 
 
 def giant_strip(size: int) -> bytes:
-    """The strip has 2³² - 1 rows, of which the image has 64."""
+    """A strip of 2³² - 1 rows for an image of 64."""
     strips = [long(273, start()), long(278, 2**32 - 1), long(279, size)]
     return tiff([*image(64, 64, compression=DEFLATE), *strips], zlib.compress(bytes(4096)).ljust(size, b"\0"))
 
 
 def strips(size: int, compression: int = 1) -> bytes:
-    """A strip for each row of one pixel, as many as there is room for."""
+    """A strip for each row of one pixel, as many as fit."""
     rows = min(max(1, size // 8), 30_000_000)
     data = b"\0" if compression == 1 else zlib.compress(b"\0")
     table = [
@@ -113,7 +113,7 @@ def strips(size: int, compression: int = 1) -> bytes:
 
 
 def shared_strip(size: int, compression: int = DEFLATE) -> bytes:
-    """Each of 6,320 rows is a strip, and all of them are the same megabytes."""
+    """6,320 rows, each a strip, that share the same bytes."""
     width, rows = LARGE
     data = zlib.compress(bytes(width)).ljust(max(100, size - 8 * rows), b"\0")
     table = [
@@ -124,7 +124,7 @@ def shared_strip(size: int, compression: int = DEFLATE) -> bytes:
 
 
 def tiny_tiles(size: int) -> bytes:
-    """Tiles of 16 × 16 that all are the same megabytes."""
+    """Tiles of 16 × 16 that share the same bytes."""
     count = (LARGE[0] // 16) ** 2
     data = zlib.compress(bytes(256)).ljust(max(100, size - 8 * count), b"\0")
     table = [
@@ -135,19 +135,19 @@ def tiny_tiles(size: int) -> bytes:
 
 
 def values(kind: int, width: int, tag: int = 0x9999) -> Callable[[int], bytes]:
-    """Fields with millions of values of a type that has ``width`` bytes."""
+    """A field with millions of values of ``width`` bytes."""
     return lambda size: small(Entry(tag, kind, size // width, noise(size // width * width)))
 
 
 def bits_per_sample(size: int) -> bytes:
-    """A needed field with millions of values."""
+    """A required field with millions of values."""
     fields = [entry for entry in image(64, 64) if entry.tag != 258]
     strip = [long(273, start()), long(278, 64), long(279, 4096)]
     return tiff([*fields, *strip, Entry(258, SHORT, size // 2, b"\x08\0" * (size // 2))], bytes(4096))
 
 
 def overlapping_values(size: int) -> bytes:
-    """65,000 fields whose values all lie in the same bytes."""
+    """65,000 fields whose values share the same bytes."""
     body = bytes(4096) + noise(max(8, size - 12 * MOST_ENTRIES) // 8 * 8)
     strip = [long(273, start()), long(278, 64), long(279, 4096)]
     count = (len(body) - 4096) // 8
@@ -156,13 +156,13 @@ def overlapping_values(size: int) -> bytes:
 
 
 def looping_directory(size: int) -> bytes:
-    """The directory comes after itself, and lies in itself as EXIF, GPS and SubIFDs."""
+    """A directory that follows itself and contains itself as EXIF, GPS and SubIFDs."""
     inside = [Entry(tag, LONG, 1, start() + 4096) for tag in (330, 34665, 34853, 40965)]
     return small(*inside, following=start() + 4096) + bytes(size)
 
 
 def chained_directories(size: int) -> bytes:
-    """Millions of directories, each with one field, one after the other."""
+    """A chain of millions of directories with one field each."""
     data = small()
     first = len(data)
     step = 18
@@ -175,7 +175,7 @@ def chained_directories(size: int) -> bytes:
 
 
 def nested_directories(size: int) -> bytes:
-    """SubIFDs in SubIFDs, thousands deep, and EXIF directories likewise."""
+    """SubIFDs and EXIF directories nested thousands deep."""
     data = small(Entry(330, LONG, 1, 0), Entry(34665, LONG, 1, 0))
     first, step = len(data), 30
     parts = [
@@ -202,7 +202,7 @@ def bigtiff_endless(size: int) -> bytes:
 
 
 def bomb(compression: str, mode: str = "L") -> Callable[[int], bytes]:
-    """40 megapixels of one colour; what is missing to the size lies behind the image."""
+    """40 megapixels of one colour, padded to the size after the image."""
 
     @functools.cache
     def compressed() -> bytes:
@@ -217,35 +217,35 @@ def bit_bomb(compression: str) -> Callable[[int], bytes]:
 
 
 def random_data(compression: int, **options: int) -> Callable[[int], bytes]:
-    """40 megapixels of nonsense."""
+    """40 megapixels of random data."""
     return lambda size: striped(noise(size), *LARGE, compression=compression, **options)
 
 
 def empty_deflate_blocks(size: int) -> bytes:
-    """Compressed data that holds nothing, five bytes a time."""
+    """Compressed data of empty blocks, five bytes each."""
     return striped(b"\x78\x9c" + fill(b"\0\0\0\xff\xff", size), 64, 64, compression=DEFLATE)
 
 
 def lzw_clear_codes(size: int) -> bytes:
-    """Nothing but codes that empty the table: 256 in nine bits, eight of which are nine bytes."""
+    """Only codes that clear the table: 256 in nine bits, so eight of them are nine bytes."""
     codes = int("100000000" * 8, 2).to_bytes(9, "big")
     return striped(fill(codes, size), *LARGE, compression=LZW)
 
 
 def lzma_dictionary(size: int) -> bytes:
-    """A stream that asks for a dictionary of 1.5 GiB."""
-    # Made with a small one, whose size is then changed in the header: the encoder would need the memory too.
+    """A stream that requests a dictionary of 1.5 GiB."""
+    # Made with a small dictionary whose size is changed in the header: the encoder would need the memory too.
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": 1 << 16}]
     data = bytearray(lzma.compress(bytes(4096), lzma.FORMAT_XZ, lzma.CHECK_NONE, filters=filters))
     length = (data[12] + 1) * 4
-    at = data.index(b"\x21\x01", 12) + 2  # the filter's number and the length of its property
+    at = data.index(b"\x21\x01", 12) + 2  # the filter's id and the length of its property
     data[at] = 37  # 3 · 2²⁹ (the xz format, section 5.3.1)
     data[12 + length - 4 : 12 + length] = struct.pack("<I", zlib.crc32(bytes(data[12 : 12 + length - 4])))
     return striped(bytes(data).ljust(size, b"\0"), 64, 64, compression=LZMA)
 
 
 def turned(size: int) -> bytes:
-    """40 megapixels of RGB that have to be turned by a quarter."""
+    """40 megapixels of RGB that must be rotated by 90°."""
     return _turned().ljust(size, b"\0")
 
 

@@ -38,7 +38,7 @@ EXCESS_UNIT = 0.01
 EXCESS_POWER = 0.3
 """Exponent of the excess: its weight relative to the log ratio (0.27 to 0.31) in a logistic regression that separates
 good images of left-out products from augmented images of learned ones, all of them training images
-(``benchmarks/unknown_verdicts.py``)."""
+(``python -m benchmarks unknown_verdicts``)."""
 
 
 def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, median_distance: torch.Tensor) -> torch.Tensor:

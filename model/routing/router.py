@@ -87,7 +87,7 @@ class Prototype(nn.Module):
         The floor is the mean variance of the directions without an axis, but at least ``relative_floor`` times the
         mean square of the mean descriptor: unseen images vary in more directions than the few training images do. The
         number of axes and the relative floor were chosen by the likelihood of held-out good images
-        (``benchmarks/unknown_products.py``).
+        (``python -m benchmarks unknown_products``).
         """
         count, dim = descriptors.shape
         rank = max(0, min(config.axes, count - 2, dim - 1))

@@ -1,13 +1,11 @@
 """Threads: how many there are and how they wait, decided here for service, trainer, commands and benchmarks alike.
 
 A program calls ``prepare_threads`` before it imports PyTorch or NumPy, whose runtimes read the environment once, when
-they are loaded (scripts that import them at their top begin with ``restart_prepared``); and ``configure_threads``
-before it computes. This module imports neither.
+they are loaded, and ``configure_threads`` before it computes. This module imports neither.
 """
 
 import math
 import os
-import sys
 from pathlib import Path
 
 from moleflow.model.errors import ConfigurationError
@@ -18,14 +16,13 @@ __all__ = [
     "configure_threads",
     "helper_threads",
     "prepare_threads",
-    "restart_prepared",
 ]
 
 _OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
 """Threads of OpenMP sleep while they have nothing to do. By default they spin, which takes the processor from whoever
-could use it: with one busy process beside it, a spinning forward pass is slowed many times over
-(``benchmarks/threads.py``). The first two are read by GNU's runtime, which PyTorch brings on Linux, the first and the
-last by LLVM's and Intel's."""
+could use it: with one busy process beside it, a spinning forward pass is slowed many times over (``python -m benchmarks
+threads``). The first two are read by GNU's runtime, which PyTorch brings on Linux, the first and the last by LLVM's and
+Intel's."""
 
 _OPENBLAS = {"OPENBLAS_NUM_THREADS": "1"}
 """NumPy's products are small here (an anomaly map), and several threads of ours make them at once; OpenBLAS's own
@@ -50,14 +47,6 @@ def prepare_threads() -> None:
     for group in (_OPENMP, _OPENBLAS):
         if not any(os.environ.get(name) for name in group):
             os.environ.update(group)
-
-
-def restart_prepared() -> None:
-    """For scripts that import PyTorch at their top: start the program anew, once, if it runs without the policy."""
-    before = dict(os.environ)
-    prepare_threads()
-    if dict(os.environ) != before:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def configure_threads(threads: int | None = None) -> int:

@@ -33,3 +33,8 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(capsys: pytest.Cap
 def test_no_benchmark_edits_the_path_of_imports() -> None:
     for path in (ROOT / "benchmarks").rglob("*.py"):
         assert "sys.path" not in path.read_text(encoding="utf-8"), path
+
+
+def test_the_entry_sets_the_variables_for_threads_before_pytorch_and_numpy_read_them() -> None:
+    code = "import sys, benchmarks.__main__; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0

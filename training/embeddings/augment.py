@@ -2,8 +2,8 @@
 
 They tell the router (``moleflow.model.routing.router``) how far and where to an image of a product may move without
 being another product. No expert is fitted to them, and nothing is calibrated with them. The kinds and their extents
-were chosen on good training images (``benchmarks/unknown_products.py``): covering up to a third of the image, light
-and focus are needed; pasted patches (Li et al., CutPaste, CVPR 2021) and small movements add nothing to them.
+were chosen on good training images (``python -m benchmarks unknown_products``): covering up to a third of the image,
+light and focus are needed; pasted patches (Li et al., CutPaste, CVPR 2021) and small movements add nothing to them.
 """
 
 import hashlib

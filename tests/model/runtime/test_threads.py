@@ -109,23 +109,3 @@ def test_the_command_sets_the_policy_before_it_loads_pytorch_and_numpy() -> None
     variables = {name: value for name, value in os.environ.items() if name not in THREAD_POLICY}
     done = subprocess.run([sys.executable, "-c", COMMAND], cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.stdout.strip() == "[('numpy', ('PASSIVE', '1')), ('torch', ('PASSIVE', '1'))]", done.stderr
-
-
-SCRIPT = """
-import os, sys
-print(sys.argv[1:], os.environ.get("OMP_WAIT_POLICY"))
-from moleflow.model.runtime.threads import restart_prepared
-restart_prepared()
-"""
-
-
-def test_a_script_starts_anew_once_with_its_arguments(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(SCRIPT)
-    variables = {name: value for name, value in os.environ.items() if name not in THREAD_POLICY}
-    done = subprocess.run(
-        [sys.executable, tmp_path / "script.py", "--data", "a b"],
-        env=variables | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.splitlines() == ["['--data', 'a b'] None", "['--data', 'a b'] PASSIVE"], done.stderr

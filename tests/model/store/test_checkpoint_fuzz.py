@@ -1,5 +1,5 @@
 """Random damage to the container and to the header: what is accepted the safetensors library accepts too, and reads
-alike; what is refused is refused as a checkpoint is. ``benchmarks/fuzz_checkpoint.py`` does the same for longer."""
+alike; what is refused is refused as a checkpoint is. ``python -m benchmarks fuzz_checkpoint`` runs longer."""
 
 from pathlib import Path
 
