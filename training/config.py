@@ -88,7 +88,7 @@ PRESETS: dict[str, Preset] = {
         model=ModelConfig(),
         training=TrainingConfig(),
     ),
-    # Chosen by defects pasted into held-out good images, see docs/levers.md.
+    # Chosen by defects pasted into held-out good images, see docs/results/hyperparameters.md.
     "fast": Preset(
         name="fast",
         description="WideResNet-50-2 with embeddings whitened for each product: D = 160, rank 16, 8 epochs",
@@ -104,7 +104,7 @@ PRESETS: dict[str, Preset] = {
         ),
         training=TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-3, first_warmup_epochs=1, warmup_epochs=1),
     ),
-    # What it costs in accuracy is measured in docs/scale.md.
+    # What it costs in accuracy is measured in docs/results/scale.md.
     "compact": Preset(
         name="compact",
         description="main with experts of a third of the bytes: rank 16, stored in bfloat16",
