@@ -1,10 +1,10 @@
 #!/bin/sh
-# What the container runs.
+# Entrypoint of the container.
 #
-#   (no argument)   serve MOLEFLOW_CHECKPOINT; else the newest *.safetensors in /models; else train the demo one first
+#   (no argument)   serve MOLEFLOW_CHECKPOINT, or the newest *.safetensors in /models, or a newly trained demo checkpoint
 #   ARGUMENTS       moleflow ARGUMENTS, such as: train /data --task bottle --checkpoint /models/factory.safetensors
 #
-# The server and the commands replace this shell, so the container's signals reach them.
+# The server and the commands replace this shell (exec), so that they receive the container's signals.
 set -eu
 
 if [ "$#" -gt 0 ]; then
@@ -23,15 +23,15 @@ newest_checkpoint() {
     printf '%s' "$newest"
 }
 
-# Trained in a directory of its own and moved when it is whole: a start that was cut short never leaves a checkpoint
-# with some of the products to be served, and the next start goes on where this one was.
+# Trained in a separate directory and moved when complete: an interrupted start never leaves a partial checkpoint to be
+# served, and the next start continues the training.
 train_demo() {
     [ -w "$models" ] || {
-        echo "moleflow: $models holds no checkpoint, and user $(id -u) may not write one there. Mount a volume that it may" \
-            "write to (chown it to $(id -u)), or one with a checkpoint." >&2
+        echo "moleflow: $models contains no checkpoint, and user $(id -u) may not write there. Mount a volume with a" \
+            "checkpoint, or one that this user may write to (chown it to $(id -u))." >&2
         exit 1
     }
-    echo "moleflow: $models holds no checkpoint; training the demo one, which takes a minute or two" >&2
+    echo "moleflow: $models contains no checkpoint; training a demo checkpoint, which takes a minute or two" >&2
     moleflow demo --no-serve --directory "$models/demo" &
     trainer=$!
     trap 'kill -TERM "$trainer" 2>/dev/null || true; wait "$trainer" || true; exit 143' TERM INT

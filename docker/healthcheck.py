@@ -1,6 +1,6 @@
-"""Says by its exit status whether the server in this container is ready: 0 when it is, 1 when it is not.
+"""Health check of the container: exits with status 0 if the server is ready, else 1.
 
-It asks the address the server binds to (``MOLEFLOW_HOST``, ``MOLEFLOW_PORT``), directly and never through a proxy.
+Connects directly to the address that the server binds to (``MOLEFLOW_HOST``, ``MOLEFLOW_PORT``), never through a proxy.
 """
 
 import http.client
@@ -10,38 +10,37 @@ import sys
 __all__ = ["chosen_port", "is_ready"]
 
 DEFAULT_PORT = 8000
-"""Where the server listens unless told otherwise."""
 
 TIMEOUT_SECONDS = 4
-"""Below the five seconds after which the engine gives up on the check, so that the reason still gets into its log."""
+"""Less than the five seconds after which Docker kills the check, so that the reason still gets into its log."""
 
-MOST_BYTES = 1000
-"""Of an answer that says what is wrong, so much gets into the log."""
+MAX_LOGGED_BYTES = 1000
+"""How much of an error response is logged."""
 
 LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}
-"""Where to reach a server that binds to every address."""
+"""Addresses at which to reach a server that binds to every interface."""
 
 
 def is_ready(host: str, port: int) -> bool:
-    """Whether ``/health/ready`` answers with 200. Prints the reason when it does not."""
+    """Whether ``/health/ready`` responds with 200. Prints the reason if it does not."""
     connection = http.client.HTTPConnection(LOOPBACK.get(host, host), port, timeout=TIMEOUT_SECONDS)
     try:
         connection.request("GET", "/health/ready")
         response = connection.getresponse()
-        said = response.read(MOST_BYTES).decode(errors="replace")
+        detail = response.read(MAX_LOGGED_BYTES).decode(errors="replace")
     except (OSError, http.client.HTTPException) as error:
-        print(f"{host}:{port} does not answer: {error}")
+        print(f"{host}:{port} does not respond: {error}")
         return False
     finally:
         connection.close()
     if response.status != http.client.OK:
-        print(f"{host}:{port} answers {response.status} {response.reason}: {said}")
+        print(f"{host}:{port} responds with {response.status} {response.reason}: {detail}")
     return response.status == http.client.OK
 
 
 def chosen_port(value: str) -> int:
-    """The port that ``MOLEFLOW_PORT`` names. Kubernetes sets it to ``tcp://…`` for a service that is called moleflow;
-    the server passes over that, and so does this. Raises ``ValueError`` for what is no port."""
+    """The port in ``MOLEFLOW_PORT``, or the default. Kubernetes sets the variable to ``tcp://…`` for a service called
+    moleflow, which the server ignores too. Raises ``ValueError`` for anything else that is not a number."""
     return DEFAULT_PORT if not value or "://" in value else int(value)
 
 
@@ -50,6 +49,6 @@ if __name__ == "__main__":
         port = chosen_port(os.environ.get("MOLEFLOW_PORT", ""))
     except ValueError:
         sys.exit(
-            f"MOLEFLOW_PORT cannot be {os.environ['MOLEFLOW_PORT']!r}: it should be a number such as {DEFAULT_PORT}"
+            f"MOLEFLOW_PORT cannot be {os.environ['MOLEFLOW_PORT']!r}: it must be a number such as {DEFAULT_PORT}"
         )
     sys.exit(0 if is_ready(os.environ.get("MOLEFLOW_HOST", "0.0.0.0"), port) else 1)

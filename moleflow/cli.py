@@ -1,4 +1,4 @@
-"""The command line: one command with subcommands; heavy imports wait until a subcommand needs them."""
+"""The command line. Heavy imports are deferred to the subcommands that need them."""
 
 import contextlib
 import io
@@ -34,12 +34,12 @@ _OUTPUT = "standard output"
 
 
 def main() -> None:
-    """Run the command; every expected error is one line on standard error and exit status 1."""
+    """Run the command. Every expected error becomes one line on standard error and exit status 1."""
     _prepare_streams()
     from moleflow.model.errors import MoLEFlowError
 
     try:
-        # Typer turns an interrupt into "Aborted!"; standalone mode off lets the commands say what is kept.
+        # Without standalone mode Typer does not print "Aborted!"; commands report themselves what they have saved.
         status = app(standalone_mode=False)
         sys.stdout.flush()
     except MoLEFlowError as error:
@@ -47,23 +47,23 @@ def main() -> None:
     except typer.Abort:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # The reader has gone (as with `| head`); closing quietly is what it expects.
+        # The reader is gone, as with `| head`.
         _drop_output()
         sys.exit(EXIT_ERROR)
     except OSError as error:
         _fail(_explain(error))
     except MemoryError:
-        _fail("there is not enough memory; close other programs, or make --batch-size or the images smaller.")
+        _fail("out of memory; close other programs, or use a smaller --batch-size or smaller images.")
     except Exception as error:
         if not hasattr(error, "show") or not hasattr(error, "exit_code"):
             raise
-        error.show()  # a usage error: click prints it with the command's usage
+        error.show()  # one of click's usage errors
         sys.exit(error.exit_code)
     sys.exit(status if isinstance(status, int) else 0)
 
 
 class _Output(io.FileIO):
-    """Standard output, whose errors say that it is what failed."""
+    """Standard output; its write errors name it as the file that failed."""
 
     def write(self, data: Any) -> Any:
         try:
@@ -73,16 +73,16 @@ class _Output(io.FileIO):
 
 
 def _prepare_streams() -> None:
-    """Let any text be printed, and let a standard output that takes nothing be told from other files."""
+    """Make any text printable, and errors of standard output recognisable."""
     for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
-        if getattr(sys, name) is None:  # it was closed: else the next file that is opened would get its number
-            # Read-only, so that results that are written to a closed output are an error.
+        if getattr(sys, name) is None:  # closed: the next opened file would get its descriptor
+            # Read-only, so that writing results to a closed output fails.
             os.dup2(os.open(os.devnull, os.O_RDONLY if name == "stdout" else os.O_RDWR), number)
-            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - open as long as the program
+            setattr(sys, name, open(number, mode, closefd=False))  # noqa: SIM115 - stays open
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and out.isatty() is False:
         out.flush()
-        # Names of files may hold bytes that are no text, and an encoding may lack letters.
+        # File names may contain undecodable bytes, and the encoding may lack characters.
         sys.stdout = io.TextIOWrapper(
             io.BufferedWriter(_Output(out.fileno(), "w", closefd=False)), out.encoding, "backslashreplace"
         )
@@ -91,18 +91,18 @@ def _prepare_streams() -> None:
 
 
 def _fail(message: str) -> None:
-    """Print the one line, and end."""
+    """Print one line and exit."""
     from moleflow.model.files.file_names import as_line
 
     line = as_line(" ".join(message.split()))
-    with contextlib.suppress(OSError):  # standard error may be full too
+    with contextlib.suppress(OSError):  # the disk of standard error may be full too
         print(f"error: {line}", file=sys.stderr, flush=True)
     _drop_output()
     sys.exit(EXIT_ERROR)
 
 
 def _drop_output() -> None:
-    """What could not be written to standard output is not tried again when the program ends."""
+    """Discard unwritten output, so that the interpreter does not try to flush it again at exit."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -110,7 +110,7 @@ def _drop_output() -> None:
 
 
 def _explain(error: OSError) -> str:
-    """An error of the file system that no command foresaw: what failed, where, and what to do."""
+    """Message for a file system error that no command handles: what failed, where, and what to do."""
     from moleflow.model.files.outputs import reason, remedy
 
     if not isinstance(error.filename, str | bytes | os.PathLike):

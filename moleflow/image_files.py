@@ -1,4 +1,4 @@
-"""The image files that a command is given: files, and folders with all that lies below them."""
+"""Finding image files: given by name, or anywhere below given folders."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -11,12 +11,11 @@ from moleflow.model.files.outputs import reason
 __all__ = ["ImageFile", "find_images"]
 
 _SUFFIX = "_overlay.png"
-"""Ending of an overlay's name."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """A file to be read, and where its overlay goes, relative to the folder of overlays: no two go to one place."""
+    """An image file, and the unique path of its overlay relative to the overlay folder."""
 
     path: Path
     overlay: Path
@@ -28,12 +27,11 @@ def find_images(
     on_problem: Callable[[Path, str], None],
     outputs: Path | None = None,
 ) -> Iterator[ImageFile]:
-    """The files among ``given``, and those below its folders whose names end in one of ``suffixes``, one by one.
+    """The files in ``given``, and those below its folders whose names end in one of ``suffixes``.
 
-    Folders are read in natural order, entry by entry as they are come to, so that 100,000 files need no list. Hidden
-    entries are passed over, and so is the folder ``outputs``. Links are followed; a folder that was read already, as
-    in a circle of links, is not read again. ``on_problem`` is told of a folder that cannot be read or holds no image.
-    Whatever file is given by its name is taken, whether it is there or not.
+    Folders are traversed lazily in natural order, so that 100,000 files need no list. Hidden entries and the folder
+    ``outputs`` are skipped. Links are followed, but no folder is read twice, so cycles end. ``on_problem`` is called
+    for a folder that cannot be read or contains no image. Files given by name are yielded even if they do not exist.
     """
     seen = {None if outputs is None else _identity(outputs)}
     arguments = list({_full(path): path for path in given}.values())
@@ -49,14 +47,14 @@ def find_images(
             found = True
             yield image
         if not found:
-            on_problem(path, f"the folder holds no image, of names that end in {', '.join(sorted(suffixes))}.")
+            on_problem(path, f"the folder contains no image (names that end in {', '.join(sorted(suffixes))}).")
 
 
 def _walk(
     top: Path, place: Path, suffixes: frozenset[str], seen: set[tuple[int, int] | None],
     on_problem: Callable[[Path, str], None],
 ) -> Iterator[ImageFile]:  # fmt: skip
-    """The images below ``top``; a stack instead of recursion, since folders may lie deeper than calls may."""
+    """The images below ``top``, with a stack because folders may be nested deeper than Python's recursion limit."""
     pending: list[Iterator[tuple[Path, Path, bool]]] = [iter([(top, place, True)])]
     while pending:
         path, overlay, is_folder = next(pending[-1], (None, place, False))
@@ -73,9 +71,9 @@ def _walk(
 
 
 def _entries(folder: Path, place: Path, suffixes: frozenset[str]) -> Iterator[tuple[Path, Path, bool]]:
-    """The folders and images directly inside ``folder``: path, place of the overlay, and whether it is a folder.
+    """The folders and images directly in ``folder``: path, path of the overlay, and whether it is a folder.
 
-    Its names are all read at once, paths are made one by one: they take ten times the memory.
+    Names are read at once, but paths, which take ten times the memory, are made one by one.
     """
     kinds: dict[str, bool] = {}
     with os.scandir(folder) as entries:
@@ -86,45 +84,45 @@ def _entries(folder: Path, place: Path, suffixes: frozenset[str]) -> Iterator[tu
             if is_folder or Path(entry.name).suffix.lower() in suffixes:
                 kinds[entry.name] = is_folder
     images = [name for name, is_folder in kinds.items() if not is_folder]
-    # Where a.png and a.jpg lie side by side, their whole names tell the overlays apart.
-    whole = len({Path(name).stem.casefold() for name in images}) < len(images)
+    # With a.png and a.jpg in one folder, overlay names keep the extension.
+    keep_extension = len({Path(name).stem.casefold() for name in images}) < len(images)
     return (
-        (folder / name, place / (name if kinds[name] else _overlay_name(name, whole)), kinds[name])
+        (folder / name, place / (name if kinds[name] else _overlay_name(name, keep_extension)), kinds[name])
         for name in sorted(kinds, key=natural_key)
     )
 
 
 def _is_folder(path: Path | str) -> bool:
-    """Whether it is a folder or a link to one; links in a circle, and names that cannot be, are none."""
-    return os.path.isdir(path)  # noqa: PTH112 - pathlib's raises on a name that is too long
+    """Whether it is a folder or a link to one; false for cyclic links and invalid names."""
+    return os.path.isdir(path)  # noqa: PTH112 - Path.is_dir raises on names that are too long
 
 
 def _full(path: Path) -> Path:
-    """An absolute path that keeps the names of links."""
-    return Path(os.path.abspath(path))  # noqa: PTH100 - pathlib's keeps `..`
+    """The absolute path, without resolving links."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - Path.absolute keeps `..`
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """What a folder is, whatever it is called; nothing where it is gone."""
+    """Device and inode of a folder; ``None`` if it is gone."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError:
         return None
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
-def _overlay_name(name: str, whole: bool) -> str:
-    return (name if whole else Path(name).stem) + _SUFFIX
+def _overlay_name(name: str, keep_extension: bool) -> str:
+    return (name if keep_extension else Path(name).stem) + _SUFFIX
 
 
 def _places(arguments: Sequence[Path]) -> list[Path]:
-    """Where the overlays of each argument go: by its name, and as much of its folder's as tells all apart."""
+    """Where the overlays of each argument go: its name, with as many parent folders as are needed to be unique."""
     paths = [_full(path) for path in arguments]
     folders = [_is_folder(path) for path in arguments]
     if folders == [True]:
         return [Path()]
-    for parents in (1, 3):  # only the name itself; two folders in front of it
-        names = ["_".join(path.parts[1:][-parents:]) for path in paths]
+    for parts in (1, 3):  # the name alone, then with two parent folders
+        names = ["_".join(path.parts[1:][-parts:]) for path in paths]
         places = [
             name if is_folder else _overlay_name(name, False) for name, is_folder in zip(names, folders, strict=True)
         ]

@@ -1,12 +1,13 @@
 #!/bin/sh
-# Makes the Python environment that the Makefile's targets run in, or brings it up to date. Says so on stderr only.
+# Creates or updates the virtual environment of the Makefile's targets. Prints to standard error only.
 #
 #   sh scripts/environment.sh DIRECTORY [EXTRA]
 #
-# Reads PYTHON, TORCH and TORCH_INDEX_URL, which `make help` explains, and CONSTRAINTS, a file that pip keeps to. Two files in DIRECTORY tell how far it is:
-#   .moleflow-made    written before anything else: the environment is ours, so it may be emptied and made again
-#   .moleflow-stamp   written last, removed before pip starts: what was installed, and for which project
-# An environment that is ours and has no stamp was interrupted, and is made again from the start.
+# Reads PYTHON, TORCH and TORCH_INDEX_URL, which `make help` explains, and CONSTRAINTS, a constraints file for pip. Two
+# files in DIRECTORY record its state:
+#   .moleflow-made    written first: this script created the environment, so it may delete and recreate it
+#   .moleflow-stamp   written last, removed before pip starts: what was installed, and for which checkout
+# An environment of ours without a stamp was interrupted and is recreated.
 set -eu
 exec 1>&2
 
@@ -28,7 +29,7 @@ is_new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# A complete stamp for the development extra serves the runtime too.
+# An environment with the development extra serves the runtime too.
 is_current() {
     [ -f "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null || return 1
     found=$(cat "$stamp")
@@ -37,7 +38,7 @@ is_current() {
 
 choose_python() {
     if [ -n "${PYTHON:-}" ]; then
-        "$PYTHON" -c '' 2>/dev/null || fail "PYTHON=$PYTHON does not run here; give the path of Python 3.11 or newer."
+        "$PYTHON" -c '' 2>/dev/null || fail "PYTHON=$PYTHON cannot be run; give the path of Python 3.11 or newer."
         is_new_enough "$PYTHON" || fail "PYTHON=$PYTHON is $("$PYTHON" --version 2>&1); MoLE-Flow needs 3.11 or newer."
         echo "$PYTHON" >&3
         return
@@ -48,13 +49,13 @@ choose_python() {
             return
         fi
     done
-    fail "no Python 3.11 or newer among the commands here; install one, or name it: make TARGET PYTHON=/path/to/python3.11"
+    fail "no Python 3.11 or newer found in PATH; install one, or give its path: make TARGET PYTHON=/path/to/python3.11"
 }
 
-# Debian splits venv's pip off into a package of its own; without it, the pip beside the interpreter does as well.
+# Debian packages ensurepip separately; without it, the interpreter's own pip is used.
 make_venv() {
     python=$(choose_python 3>&1 1>&2)
-    echo "environment: making $venv with $python"
+    echo "environment: creating $venv with $python"
     mkdir -p "$venv"
     : >"$made"
     find "$venv" -mindepth 1 -maxdepth 1 ! -name "${made##*/}" -exec rm -rf {} +
@@ -71,17 +72,17 @@ is_current && exit 0
 if [ -f "$made" ]; then
     { [ -f "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null; } || make_venv
 elif [ ! -e "$venv/bin/python" ]; then
-    [ -z "$(ls -A "$venv" 2>/dev/null)" ] || fail "VENV=$venv holds files, but no bin/python; give an environment or a new name."
+    [ -z "$(ls -A "$venv" 2>/dev/null)" ] || fail "VENV=$venv contains files, but no bin/python; choose an environment or a new path."
     make_venv
 fi
 
 is_new_enough "$venv/bin/python" ||
-    fail "$venv holds $("$venv/bin/python" --version 2>&1); MoLE-Flow needs 3.11 or newer. Remove it or give another VENV."
-"$venv/bin/python" -m pip --version >/dev/null 2>&1 || fail "$venv has no pip that works. Remove it or give another VENV."
+    fail "$venv has $("$venv/bin/python" --version 2>&1); MoLE-Flow needs 3.11 or newer. Remove it or choose another VENV."
+"$venv/bin/python" -m pip --version >/dev/null 2>&1 || fail "$venv has no working pip. Remove it or choose another VENV."
 
 rm -f "$stamp"
-echo "environment: installing $torch, then what pyproject.toml asks for${extra:+, with extra $extra}"
-# One requirement a word, given to pip as its arguments: the splitting is meant, the globbing is not.
+echo "environment: installing $torch, then the dependencies in pyproject.toml${extra:+, with extra $extra}"
+# Each word of $torch is one requirement, so it is split but not globbed.
 set -f
 # shellcheck disable=SC2086
 "$venv/bin/python" -m pip install ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} \

@@ -1,3 +1,3 @@
-"""The HTTP service: decode, batch, predict, encode."""
+"""The HTTP service: decoding, batching, prediction and encoding."""
 
 __all__ = ["errors", "headers", "metrics", "names", "problems", "server", "settings"]

@@ -1,4 +1,4 @@
-"""The errors that only the service knows."""
+"""Errors that only the service raises."""
 
 from moleflow.model.errors import MoLEFlowError
 
@@ -6,12 +6,12 @@ __all__ = ["NotLiveError", "NotReadyError", "UnknownProductError"]
 
 
 class NotLiveError(MoLEFlowError):
-    """The service will take no images again before it is restarted."""
+    """The service cannot recover and must be restarted."""
 
 
 class NotReadyError(MoLEFlowError):
-    """The service takes no images at this moment: its model is being loaded or fails, or it is stopping."""
+    """The service accepts no images at the moment: the model is loading or failing, or the service is stopping."""
 
 
 class UnknownProductError(MoLEFlowError):
-    """An image of no learned product has no map, and the client asked for nothing but the map."""
+    """The client asked for the map alone, but the image shows no learned product and has no map."""

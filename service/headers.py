@@ -1,4 +1,4 @@
-"""What every answer tells browsers to keep to, whoever made it."""
+"""Security headers for every response."""
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,10 +9,10 @@ _NOTHING = "default-src 'none'; base-uri 'none'; form-action 'none'; frame-ances
 _OWN_SCRIPTS = f"{_NOTHING}; script-src 'self'; style-src 'self'; connect-src 'self'"
 
 PAGE_POLICY = f"{_OWN_SCRIPTS}; img-src 'self' blob:"
-"""Content-Security-Policy of the page, which shows the files that its user chose."""
+"""Content-Security-Policy of the page, which displays local files (``blob:``)."""
 
 DOCS_POLICY = f"{_OWN_SCRIPTS}; img-src 'self' data: blob:"
-"""Content-Security-Policy of the documentation, whose style sheet holds its icons, and which shows answers."""
+"""Content-Security-Policy of the documentation, which has icons in its style sheet and displays image responses."""
 
 SECURITY_HEADERS = {
     "Content-Security-Policy": _NOTHING,
@@ -21,11 +21,11 @@ SECURITY_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer that has no other: it is data, to be taken as what it says it is, and no part of any page."""
+"""Defaults for responses that do not set their own: data of exactly the declared type, never embedded in a page."""
 
 
 class SecurityHeaders:
-    """Adds ``SECURITY_HEADERS`` to every answer."""
+    """Adds ``SECURITY_HEADERS`` to every response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""What the service counts and times, for Prometheus. Every app has a registry of its own."""
+"""Prometheus metrics of the service. Every app has its own registry."""
 
 from collections.abc import Callable
 
@@ -8,59 +8,58 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 __all__ = ["Metrics"]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""Upper ends of the buckets of all durations: from a map of a small image to the upload of a large one."""
+"""Upper bounds of the buckets of all durations, from encoding a small map to a large upload."""
 
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-"""Upper ends of the buckets of batch sizes."""
+"""Upper bounds of the buckets of batch sizes."""
 
 
 class Metrics:
-    """The instruments of one app, named by what they count and its unit."""
+    """The metrics of one app."""
 
     content_type = CONTENT_TYPE_LATEST
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
-        self.predictions = self._counter("predictions", "images judged, by product and verdict", "task", "verdict")
-        self.inference_failures = self._counter("inference_failures", "batches that the model failed on")
-        self.decoder_restarts = self._counter(
-            "decoder_restarts", "decoding processes that an image or the system ended"
-        )
-        self.out_of_memory = self._counter("out_of_memory", "calls of the model that there was no memory for")
+        self.predictions = self._counter("predictions", "predictions, by product and verdict", "task", "verdict")
+        self.inference_failures = self._counter("inference_failures", "batches on which the model failed")
+        self.decoder_restarts = self._counter("decoder_restarts", "decoder processes that crashed or were killed")
+        self.out_of_memory = self._counter("out_of_memory", "model calls that ran out of memory")
         self.expert_failures = self._counter(
-            "expert_failures", "images without a verdict, for the expert of their product is damaged", "task"
+            "expert_failures", "images without a verdict because their product's expert is damaged", "task"
         )
-        self.self_test_failures = self._counter("self_test_failures", "blank images that the model failed on")
+        self.self_test_failures = self._counter("self_test_failures", "failed self-tests of the model on a blank image")
         self.request_seconds = self._histogram("request_duration_seconds", "whole request, upload included", "route")
         self.decode_seconds = self._histogram("decode_seconds", "decoding and resizing one image")
-        self.queue_seconds = self._histogram("queue_seconds", "one image waiting for the model")
-        self.inference_seconds = self._histogram("inference_seconds", "one batch in the model")
-        self.encode_seconds = self._histogram("encode_seconds", "encoding one answer")
+        self.queue_seconds = self._histogram("queue_seconds", "waiting time of one image before inference")
+        self.inference_seconds = self._histogram("inference_seconds", "inference on one batch")
+        self.encode_seconds = self._histogram("encode_seconds", "encoding one response")
         self.batch_size = Histogram(
             "moleflow_batch_size", "images in one batch", buckets=_BATCH_SIZES, registry=self.registry
         )
         self.queue_length = self._gauge("queue_length", "images waiting for the model")
-        self.requests_in_progress = self._gauge("requests_in_progress", "predictions accepted and not yet answered")
-        self.uploads_in_progress = self._gauge("uploads_in_progress", "bodies of predictions being read")
+        self.requests_in_progress = self._gauge("requests_in_progress", "accepted prediction requests not yet answered")
+        self.uploads_in_progress = self._gauge("uploads_in_progress", "uploads being read")
         self.connections = self._gauge("connections", "open connections")
         self.connections_cut = self._counter(
             "connections_cut",
-            "connections closed for new ones (room), for a late head (header), or for an answer not read (send)",
+            "connections dropped to make room for new ones (room), because the request head was late (header), or "
+            "because the client did not read the response (send)",
             "reason",
         )
-        self.ready = self._gauge("ready", "1 when images are taken and the model works, else 0")
-        self.live = self._gauge("live", "0 when nothing but a restart helps, else 1")
-        self.damaged_products = self._gauge("damaged_products", "products whose expert was found damaged")
-        self.batch_age = self._gauge("batch_age_seconds", "how long the model has been at what it does now")
+        self.ready = self._gauge("ready", "1 if the service accepts images and the model works, else 0")
+        self.live = self._gauge("live", "0 if the service must be restarted, else 1")
+        self.damaged_products = self._gauge("damaged_products", "products whose expert is damaged")
+        self.batch_age = self._gauge("batch_age_seconds", "time since the model started its current batch")
         ProcessCollector(registry=self.registry)
 
     def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
-        """Let a gauge read its value whenever the metrics are asked for."""
+        """Make a gauge read its value at every scrape."""
         gauge.set_function(value)
 
     def render(self) -> bytes:
-        """All metrics in Prometheus' text format, of type ``content_type``."""
+        """All metrics in the Prometheus text format (``content_type``)."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

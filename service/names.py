@@ -1,4 +1,4 @@
-"""The names by which the service is reached: hosts, origins (RFC 6454) and the path below which a proxy offers it."""
+"""Parsing and validation of host names, origins (RFC 6454) and the root path."""
 
 import re
 from typing import Annotated, Any
@@ -16,13 +16,13 @@ _ROOT_PATH = re.compile(r"(/[\w.~-]+)*")
 
 
 def host_and_port(authority: str) -> tuple[str, int | None]:
-    """A host, in lower case and without brackets, and the port if there is one; the host is empty if it is none.
+    """Host, in lower case and without brackets, and port of a ``Host`` or ``X-Forwarded-Host`` header.
 
-    ``authority`` is what the headers ``Host`` and ``X-Forwarded-Host`` hold.
+    The host is empty if the header is invalid.
     """
     try:
         parts = urlsplit(f"//{authority}")
-        # A path, a query or a user's name is no part of these headers.
+        # These headers cannot have a path, a query or a user name.
         if parts.netloc != authority or parts.username is not None:
             return "", None
         return (parts.hostname or "").rstrip("."), parts.port
@@ -31,7 +31,7 @@ def host_and_port(authority: str) -> tuple[str, int | None]:
 
 
 def origin_parts(origin: str) -> tuple[str, int] | None:
-    """Host and port of a page's origin; ``None`` for ``null`` and all that is no web page's."""
+    """Host and port of an origin; ``None`` for ``null`` and anything that is not the origin of a web page."""
     scheme, separator, authority = origin.partition("://")
     host, port = host_and_port(authority)
     if not separator or scheme not in _DEFAULT_PORTS or not host:
@@ -40,32 +40,32 @@ def origin_parts(origin: str) -> tuple[str, int] | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address to listen on is reached from this machine only."""
+    """Whether a listening address can be reached from this machine only."""
     return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _split(value: Any) -> Any:
-    """The parts of a text with commas; of a list, the list."""
+    """The comma-separated parts of a string; anything else unchanged."""
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 def _check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
     for host in hosts:
         if not _HOST.fullmatch(host.lower()):
-            raise ValueError(f"should hold names or addresses without scheme and port, which {host!r} is not")
+            raise ValueError(f"should list host names or addresses without scheme and port; {host!r} is neither")
     return tuple(host.lower().strip("[]").rstrip(".") for host in hosts)
 
 
 def _check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
     for origin in origins:
         if origin != "*" and origin_parts(origin.lower()) is None:
-            raise ValueError(f"should hold origins such as https://mes.factory:8443, or *, which {origin!r} is not")
+            raise ValueError(f"should list origins such as https://mes.factory:8443, or *; {origin!r} is neither")
     return tuple(origin.lower() for origin in origins)
 
 
 def _check_root_path(path: str) -> str:
     if not _ROOT_PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
-        raise ValueError("should begin with a slash, end without one, and hold letters, digits and ._~- between them")
+        raise ValueError("should start but not end with a slash, and consist of letters, digits and ._~-/")
     return path
 
 

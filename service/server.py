@@ -1,4 +1,4 @@
-"""The process: one listening socket, one app, stopped by Ctrl-C or SIGTERM."""
+"""The server process: one listening socket, one app, stopped by Ctrl-C or SIGTERM."""
 
 import contextlib
 import errno
@@ -14,41 +14,41 @@ from moleflow.service.api.app import create_app
 from moleflow.service.connections.acceptor import connection_limit
 from moleflow.service.connections.lifecycle import Server
 from moleflow.service.connections.registry import Connections, Limits
-from moleflow.service.engine.ending import end_at_once
 from moleflow.service.engine.predictor import Predictor
+from moleflow.service.engine.termination import exit_now
 from moleflow.service.settings import Settings
 
 __all__ = ["bind", "make_server", "serve"]
 
 _KEEP_ALIVE_SECONDS = 75
-"""Idle connections are kept longer than proxies keep theirs (nginx and the clouds' balancers: 60 s), so that it is
-never the service that closes one while the proxy is sending on it."""
+"""Longer than proxies keep idle connections (60 s in nginx and cloud load balancers): otherwise the service might
+close one just as the proxy reuses it."""
 
 _BACKLOG = 2048
-"""Connections that the kernel may hold ready; uvicorn's default."""
+"""uvicorn's default."""
 
 _WILDCARDS = frozenset({"0.0.0.0", "::", ""})
-"""Hosts that stand for every interface; nobody can browse to them."""
+"""Hosts that mean every interface; a browser cannot open them."""
 
 
 def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | None = None) -> None:
-    """Serve until told to stop; accepted requests are finished first.
+    """Serve until told to stop; accepted requests are completed first.
 
-    ``on_ready`` gets the service's URL and the model once images are taken; unless given, a line is printed. Raises
-    ``ConfigurationError`` when the address cannot be listened on, and what loading the model raised. Where the model
-    hangs, the process ends here.
+    ``on_ready`` gets the service's URL and the model once images are accepted; by default a line is printed. Raises
+    ``ConfigurationError`` when the address cannot be bound, and any error from loading the model. If the model hangs,
+    this call ends the process.
     """
-    tell = on_ready or _print_ready
+    report_ready = on_ready or _print_ready
     failures: list[Exception] = []
 
     def start_with(predictor: Predictor) -> None:
-        # What was loaded stays: the collector need not look at it again. It would wait until a quarter as much has come
-        # before it looks at everything that came later, and hold the event loop for a tenth of a second; only another
-        # collection tells it how little is left to look at.
+        # Loaded objects live as long as the process, so they are exempted from collection. The second collection resets
+        # the collector's count of old objects: with the count from before the freeze, it would put off full collections
+        # until a quarter as many new objects exist, and then block the event loop for a tenth of a second.
         gc.collect()
         gc.freeze()
         gc.collect()
-        tell(url, predictor)
+        report_ready(url, predictor)
 
     def stop_after(error: Exception) -> None:
         failures.append(error)
@@ -58,20 +58,20 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
         url = _url(settings.host, listener.getsockname()[1])
         app = create_app(settings, on_ready=start_with, on_failure=stop_after)
         server = make_server(app, settings)
-        # After an orderly stop uvicorn raises the signal again; to the user who pressed Ctrl-C that is no error.
+        # uvicorn re-raises the signal after a graceful stop; Ctrl-C is not an error here.
         with contextlib.suppress(KeyboardInterrupt):
             server.run(sockets=[listener])
-    if not app.state.engine.has_ended:
-        end_at_once()
+    if not app.state.engine.is_stopped:
+        exit_now()
     if failures:
         raise failures[0]
 
 
 def make_server(app: FastAPI, settings: Settings) -> Server:
-    """A server for the app, with defaults that are safe behind a proxy. Forwarded headers are believed from this
-    machine only, unless the environment's ``FORWARDED_ALLOW_IPS`` says otherwise.
+    """A server for the app, with defaults that are safe behind a proxy. Forwarded headers are trusted from this
+    machine only, unless the environment variable ``FORWARDED_ALLOW_IPS`` says otherwise.
 
-    Raises ``ConfigurationError`` when this process may not open enough files for its connections.
+    Raises ``ConfigurationError`` when the limit of open files is too low.
     """
     limits = Limits(header_seconds=settings.header_timeout_seconds, send_seconds=settings.send_timeout_seconds)
     config = uvicorn.Config(
@@ -100,13 +100,13 @@ def bind(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except OSError as error:
         raise ConfigurationError(
-            f"host (MOLEFLOW_HOST) cannot be {host!r}: no such address is known ({error.strerror or error}). "
+            f"host (MOLEFLOW_HOST) cannot be {host!r}: it cannot be resolved ({error.strerror or error}). "
             "Use 127.0.0.1 for this machine only, or 0.0.0.0 for every interface."
         ) from error
     family, kind, protocol, _, address = found[0]
     listener = socket.socket(family, kind, protocol)
     try:
-        # A port whose last connections are still being closed may be taken again at once.
+        # The port can be reused at once after a restart, while old connections are in TIME_WAIT.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
         listener.listen(_BACKLOG)
@@ -117,24 +117,24 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _explain(error: OSError, host: str, port: int) -> str:
-    """Why an address cannot be listened on, and what to do."""
+    """Why an address cannot be bound, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port (MOLEFLOW_PORT) cannot be {port}: another program listens on {host}:{port}. "
+            f"port (MOLEFLOW_PORT) cannot be {port}: another program is listening on {host}:{port}. "
             "Stop that program, or choose another port."
         )
     if error.errno == errno.EACCES:
-        return f"port (MOLEFLOW_PORT) cannot be {port}: this user may not listen on it. Choose one from 1024 up."
+        return f"port (MOLEFLOW_PORT) cannot be {port}: this user may not listen on it. Choose 1024 or higher."
     if error.errno == errno.EADDRNOTAVAIL:
         return (
-            f"host (MOLEFLOW_HOST) cannot be {host!r}: it is no address of this machine. "
+            f"host (MOLEFLOW_HOST) cannot be {host!r}: it is not an address of this machine. "
             "Use 127.0.0.1 for this machine only, or 0.0.0.0 for every interface."
         )
-    return f"Listening on {host}:{port} failed: {error.strerror or error}. Choose another host or port."
+    return f"Cannot listen on {host}:{port}: {error.strerror or error}. Choose another host or port."
 
 
 def _url(host: str, port: int) -> str:
-    """Where to browse to."""
+    """The URL to open in a browser."""
     if host in _WILDCARDS:
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,4 +1,4 @@
-"""What a deployment may choose, from ``MOLEFLOW_*`` environment variables and from the command line alike."""
+"""Settings of the service, from ``MOLEFLOW_*`` environment variables and the command line."""
 
 import os
 from pathlib import Path
@@ -12,16 +12,16 @@ from moleflow.model.errors import ConfigurationError
 from moleflow.model.images.decode import MAX_PIXELS
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
-from moleflow.service.environment import ENVIRONMENT_PREFIX, own_variables, report_foreign_variables
+from moleflow.service.environment import ENVIRONMENT_PREFIX, warn_about_unread_variables, without_service_links
 from moleflow.service.names import HostList, OriginList, RootPath
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
 
 
 class Settings(BaseSettings):
-    """Settings of the service. An argument wins over the environment variable, which wins over the default.
+    """Settings of the service. An argument overrides the environment variable, which overrides the default.
 
-    Use ``load_settings`` where a bad value should become a ``ConfigurationError``.
+    ``load_settings`` turns invalid values into ``ConfigurationError``.
     """
 
     model_config = SettingsConfigDict(
@@ -30,91 +30,90 @@ class Settings(BaseSettings):
 
     checkpoint: Path = Field(description="the checkpoint file to serve")
     device: str = Field(
-        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="where the model runs: auto, cpu, cuda, cuda:N"
+        "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="device to run the model on: auto, cpu, cuda, cuda:N"
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="fp32, bf16, fp16 or auto")
-    plugin: str | None = Field(None, description="module to import first; it registers further backbones with timm")
+    plugin: str | None = Field(None, description="module to import first, which registers more backbones with timm")
     false_alarm_rate: float = Field(
-        DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="share of good images that may be called anomalous"
+        DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="fraction of good images that may be called anomalous"
     )
     unknown_limit: float = Field(
         DEFAULT_UNKNOWN_LIMIT, ge=0, allow_inf_nan=False,
-        description="novelty score beyond which an image is of an unknown product; 0 refuses nothing",
+        description="novelty score above which the product counts as unknown; 0 accepts every image",
     )  # fmt: skip
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     root_path: RootPath = Field(
-        "", description="path below which a proxy offers the service, such as /inspection; empty for none"
+        "", description="path prefix under which a proxy serves the application, such as /inspection; empty for none"
     )
     allowed_hosts: HostList = Field(
-        (), description="names and addresses by which the service may be called, with commas between them, such as "
-        "inspection.factory,*.local; * for any. Unless set, localhost, 127.0.0.1, ::1 and names without a dot where "
-        "host is a loopback address, and any name elsewhere",
+        (), description="comma-separated host names and addresses that clients may use, such as "
+        "inspection.factory,*.local; * for any. By default localhost, 127.0.0.1, ::1 and names without a dot if host "
+        "is a loopback address, else any",
     )  # fmt: skip
     cors_origins: OriginList = Field(
-        (), description="origins of web pages that may use the service beside its own, with commas between them, such "
-        "as https://mes.factory; * for any",
+        (), description="comma-separated origins of other web pages that may use the service, such as "
+        "https://mes.factory; * for any",
     )  # fmt: skip
     max_upload_bytes: ByteSize = Field(
-        ByteSize(32 * 1024**2), gt=0, description="largest upload, in bytes or as 32MiB; larger ones get status 413"
+        ByteSize(32 * 1024**2), gt=0, description="maximum upload size, in bytes or as 32MiB; more gets status 413"
     )
     max_pixels: int = Field(
-        MAX_PIXELS, gt=0, description="largest image, in pixels; decoding takes up to 13 bytes a pixel"
+        MAX_PIXELS, gt=0, description="maximum image size in pixels; decoding takes up to 13 bytes per pixel"
     )
-    max_batch_size: int = Field(8, ge=1, le=1024, description="most images in one pass through the model")
+    max_batch_size: int = Field(8, ge=1, le=1024, description="maximum number of images in a batch")
     max_batch_wait_ms: float = Field(
-        5.0, ge=0, le=10_000, description="longest time that an image waits for others that are on their way"
+        5.0, ge=0, le=10_000, description="maximum time that an image waits for others that are still being decoded"
     )
     batch_timeout_seconds: float = Field(
-        60.0, gt=0, le=3600,
-        description="time in which the model must have judged a batch; then whoever waits gets status 503",
-    )  # fmt: skip
+        60.0, gt=0, le=3600, description="timeout for one batch; waiting requests then get status 503"
+    )
     load_timeout_seconds: float = Field(
-        600.0, gt=0, le=86_400, description="time in which the model must be loaded; then only a restart helps"
+        600.0, gt=0, le=86_400, description="timeout for loading the model; the service must then be restarted"
     )
     queue_size: int = Field(
-        64, ge=1, le=100_000, description="most requests accepted and not yet answered; beyond it they get status 429"
+        64, ge=1, le=100_000, description="maximum number of accepted, unanswered requests; more get status 429"
     )
     cpu_workers: int = Field(
         default_factory=helper_threads,
         ge=1,
         le=256,
-        description="processes that decode, and as many threads that encode",
+        description="number of decoder processes, and of encoder threads",
     )
     decode_timeout_seconds: float = Field(
-        2.0, gt=0, le=600, description="processor time that decoding one image may take; beyond it, it gets status 413"
+        2.0, gt=0, le=600, description="CPU time limit for decoding one image; an image that takes more gets status 413"
     )
     upload_timeout_seconds: float = Field(
-        30.0, gt=0, le=3600, description="time in which an upload must have arrived; slower ones get status 408"
+        30.0, gt=0, le=3600, description="timeout for receiving an upload; slower ones get status 408"
     )
     upload_memory: ByteSize = Field(
         ByteSize(512 * 1024**2), gt=0,
-        description="most bytes of uploads held at once, until their answers are made; beyond it they get status 429",
+        description="memory budget for uploads that are being processed; requests beyond it get status 429",
     )  # fmt: skip
     answer_memory: ByteSize = Field(
         ByteSize(512 * 1024**2), gt=0,
-        description="most bytes of large answers held at once, until they are sent; beyond it the next are made later",
+        description="memory budget for large responses that are being sent; responses beyond it are delayed",
     )  # fmt: skip
     send_timeout_seconds: float = Field(
-        20.0, gt=0, le=3600, description="longest time in which a client may take nothing of its answer; then it is cut"
+        20.0, gt=0, le=3600, description="timeout for a client that reads nothing of its response; it is disconnected"
     )
     header_timeout_seconds: float = Field(
-        20.0, gt=0, le=3600, description="time in which a request's head must have arrived; slower connections are cut"
+        20.0, gt=0, le=3600, description="timeout for receiving a request head; slower clients are disconnected"
     )
     max_connections: int | None = Field(
         None, ge=16, le=100_000,
-        description="most open connections; the longest idle makes room for a new one. Unless set, as many as the "
-        "limit of open files leaves room for, and at most 1000",
+        description="maximum number of open connections; beyond it, the longest idle one is closed. By default as many "
+        "as the limit of open files allows, up to 1000",
     )  # fmt: skip
     lame_duck_seconds: float = Field(
         5.0, ge=0, le=600,
-        description="time after SIGTERM in which requests are still taken while /health/ready is 503 already",
+        description="time after SIGTERM during which requests are still accepted, while /health/ready is already 503",
     )  # fmt: skip
     shutdown_timeout_seconds: int = Field(
-        30, ge=1, le=3600, description="time given to accepted requests when the service is told to stop"
+        30, ge=1, le=3600, description="timeout for completing accepted requests when the service stops"
     )
     log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
-        "info", description="critical, error, warning, info (one line per request, too) or debug"
+        "info", description="critical, error, warning, info (includes a line per request) or debug"
     )
 
     @classmethod
@@ -126,19 +125,19 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, and then those variables of the environment that are the service's."""
+        """Arguments first, then environment variables, without those that Kubernetes sets."""
         assert isinstance(env_settings, EnvSettingsSource)
-        env_settings.env_vars = own_variables(env_settings.env_vars)
+        env_settings.env_vars = without_service_links(env_settings.env_vars)
         return init_settings, env_settings
 
 
 def load_settings(**arguments: Any) -> Settings:
-    """Settings from the environment, with the given arguments on top; ``None`` means that an argument was not given.
+    """Settings from the environment, overridden by arguments that are not ``None``.
 
-    Variables with the prefix that nothing reads are told in the log.
-    Raises ``ConfigurationError``, naming every key that is wrong, its value, and what would be valid.
+    Unknown variables with the prefix are reported in the log. Raises ``ConfigurationError``, which names every invalid
+    setting, its value and what is valid.
     """
-    report_foreign_variables(os.environ, Settings.model_fields)
+    warn_about_unread_variables(os.environ, Settings.model_fields)
     try:
         return Settings(**{key: value for key, value in arguments.items() if value is not None})
     except ValidationError as error:
@@ -146,13 +145,13 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def _explain(problem: Any) -> str:
-    """One sentence or two about one problem that pydantic found."""
+    """One or two sentences about a validation problem of pydantic's."""
     key = str(problem["loc"][0]) if problem["loc"] else "settings"
     variable = ENVIRONMENT_PREFIX + key.upper()
     field = Settings.model_fields.get(key)
     if field is None:
-        return f"There is no setting {key!r}; there are: {', '.join(Settings.model_fields)}."
+        return f"There is no setting {key!r}; the settings are {', '.join(Settings.model_fields)}."
     if problem["type"] == "missing":
         return f"{key} is not set: give {field.description} as an argument, or set {variable}."
     reason = problem["msg"].rstrip(".").removeprefix("Input ").removeprefix("Value error, ")
-    return f"{key} ({variable}) cannot be {problem['input']!r}: it {reason}. It means: {field.description}."
+    return f"{key} ({variable}) cannot be {problem['input']!r}: it {reason}. Meaning: {field.description}."

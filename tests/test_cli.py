@@ -1,4 +1,4 @@
-"""The command line on a tiny checkpoint, in real processes: predict, inspect, serve and the errors that all share."""
+"""The command line on a tiny checkpoint, in real processes: predict, inspect, serve, and common errors."""
 
 import json
 import re
@@ -75,7 +75,7 @@ def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint
     assert answers[0]["anomaly_map"]["shape"] == [60, 80]
 
 
-def test_predict_tells_of_an_image_that_does_not_fit_its_product(
+def test_predict_warns_about_an_image_that_does_not_match_its_product(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "deep.png"
@@ -105,7 +105,7 @@ def test_one_setting_limits_the_images_of_every_command(
     assert "--max-pixels or MOLEFLOW_MAX_PIXELS" in done.stderr
 
 
-def test_predict_says_that_a_product_is_unknown_and_writes_no_overlay_of_it(
+def test_predict_reports_an_unknown_product_and_writes_no_overlay(
     processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     foreign = tmp_path / "foreign.png"
@@ -120,7 +120,7 @@ def test_predict_says_that_a_product_is_unknown_and_writes_no_overlay_of_it(
     assert "UNKNOWN" not in run(processes, *arguments, "--task", "nut").stdout
 
 
-def test_predict_takes_another_false_alarm_rate(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
+def test_predict_accepts_another_false_alarm_rate(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
     def answer(*options: object) -> dict:
         return json.loads(
             run(processes, "predict", checkpoint, images[0], "--json", "--plugin", PLUGIN, *options).stdout
@@ -132,14 +132,14 @@ def test_predict_takes_another_false_alarm_rate(processes: Processes, checkpoint
     assert lax["score"] == usual["score"]
 
 
-def test_predict_takes_a_named_product(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
+def test_predict_accepts_a_named_product(processes: Processes, checkpoint: Path, images: list[Path]) -> None:
     done = run(processes, "predict", checkpoint, images[0], "--task", "gear", "--json", "--plugin", PLUGIN)
     answer = json.loads(done.stdout)
     assert answer["task"]["name"] == "gear"
     assert answer["routing"]["forced"] is True
 
 
-def test_predict_saves_overlays_of_the_images_size(
+def test_predict_saves_overlays_at_the_size_of_the_image(
     processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     done = run(processes, "predict", checkpoint, *images, "--save-overlay", tmp_path / "out", "--plugin", PLUGIN)
@@ -149,7 +149,7 @@ def test_predict_saves_overlays_of_the_images_size(
             assert (overlay.format, overlay.size) == ("PNG", (80, 60))
 
 
-def test_images_of_the_same_name_get_overlays_of_their_own(
+def test_images_of_the_same_name_get_separate_overlays(
     processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     same = []
@@ -163,7 +163,7 @@ def test_images_of_the_same_name_get_overlays_of_their_own(
     assert len(list(out.iterdir())) == 2
 
 
-def test_an_unreadable_image_is_named_and_the_others_go_on(
+def test_an_unreadable_image_is_reported_and_does_not_stop_the_others(
     processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.png"
@@ -220,7 +220,7 @@ def test_evaluate_prints_tables_and_writes_json_and_report(
     assert "were not measured alike" in done.stderr
 
 
-def test_evaluate_takes_an_earlier_checkpoint_as_history(
+def test_evaluate_accepts_an_earlier_checkpoint_as_history(
     processes: Processes, checkpoint: Path, tested: Path, tmp_path: Path
 ) -> None:
     earlier = tiny_checkpoint(tmp_path / "earlier.safetensors", names=("bolt", "nut")).path
@@ -254,7 +254,7 @@ def test_summarise_prints_mean_and_deviation_and_writes_json(
         (("--history", "missing.json"), "missing.json"),
     ],
 )
-def test_evaluate_says_at_once_what_is_wrong(
+def test_evaluate_reports_errors_before_measuring(
     processes: Processes, checkpoint: Path, tested: Path, options: tuple[str, ...], hint: str
 ) -> None:
     done = run(processes, "evaluate", checkpoint, tested, "--plugin", PLUGIN, *options)
@@ -268,7 +268,7 @@ def test_inspect_lists_products_and_checks_digests(processes: Processes, checkpo
     assert done.status == 0, done.stderr
     counted = Checkpoint.open(checkpoint).header.tasks[0].parameters
     sizes = ("frozen, 0.00 M parameters", f"{counted / 1e6:.2f} M")
-    for text in (*PRODUCTS, "tiny_backbone", "all tensors checked", "2 MoLE + 2 DIA blocks, rank 2", *sizes):
+    for text in (*PRODUCTS, "tiny_backbone", "all tensors verified", "2 MoLE + 2 DIA blocks, rank 2", *sizes):
         assert text in re.sub(r"\s+", " ", done.stdout)
 
 
@@ -303,9 +303,7 @@ def test_inspect_verify_finds_a_changed_tensor(processes: Processes, checkpoint:
         (("summarise", PLUGIN, PLUGIN), "moleflow evaluate --json"),
     ],
 )
-def test_an_error_is_one_line_that_says_what_to_do(
-    processes: Processes, arguments: tuple[object, ...], hint: str
-) -> None:
+def test_an_error_is_one_line_with_advice(processes: Processes, arguments: tuple[object, ...], hint: str) -> None:
     done = run(processes, *arguments)
     assert done.status == 1
     last = done.stderr.strip().splitlines()[-1]
@@ -317,7 +315,7 @@ def test_an_error_is_one_line_that_says_what_to_do(
 @pytest.mark.parametrize(
     "command", ["", "train", "evaluate", "summarise", "ablate", "predict", "inspect", "serve", "demo"]
 )
-def test_every_command_explains_itself(processes: Processes, command: str) -> None:
+def test_every_command_has_help(processes: Processes, command: str) -> None:
     done = run(processes, *([command] if command else []), "--help")
     assert done.status == 0
     assert "Usage:" in done.stdout
@@ -332,11 +330,11 @@ def test_every_setting_of_the_service_is_an_option_of_serve_with_its_default(pro
     assert "(default: 32.0MiB)" in shown
 
 
-def test_serve_answers_until_it_is_told_to_stop(
+def test_serve_responds_until_it_is_stopped(
     processes: Processes, checkpoint: Path, images: list[Path], tmp_path: Path
 ) -> None:
     seen = tmp_path / "url"
-    # The chosen port is known only to the process itself, which prints it.
+    # Only the process knows the chosen port, which it prints.
     before = f"""
 import builtins
 plain = builtins.print

@@ -1,4 +1,4 @@
-"""`moleflow ablate` in real processes, on a tiny network: a study from images to its table."""
+"""`moleflow ablate` in real processes, on a tiny network."""
 
 import json
 from pathlib import Path
@@ -69,7 +69,7 @@ def test_a_study_prints_its_table_and_writes_it_as_markdown(first: tuple[Path, F
     assert len(list((out / "runs").iterdir())) == 1
 
 
-def test_given_again_it_reads_what_is_there_and_prints_json(
+def test_a_second_run_reuses_results_and_prints_json(
     processes: Processes, data: Path, first: tuple[Path, Finished]
 ) -> None:
     done = processes.run(moleflow_code("ablate", "score_top_k", data, *OPTIONS, "--out", first[0], "--json"))
@@ -80,7 +80,7 @@ def test_given_again_it_reads_what_is_there_and_prints_json(
     assert document["rows"][1]["result"]["model"]["score_top_k"] == 1
 
 
-def test_a_kill_inside_a_row_leaves_what_the_same_command_goes_on_from(
+def test_a_killed_study_continues_where_it_stopped(
     processes: Processes, data: Path, first: tuple[Path, Finished], tmp_path: Path
 ) -> None:
     code = moleflow_code("ablate", "score_top_k", data, *OPTIONS, "--out", tmp_path)
@@ -107,7 +107,7 @@ def test_a_kill_inside_a_row_leaves_what_the_same_command_goes_on_from(
         (("core", "MISSING"), 1, "There is no folder"),
     ],
 )
-def test_an_error_says_what_to_do(
+def test_an_error_has_advice(
     processes: Processes, data: Path, tmp_path: Path, arguments: tuple[str, ...], status: int, hint: str
 ) -> None:
     places = {"DATA": data, "MISSING": tmp_path / "missing"}

@@ -1,4 +1,4 @@
-"""What is odd about the data on the command line: told by `train` and `evaluate`, refused with `--strict`."""
+"""Warnings of `train` and `evaluate` about data, which `--strict` makes errors."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def run(processes: Processes, *arguments: object) -> Finished:
 
 
 def errors(done: Finished) -> str:
-    """The one line of an error that was expected."""
+    """The single line of an error."""
     assert done.status == 1
     assert "Traceback" not in done.stderr
     last = done.stderr.strip().splitlines()[-1]
@@ -39,7 +39,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tiny_checkpoint(tmp_path / "factory.safetensors").path
 
 
-def test_evaluate_tells_what_is_odd_and_writes_it_into_figures_and_report(
+def test_evaluate_writes_warnings_into_results_and_report(
     processes: Processes, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     done = run(processes, "evaluate", checkpoint, data, "--json", tmp_path / "a.json", "--report", tmp_path / "a.html")
@@ -51,7 +51,7 @@ def test_evaluate_tells_what_is_odd_and_writes_it_into_figures_and_report(
     assert told.removeprefix("warning: ") in (tmp_path / "a.html").read_text()
 
 
-def test_evaluate_refuses_what_is_odd_if_strict(
+def test_evaluate_treats_warnings_as_errors_if_strict(
     processes: Processes, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     done = run(processes, "evaluate", checkpoint, data, "--strict", "--json", tmp_path / "a.json")
@@ -60,7 +60,7 @@ def test_evaluate_refuses_what_is_odd_if_strict(
     assert run(processes, "evaluate", checkpoint, data, "--strict", "--task", "bolt").status == 0
 
 
-def test_evaluate_names_every_file_that_cannot_be_used_before_any_work(
+def test_evaluate_names_all_unusable_files_before_measuring(
     processes: Processes, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     broken = ["bolt/test/good/100.png", "nut/test/spot/202.png", "nut/ground_truth/spot/200_mask.png"]
@@ -71,11 +71,11 @@ def test_evaluate_names_every_file_that_cannot_be_used_before_any_work(
     assert all(name in told for name in broken)
 
 
-def test_evaluate_keeps_what_is_measured_when_a_later_product_fails(
+def test_evaluate_keeps_results_when_a_later_product_fails(
     processes: Processes, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     lost = data / "nut" / "test" / "good" / "103.png"
-    # An image that vanishes after the check, as on a network drive.
+    # An image that disappears after the check, as on a network drive.
     before = f"""
 from pathlib import Path
 import moleflow.training.evaluation.evaluate
@@ -94,7 +94,7 @@ moleflow.training.evaluation.evaluate.measure = measure
     assert ([each["category"] for each in kept["categories"]], kept["unmeasured"]) == (["bolt"], ["nut"])
 
 
-def test_train_tells_what_is_odd_and_refuses_it_if_strict(processes: Processes, tmp_path: Path) -> None:
+def test_train_prints_warnings_and_treats_them_as_errors_if_strict(processes: Processes, tmp_path: Path) -> None:
     folder = write_product(tmp_path / "data", "bolt", 0, count=8)
     (folder / "copy.png").write_bytes((folder / "3.png").read_bytes())
     (tmp_path / "data" / "Old" / "batch").mkdir(parents=True)
@@ -110,7 +110,7 @@ def test_train_tells_what_is_odd_and_refuses_it_if_strict(processes: Processes, 
     assert len([line for line in done.stderr.splitlines() if line.startswith("warning: ")]) == 2
 
 
-def test_another_preset_than_that_of_the_checkpoint_is_refused(
+def test_a_preset_other_than_that_of_the_checkpoint_is_rejected(
     processes: Processes, checkpoint: Path, data: Path
 ) -> None:
     before = checkpoint.read_bytes()

@@ -1,4 +1,4 @@
-"""Whatever is wrong with a file, a command says it in one line, before the work where it can, and loses nothing."""
+"""Commands report file problems in one line, before the work if possible, and lose nothing."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def run(processes: Processes, *arguments: object, before: str = "") -> Finished:
 
 
 def says(done: Finished, *hints: str) -> None:
-    """One line of error with ``hints``, and nothing else."""
+    """Check that the only output is one line of error with these hints."""
     assert done.status == 1
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("error: ")
@@ -65,7 +65,7 @@ def listed(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_training_into_a_link_fills_the_file_that_it_leads_to(
+def test_training_into_a_link_writes_its_target(
     processes: Processes, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     link, store = tmp_path / "current", tmp_path / "store"
@@ -97,7 +97,7 @@ def test_training_into_a_link_fills_the_file_that_it_leads_to(
         ("x" * 250, "choose a shorter name"),
     ],
 )
-def test_a_checkpoint_that_cannot_be_written_is_told_before_the_training(
+def test_an_unwritable_checkpoint_is_reported_before_training(
     processes: Processes, data: Path, tmp_path: Path, target: str, hint: str
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -109,9 +109,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_before_the_training(
     assert listed(tmp_path) == before
 
 
-def test_a_cache_that_cannot_be_written_is_told_before_the_training(
-    processes: Processes, data: Path, tmp_path: Path
-) -> None:
+def test_an_unwritable_cache_is_reported_before_training(processes: Processes, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run(processes, "train", data, "--checkpoint", tmp_path / "new", "--cache", tmp_path / "file", *TRAINING)
     says(done, "the embedding cache", "it is no folder")
@@ -119,7 +117,7 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_training(
 
 
 LIMITED = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
-"""No file may grow beyond what a check writes."""
+"""Limits file sizes to what a check writes."""
 
 FULL = """
 import errno, itertools, pathlib
@@ -131,7 +129,7 @@ def write_bytes(self, data):
     return plain(self, data)
 pathlib.Path.write_bytes = write_bytes
 """
-"""So many small files may be written, and then the disk is full."""
+"""The disk is full after this many small files."""
 
 
 @pytest.mark.parametrize(
@@ -144,7 +142,7 @@ pathlib.Path.write_bytes = write_bytes
         (LIMITED, ("--cache", "cache"), "the embedding cache"),
     ],
 )
-def test_a_disk_that_is_full_or_fills_up_ends_the_training_with_one_error(
+def test_a_full_disk_ends_training_with_one_error(
     processes: Processes, data: Path, tmp_path: Path, before: str, options: tuple[str, ...], hint: str
 ) -> None:
     arguments = ("train", data, "--task", "bolt", "--checkpoint", "ck/new", *options, *TRAINING)
@@ -154,7 +152,7 @@ def test_a_disk_that_is_full_or_fills_up_ends_the_training_with_one_error(
     assert [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".lock")] == []
 
 
-def test_a_disk_that_fills_up_while_the_checkpoint_is_written_costs_no_product(
+def test_a_disk_that_fills_up_while_writing_the_checkpoint_loses_no_product(
     processes: Processes, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "factory.safetensors"
@@ -175,12 +173,12 @@ module.write_tensor_file = write
     assert "Traceback" not in done.stderr
     assert path.read_bytes() == before
     assert not list(tmp_path.glob(".*"))
-    done = run(processes, "train", data, "--task", "gear", "--checkpoint", path, *TRAINING)  # there is room again
+    done = run(processes, "train", data, "--task", "gear", "--checkpoint", path, *TRAINING)  # there is space again
     assert done.status == 0, done.stderr
     assert "continues after epoch 1 of 1" in done.stderr
 
 
-def test_an_image_that_vanishes_before_it_is_read_is_named(processes: Processes, data: Path, tmp_path: Path) -> None:
+def test_an_image_that_disappears_before_it_is_read_is_named(processes: Processes, data: Path, tmp_path: Path) -> None:
     write_product(tmp_path / "data", "bolt", 0, count=6)
     victim = tmp_path / "data" / "bolt" / "3.png"
     before = f"""
@@ -197,13 +195,11 @@ module.load_categories = load_categories
 
 
 NOBODY = "import os; os.setgroups([]); os.setgid(54321); os.setuid(54321); os.environ.pop('HOME', 0); os.umask(0o077)"
-"""A user without name, home and rights, as in a container."""
+"""A user without name, home and permissions, as in a container."""
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become somebody else")
-def test_what_may_not_be_read_or_written_is_told(
-    processes: Processes, data: Path, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_missing_permissions_are_reported(processes: Processes, data: Path, checkpoint: Path, tmp_path: Path) -> None:
     for path in (tmp_path, *list(tmp_path.parents)[:3], checkpoint.parent, data):
         path.chmod(path.stat().st_mode | 0o055)
     write_product(tmp_path / "data", "bolt", 0, count=6)
@@ -224,14 +220,14 @@ def test_what_may_not_be_read_or_written_is_told(
 
 
 @pytest.mark.parametrize("place", ["folder", "fifo", "/dev/zero", "/dev/stdin", "-", "x" * 300])
-def test_what_is_no_checkpoint_is_told_without_waiting(processes: Processes, tmp_path: Path, place: str) -> None:
+def test_a_file_that_is_not_a_checkpoint_is_reported_at_once(processes: Processes, tmp_path: Path, place: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     says(run(processes, "inspect", place if place == "-" else tmp_path / place))
 
 
 @pytest.mark.parametrize("content", ["", '{"a":', "[" * 100_000, "null", "folder", "fifo"])
-def test_what_is_no_evaluation_is_told(processes: Processes, tmp_path: Path, content: str) -> None:
+def test_a_file_that_is_not_an_evaluation_is_reported(processes: Processes, tmp_path: Path, content: str) -> None:
     path = tmp_path / "evaluation.json"
     if content == "folder":
         path.mkdir()
@@ -254,7 +250,7 @@ def test_no_output_may_be_an_input(processes: Processes, data: Path, checkpoint:
 
 @pytest.mark.parametrize("where", [("evaluate", "--json"), ("evaluate", "--report"), ("ablate", "--markdown")])
 @pytest.mark.parametrize("target", ["folder", "/dev/full"])
-def test_an_output_that_cannot_be_written_is_told_before_the_work(
+def test_an_unwritable_output_is_reported_before_the_work(
     processes: Processes, data: Path, checkpoint: Path, tmp_path: Path, where: tuple[str, str], target: str
 ) -> None:
     (tmp_path / "folder").mkdir()
@@ -268,7 +264,7 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(
 
 
 @pytest.mark.parametrize("target", ["file", "file/below", "taken"])
-def test_a_demonstration_that_cannot_be_written_is_told(processes: Processes, tmp_path: Path, target: str) -> None:
+def test_an_unwritable_demo_folder_is_reported(processes: Processes, tmp_path: Path, target: str) -> None:
     (tmp_path / "file").write_text("precious")
     (tmp_path / "taken" / "demo.safetensors").mkdir(parents=True)
     says(run(processes, "demo", "--directory", tmp_path / target, "--no-serve"))
@@ -284,7 +280,7 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("output", OUTPUTS)
 @pytest.mark.parametrize("command", ["inspect", "inspect --json", "predict", "help"])
-def test_an_output_that_takes_nothing_is_one_error(
+def test_a_failing_standard_output_is_one_error(
     processes: Processes, data: Path, checkpoint: Path, output: str, command: str
 ) -> None:
     arguments = {
@@ -296,7 +292,7 @@ def test_an_output_that_takes_nothing_is_one_error(
     says(run(processes, *arguments, before=OUTPUTS[output]), "standard output cannot be used")
 
 
-def test_figures_are_kept_although_nobody_can_see_them(
+def test_results_are_written_even_if_they_cannot_be_printed(
     processes: Processes, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     arguments = ("evaluate", checkpoint, data, "--task", "nut", "--plugin", PLUGIN, "--json", tmp_path / "found.json")
@@ -305,7 +301,7 @@ def test_figures_are_kept_although_nobody_can_see_them(
     assert json.loads((tmp_path / "found.json").read_text())["products"] == ["bolt", "nut", "gear"]
 
 
-def test_results_of_a_checkpoint_whose_name_is_no_text_can_be_written(
+def test_results_of_a_checkpoint_with_an_undecodable_name_can_be_written(
     processes: Processes, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.safetensors"))
@@ -320,7 +316,7 @@ def test_results_of_a_checkpoint_whose_name_is_no_text_can_be_written(
     assert done.status == 0, done.stderr
 
 
-def test_a_current_folder_that_is_gone_is_told_only_where_it_is_needed(
+def test_a_deleted_working_directory_is_reported_only_if_needed(
     processes: Processes, data: Path, checkpoint: Path, tmp_path: Path
 ) -> None:
     gone = f"import os; path = {str(tmp_path / 'gone')!r}; os.mkdir(path); os.chdir(path); os.rmdir(path)"
@@ -374,7 +370,7 @@ def test_an_interrupt_ends_a_command_without_a_traceback(
     assert done.stderr.strip() == ""
 
 
-def test_an_interrupt_while_the_checkpoint_is_written_leaves_no_half_file(
+def test_an_interrupt_while_writing_the_checkpoint_leaves_no_partial_file(
     processes: Processes, data: Path, tmp_path: Path
 ) -> None:
     before = """
@@ -387,19 +383,19 @@ module.write_tensor_file = write
     arguments = ("train", data, "--task", "bolt", "--checkpoint", tmp_path / "new", *TRAINING)
     done = run(processes, *arguments, before=before)
     assert done.status == 130
-    assert "give the same command again" in done.stderr
+    assert "run the same command again" in done.stderr
     assert not (tmp_path / "new").exists()
     assert not list(tmp_path.glob(".*"))
 
 
-def test_sigint_ends_a_training_with_what_to_do(processes: Processes, data: Path, tmp_path: Path) -> None:
+def test_sigint_ends_training_with_advice(processes: Processes, data: Path, tmp_path: Path) -> None:
     arguments = ("train", data, "--task", "bolt", "--checkpoint", tmp_path / "new", *TRAINING, "--epochs", 100_000)
     process = processes.start(moleflow_code(*arguments))
     process.wait_for((tmp_path / "new.training").exists)
     process.kill(signal.SIGINT)
     done = process.finish()
     assert done.status == 130, done.stderr
-    assert "give the same command again" in done.stderr
+    assert "run the same command again" in done.stderr
     assert "Traceback" not in done.stderr
     assert (tmp_path / "new.training").exists()
     assert not (tmp_path / "new.lock").exists()

@@ -1,4 +1,4 @@
-"""A hostile checkpoint is one line on standard error and exit status 1, whichever command meets it."""
+"""Every command rejects a hostile checkpoint with one line on standard error and exit status 1."""
 
 import json
 import struct
@@ -20,7 +20,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_header(whole: Path, target: Path, **changes: object) -> Path:
-    """A copy of a checkpoint with some fields of its header set otherwise."""
+    """A copy of a checkpoint with changed header fields."""
     content = whole.read_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     table = json.loads(content[8 : 8 + length])
@@ -46,7 +46,7 @@ def arguments(command: str, checkpoint: Path, folder: Path) -> list[object]:
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("kind", ["table", "tasks"])
-def test_every_command_refuses_a_hostile_file_in_one_line(
+def test_every_command_rejects_a_hostile_file_in_one_line(
     processes: Processes, whole: Path, tmp_path: Path, command: str, kind: str
 ) -> None:
     path = tmp_path / "factory.safetensors"
@@ -65,14 +65,14 @@ def test_every_command_refuses_a_hostile_file_in_one_line(
 
 
 @pytest.mark.parametrize("name", ["wide_resnet101_2", "vit_giant_patch14_224", "tiny_backbone"])
-def test_a_small_file_makes_no_large_allocation(processes: Processes, whole: Path, tmp_path: Path, name: str) -> None:
+def test_a_small_file_causes_no_large_allocation(processes: Processes, whole: Path, tmp_path: Path, name: str) -> None:
     config = json.loads(Checkpoint.open(whole).header.model_dump_json())["config"]
     config["backbone"] |= {"name": name, "strides": [14] if name.startswith("vit") else [8, 16]}
     if name == "tiny_backbone":
         config["flow"]["lora_rank"] = 4096
         config["flow"]["coupling_blocks"] = 64
     path = with_header(whole, tmp_path / "factory.safetensors", config=config)
-    # Weights of these would take 0.5 and 4 GB, and an expert of that rank 0.1 GB; PyTorch itself takes the rest.
+    # Their weights would take 0.5 and 4 GB, and an expert of that rank 0.1 GB, beside PyTorch's own memory.
     done = processes.run(
         "import resource, sys\nsys.path.insert(0, 'tests/support')\nfrom tiny_model import PLUGIN\n"
         "from moleflow.model.detector import Detector\nfrom moleflow.model.errors import CheckpointError\n"

@@ -1,4 +1,4 @@
-"""`moleflow predict` on folders and on files that cannot be used, in real processes."""
+"""`moleflow predict` on folders and unusable files, in real processes."""
 
 import contextlib
 import json
@@ -27,7 +27,7 @@ def put(path: Path, kind: int = 0) -> Path:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Ten images in nested folders, and what is no image."""
+    """Ten images in nested folders, and other files."""
     root = tmp_path / "images"
     for number in range(8):
         put(root / f"{number}.png", number % 3)
@@ -43,7 +43,7 @@ def predict(processes: Processes, checkpoint: Path, *arguments: object, before: 
     return processes.run(moleflow_code("predict", checkpoint, *arguments, "--plugin", PLUGIN, before=before))
 
 
-def test_a_folder_gives_a_line_for_each_image_below_it_in_natural_order(
+def test_a_folder_yields_one_line_per_image_in_natural_order(
     processes: Processes, checkpoint: Path, folder: Path
 ) -> None:
     done = predict(processes, checkpoint, folder, "--json")
@@ -55,10 +55,10 @@ def test_a_folder_gives_a_line_for_each_image_below_it_in_natural_order(
     assert done.stderr == ""
 
 
-def test_overlays_of_a_folder_lie_as_the_images_do(
+def test_overlays_of_a_folder_keep_its_structure(
     processes: Processes, checkpoint: Path, folder: Path, tmp_path: Path
 ) -> None:
-    out = folder / "overlays"  # inside the images' folder, and no image the next time
+    out = folder / "overlays"  # inside the folder of images, but skipped in the next run
     for _ in range(2):
         done = predict(processes, checkpoint, folder, "--save-overlay", out)
         assert done.status == 0, done.stderr
@@ -67,8 +67,8 @@ def test_overlays_of_a_folder_lie_as_the_images_do(
     assert found == [*(f"{number}_overlay.png" for number in range(8)), "line2/10_overlay.png", "line2/9_overlay.png"]
 
 
-def test_output_comes_while_images_are_still_to_be_read(processes: Processes, checkpoint: Path, tmp_path: Path) -> None:
-    # The ninth image waits until the first eight have been told of.
+def test_output_begins_before_all_images_are_read(processes: Processes, checkpoint: Path, tmp_path: Path) -> None:
+    # The ninth image waits until the first eight are printed.
     for number in range(9):
         put(tmp_path / "images" / f"{number}.png")
     seen = tmp_path / "seen"
@@ -89,7 +89,7 @@ module.read_regular_file = read
     assert int(seen.read_text()) == len("".join(lines[:8]).encode())
 
 
-def test_what_cannot_be_read_is_named_and_counted_and_the_others_go_on(
+def test_unreadable_files_are_named_and_counted_and_do_not_stop_the_others(
     processes: Processes, checkpoint: Path, folder: Path, tmp_path: Path
 ) -> None:
     (folder / "3.png").write_bytes(b"no image")
@@ -111,7 +111,7 @@ def test_what_cannot_be_read_is_named_and_counted_and_the_others_go_on(
         "missing.png: cannot be read: No such file",
         "File name too long",
         r"forged\n/x: good.png: cannot be read",
-        "empty: the folder holds no image",
+        "empty: the folder contains no image",
         "/dev/zero: cannot be read: it is a FIFO or a device",
         "8 images or folders could not be used",
     ):
@@ -123,19 +123,17 @@ def test_an_empty_folder_is_an_error(processes: Processes, checkpoint: Path, tmp
     (tmp_path / "empty").mkdir()
     done = predict(processes, checkpoint, tmp_path / "empty")
     assert (done.status, done.stdout) == (1, "")
-    assert "the folder holds no image" in done.stderr
+    assert "the folder contains no image" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_the_same_file_twice_is_one_image_and_no_failure(
-    processes: Processes, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_file_given_twice_is_processed_once(processes: Processes, checkpoint: Path, tmp_path: Path) -> None:
     image = put(tmp_path / "0.png")
     done = predict(processes, checkpoint, image, image)
     assert (done.status, len(done.stdout.splitlines())) == (0, 1)
 
 
-def test_names_that_are_no_text_are_shown_and_their_json_is_valid(
+def test_undecodable_names_are_printed_and_their_json_is_valid(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     image = put(tmp_path / "0.png")
@@ -152,7 +150,7 @@ def test_names_that_are_no_text_are_shown_and_their_json_is_valid(
 
 
 @pytest.mark.parametrize("target", ["file", "file/below", "/dev/null", "images", "/proc/nowhere"])
-def test_a_place_for_overlays_that_cannot_be_is_told_before_the_work(
+def test_an_invalid_overlay_folder_is_reported_before_the_work(
     processes: Processes, checkpoint: Path, tmp_path: Path, target: str
 ) -> None:
     image = put(tmp_path / "images" / "0.png")
@@ -164,7 +162,7 @@ def test_a_place_for_overlays_that_cannot_be_is_told_before_the_work(
     assert (tmp_path / "file").read_text() == "precious"
 
 
-def test_an_overlay_whose_name_is_too_long_costs_its_own_image_only(
+def test_an_overlay_name_that_is_too_long_affects_only_its_image(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     put(tmp_path / "images" / ("a" * 250 + ".png"))
@@ -176,7 +174,7 @@ def test_an_overlay_whose_name_is_too_long_costs_its_own_image_only(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["b_overlay.png"]
 
 
-def test_a_disk_that_fills_up_ends_it_with_one_error_and_no_half_overlay(
+def test_a_full_disk_ends_predict_with_one_error_and_no_partial_overlay(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     big = put(tmp_path / "images" / "0.png")
@@ -189,7 +187,7 @@ def test_a_disk_that_fills_up_ends_it_with_one_error_and_no_half_overlay(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_a_product_that_was_not_learned_is_told_even_if_no_image_can_be_read(
+def test_an_unknown_product_is_reported_even_if_no_image_can_be_read(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     done = predict(processes, checkpoint, tmp_path / "missing.png", "--task", "screw")
@@ -197,7 +195,7 @@ def test_a_product_that_was_not_learned_is_told_even_if_no_image_can_be_read(
     assert "learned: bolt, nut, gear" in done.stderr
 
 
-def test_a_leading_tilde_is_the_home_folder_also_where_no_shell_sees_it(
+def test_a_leading_tilde_is_expanded_where_the_shell_does_not(
     processes: Processes, checkpoint: Path, tmp_path: Path
 ) -> None:
     put(tmp_path / "0.png")
@@ -212,7 +210,7 @@ def test_a_leading_tilde_is_the_home_folder_also_where_no_shell_sees_it(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["0_overlay.png"]
 
 
-def test_a_terminal_shows_a_bar_and_the_results_stay_where_they_were_led(
+def test_a_terminal_shows_a_progress_bar_and_results_go_to_standard_output(
     processes: Processes, checkpoint: Path, folder: Path, tmp_path: Path
 ) -> None:
     ours, theirs = pty.openpty()
@@ -240,7 +238,7 @@ def test_a_terminal_shows_a_bar_and_the_results_stay_where_they_were_led(
     assert len(out.read_text().splitlines()) == 10
 
 
-def test_a_damaged_expert_costs_only_the_images_of_its_product_their_verdict(
+def test_a_damaged_expert_affects_only_images_of_its_product(
     processes: Processes, tmp_path: Path, folder: Path
 ) -> None:
     path = tmp_path / "damaged.safetensors"
@@ -256,7 +254,7 @@ def test_a_damaged_expert_costs_only_the_images_of_its_product_their_verdict(
     assert len(problems) == 3
 
 
-def test_numbers_that_are_not_finite_are_an_error_and_never_a_verdict(
+def test_non_finite_numbers_are_an_error_and_never_a_verdict(
     processes: Processes, checkpoint: Path, folder: Path
 ) -> None:
     before = (

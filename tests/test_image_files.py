@@ -119,7 +119,7 @@ def test_a_folder_without_images_is_a_problem_and_the_others_go_on(tmp_path: Pat
     found, problems = find(tmp_path / "a", tmp_path / "b")
     assert [path.name for path, _ in found] == ["0.png"]
     assert [path.name for path, _ in problems] == ["a"]
-    assert "holds no image" in problems[0][1]
+    assert "contains no image" in problems[0][1]
 
 
 def test_the_folder_of_overlays_is_not_read(tmp_path: Path) -> None:

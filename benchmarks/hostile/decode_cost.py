@@ -142,11 +142,11 @@ def decode_for_ever() -> None:
 
 def upload_decoder() -> Callable[[bytes], str]:
     """The service's decoding of an upload with default settings; returns width and height as text."""
-    from moleflow.service.decoding.pool import Decoders
+    from moleflow.service.decoding.pool import DecoderPool
     from moleflow.service.settings import Settings
 
     settings = Settings(checkpoint=Path("any"))
-    decoders = Decoders(1, seconds=settings.decode_timeout_seconds, max_pixels=settings.max_pixels)
+    decoders = DecoderPool(1, seconds=settings.decode_timeout_seconds, max_pixels=settings.max_pixels)
     decoders.start()
 
     def run(data: bytes) -> str:

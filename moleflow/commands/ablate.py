@@ -1,4 +1,4 @@
-"""`moleflow ablate`: run the rows of one table of the ablation study."""
+"""`moleflow ablate`: run one table of the ablation study."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -47,14 +47,15 @@ class StudyName(StrEnum):
 def ablate(
     study: Annotated[StudyName, typer.Argument(metavar="STUDY", help=f"One of {', '.join(StudyName)}.")],
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder with one folder a product, each with labelled test images.")
+        Path,
+        typer.Argument(metavar="DATA", help="Folder with one folder per product, each with labelled test images."),
     ],
     task: Annotated[
-        list[str], typer.Option(metavar="NAME", help="A product of the sequence; repeat for more, in that order.")
+        list[str], typer.Option(metavar="NAME", help="A product of the sequence; repeat for more, in order.")
     ],
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Where runs and results are kept; shared by all studies.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of runs and results; all studies may share it.")],
     markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown, with the published figures.")
+        Path | None, typer.Option(metavar="FILE", help="Write the table as Markdown, beside the published figures.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
     preset: Annotated[str, typer.Option(help="The full configuration: main, fast, small or compact.")] = "main",
@@ -71,11 +72,11 @@ def ablate(
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
-    """Train and judge every row of one table of the ablation study, each on the same sequence of products.
+    """Train and evaluate every row of one table of the ablation study on the same sequence of products.
 
-    Results are kept in the folder --out as they come. The same command again, after Ctrl-C, a kill or with another
-    study, runs only what is missing; the full configuration is trained once for all of them. Embeddings are computed
-    once and kept in --cache (default: DIR/embeddings).
+    Results are saved in --out as they become available. Run the command again after an interruption, or with another
+    study, and only what is missing runs; the full configuration is trained once for all studies. Embeddings are
+    computed once and kept in --cache (default: DIR/embeddings).
     """
     from json import dumps
 
@@ -92,12 +93,12 @@ def ablate(
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
     if markdown is not None:
-        check_output("the table", markdown)  # better told now than after the training
+        check_output("the table", markdown)  # fail before the training
     if plugin:
         import_plugin(plugin)
     reporter = Reporter()
-    # Rows are compared by their rankings, which no threshold changes: cross-fitting would be six trainings for one, and
-    # many images held out would be lost to the fit.
+    # Rows are compared by ranking metrics, which do not depend on thresholds. So no cross-fitting, which would take six
+    # trainings instead of one, and few held-out images, which are lost to the fit.
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "folds": 1, "min_held_out": 5}
     chosen = find_preset(preset).with_changes(
         backbone=given({"name": backbone, "image_size": image_size}), training=given(schedule)
@@ -110,7 +111,7 @@ def ablate(
     try:
         table = StudyTable(wanted, ablation.run(wanted))
     except KeyboardInterrupt:
-        reporter.line("stopped; give the same command again to go on from the last whole epoch")
+        reporter.line("stopped; run the same command again to continue from the last complete epoch")
         raise typer.Exit(130) from None
     if markdown is not None:
         write_text("the table", markdown, table.markdown())
@@ -125,7 +126,7 @@ def _print_table(table: "StudyTable") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    # Headings and differences go on lines of their own, so that 80 columns are enough.
+    # Line breaks keep the table within 80 columns.
     shown = Table(title=table.study.title, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, heading in enumerate(table.headings()):
         shown.add_column(heading.replace(" ", "\n"), justify="right" if number else "left", overflow="fold")

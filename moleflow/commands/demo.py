@@ -1,4 +1,4 @@
-"""`moleflow demo`: the main job on images that are installed anyway, in under two minutes."""
+"""`moleflow demo`: train and serve on bundled images, in under two minutes."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 SCHEDULE = {"epochs": 10, "batch_size": 4, "folds": 1}
-"""What fits into two minutes on two cores: small batches make many steps of few images; no cross-fit of five fits."""
+"""Takes under two minutes on two cores: small batches, for many steps on few images, and no cross-fitting."""
 
 
 def demo(
-    directory: Annotated[Path, typer.Option(metavar="DIR", help="Where images and checkpoint go.")] = Path("demo"),
-    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve it, or print the checkpoint's path.")] = True,
+    directory: Annotated[Path, typer.Option(metavar="DIR", help="Folder for images and checkpoint.")] = Path("demo"),
+    serve: Annotated[bool, typer.Option("--serve/--no-serve", help="Serve, or print the checkpoint's path.")] = True,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [default: 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 lets the system choose. [default: 8000]")] = None,
 ) -> None:
-    """Make images of three products, learn them one after another, and serve the checkpoint.
+    """Create images of three products, learn them one after another, and serve the checkpoint.
 
-    Brick, grass and gravel are cut from photographs that scikit-image ships; defects are drawn on test images, for
-    showing. Learned once, a second call serves at once.
+    Brick, grass and gravel are cropped from photographs that come with scikit-image; defects are drawn on test images.
+    The next run reuses the checkpoint and serves at once.
     """
     from moleflow.model.files.outputs import check_output
     from moleflow.model.runtime.threads import configure_threads
@@ -35,7 +35,7 @@ def demo(
 
     configure_threads()
     checkpoint = directory / "demo.safetensors"
-    # Settings first: a port that cannot be is better told before two minutes of training than after.
+    # Settings first, so that an invalid port fails before the training.
     settings = load_settings(checkpoint=checkpoint, host=host, port=port) if serve else None
     check_output("the checkpoint", checkpoint)
     data = make_demo_data(directory / "images")
@@ -50,10 +50,10 @@ def demo(
     from moleflow.service.server import serve as run
 
     example = data / PRODUCTS[0] / "test" / "scratch" / "000.png"
-    run(settings, on_ready=lambda url, predictor: _tell(url, predictor, example))
+    run(settings, on_ready=lambda url, predictor: _print_ready(url, predictor, example))
 
 
-def _tell(url: str, predictor: "Predictor", example: Path) -> None:
+def _print_ready(url: str, predictor: "Predictor", example: Path) -> None:
     products = ", ".join(task.name for task in predictor.tasks)
     typer.echo(
         f"\nServing {products} from {predictor.checkpoint.name}\n\n"

@@ -1,4 +1,4 @@
-"""`moleflow evaluate`: how good a checkpoint is on labelled test images."""
+"""`moleflow evaluate`: measure a checkpoint on labelled test images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,42 +26,42 @@ if TYPE_CHECKING:
 __all__ = ["evaluate"]
 
 WIDTH_WITHOUT_TERMINAL = 160
-"""Columns of the tables when they go to a file or a pipe."""
+"""Width of the tables in a file or pipe."""
 
 
 def evaluate(
     checkpoint: CheckpointArgument,
     data: Annotated[
-        Path, typer.Argument(metavar="DATA", help="Folder with one folder a product (MVTec AD or VisA layout).")
+        Path, typer.Argument(metavar="DATA", help="Folder with one folder per product (MVTec AD or VisA layout).")
     ],
     task: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A product to evaluate; repeat for more. Default: all in both."),
+        typer.Option(metavar="NAME", help="A product to evaluate; repeat for more. Default: all learned ones in DATA."),
     ] = None,
     history: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FILE",
-            help="An earlier state of CHECKPOINT, or the .json that an evaluation of it wrote; repeat, oldest first. "
+            help="An earlier version of CHECKPOINT, or the --json file of its evaluation; repeat, oldest first. "
             "Adds forgetting and backward transfer.",
         ),
     ] = None,
-    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write every figure as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write all results as JSON.")] = None,
     report: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write one HTML file with tables, charts and images.")
+        Path | None, typer.Option(metavar="FILE", help="Write an HTML report with tables, charts and images.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images in one pass through the model.")] = 8,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:
-    """Measure a checkpoint on test images: AUROC, AP, F1 of images; AUROC, AP, AUPRO of pixels; routing; verdicts.
+    """Measure a checkpoint on test images: image AUROC, AP and F1; pixel AUROC, AP and AUPRO; routing; verdicts.
 
-    Each image is scored as the router would have it and with its true product named; the backbone runs once for both.
-    Nothing is chosen on test images: thresholds are those that the checkpoint stores. Images and masks are checked
-    first; where the measurement ends early, what is measured by then is shown and written.
+    Each image is scored twice, as routed and as its true product; the backbone runs once for both. Nothing is tuned on
+    test images: the thresholds are those of the checkpoint. Images and masks are checked first. If the evaluation ends
+    early, the results so far are shown and written.
     """
     from moleflow.model.detector import Detector
     from moleflow.model.features.backbone import import_plugin
@@ -76,7 +76,7 @@ def evaluate(
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
     for what, path in (("the figures", json), ("the report", report)):
-        if path:  # better told now than after the measurement
+        if path:  # fail before the evaluation
             check_output(what, path, inputs=(checkpoint, *(history or ())))
     if plugin:
         import_plugin(plugin)
@@ -99,14 +99,14 @@ def evaluate(
 
 
 class _Results:
-    """What is measured so far: written as soon as it is there, shown at the end, whatever the end is."""
+    """The results so far: written as soon as they are available, shown at the end even after an error."""
 
     def __init__(self, json: Path | None, report: Path | None, reporter: "Reporter") -> None:
         self._json, self._report, self._reporter = json, report, reporter
         self._latest: tuple[Evaluation, list[Measured]] | None = None
 
     def keep(self, evaluation: "Evaluation", measured: "list[Measured]") -> None:
-        """Take the place of what was kept before."""
+        """Replace the results so far."""
         from moleflow.training.evaluation.records import write_json
 
         self._latest = evaluation, measured
@@ -114,7 +114,7 @@ class _Results:
             write_json("the figures", self._json, evaluation)
 
     def show(self) -> None:
-        """Print the tables and write the report, if anything is measured."""
+        """Print the tables and write the report, if there are results."""
         from rich.console import Console
 
         from moleflow.model.files.outputs import write_text
@@ -133,11 +133,11 @@ class _Results:
         for table in evaluation_tables(evaluation):
             console.print(table)
         if evaluation.unmeasured:
-            self._reporter.line(f"ended early; not measured: {', '.join(evaluation.unmeasured)}")
+            self._reporter.line(f"ended early; not evaluated: {', '.join(evaluation.unmeasured)}")
 
 
 def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | Detector":
-    """An earlier state: an evaluation of it that was written before, or a checkpoint that is to be measured."""
+    """An earlier state: a stored evaluation, or a checkpoint to evaluate."""
     from moleflow.model.detector import Detector
     from moleflow.training.evaluation.records import read_evaluation
 
@@ -149,7 +149,7 @@ def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | D
 def _measure_earlier(
     states: "Sequence[Evaluation | Detector]", categories: "Sequence[Category]", batch_size: int, reporter: "Reporter"
 ) -> "list[Evaluation]":
-    """Evaluations of the earlier states, those that were written before as they are."""
+    """Evaluations of the earlier states; stored ones are used as they are."""
     from moleflow.model.detector import Detector
     from moleflow.training.evaluation.evaluate import evaluate as measure
 

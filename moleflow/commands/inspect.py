@@ -1,4 +1,4 @@
-"""`moleflow inspect`: what a checkpoint holds."""
+"""`moleflow inspect`: show the contents of a checkpoint."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,13 +20,13 @@ _COLUMNS: "dict[str, JustifyMethod]" = {
     "": "right", "product": "left", "images": "right", "epochs": "right", "threshold": "right", "params": "right",
     "MB": "right", "learned": "left", "SHA-256": "left",
 }  # fmt: skip
-"""The table of products. Narrow enough for 80 columns."""
+"""Columns of the product table, which fits into 80 characters."""
 
 
 def inspect(
     checkpoint: CheckpointArgument,
     json: Annotated[bool, typer.Option("--json", help="Print the header as JSON.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read every tensor and check all digests.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all tensors and verify their digests.")] = False,
 ) -> None:
     """Show a checkpoint's products, sizes, configuration, preprocessing and digests."""
     from moleflow.model.store.checkpoint import Checkpoint
@@ -48,7 +48,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
 
     header, config = opened.header, opened.header.config
     sizes = opened.section_bytes()
-    base_parameters = opened.section_parameters().get("base", 0)  # where bases are separate, they count with the tasks
+    base_parameters = opened.section_parameters().get("base", 0)  # separate bases are counted with their tasks
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
@@ -56,7 +56,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     strides = ", ".join(map(str, network.strides))
     rows = {
         "file": f"{opened.path} ({opened.path.stat().st_size / 1e6:.1f} MB, format {header.format_version})",
-        "digest": opened.info.digest + (" (all tensors checked)" if verified else ""),
+        "digest": opened.info.digest + (" (all tensors verified)" if verified else ""),
         "preset": header.preset,
         "backbone": f"{network.name}, strides {strides}, embeddings of {network.embedding_dim} "
         f"({sizes['backbone'] / 1e6:.1f} MB, {header.backbone_sha256[:12]}…)",
@@ -70,7 +70,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         "score": f"mean of the {config.score_top_k} highest patches",
     }
     for key, value in rows.items():
-        facts.add_row(key, escape(value))  # square brackets are markup to Rich
+        facts.add_row(key, escape(value))
     tasks = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name, side in _COLUMNS.items():
         tasks.add_column(name, justify=side, no_wrap=True)
@@ -86,8 +86,8 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     if header.tasks:
         rate = header.tasks[0].false_alarm_rate
         console.print(
-            "images: of the fit, + those held out or × the folds that calibrate; "
-            f"thresholds at a false-alarm rate of {rate:g}, others on request",
+            "images: training images, + held-out images or × calibration folds; "
+            f"thresholds at a false-alarm rate of {rate:g}; other rates can be requested",
             style="dim", highlight=False,
         )  # fmt: skip
 
@@ -101,7 +101,7 @@ def _images(task: "TaskInfo") -> str:
 
 
 def _subnet(flow: "FlowConfig") -> str:
-    return f"rank {flow.lora_rank}" if flow.subnet == "lora" else "dense layers of each task's own"
+    return f"rank {flow.lora_rank}" if flow.subnet == "lora" else "separate dense layers per task"
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Options that several subcommands share."""
+"""Options shared by several subcommands."""
 
 import functools
 import os
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class PrecisionName(StrEnum):
-    """Types of the matrix products."""
+    """Precision of matrix products."""
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -43,61 +43,59 @@ class PrecisionName(StrEnum):
 
 
 CheckpointArgument = Annotated[
-    Path, typer.Argument(help="A checkpoint that `moleflow train` wrote.", metavar="CHECKPOINT")
+    Path, typer.Argument(help="A checkpoint written by `moleflow train`.", metavar="CHECKPOINT")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto takes CUDA when there.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto uses CUDA if available.")]
 PrecisionOption = Annotated[
-    PrecisionName, typer.Option(help="Type of the matrix products. auto takes bf16 where the hardware has it.")
+    PrecisionName, typer.Option(help="Precision of matrix products. auto uses bf16 where the hardware supports it.")
 ]
 Cache = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Keep patch embeddings in DIR; later runs on the same images and backbone read them."
+        metavar="DIR", help="Cache patch embeddings in DIR, for later runs with the same images and backbone."
     ),
 ]
 Plugin = Annotated[
     str | None,
-    typer.Option(metavar="MODULE", help="A module (name or .py file) that registers your backbone with timm."),
+    typer.Option(metavar="MODULE", help="A module (name or .py file) that registers a backbone with timm."),
 ]
 BackboneName = Annotated[
-    str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's.")
+    str | None, typer.Option(metavar="NAME", help="A timm model with feature maps, instead of the preset's backbone.")
 ]
 BackboneWeights = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="Its weights, for machines without a model hub.")
+    Path | None, typer.Option(metavar="FILE", help="Weights of the backbone, for machines without access to a hub.")
 ]
 ImageSize = Annotated[int | None, typer.Option(min=32, help="Side of the model's input in pixels.")]
-Epochs = Annotated[int | None, typer.Option(min=1, help="Passes over a product's images.")]
-BatchSize = Annotated[int | None, typer.Option(min=1, help="Images a step.")]
-Seed = Annotated[int, typer.Option(min=0, help="Same seed, same machine, same result.")]
+Epochs = Annotated[int | None, typer.Option(min=1, help="Epochs per product.")]
+BatchSize = Annotated[int | None, typer.Option(min=1, help="Images per training step.")]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed; results repeat on the same machine.")]
 MaxPixels = Annotated[
     int | None,
     typer.Option(
         "--max-pixels", min=1, envvar="MOLEFLOW_MAX_PIXELS", show_envvar=True,
-        help="Largest image that is read, in pixels; the service has the same limit. [default: 40000000]",
+        help="Maximum image size in pixels; the service has the same limit. [default: 40000000]",
     ),
 ]  # fmt: skip
-Strict = Annotated[
-    bool, typer.Option("--strict", help="Make every warning about the images and masks an error, before any work.")
-]
+Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings about images and masks as errors.")]
 FalseAlarmRate = Annotated[
-    float | None, typer.Option(help="Share of good images that may be called anomalous. [default: 0.01]")
+    float | None, typer.Option(help="Fraction of good images that may be called anomalous. [default: 0.01]")
 ]
 UnknownLimit = Annotated[
     float | None,
     typer.Option(
-        help=f"Novelty score beyond which an image is of an unknown product; 0 refuses nothing. "
+        help=f"Novelty score above which the product counts as unknown; 0 accepts every image. "
         f"[default: {DEFAULT_UNKNOWN_LIMIT}]"
     ),
 ]
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Those options that the user gave."""
+    """The options that the user gave, those that are not ``None``."""
     return {key: value for key, value in options.items() if value is not None}
 
 
 def from_home(command: Callable[..., Any]) -> Callable[..., Any]:
-    """``command`` with the home folder for a leading ``~`` in its paths: after ``--option=`` no shell puts it there."""
+    """``command`` with a leading ``~`` expanded in its paths, which shells do not do after ``--option=``."""
 
     @functools.wraps(command)
     def run(**values: Any) -> Any:
@@ -109,5 +107,5 @@ def from_home(command: Callable[..., Any]) -> Callable[..., Any]:
 def _from_home(value: Any) -> Any:
     if isinstance(value, list):
         return [_from_home(each) for each in value]
-    # pathlib's own raises where there is no such user.
+    # Path.expanduser raises for unknown users.
     return Path(os.path.expanduser(value)) if isinstance(value, Path) else value  # noqa: PTH111

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 __all__ = ["predict"]
 
 BATCH_SIZE = 8
-"""Images in one pass through the model."""
+"""Images per batch."""
 
 MAX_FILE_BYTES = 2**30
-"""Largest file that is read: more than an image within the limit of pixels takes in any format."""
+"""Maximum file size: more than any image within the pixel limit takes in any format."""
 
 
 class MapName(StrEnum):
-    """How the anomaly map is printed with --json."""
+    """Encodings of the anomaly map with --json."""
 
     NONE = "none"
     PNG = "png"
@@ -47,30 +47,30 @@ class MapName(StrEnum):
 def predict(
     checkpoint: CheckpointArgument,
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Image files, and folders of them.")
+        list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")
     ],
-    task: Annotated[str | None, typer.Option(metavar="NAME", help="The product in all images; skips routing.")] = None,
+    task: Annotated[str | None, typer.Option(metavar="NAME", help="The product of all images; skips routing.")] = None,
     save_overlay: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR",
-            help="Write each image with its heat map laid over it into DIR, those of a folder as they lie in it.",
+            help="Write each image overlaid with its heat map into DIR, with the same subfolders.",
         ),
     ] = None,
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object an image, as the API does.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, as in the API.")] = False,
     false_alarm_rate: FalseAlarmRate = None,
     unknown_limit: UnknownLimit = None,
-    map_: Annotated[MapName, typer.Option("--map", help="With --json: the anomaly map too, in base64.")] = MapName.NONE,
+    map_: Annotated[MapName, typer.Option("--map", help="With --json: add the anomaly map in base64.")] = MapName.NONE,
     max_pixels: MaxPixels = None,
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
 ) -> None:  # fmt: skip
-    """Find defects in image files: product, score, verdict, and an overlay of the anomaly map if wanted.
+    """Find defects in image files: product, score, verdict, and optionally an overlay of the anomaly map.
 
-    Of a folder, all images below it are taken, in natural order, but for hidden ones. An image of no learned product is
-    said to be UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read or
-    judged is named on standard error, the others go on; the exit status is then 1.
+    Folders are searched recursively, in natural order and without hidden files. An image of no learned product is
+    reported as UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read or
+    scored is reported on standard error and does not stop the others; the exit status is then 1.
     """
     from moleflow.model.detector import Detector
     from moleflow.model.files.outputs import check_output_folder
@@ -82,7 +82,7 @@ def predict(
     configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
     if save_overlay is not None:
-        check_output_folder("the folder of overlays", save_overlay)  # better told now than after the first batch
+        check_output_folder("the folder of overlays", save_overlay)
         _check_apart(save_overlay, images)
     rates = {"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit}
     detector = Detector.load(
@@ -90,9 +90,9 @@ def predict(
         **{name: rate for name, rate in rates.items() if rate is not None},
     )  # fmt: skip
     if task is not None:
-        find_named(task, detector.tasks)  # better told now than after the first image that can be read
+        find_named(task, detector.tasks)  # fail before reading images
     reporter, problems = Reporter(), _Problems()
-    # Counted for a bar only: output begins with the first batch, however many there are.
+    # Counted only for a progress bar, so that output need not wait for the count.
     total = sum(1 for _ in _files(images, save_overlay)) if reporter.console.is_terminal else 0
     files = _files(images, save_overlay, problems)
     with reporter.phase("images", total) as phase:
@@ -109,7 +109,7 @@ def predict(
 
 
 class _Problems:
-    """Names each file that cannot be used on standard error, and counts them."""
+    """Reports each unusable file on standard error and counts them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -131,19 +131,19 @@ def _files(
 
 
 def _check_apart(outputs: Path, images: Sequence[Path]) -> None:
-    """Overlays in a folder of images would be taken for images the next time."""
+    """Reject writing overlays into a folder of images, where the next run would read them as images."""
     from moleflow.model.errors import ConfigurationError
 
     if any(os.path.isdir(path) and path.samefile(outputs) for path in images):  # noqa: PTH112 - names may be too long
         raise ConfigurationError(
-            f"--save-overlay {str(outputs)!r} is the folder of the images; name another one, such as one inside it."
+            f"--save-overlay {str(outputs)!r} is the folder of the images; choose another one, such as a subfolder."
         )
 
 
 def _jobs(
     detector: "Detector", files: "Sequence[ImageFile]", task: str | None, problems: _Problems
 ) -> "Iterator[tuple[ImageFile, Job]]":
-    """Decode and judge ``files`` as one batch, exactly as the service does."""
+    """Decode ``files`` and run the model on them as one batch, exactly as the service does."""
     from time import perf_counter
 
     from moleflow.model.errors import ImageError
@@ -180,7 +180,7 @@ def _jobs(
 
 
 def _show(path: Path, job: "Job", json_map: str | None) -> None:
-    """One line: JSON when ``json_map`` names the map's encoding, else for people."""
+    """Print one line: JSON when ``json_map`` names the map's encoding, else plain text."""
     import json
 
     from moleflow.model.files.file_names import as_line, as_text
@@ -188,22 +188,22 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
     from moleflow.service.responses.render import ResponseFormat, render
 
     if json_map is not None:
-        answer = json.loads(render(job, ResponseFormat(map_encoding=json_map)).content)  # type: ignore[arg-type]
-        print(json.dumps({"path": as_text(path)} | answer), flush=True)
+        response = json.loads(render(job, ResponseFormat(map_encoding=json_map)).content)  # type: ignore[arg-type]
+        print(json.dumps({"path": as_text(path)} | response), flush=True)
         return
-    found, name = job.finding, as_line(path)
-    for warning in found.warnings:
+    finding, name = job.finding, as_line(path)
+    for warning in finding.warnings:
         print(f"warning: {name}: {warning}", file=sys.stderr)
-    if isinstance(found, Refusal):
-        nearest = found.candidates[0]
+    if isinstance(finding, Refusal):
+        nearest = finding.candidates[0]
         print(
             f"{name}: UNKNOWN  no learned product; nearest {nearest.name}, distance {nearest.distance:.1f}", flush=True
         )
         return
-    verdict = "DEFECT" if found.is_anomalous else "good"
+    verdict = "DEFECT" if finding.is_anomalous else "good"
     print(
-        f"{name}: {verdict:6}  {found.task.name}  score {found.score:.2f}  threshold {found.threshold:.2f}  "
-        f"p {found.p_value:.2g}",
+        f"{name}: {verdict:6}  {finding.task.name}  score {finding.score:.2f}  threshold {finding.threshold:.2f}  "
+        f"p {finding.p_value:.2g}",
         flush=True,
     )
 
@@ -218,13 +218,13 @@ def _save_overlay(target: Path, job: "Job", problems: _Problems) -> None:
 
     if isinstance(job.finding, Refusal):
         name = as_line(target.stem.removesuffix("_overlay"))
-        print(f"  no overlay of {name}: its product is unknown", file=sys.stderr)
+        print(f"  no overlay for {name}: its product is unknown", file=sys.stderr)
         return
     content = render(job, ResponseFormat(media_type="image/png")).content
     try:
         target.lstat()
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:  # of this image alone: the others go on
+        if error.errno == errno.ENAMETOOLONG:  # affects this image only
             problems(target, f"the overlay cannot be written: {reason(error)}.")
             return
     write_bytes("the overlay", target, content)

@@ -1,4 +1,4 @@
-"""`moleflow serve`: answer over HTTP. Its options are the service's settings."""
+"""`moleflow serve`: run the HTTP service. Its options are the settings of the service."""
 
 import inspect
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ __all__ = ["serve"]
 
 
 def serve(**given: str | None) -> None:
-    """Serve a checkpoint: POST /predict, GET /tasks, a page at /, metrics at /metrics, documentation at /docs.
+    """Serve a checkpoint: POST /predict, GET /tasks, a web page at /, metrics at /metrics, documentation at /docs.
 
-    Every option can be set by environment too: MOLEFLOW_ and its name, as in MOLEFLOW_MAX_BATCH_SIZE; an option wins.
+    Every option can also be set as an environment variable, such as MOLEFLOW_MAX_BATCH_SIZE; the option wins.
     """
     from moleflow.model.runtime.threads import configure_threads
     from moleflow.service.server import serve as run
@@ -27,7 +27,7 @@ def serve(**given: str | None) -> None:
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
-    """One parameter for each setting; the settings themselves say what is valid."""
+    """One string parameter for each setting; validation is left to the settings."""
     for name, field in Settings.model_fields.items():
         text = _help(field)
         argument = typer.Argument(metavar="CHECKPOINT", help=f"{text} (Or MOLEFLOW_CHECKPOINT.)")
@@ -37,7 +37,7 @@ def _parameters() -> Iterator[inspect.Parameter]:
 
 
 def _help(field: FieldInfo) -> str:
-    """What the setting means, and its default if it is one that can be written down."""
+    """The description of a setting, with its default if it has a fixed one."""
     text = f"{str(field.description)[0].upper()}{str(field.description)[1:]}."
     default: Any = field.default
     if field.is_required() or default in (None, "", ()) or field.default_factory is not None:

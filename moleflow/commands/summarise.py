@@ -1,4 +1,4 @@
-"""`moleflow summarise`: mean and spread of several evaluations, such as those of three seeds."""
+"""`moleflow summarise`: mean and standard deviation over several evaluations."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,18 +8,18 @@ import typer
 __all__ = ["summarise"]
 
 WIDTH_WITHOUT_TERMINAL = 200
-"""Columns of the tables when they go to a file or a pipe."""
+"""Width of the tables in a file or pipe."""
 
 
 def summarise(
     evaluations: Annotated[
-        list[Path], typer.Argument(metavar="EVALUATION…", help="Files that `moleflow evaluate --json` wrote.")
+        list[Path], typer.Argument(metavar="EVALUATION…", help="Files written by `moleflow evaluate --json`.")
     ],
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the summary as JSON.")] = None,
 ) -> None:
-    """Give mean and standard deviation of each figure over evaluations of several checkpoints, such as three seeds.
+    """Show mean and standard deviation of each metric over evaluations of several checkpoints, such as three seeds.
 
-    All must have been measured on the same products and images.
+    All evaluations must cover the same products and images.
     """
     from rich.console import Console
 

@@ -32,19 +32,19 @@ def train(
     data: Annotated[
         Path,
         typer.Argument(
-            metavar="DATA", help="Folder with one folder a product (MVTec AD or VisA layout, or plain images)."
+            metavar="DATA", help="Folder with one folder per product (MVTec AD or VisA layout, or just images)."
         ),
     ],
-    checkpoint: Annotated[Path, typer.Option(help="The file to create, or to add products to.")],
+    checkpoint: Annotated[Path, typer.Option(help="The file to create or to add products to.")],
     task: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="A product to learn; repeat for more, in that order. Default: all in DATA."),
+        typer.Option(metavar="NAME", help="A product to learn; repeat for more, in order. Default: all in DATA."),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help="main (the published method), fast (whitened embeddings, minutes on a CPU), small (embedded backbone, "
-            "offline) or compact (main with small experts). Default: main, or what CHECKPOINT began with."
+            help="main (the published method), fast (whitened embeddings, minutes on a CPU), small (bundled backbone, "
+            "offline) or compact (main with small experts). Default: main, or that of CHECKPOINT."
         ),
     ] = None,
     backbone: BackboneName = None,
@@ -58,13 +58,13 @@ def train(
         int | None,
         typer.Option(
             min=1,
-            help="Further fits that calibrate a product of under 100 images; 1 holds some images out instead. "
+            help="Cross-fitting folds to calibrate a product of under 100 images; 1 holds some images out instead. "
             "Default: 5.",
         ),
     ] = None,
     seed: Seed = 0,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Retrain products that were learned before (not the first).")
+        bool, typer.Option("--replace", help="Retrain products that are already learned (except the first).")
     ] = False,
     strict: Strict = False,
     max_pixels: MaxPixels = None,
@@ -74,8 +74,8 @@ def train(
 ) -> None:
     """Learn products from images of good parts, one after another, into one checkpoint.
 
-    An existing checkpoint is added to: its earlier products stay as they are, bit for bit, and their images are not
-    needed. Stopped with Ctrl-C or killed, the same command goes on from the last whole epoch.
+    Products are added to an existing checkpoint: earlier products stay the same, bit for bit, and their images are not
+    needed. After an interruption, run the same command again to continue from the last complete epoch.
     """
     from moleflow.model.errors import ConfigurationError
     from moleflow.model.features.backbone import import_plugin
@@ -102,14 +102,14 @@ def train(
     if stored:
         if preset and preset != stored.preset:
             raise ConfigurationError(
-                f"--preset {preset} differs from {stored.preset}, with which {str(checkpoint)!r} began: it decides "
-                "network and schedule; leave the option out (--epochs, --batch-size and --learning-rate change the "
+                f"--preset {preset} differs from {stored.preset}, the preset of {str(checkpoint)!r}, which determines "
+                "network and schedule; omit the option (--epochs, --batch-size and --learning-rate change the "
                 "schedule), or train a new checkpoint."
             )
         _check_against(stored.config, checkpoint, network)
         if backbone_weights is not None:
-            # Not an error: a command that is given again to go on after an interruption says the same as before.
-            reporter.line(f"{checkpoint} holds its backbone already; {backbone_weights} is not read")
+            # Not an error: the same command is run again to continue after an interruption.
+            reporter.line(f"{checkpoint} already contains its backbone; {backbone_weights} is ignored")
     chosen = chosen.with_changes(backbone=network, training=given(schedule))
     if not task:
         task = list(discover(data))
@@ -120,19 +120,19 @@ def train(
             replace=replace, device=device, precision=precision.value, cache=cache, reporter=reporter, strict=strict,
         )  # fmt: skip
     except KeyboardInterrupt:
-        reporter.line("stopped; give the same command again to go on from the last whole epoch")
+        reporter.line("stopped; run the same command again to continue from the last complete epoch")
         raise typer.Exit(130) from None
 
 
 def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:
-    """What shapes the network was decided with the first task; say so instead of passing over an option."""
+    """Reject options that differ from the network of the checkpoint, which is fixed by its first task."""
     from moleflow.model.errors import ConfigurationError
 
     for key, value in network.items():
-        decided = getattr(stored.backbone, key)
-        if decided != value:
+        fixed = getattr(stored.backbone, key)
+        if fixed != value:
             option = {"name": "--backbone", "image_size": "--image-size"}[key]
             raise ConfigurationError(
-                f"{option} {value} differs from {decided} in {str(checkpoint)!r}, which decides; leave the "
-                "option out, or train a new checkpoint."
+                f"{option} {value} differs from {fixed} in {str(checkpoint)!r} and cannot be changed; omit the "
+                "option, or train a new checkpoint."
             )

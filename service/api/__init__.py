@@ -1,3 +1,3 @@
-"""The HTTP API and the page: routes, uploads, options, and who may ask."""
+"""The HTTP API and the web page: routes, uploads, options, access checks."""
 
 __all__ = ["app"]

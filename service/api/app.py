@@ -1,4 +1,4 @@
-"""The web application: routes, problem documents, metrics and the page around one engine."""
+"""The web application: routes, problem documents, metrics and the web page, around one engine."""
 
 import asyncio
 import contextlib
@@ -40,10 +40,10 @@ def create_app(
     on_ready: Callable[[Predictor], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
 ) -> FastAPI:
-    """The application. It takes connections at once, and loads the model meanwhile, unless it is given one.
+    """The application. It accepts connections at once and loads the model in the background, unless given one.
 
-    ``on_ready`` is called in the event loop when the model is loaded and warmed up, ``on_failure`` when it cannot be
-    loaded, or when the service has needed a restart for a minute. The app may be started once.
+    ``on_ready`` is called in the event loop once the model is loaded and warmed up, ``on_failure`` when loading fails
+    or when the service has been unrecoverable for a minute. An app can be started only once.
     """
     metrics = Metrics()
     engine = Engine(settings, metrics)
@@ -51,7 +51,9 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         engine.start(functools.partial(load_predictor, settings) if detector is None else lambda: detector)
-        reporting = asyncio.gather(_report(engine, on_ready, on_failure), _give_up(engine, on_failure))
+        reporting = asyncio.gather(
+            _report_loading(engine, on_ready, on_failure), _report_unrecoverable(engine, on_failure)
+        )
         try:
             yield
         finally:
@@ -65,40 +67,39 @@ def create_app(
         description=openapi.DESCRIPTION,
         version=moleflow.__version__,
         lifespan=lifespan,
-        docs_url=None,  # would take its scripts from another server
+        docs_url=None,  # would load its scripts from another server
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
     app.include_router(router, responses=openapi.COMMON)
     add_pages(app)
-    # Each that is added comes around those before it. All answers are made inside of what measures them.
+    # Each middleware wraps those added before it: metrics must wrap everything that makes a response.
     add_problem_handlers(app)
     add_guards(app, settings)
     app.add_middleware(Sending)
-    app.add_middleware(_Measured, metrics=metrics)
+    app.add_middleware(_RequestMetrics, metrics=metrics)
     app.add_middleware(UnderPrefix, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)
     return app
 
 
-async def _give_up(engine: Engine, on_failure: Callable[[Exception], None] | None) -> None:
-    """Tell when the service has waited long enough for a restart."""
-    error = NotLiveError(f"{await engine.wait_until_useless()} The service ends, so that it can be started anew.")
+async def _report_unrecoverable(engine: Engine, on_failure: Callable[[Exception], None] | None) -> None:
+    """Report that the service is stuck, so that its process can exit and be restarted."""
+    error = NotLiveError(f"{await engine.wait_until_unrecoverable()} The service exits so that it can be restarted.")
     _logger.error("%s", error)
     if on_failure is not None:
         on_failure(error)
 
 
-async def _report(
+async def _report_loading(
     engine: Engine, on_ready: Callable[[Predictor], None] | None, on_failure: Callable[[Exception], None] | None
 ) -> None:
-    """Tell how the loading of the model ended."""
+    """Report whether the model was loaded."""
     try:
         predictor = await engine.wait_until_ready()
     except Exception as error:
-        # Any failure: it has been kept for /health/ready, and is told to whoever started the app.
         _logger.error("The model cannot be loaded: %s", error, exc_info=not isinstance(error, MoLEFlowError))
         if on_failure is not None:
             on_failure(error)
@@ -107,12 +108,12 @@ async def _report(
         try:
             on_ready(predictor)
         except Exception:
-            # As when standard output was closed. The service is no worse for it.
-            _logger.exception("The service is ready, but that could not be told.")
+            # For example because standard output is closed, which does not affect the service.
+            _logger.exception("The service is ready, but reporting it failed.")
 
 
-class _Measured:
-    """Counts and times every request, by its route's template, so that the number of series stays bounded."""
+class _RequestMetrics:
+    """Counts and times every request. Labels are route templates, not paths, to bound the number of series."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -124,14 +125,14 @@ class _Measured:
             return
         started, status = perf_counter(), 500
 
-        async def note_status(message: Message) -> None:
+        async def send_and_record(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
             await send(message)
 
         try:
-            await self._app(scope, receive, note_status)
+            await self._app(scope, receive, send_and_record)
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self._metrics.requests.labels(route, str(status)).inc()

@@ -1,7 +1,7 @@
-"""A multipart form (RFC 7578) read piece by piece: one file, and short fields beside it.
+"""Incremental parser for multipart forms (RFC 7578) with one file and a few short fields.
 
-It is read in the event loop, so what a form can cost is bounded before the parser sees it: the number of parts, the
-bytes of every part's headers, and all bytes that are not the file's. Inside the file the parser only searches.
+It runs in the event loop, so its cost is bounded up front: the number of parts, the header bytes of each part, and all
+bytes outside the file. Inside the file the parser only searches for the boundary.
 """
 
 import logging
@@ -15,21 +15,21 @@ from moleflow.model.errors import ImageTooLargeError
 __all__ = ["FILE_FIELD", "FRAMING_BYTES", "HOW_TO_SEND", "FormReader", "file_too_large"]
 
 FILE_FIELD = "file"
-"""Name of the field that carries the image."""
+"""Name of the form field that carries the image."""
 
 FRAMING_BYTES = 64 * 1024
-"""What a form may have beyond the image: preamble, boundaries, headers, the other fields, epilogue."""
+"""Limit for everything but the image: preamble, boundaries, headers, other fields, epilogue."""
 
 _MAX_PARTS = 16
-"""More fields than any valid form has: the image and one for each option."""
+"""More than any valid form has: the image and one field for each option."""
 
 _MAX_HEADERS, _MAX_HEADER_BYTES = 8, 4096
-"""Of one part. RFC 7578 knows three headers; a file name is the longest thing in them."""
+"""Limits for one part. RFC 7578 defines three headers; the longest value is a file name."""
 
 _MAX_BOUNDARY_BYTES = 70
 """RFC 2046, section 5.1.1."""
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # what it warns of, the client is told
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings are sent to the client as errors
 
 HOW_TO_SEND = (
     f"Send the image's bytes as the body, with Content-Type image/* or application/octet-stream, "
@@ -38,17 +38,17 @@ HOW_TO_SEND = (
 
 
 class FormReader:
-    """Takes a form's bytes as they come. Afterwards ``file`` holds the image's pieces, ``fields`` the other fields.
+    """Parses a form chunk by chunk. Afterwards ``file`` holds the chunks of the image and ``fields`` all other fields.
 
-    Raises ``ImageTooLargeError`` as soon as the image has more than ``max_file_bytes`` or the rest more than
-    ``FRAMING_BYTES``, ``HTTPException`` 422 for what is no form.
+    Raises ``ImageTooLargeError`` as soon as the image exceeds ``max_file_bytes`` or the rest of the form
+    ``FRAMING_BYTES``, and ``HTTPException`` 422 for a malformed form.
     """
 
     def __init__(self, boundary: bytes, max_file_bytes: int) -> None:
         if not boundary:
-            raise _broken("its Content-Type names no boundary")
+            raise _malformed("the Content-Type has no boundary")
         if len(boundary) > _MAX_BOUNDARY_BYTES:
-            raise _broken(f"its boundary has {len(boundary)} bytes, and {_MAX_BOUNDARY_BYTES} are the most")
+            raise _malformed(f"the boundary has {len(boundary)} bytes; at most {_MAX_BOUNDARY_BYTES} are allowed")
         self.file: list[bytes] = []
         self.fields: list[tuple[str, str]] = []
         self._max_file_bytes = max_file_bytes
@@ -77,9 +77,9 @@ class FormReader:
         )
 
     def write(self, chunk: bytes) -> None:
-        """Take the next piece of the body."""
-        # What begins like a delimiter and is none (RFC 2046 forbids it) takes the parser some steps each; a file full
-        # of them would take it seconds.
+        """Parse the next chunk of the body."""
+        # The parser is slow on data that starts like a delimiter but is none (RFC 2046 forbids it): a file full of
+        # that would take seconds.
         self._delimiters += chunk.count(self._delimiter)
         if self._delimiters > _MAX_PARTS:
             raise _too_many_parts()
@@ -87,17 +87,17 @@ class FormReader:
         try:
             self._parser.write(chunk)
         except FormParserError as error:
-            raise _broken(error) from error
+            raise _malformed(error) from error
         if self._bytes - self._file_bytes > FRAMING_BYTES:
             raise ImageTooLargeError(
-                f"The form has more than {FRAMING_BYTES:,} bytes beside its field {FILE_FIELD!r}, which is the most "
-                "that is accepted: send nothing else in it."
+                f"The form has more than {FRAMING_BYTES:,} bytes outside the field {FILE_FIELD!r}, which is the limit; "
+                "send only the image and the options."
             )
 
     def finish(self) -> None:
-        """Check that the form was whole, and had exactly one image."""
+        """Check that the form is complete and contains exactly one image."""
         if not self._is_complete:
-            raise _broken("it ends before its closing boundary")
+            raise _malformed("it ends before the closing boundary")
         if not self._file_bytes:
             what = "is empty" if self._has_file else "is missing"
             raise HTTPException(422, f"The form's field {FILE_FIELD!r} {what}. {HOW_TO_SEND}")
@@ -127,10 +127,12 @@ class FormReader:
 
     def _end_headers(self) -> None:
         if self._name is None:
-            raise _broken("a part of it has no name (Content-Disposition: form-data; name=…)")
+            raise _malformed("one of its parts has no name (Content-Disposition: form-data; name=…)")
         if self._is_file:
             if self._has_file:
-                raise HTTPException(422, f"The form has more than one field {FILE_FIELD!r}; send one image a request.")
+                raise HTTPException(
+                    422, f"The form has more than one field {FILE_FIELD!r}; send one image per request."
+                )
             self._has_file = True
 
     def _take_data(self, data: bytes, start: int, end: int) -> None:
@@ -144,7 +146,7 @@ class FormReader:
 
     def _end_part(self) -> None:
         if self._name is not None and not self._is_file:
-            # What is not UTF-8 is no option, and is refused as such.
+            # Anything that is not UTF-8 matches no option and is rejected later.
             self.fields.append((self._name.decode(errors="replace"), self._value.decode(errors="replace")))
 
     def _end(self) -> None:
@@ -152,16 +154,16 @@ class FormReader:
 
 
 def file_too_large(max_bytes: int) -> ImageTooLargeError:
-    """The refusal of an image of more than ``max_bytes``."""
+    """The error for an image of more than ``max_bytes``."""
     return ImageTooLargeError(
-        f"The upload has more than {max_bytes:,} bytes, which is the most that is accepted: send a smaller image, "
-        "or the same one as JPEG or PNG."
+        f"The upload has more than {max_bytes:,} bytes, which is the limit; send a smaller image, or save it as JPEG "
+        "or PNG."
     )
 
 
 def _too_many_parts() -> HTTPException:
-    return _broken(f"it has more than {_MAX_PARTS} parts, or bytes between them that only boundaries may have")
+    return _malformed(f"it has more than {_MAX_PARTS} parts, or the boundary occurs inside a part")
 
 
-def _broken(reason: object) -> HTTPException:
+def _malformed(reason: object) -> HTTPException:
     return HTTPException(422, f"The multipart form cannot be read: {str(reason).rstrip('.')}. {HOW_TO_SEND}")

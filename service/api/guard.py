@@ -1,9 +1,8 @@
-"""Refuses what only a hostile web page would let a browser send, and queries of a length that no honest client has.
+"""Rejects requests that hostile web pages make browsers send, and overlong query strings.
 
-The service has no passwords; whoever reaches it may use it. A browser inside the network reaches it for any page that
-it shows. Two things make a page's request the service's own business: the name by which it asks (a page whose name
-suddenly stands for this machine, "DNS rebinding", reads answers as if they were its own), and the page that a request
-comes from (an answer need not be read to cost the model's time).
+The service has no authentication: whoever reaches it may use it, and any page open in a browser on the same network
+can reach it. So the guard checks the host name (with DNS rebinding, a page's own name resolves to this machine, and the
+page can read responses as its own) and the origin (even a response that the page cannot read costs inference time).
 """
 
 from fastapi import FastAPI
@@ -18,19 +17,18 @@ from moleflow.service.settings import Settings
 __all__ = ["add_guards"]
 
 _MAX_QUERY_BYTES = 4096
-"""A name of 300 letters, percent-encoded, has room in it; reading as many bytes of parameters takes milliseconds."""
+"""Enough for a percent-encoded name of 300 letters; parsing that many bytes takes milliseconds."""
 
-_VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
-"""Of HTTP; the last two where another server runs the application."""
+_HTTP_VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
+"""2 and 3 are possible when another server runs the application."""
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
-"""How this machine is called on itself."""
 
 _PROBES = frozenset({"/health/live", "/health/ready"})
-"""What orchestrators ask under the address that the machine happens to have."""
+"""Orchestrators request these at the container's IP address."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-"""They change nothing (RFC 9110, section 9.2.1), and here cost little; browsers keep their answers from other pages."""
+"""Without side effects (RFC 9110, section 9.2.1) and cheap; browsers hide the responses from other origins."""
 
 _EXPOSED_HEADERS = (
     "MoLEFlow-Anomalous",
@@ -41,11 +39,11 @@ _EXPOSED_HEADERS = (
     "MoLEFlow-Verdict",
     "Retry-After",
 )
-"""What pages of ``cors_origins`` may read beside the body."""
+"""Response headers that pages of ``cors_origins`` may read."""
 
 
 def add_guards(app: FastAPI, settings: Settings) -> None:
-    """Let the app refuse foreign hosts and foreign pages, and admit the pages of ``cors_origins``."""
+    """Reject requests for unknown hosts and from foreign origins; allow those of ``cors_origins``."""
     app.add_middleware(_Guard, settings=settings)
     if settings.cors_origins:
         app.add_middleware(
@@ -61,7 +59,7 @@ class _Guard:
         self._app = app
         listed = settings.allowed_hosts or (_LOOPBACK_NAMES if is_loopback(settings.host) else ("*",))
         self._hosts = frozenset((*listed, settings.host.lower()))
-        # Nobody can register a name without a dot; machines of one network call each other by such.
+        # Names without a dot are used inside a network and cannot be registered, so they are safe from rebinding.
         self._are_short_names_allowed = not settings.allowed_hosts
         self._suffixes = tuple(host.removeprefix("*") for host in self._hosts if host.startswith("*."))
         self._origins = frozenset(settings.cors_origins)
@@ -71,27 +69,27 @@ class _Guard:
         await (self._app if refusal is None else problem_response(*refusal))(scope, receive, send)
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and detail, if the request is refused."""
+        """Status and detail if the request is rejected."""
         headers = Headers(scope=scope)
-        if scope["http_version"] not in _VERSIONS:
-            return 400, f"The service speaks HTTP/1.1, not HTTP/{scope['http_version']}."
+        if scope["http_version"] not in _HTTP_VERSIONS:
+            return 400, f"HTTP/{scope['http_version']} is not supported; use HTTP/1.1."
         if len(scope["query_string"]) > _MAX_QUERY_BYTES:
-            return 414, f"The query has more than {_MAX_QUERY_BYTES} bytes; its parameters need fewer."
+            return 414, f"The query string has more than {_MAX_QUERY_BYTES} bytes, which is the limit; shorten it."
         host = headers.get("host", "")
         if not self._is_allowed(host, scope["path"].removeprefix(scope.get("root_path", ""))):
             return 421, (
-                f"The service does not answer to the name {host[:100]!r}. Let MOLEFLOW_ALLOWED_HOSTS (--allowed-hosts) "
-                "list the names by which it is reached."
+                f"The host name {host[:100]!r} is not allowed. Add it to MOLEFLOW_ALLOWED_HOSTS (--allowed-hosts) if "
+                "clients may use it."
             )
         if scope["method"] not in _SAFE_METHODS and self._is_foreign(headers, host):
             return 403, (
-                "The request comes from a web page of another origin. Let MOLEFLOW_CORS_ORIGINS (--cors-origins) list "
-                "that origin if it may use the service; a proxy must hand on Host or X-Forwarded-Host."
+                "The request comes from a web page of another origin. Add that origin to MOLEFLOW_CORS_ORIGINS "
+                "(--cors-origins) if it may use the service; a proxy must forward Host or set X-Forwarded-Host."
             )
         return None
 
     def _is_allowed(self, authority: str, path: str) -> bool:
-        # Every browser says whom it calls; only some old programs do not.
+        # Every browser sends Host; only some old programs do not.
         if not authority or "*" in self._hosts:
             return True
         host, _ = host_and_port(authority)
@@ -102,7 +100,7 @@ class _Guard:
         return self._are_short_names_allowed and host != "" and "." not in host
 
     def _is_foreign(self, headers: Headers, host: str) -> bool:
-        """Whether a browser sent this on behalf of a page that is neither the service's nor admitted."""
+        """Whether a browser sent the request for a page that is neither the service's own nor allowed."""
         site = headers.get("sec-fetch-site", "")
         origins = headers.getlist("origin")
         if not origins:
@@ -113,17 +111,17 @@ class _Guard:
             return True
         if origin in self._origins or "*" in self._origins:
             return False
-        # A page cannot forge Sec-Fetch-Site, nor X-Forwarded-Host without being asked first (a CORS preflight).
+        # A page cannot forge Sec-Fetch-Site, and setting X-Forwarded-Host triggers a CORS preflight.
         forwarded = headers.get("x-forwarded-host", "").split(",", 8)
         return site != "same-origin" and not any(_is_same(page, name.strip()) for name in (host, *forwarded))
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is an IP address, which no page of another name can be reached under."""
+    """Whether a host is an IP address."""
     return ":" in host or host.replace(".", "").isdecimal()
 
 
 def _is_same(page: tuple[str, int], authority: str) -> bool:
-    """Whether a page was loaded under this name. Proxies often leave out the port; then any will do."""
+    """Whether a page was loaded from this host. Proxies often omit the port; then any port matches."""
     host, port = host_and_port(authority)
     return host == page[0] and port in (None, page[1])

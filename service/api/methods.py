@@ -1,4 +1,4 @@
-"""HEAD wherever GET works (RFC 9110, section 9.3.2): the same answer without its body."""
+"""HEAD for every GET route (RFC 9110, section 9.3.2): the same response without its body."""
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -6,7 +6,7 @@ __all__ = ["HeadAsGet"]
 
 
 class HeadAsGet:
-    """Lets the app answer GET, and keeps the body back."""
+    """Passes HEAD to the app as GET and drops the body of the response."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app

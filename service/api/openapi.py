@@ -1,4 +1,4 @@
-"""What ``/docs`` says about each route."""
+"""The OpenAPI documentation of each route, as shown at ``/docs``."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from moleflow.service.problems import MEDIA_TYPE, Problem
 __all__ = ["COMMON", "DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "TASK", "TASKS"]
 
 DESCRIPTION = """
-One endpoint that finds defects on any product it has learned: send an image to `POST /predict`, and get the product,
-a score against that product's threshold, the verdict, and a map of where the defect is.
+One endpoint that finds defects on any product it has learned: send an image to `POST /predict` and get the product,
+the anomaly score with that product's threshold, the verdict, and a map that shows where the defect is.
 
 Every error is a problem document (RFC 9457, `application/problem+json`) whose `detail` says what to do.
 """
@@ -19,7 +19,7 @@ _BINARY = {"type": "string", "format": "binary"}
 
 
 def _as_field(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema of an option as a form's field: left out, it has no value, and it cannot be null."""
+    """The schema of an option as a form field, which may be omitted but cannot be null."""
     (given, *_) = schema.get("anyOf", [{}])
     return {name: value for name, value in (schema | given).items() if name != "anyOf" and value is not None}
 
@@ -33,12 +33,12 @@ _FORM = {
 }
 
 _HEADERS = {
-    "MoLEFlow-Verdict": {"description": "good or anomalous; not with JSON", "schema": {"type": "string"}},
-    "MoLEFlow-Task": {"description": "product, percent-encoded; not with JSON", "schema": {"type": "string"}},
-    "MoLEFlow-Score": {"description": "image score; not with JSON", "schema": {"type": "number"}},
-    "MoLEFlow-P-Value": {"description": "calibrated score; not with JSON", "schema": {"type": "number"}},
-    "MoLEFlow-Threshold": {"description": "the product's threshold; not with JSON", "schema": {"type": "number"}},
-    "MoLEFlow-Anomalous": {"description": "the verdict as true or false; not with JSON", "schema": {"type": "boolean"}},
+    "MoLEFlow-Verdict": {"description": "good or anomalous; absent with JSON", "schema": {"type": "string"}},
+    "MoLEFlow-Task": {"description": "product, percent-encoded; absent with JSON", "schema": {"type": "string"}},
+    "MoLEFlow-Score": {"description": "anomaly score of the image; absent with JSON", "schema": {"type": "number"}},
+    "MoLEFlow-P-Value": {"description": "calibrated score; absent with JSON", "schema": {"type": "number"}},
+    "MoLEFlow-Threshold": {"description": "the product's threshold; absent with JSON", "schema": {"type": "number"}},
+    "MoLEFlow-Anomalous": {"description": "true if anomalous; absent with JSON", "schema": {"type": "boolean"}},
 }
 
 _EXAMPLE = {
@@ -98,39 +98,39 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
 
 
 COMMON: dict[int | str, dict[str, Any]] = {
-    414: _problem("a query of thousands of bytes"),
-    421: _problem("the request calls the service by a name that it does not answer to"),
+    414: _problem("the query string is too long"),
+    421: _problem("the host name is not allowed"),
 }
-"""What any request may be answered with."""
+"""Errors that any route may return."""
 
 _NOT_READY = _problem(
-    "no model yet, or no longer; it fails or does not come to an end; `detail` says which",
+    "the service is starting or stopping, or the model fails or hangs; `detail` says which",
     Retry_After="seconds to wait",
 )
 
 PREDICT: dict[str, Any] = {
-    "summary": "Judge one image",
+    "summary": "Inspect one image",
     "description": (
-        "Send the image as the raw body, or as the field `file` of a multipart form; the options of the query may be "
-        "fields of the form instead. PNG, JPEG, WebP, BMP, TIFF and GIF are read, of several frames the first; "
-        "transparent parts are laid on white, and the EXIF rotation is applied. Of 16-bit values the range counts that "
-        "the product was learned with; `warnings` tells where an image does not fit it.\n\n"
-        "`Accept` chooses the answer: `application/json`, the heat map over the image as `image/png`, or the bare "
-        "float32 map as `application/x-npy` (with `map=npy16` float16). In the heat map the middle of the colours "
-        "(red) is the threshold. Machines do best with `map_size=model`: the map then has all that the model found, "
-        "and stays small however large the image is.\n\n"
-        "`p_value` is the calibrated score: the chance that a good image of this product scores as high or higher. "
-        "The threshold is the score that good images exceed at the `false_alarm_rate`, the pixel threshold what the "
-        "peaks of their maps exceed; both come from good images that were held out of training. An image that no "
-        "learned product explains gets the verdict `unknown_product`, without score and map, unless `task` names its "
-        "product; a request for nothing but the map then gets status 422."
+        "Send the image as the raw body or as the field `file` of a multipart form; options may be query parameters or "
+        "form fields. Supported formats: PNG, JPEG, WebP, BMP, TIFF and GIF. Only the first frame is used, transparent "
+        "areas are composited onto white, and the EXIF orientation is applied. 16-bit images are scaled by the value "
+        "range that the product was trained with; `warnings` reports images that do not match it.\n\n"
+        "`Accept` selects the response format: `application/json`, the heat map over the image as `image/png`, or the "
+        "anomaly map alone as `application/x-npy` (float32, or float16 with `map=npy16`). The middle of the heat map's "
+        "colour scale (red) is the threshold. Programs should use `map_size=model`: the map then has the resolution of "
+        "the model and stays small for images of any size.\n\n"
+        "`p_value` is the calibrated score: the probability that a good image of this product scores at least as high. "
+        "A fraction `false_alarm_rate` of good images scores above the threshold, and the same fraction has a map that "
+        "peaks above the pixel threshold; both are estimated on good images held out from training. An image that "
+        "matches no learned product gets the verdict `unknown_product`, without score and map, unless `task` names the "
+        "product; a request for the map alone then gets status 422."
     ),
     "tags": ["prediction"],
     "openapi_extra": {
         "requestBody": {
             "required": True,
             "content": {
-                # First what /docs offers to try: of a form it fills in every field.
+                # /docs offers the first entry to try; for a form it would fill in every field.
                 "application/octet-stream": {"schema": _BINARY},
                 "image/*": {"schema": _BINARY},
                 "multipart/form-data": {
@@ -142,7 +142,7 @@ PREDICT: dict[str, Any] = {
     },
     "responses": {
         200: {
-            "description": "what was found",
+            "description": "the prediction",
             "headers": _HEADERS,
             "content": {
                 "application/json": {"example": _EXAMPLE},
@@ -150,55 +150,56 @@ PREDICT: dict[str, Any] = {
                 "application/x-npy": {"schema": _BINARY},
             },
         },
-        403: _problem("a browser sent it on behalf of a web page of another origin"),
-        404: _problem("no product of that name was learned"),
-        406: _problem("Accept asks for none of the forms of the answer"),
+        403: _problem("the request comes from a web page of another origin"),
+        404: _problem("no product of that name has been learned"),
+        406: _problem("Accept allows none of the response formats"),
         408: _problem("the upload took too long"),
-        413: _problem("more bytes or pixels than the limits allow"),
-        415: _problem("not a readable image, or not a kind of body that is read"),
-        422: _problem("no image in the body, an option that is not valid, or no map of an unknown product"),
-        429: _problem("all places are taken", Retry_After="seconds to wait"),
+        413: _problem("the image has too many bytes or pixels"),
+        415: _problem("the image cannot be decoded, or the content type is not supported"),
+        422: _problem("the body has no image, an option is invalid, or there is no map because the product is unknown"),
+        429: _problem("the queue or the memory budget is full", Retry_After="seconds to wait"),
         500: _problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
         503: _NOT_READY,
     },
 }
 
 TASKS: dict[str, Any] = {
-    "summary": "What was learned",
-    "description": "The learned products in order of learning, each with its threshold and what it was learned from.",
+    "summary": "List the learned products",
+    "description": "The products in the order in which they were learned, each with its threshold and training data.",
     "tags": ["products"],
     "responses": {503: _NOT_READY},
 }
 
 TASK: dict[str, Any] = {
-    "summary": "One learned product",
+    "summary": "Get one learned product",
     "tags": ["products"],
-    "responses": {404: _problem("no product of that name was learned"), 503: _NOT_READY},
+    "responses": {404: _problem("no product of that name has been learned"), 503: _NOT_READY},
 }
 
 LIVE: dict[str, Any] = {
-    "summary": "Does it need no restart?",
+    "summary": "Liveness probe",
     "description": (
-        "503 when nothing but a restart helps: the model cannot be loaded, or its loading does not end; a batch takes "
-        "twice its limit; the device is lost to this process; the inference thread ended. Restart it then."
+        "503 when the service cannot recover and must be restarted: the model cannot be loaded or loading hangs, a "
+        "batch takes more than twice its timeout, the device is lost, or the inference thread has died."
     ),
     "tags": ["operation"],
-    "responses": {503: _problem("nothing but a restart helps; `detail` says why")},
+    "responses": {503: _problem("the service must be restarted; `detail` says why")},
 }
 
 READY: dict[str, Any] = {
-    "summary": "Are images taken, and judged?",
+    "summary": "Readiness probe",
     "description": (
-        "503 while the model is loaded, while it fails on a blank image too, while a batch takes longer than its "
-        "limit, and from the moment that the service is told to stop. Send requests elsewhere then; it may get ready "
-        "again by itself. `damaged_products` lists those whose images cannot be judged, while all others are."
+        "503 while the model is loading or fails even on a blank image, while a batch exceeds its timeout or images "
+        "cannot be decoded, and once the service has been told to stop. Send requests elsewhere meanwhile; the service "
+        "may become ready again by itself. `damaged_products` lists products whose images cannot be scored; all other "
+        "products are available."
     ),
     "tags": ["operation"],
     "responses": {503: _NOT_READY},
 }
 
 METRICS: dict[str, Any] = {
-    "summary": "Counts and durations, for Prometheus",
+    "summary": "Metrics for Prometheus",
     "tags": ["operation"],
-    "responses": {200: {"description": "Prometheus' text format", "content": {"text/plain": {}}}},
+    "responses": {200: {"description": "Prometheus text format", "content": {"text/plain": {}}}},
 }

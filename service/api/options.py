@@ -1,4 +1,4 @@
-"""What a client may ask for beside the image: in the query, or as fields of the form that the image comes in."""
+"""The options of ``POST /predict``, given as query parameters or as form fields beside the image."""
 
 from collections.abc import Iterable
 from typing import Any, Literal
@@ -14,23 +14,23 @@ Place = Literal["query", "form"]
 
 
 class PredictOptions(BaseModel):
-    """Options of ``POST /predict``, the same in the query and in the form."""
+    """Options of ``POST /predict``, the same in the query and the form."""
 
     model_config = ConfigDict(extra="forbid")
 
     task: str | None = Field(None, description="name of the product; skips routing", examples=["bottle"])
     false_alarm_rate: float | None = Field(
-        None, gt=0, lt=1, description="share of good images that may be called anomalous; moves the thresholds"
+        None, gt=0, lt=1, description="fraction of good images that may be called anomalous; sets the thresholds"
     )
     map: MapChoice = Field(
         "png",
-        description="how the anomaly map travels inside the JSON: not at all, as 16-bit PNG, or as a NumPy file of "
-        "float32 (npy) or float16 (npy16, half as large); with Accept: application/x-npy, npy16 makes that float16 too",
+        description="encoding of the anomaly map in the JSON: none, 16-bit PNG, or a NumPy file of float32 (npy) or "
+        "float16 (npy16, half the size); npy16 also applies to Accept: application/x-npy",
     )
     map_size: MapSize = Field(
         "image",
-        description="size of the map: the image's, or that of the model's input. The latter holds all that the model "
-        "found and stays small however large the image is: the choice for machines",
+        description="size of the map: that of the image, or of the model's input, which loses nothing and stays small "
+        "for images of any size",
     )
 
 

@@ -1,4 +1,4 @@
-"""What people look at in a browser: the page, and the documentation of the API. Neither needs another server."""
+"""The web page and the API documentation. Neither loads anything from another server."""
 
 from pathlib import Path
 
@@ -13,16 +13,16 @@ from moleflow.service.headers import DOCS_POLICY, PAGE_POLICY
 __all__ = ["PAGE", "add_pages"]
 
 PAGE = Path(__file__).parent / "page"
-"""Folder of the page's files."""
+"""Directory of the page's files."""
 
 _router = APIRouter(include_in_schema=False)
 
 
 def add_pages(app: FastAPI) -> None:
-    """Serve the page at ``/`` and the documentation at ``/docs``, with their files below ``/page`` and ``/swagger``."""
+    """Serve the page at ``/`` and the documentation at ``/docs``; their files are under ``/page`` and ``/swagger``."""
     app.include_router(_router)
     app.mount("/page", _Files(directory=PAGE, check_dir=False), name="page")
-    # The package carries Swagger UI's own files; the names do not tell its version, so they are asked for again too.
+    # This package bundles the files of Swagger UI.
     app.mount("/swagger", _Files(packages=[("fastapi_swagger", "resources")]), name="swagger")
 
 
@@ -39,15 +39,15 @@ async def docs() -> Response:
 def _html(name: str, policy: str) -> Response:
     file = PAGE / name
     if not file.is_file():
-        raise HTTPException(404, f"This installation has no {name}; /openapi.json describes the API.")
+        raise HTTPException(404, f"{name} is not part of this installation; /openapi.json describes the API.")
     return FileResponse(file, headers={"Cache-Control": "no-cache", "Content-Security-Policy": policy})
 
 
 class _Files(StaticFiles):
-    """Files that a browser is to ask for again after each new version."""
+    """Static files that browsers must revalidate, since their names do not change with the version."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        if scope["method"] != "GET":  # HEAD comes as GET
+        if scope["method"] != "GET":  # HEAD arrives as GET
             raise StarletteHTTPException(405, headers={"Allow": "GET"})
         response = await super().get_response(path, scope)
         response.headers["Cache-Control"] = "no-cache"

@@ -1,4 +1,4 @@
-"""The service below a path of a proxy's, whether the proxy takes the path off or leaves it on."""
+"""Serving under a path prefix of a proxy, whether or not the proxy strips it."""
 
 from urllib.parse import urlsplit
 
@@ -9,8 +9,8 @@ __all__ = ["UnderPrefix"]
 
 
 class UnderPrefix:
-    """Gives the app whole paths, as ASGI wants them (``path`` begins with ``root_path``), and clients redirections that
-    hold whatever the proxy calls the service: a path, without scheme and host."""
+    """Gives the app full paths, as ASGI requires (``path`` begins with ``root_path``), and turns redirects into bare
+    paths, which are right whatever scheme and host the proxy uses."""
 
     def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app

@@ -1,4 +1,4 @@
-"""The routes of the API. Each is thin: the engine does the work, ``openapi`` holds the words."""
+"""The routes of the API. The engine does the work; ``openapi`` holds the documentation."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -15,7 +15,7 @@ from moleflow.model.names import find_named
 from moleflow.model.verdict.results import Finding, Prediction, TaskInfo
 from moleflow.service.api import openapi
 from moleflow.service.api.accept import choose_media_type
-from moleflow.service.api.intake import body_of
+from moleflow.service.api.body import read_body
 from moleflow.service.api.options import PredictOptions, combine_options
 from moleflow.service.api.upload import Upload, read_upload
 from moleflow.service.connections.sending import PiecesResponse, held_until_sent
@@ -42,14 +42,14 @@ Result = TypeVar("Result")
 @router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
 async def predict(request: Request, _: Annotated[PredictOptions, Query()]) -> Response:
     engine, settings = _engine(request), _settings(request)
-    query = request.query_params.multi_items()  # FastAPI would take the last of two
+    query = request.query_params.multi_items()  # FastAPI would silently take the last of repeated parameters
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
     if media_type is None:
-        raise HTTPException(406, f"The answer can be {', '.join(MEDIA_TYPES)}; ask for one of them in Accept.")
+        raise HTTPException(406, f"Accept must allow one of the supported media types: {', '.join(MEDIA_TYPES)}.")
     engine.check_task(combine_options(query).task)
-    engine.check_room()
+    engine.check_capacity()
     held = held_until_sent(request)
-    with engine.uploads.account() as account:
+    with engine.upload_budget.account() as account:
         upload = await _read(request, settings, account)
         options = combine_options(query, upload.fields)
         held.enter_context(engine.admit())
@@ -57,12 +57,12 @@ async def predict(request: Request, _: Annotated[PredictOptions, Query()]) -> Re
             upload.data,
             task=options.task,
             false_alarm_rate=options.false_alarm_rate,
-            form=ResponseFormat(media_type, options.map, options.map_size),
-            account=held.enter_context(engine.answers.account()),
+            response_format=ResponseFormat(media_type, options.map, options.map_size),
+            account=held.enter_context(engine.response_budget.account()),
         )
-        answer = await _unless_client_leaves(request, work)
-    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(answer.finding)
-    return PiecesResponse(answer.pieces, media_type, headers)
+        response = await _unless_disconnected(request, work)
+    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(response.finding)
+    return PiecesResponse(response.pieces, media_type, headers)
 
 
 @router.get("/tasks", response_model=TasksResponse, **openapi.TASKS)
@@ -100,7 +100,7 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics", **openapi.METRICS)
 async def metrics(request: Request) -> Response:
     instruments: Metrics = request.app.state.metrics
-    text = await asyncio.to_thread(instruments.render)  # 15 ms, in which the event loop goes on
+    text = await asyncio.to_thread(instruments.render)  # takes 15 ms, too long for the event loop
     return Response(text, headers={"Content-Type": instruments.content_type})
 
 
@@ -117,36 +117,36 @@ def _json(model: BaseModel) -> Response:
 
 
 async def _read(request: Request, settings: Settings, account: Account) -> Upload:
-    """The image in the request's body."""
+    """The image in the request body."""
     metrics: Metrics = request.app.state.metrics
     with metrics.uploads_in_progress.track_inprogress():
-        async with aclosing(body_of(request, account, settings.upload_timeout_seconds)) as chunks:
+        async with aclosing(read_body(request, account, settings.upload_timeout_seconds)) as chunks:
             return await read_upload(request.headers, chunks, settings.max_upload_bytes)
 
 
-async def _unless_client_leaves(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, which is cancelled when the client closes its connection first."""
+async def _unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
+    """The result of ``work``, which is cancelled if the client disconnects first."""
     working = asyncio.ensure_future(work)
-    leaving = asyncio.ensure_future(_wait_for_disconnect(request))
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
             raise ClientDisconnect
         return working.result()
     finally:
-        for future in (working, leaving):
+        for future in (working, disconnect):
             future.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        await asyncio.gather(working, disconnect, return_exceptions=True)
 
 
 async def _wait_for_disconnect(request: Request) -> None:
-    """Return when the client is gone. The body must have been read to its end."""
+    """Wait until the client disconnects. The body must have been read completely."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 def _verdict_headers(finding: Finding) -> dict[str, str]:
-    """The verdict beside an answer that is not JSON. The product's name is percent-encoded UTF-8."""
+    """The verdict as headers, for responses that are not JSON. The product name is percent-encoded UTF-8."""
     headers = {"MoLEFlow-Verdict": finding.verdict.value}
     if isinstance(finding, Prediction):
         headers |= {

@@ -1,3 +1,3 @@
-"""The connections of clients, with a bound on everything that they may leave undone."""
+"""Client connections, with a limit on everything that a client can delay."""
 
 __all__ = ["acceptor", "lifecycle", "registry", "sending"]

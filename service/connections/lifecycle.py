@@ -1,4 +1,4 @@
-"""uvicorn's server with bounded connections, and an end that comes in time whatever clients do."""
+"""uvicorn's server with limited connections and a shutdown that clients cannot delay."""
 
 import asyncio
 import logging
@@ -18,21 +18,22 @@ __all__ = ["Server"]
 _logger = logging.getLogger(__name__)
 
 _TICK_SECONDS = 0.1
-"""How often the server looks whether it was told to stop, as uvicorn does."""
+"""How often the server checks for a second signal; the same as uvicorn's."""
 
-_LAST_STEPS_SECONDS = 2
-"""What requests get to notice that their client was cut, before uvicorn cancels them."""
+_DISCONNECT_GRACE_SECONDS = 2
+"""Time for requests to notice that their connection was closed, before uvicorn cancels them."""
 
 
 class Server(uvicorn.Server):
-    """Serves ``engine``'s application. It ends in three phases:
+    """The server of ``engine``'s application. It shuts down in three phases:
 
-    1. After SIGTERM (not after Ctrl-C, which nobody's load balancer is to learn of), for ``lame_duck_seconds``: not
-       ready, but everything is taken and answered still. A second signal ends this phase.
-    2. Nothing new is taken; what was is answered, for at most ``finish_seconds``. Then all connections are cut.
+    1. Lame duck, for ``lame_duck_seconds`` after SIGTERM (skipped after Ctrl-C): not ready, so that load balancers
+       stop sending requests, but requests are still accepted. A second signal ends this phase.
+    2. Draining, for at most ``finish_seconds``: no new connections; accepted requests are completed. Then all
+       connections are closed.
     3. The engine stops.
 
-    From the first phase on, answers ask the client to close its connection.
+    From the first phase on, responses ask the client to close its connection.
     """
 
     def __init__(
@@ -45,50 +46,52 @@ class Server(uvicorn.Server):
         lame_duck_seconds: float,
         finish_seconds: float,
     ) -> None:
-        config.timeout_graceful_shutdown = int(finish_seconds) + _LAST_STEPS_SECONDS
+        config.timeout_graceful_shutdown = int(finish_seconds) + _DISCONNECT_GRACE_SECONDS
         super().__init__(config)
         self._engine = engine
-        self._open = connections
+        self._connections = connections
         self._limit = connection_limit
         self._lame_duck_seconds = lame_duck_seconds
         self._finish_seconds = finish_seconds
         self._acceptors: list[Acceptor] = []
-        self._is_terminated = self._is_hurried = False
+        self._got_signal = self._skip_lame_duck = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        self._is_hurried = self.should_exit or sig != signal.SIGTERM
-        self._is_terminated = True
+        self._skip_lame_duck = self.should_exit or sig != signal.SIGTERM
+        self._got_signal = True
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=[])  # the application alone; uvicorn takes no connections itself
-        self._acceptors = [Acceptor(listener, self._connection, self._open, self._limit) for listener in sockets or []]
+        await super().startup(sockets=[])  # starts the application; uvicorn itself listens on nothing
+        self._acceptors = [
+            Acceptor(listener, self._make_connection, self._connections, self._limit) for listener in sockets or []
+        ]
 
-    def _connection(self) -> Connection:
-        return Connection(self.config, self.server_state, self.lifespan.state, self._open)
+    def _make_connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, self._connections)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._open.is_draining = True
-        if self._is_terminated and not self._is_hurried:
-            await self._be_a_lame_duck()
+        self._connections.is_draining = True
+        if self._got_signal and not self._skip_lame_duck:
+            await self._lame_duck()
         for acceptor in self._acceptors:
             acceptor.close()
-        cutting = asyncio.get_running_loop().call_later(self._finish_seconds, self._cut)
+        abort = asyncio.get_running_loop().call_later(self._finish_seconds, self._abort_connections)
         try:
             await super().shutdown(sockets=sockets)
         finally:
-            cutting.cancel()
+            abort.cancel()
 
-    async def _be_a_lame_duck(self) -> None:
-        """Let whoever sends requests here find another instance."""
+    async def _lame_duck(self) -> None:
+        """Give load balancers time to send requests elsewhere."""
         self._engine.announce_stop()
-        _logger.info("Not ready any more; requests are taken for another %g s.", self._lame_duck_seconds)
+        _logger.info("Not ready; still accepting requests for %g s.", self._lame_duck_seconds)
         loop = asyncio.get_running_loop()
         end = loop.time() + self._lame_duck_seconds
-        while not self._is_hurried and (left := end - loop.time()) > 0:
-            await asyncio.sleep(min(_TICK_SECONDS, left))
+        while not self._skip_lame_duck and (remaining := end - loop.time()) > 0:
+            await asyncio.sleep(min(_TICK_SECONDS, remaining))
 
-    def _cut(self) -> None:
-        if len(self._open):
-            _logger.error("%d connections are cut, %g s after the stop began.", len(self._open), self._finish_seconds)
-        self._open.abort_all()
+    def _abort_connections(self) -> None:
+        if count := len(self._connections):
+            _logger.error("Closed %d connections that were still open after %g s.", count, self._finish_seconds)
+        self._connections.abort_all()

@@ -1,4 +1,4 @@
-"""All connections of one server: how many there may be, and which of them must go when there are too many."""
+"""All connections of one server, and which of them to evict when there are too many."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -12,36 +12,36 @@ from moleflow.service.metrics import Metrics
 __all__ = ["Client", "Connections", "Limits", "Phase"]
 
 _UPLOAD_GRACE_SECONDS = 1.0
-"""An upload is not given up for another connection before it had this long to show its speed."""
+"""An upload is not evicted before its rate has been measured for this long."""
 
 
 class Phase(IntEnum):
-    """What a connection is doing. The lower, the sooner it is closed to make room for a new one."""
+    """What a connection is doing. Lower phases are evicted first."""
 
-    LEAVING = 0
-    """Answered and about to be closed; what the client still sends is thrown away."""
-    FRESH = 1
-    """It has not sent one whole request head yet: nothing, or half of it."""
+    CLOSING = 0
+    """The response is sent and the connection about to be closed; further data from the client is discarded."""
+    NEW = 1
+    """No complete request head has been received yet."""
     IDLE = 2
-    """Answered at least once, and kept open for the next request."""
+    """Kept open for the next request after at least one response."""
     UPLOADING = 3
-    """The body of a request is on its way."""
+    """A request body is being received."""
     BUSY = 4
-    """A request is being worked on, or its answer sent. Never closed for another connection."""
+    """A request is being processed, or its response sent. Never evicted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Bounds on every connection, in seconds."""
+    """Timeouts of every connection, in seconds."""
 
     header_seconds: float
-    """From the first byte of a request head (of a new connection: from its beginning) to the head's end."""
+    """From the first byte of a request head, or from the start of the connection, to the end of the head."""
     send_seconds: float
-    """The longest time without progress while something waits to be sent."""
+    """Maximum time without progress while data waits to be sent."""
 
 
 class Client(Protocol):
-    """What is to be known of one connection."""
+    """What the registry needs to know about a connection."""
 
     @property
     def phase(self) -> Phase: ...
@@ -53,21 +53,21 @@ class Client(Protocol):
 
     @property
     def upload_rate(self) -> float:
-        """Bytes a second that have come since the phase began."""
+        """Bytes received per second since the phase began."""
         ...
 
     def abort(self) -> None:
-        """Close at once, sending nothing more."""
+        """Close at once, without sending anything more."""
         ...
 
 
 class Connections:
-    """The open connections, and what they have in common."""
+    """The open connections and their shared state."""
 
     def __init__(self, limits: Limits, metrics: Metrics | None = None) -> None:
         self.limits = limits
         self.is_draining = False
-        """Whether the service is about to stop: answers then ask the client to close its connection."""
+        """Whether the service is about to stop; responses then ask the client to close its connection."""
         self.turns = Turns()
         self._open: set[Client] = set()
         self._metrics = metrics
@@ -88,23 +88,23 @@ class Connections:
         self._open.discard(client)
 
     def cut(self, client: Client, reason: str) -> None:
-        """Close a connection that its client has lost by misuse, and count it."""
+        """Close a connection at once and count it under ``reason``."""
         self._open.discard(client)
         if self._metrics is not None:
             self._metrics.connections_cut.labels(reason).inc()
         client.abort()
 
     def make_room(self) -> bool:
-        """Close the connection that is missed least; whether there was one that may be closed.
+        """Evict one connection; returns whether one could be evicted.
 
-        First come those that are leaving, then those that never sent a request, then idle ones, the oldest first; then
-        the slowest upload. Clients that wait for an answer keep theirs.
+        The order is: closing, new and idle connections, the oldest first, then the slowest upload. Connections that
+        wait for a response are never evicted.
         """
         now = time.monotonic()
-        candidates = [client for client in self._open if _may_go(client, now)]
+        candidates = [client for client in self._open if _is_evictable(client, now)]
         if not candidates:
             return False
-        self.cut(min(candidates, key=_loss), "room")
+        self.cut(min(candidates, key=_eviction_order), "room")
         return True
 
     def abort_all(self) -> None:
@@ -113,12 +113,11 @@ class Connections:
             client.abort()
 
 
-def _may_go(client: Client, now: float) -> bool:
+def _is_evictable(client: Client, now: float) -> bool:
     phase = client.phase
     return phase < Phase.UPLOADING or (phase is Phase.UPLOADING and now - client.since > _UPLOAD_GRACE_SECONDS)
 
 
-def _loss(client: Client) -> tuple[int, float]:
-    """How much a connection is missed; the least goes first."""
+def _eviction_order(client: Client) -> tuple[int, float]:
     phase = client.phase
     return phase, client.upload_rate if phase is Phase.UPLOADING else client.since

@@ -1,4 +1,4 @@
-"""Sending answers no faster than they are read, and holding what they cost until they are sent."""
+"""Sending responses no faster than clients read them, and holding their resources until they are sent."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -12,18 +12,18 @@ from moleflow.service.connections.connection import Connection
 __all__ = ["PiecesResponse", "Sending", "held_until_sent"]
 
 _PIECE_BYTES = 128 * 1024
-"""What is handed to the server at once: so much of an answer is held twice."""
+"""Size of one write; this much of a response is in memory twice."""
 
 _CLOSE = (b"connection", b"close")
 
 
 def held_until_sent(request: Request) -> ExitStack:
-    """What is entered here is left when the answer has been sent, or can no longer be."""
+    """A stack of context managers that are exited once the response has been sent or has failed."""
     return request.state.held_until_sent
 
 
 class PiecesResponse(Response):
-    """A body in several pieces, which are never put together."""
+    """A response whose body is sent in pieces without concatenating them."""
 
     def __init__(self, pieces: Sequence[bytes | memoryview], media_type: str, headers: dict[str, str]) -> None:
         length = sum(len(piece) for piece in pieces)
@@ -38,10 +38,10 @@ class PiecesResponse(Response):
 
 
 class Sending:
-    """Cuts answers into pieces, each of which waits until the client's system, or this one's socket, took the one
-    before. The last is empty: when it is sent, nothing of the answer is left in this process.
+    """Splits responses into pieces, each of which waits until the kernel has taken the previous one. The last piece is
+    empty: once it is sent, nothing of the response is left in this process.
 
-    Under a server of another kind only what is held until the answer is sent is of use.
+    Under another server than ours only ``held_until_sent`` has an effect.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -61,17 +61,17 @@ class Sending:
 def _paced(send: Send, connection: Connection) -> Send:
     async def send_paced(message: Message) -> None:
         if message["type"] == "http.response.start":
-            if connection.all.is_draining:
+            if connection.registry.is_draining:
                 others = [(name, value) for name, value in message.get("headers", ()) if name.lower() != _CLOSE[0]]
                 message = {**message, "headers": [*others, _CLOSE]}
-            await connection.hand_over(0)
+            await connection.wait_writable(0)
             await send(message)
             return
         for piece in _pieces(message.get("body", b"")):
-            await connection.hand_over(len(piece))
+            await connection.wait_writable(len(piece))
             await send({"type": "http.response.body", "body": piece, "more_body": True})
         if not message.get("more_body", False):
-            await connection.hand_over(0)
+            await connection.wait_writable(0)
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     return send_paced

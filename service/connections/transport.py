@@ -1,4 +1,4 @@
-"""The socket's side of a connection, closed in order and in bounded time."""
+"""The transport of a connection, closed gracefully and within bounded time."""
 
 import asyncio
 import contextlib
@@ -10,21 +10,21 @@ from typing import Any
 
 __all__ = ["ClosingTransport"]
 
-_THROW_AWAY_BYTES = 256 * 1024**2
-"""Most that is read and thrown away after an answer: eight times the default limit of an upload."""
+_DISCARD_BYTES = 256 * 1024**2
+"""How much is read and discarded after a response: eight times the default upload limit."""
 
-_THROW_AWAY_SECONDS = 30.0
-"""Longest time for which it is; the default time for an upload."""
+_DISCARD_SECONDS = 30.0
+"""How long data is discarded; the default upload timeout."""
 
 _SILENCE_SECONDS = 5.0
-"""Longest time without a byte meanwhile: a client that has its answer and sends nothing is not waited for."""
+"""Timeout without any data meanwhile."""
 
 
 class ClosingTransport(asyncio.Transport):
-    """A transport around asyncio's, whose ``close`` lets a client that is still sending read its answer first.
+    """Wraps asyncio's transport; ``close`` lets a client that is still sending read its response first.
 
-    ``is_client_sending`` says whether more may come from the client; ``send_seconds`` bounds the time that what was
-    written may take to leave after ``close``.
+    ``is_client_sending`` says whether more data may arrive from the client; ``send_seconds`` limits the time for
+    flushing written data after ``close``.
     """
 
     def __init__(
@@ -41,12 +41,12 @@ class ClosingTransport(asyncio.Transport):
         self._send_seconds = send_seconds
         self._is_closing = False
         self._is_paused = self._is_held = False
-        self._thrown_away = 0
+        self._discarded = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    def close(self, patience: float | None = None) -> None:
-        """Take no more to send, and close when all has been sent and the client has stopped sending, after ``patience``
-        seconds at the latest, unless given the time of an upload."""
+    def close(self, grace_seconds: float | None = None) -> None:
+        """Accept no more writes, and close once everything is sent and the client has stopped sending, or after
+        ``grace_seconds``, by default those of an upload."""
         if self._is_closing:
             return
         self._is_closing = True
@@ -54,9 +54,9 @@ class ClosingTransport(asyncio.Transport):
             self._start("send", self._send_seconds)
             self._transport.close()
             return
-        self._start("total", _THROW_AWAY_SECONDS if patience is None else patience)
-        self.throw_away(0)
-        with contextlib.suppress(OSError):  # the client is gone, which the next read will tell
+        self._start("total", _DISCARD_SECONDS if grace_seconds is None else grace_seconds)
+        self.discard(0)
+        with contextlib.suppress(OSError):  # the client is gone, as the next read will report
             self._transport.write_eof()
         self._is_paused = self._is_held = False
         self._transport.resume_reading()
@@ -68,19 +68,19 @@ class ClosingTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         return self._is_closing or self._transport.is_closing()
 
-    def throw_away(self, size: int) -> None:
-        """Count bytes that came after the answer, and go on to take them for a bounded time."""
-        self._thrown_away += size
-        if self._thrown_away > _THROW_AWAY_BYTES:
+    def discard(self, size: int) -> None:
+        """Count ``size`` bytes received after the response, and keep receiving for a bounded time."""
+        self._discarded += size
+        if self._discarded > _DISCARD_BYTES:
             self.abort()
             return
         if "total" not in self._timers:
-            self._start("total", _THROW_AWAY_SECONDS)
+            self._start("total", _DISCARD_SECONDS)
         self._start("silence", _SILENCE_SECONDS)
 
     def stop_timers(self) -> None:
-        """The connection is closed, or all that was to be thrown away has come."""
-        self._thrown_away = 0
+        """To be called when the connection is closed, or when there is nothing left to discard."""
+        self._discarded = 0
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -90,7 +90,7 @@ class ClosingTransport(asyncio.Transport):
             running.cancel()
         self._timers[name] = self._loop.call_later(seconds, self.abort)
 
-    # Reading is paused by the protocol (the application is behind) and held by the parser (it is behind itself).
+    # The protocol pauses reading while the application is behind, the parser holds it while itself is behind.
 
     def pause_reading(self) -> None:
         self._is_paused = True
@@ -114,14 +114,14 @@ class ClosingTransport(asyncio.Transport):
             self._transport.resume_reading()
 
     def unacknowledged_bytes(self) -> int:
-        """What was written and has not reached the client's system, be it here or in this system's socket."""
-        waiting = struct.pack("i", 0)
-        # A closed socket has nothing waiting, and systems that cannot tell show progress by this process's part alone.
+        """Bytes that were written but not acknowledged, in this process and in the kernel's send buffer."""
+        queued = struct.pack("i", 0)
+        # Without TIOCOUTQ, or on a closed socket, only this process's buffer counts.
         with contextlib.suppress(OSError, ValueError):
-            waiting = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, waiting)
-        return self._transport.get_write_buffer_size() + struct.unpack("i", waiting)[0]
+            queued = fcntl.ioctl(self._transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, queued)
+        return self._transport.get_write_buffer_size() + struct.unpack("i", queued)[0]
 
-    # The rest is asyncio's.
+    # Delegated to asyncio's transport.
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self.is_closing():

@@ -1,3 +1,3 @@
-"""Decoding uploads in processes that can be ended."""
+"""Decoding uploads in separate processes, which can be killed."""
 
 __all__ = ["check", "pool"]

@@ -1,4 +1,4 @@
-"""Whether images can be decoded, tried with one that is known to be good whenever something raised a doubt."""
+"""A self-test of the decoders on a known good image."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,34 +12,36 @@ _GOOD_IMAGE = b"GIF87a\1\0\1\0\x80\0\0\0\0\0\xff\xff\xff,\0\0\0\0\1\0\1\0\0\2\2D
 
 
 class DecoderCheck:
-    """Tries ``decode`` when asked to ``look`` and in doubt, as it is at first, and hands what came of it to ``tell``:
-    why the image could not be decoded, or ``None``. It stays in doubt until it could."""
+    """Tests ``decode`` at the first ``poll``, after each ``request``, and after each failed test.
 
-    def __init__(self, decode: Callable[[bytes], Awaitable[object]], tell: Callable[[str | None], None]) -> None:
-        self._decode, self._tell = decode, tell
-        self._in_doubt = True
-        self._trying: asyncio.Task[None] | None = None
+    ``on_result`` gets the reason of a failure, or ``None``.
+    """
 
-    def doubt(self) -> None:
-        """Something went wrong for which the image need not be to blame. May be called from any thread."""
-        self._in_doubt = True
+    def __init__(self, decode: Callable[[bytes], Awaitable[object]], on_result: Callable[[str | None], None]) -> None:
+        self._decode, self._on_result = decode, on_result
+        self._is_requested = True
+        self._test: asyncio.Task[None] | None = None
 
-    def look(self) -> None:
-        """Begin to try, if there is a doubt and no try under way. To be called in the event loop."""
-        if self._in_doubt and (self._trying is None or self._trying.done()):
-            self._trying = asyncio.create_task(self._try())
+    def request(self) -> None:
+        """Request a test, after an error that the image may not have caused. May be called from any thread."""
+        self._is_requested = True
+
+    def poll(self) -> None:
+        """Start a test if one is requested and none is running. To be called in the event loop."""
+        if self._is_requested and (self._test is None or self._test.done()):
+            self._test = asyncio.create_task(self._run())
 
     def cancel(self) -> None:
-        """Give up a try that is under way."""
-        if self._trying is not None:
-            self._trying.cancel()
+        """Cancel a running test."""
+        if self._test is not None:
+            self._test.cancel()
 
-    async def _try(self) -> None:
-        self._in_doubt = False
+    async def _run(self) -> None:
+        self._is_requested = False
         try:
             await self._decode(_GOOD_IMAGE)
         except Exception as error:
-            self._in_doubt = True
-            self._tell(describe(error))
+            self._is_requested = True
+            self._on_result(describe(error))
         else:
-            self._tell(None)
+            self._on_result(None)

@@ -1,7 +1,7 @@
-"""Decoding where it can be ended: in processes of their own, each replaced when an image ends it.
+"""A pool of decoder processes, each restarted when it dies.
 
-What an image costs cannot be told from its bytes for certain (``moleflow.model.images.limits`` refuses what is known),
-and a decoder in a thread can neither be stopped nor kept from taking memory. The kernel can do both to a process.
+The cost of decoding cannot be predicted for every image (``moleflow.model.images.limits`` rejects the known cases), and
+a decoder in a thread can neither be killed nor limited in memory. A process can.
 """
 
 import contextlib
@@ -22,155 +22,155 @@ import moleflow
 from moleflow.model.errors import ImageError, ImageTooLargeError, OverloadedError, UnsupportedImageError
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import DecodedImage
-from moleflow.service.decoding.wire import attach, read_array, receive, send
+from moleflow.service.decoding.wire import read_array, receive, send, write_memory_file
 from moleflow.service.errors import NotReadyError
 
-__all__ = ["Decoders"]
+__all__ = ["DecoderPool"]
 
 _MEMORY_BYTES, _MEMORY_PER_PIXEL = 120 * 10**6, 12
-"""Memory that a decoding process may take for itself: for Python, its libraries and the upload, and for each pixel of
-the largest image; 600 MB for 40 megapixels."""
+"""Memory limit of a decoder process: for Python, its libraries and the upload, plus bytes per pixel of the largest
+image. 600 MB for 40 megapixels."""
 
-_PATIENCE = 10
-"""How many times its processor time an image may take on the clock: on a busy machine a process gets that share."""
+_WALL_CLOCK_FACTOR = 10
+"""Wall-clock limit relative to the CPU time limit; on a busy machine a process gets only part of a CPU."""
 
 _START_SECONDS = 30.0
-"""What its first answer may take longer; it takes half a second on an idle machine."""
+"""Extra time for the first response of a process, which takes half a second to start on an idle machine."""
 
 _RETRY_SECONDS = 1.0
-"""What a client is told to wait when it was not its image that decoding failed on."""
+"""``Retry-After`` for errors that the image did not cause."""
 
 _ERRORS: dict[str, type[ImageError]] = {kind.__name__: kind for kind in (UnsupportedImageError, ImageTooLargeError)}
 
 _logger = logging.getLogger(__name__)
 
 
-class Decoders:
-    """A few processes that decode. ``decode`` and ``open_rgb`` block, and may be called by any number of threads.
+class DecoderPool:
+    """Decoder processes. ``decode`` and ``open_rgb`` block and are thread-safe.
 
     Args:
-        count: how many images are decoded at a time.
-        seconds: processor time that one image may take.
-        max_pixels: largest image, in pixels.
-        on_replaced: called whenever a process had to be replaced.
+        count: number of processes.
+        seconds: CPU time limit for one image.
+        max_pixels: maximum image size in pixels.
+        on_restart: called whenever a process has to be replaced.
     """
 
     def __init__(
-        self, count: int, *, seconds: float, max_pixels: int, on_replaced: Callable[[], None] = lambda: None
+        self, count: int, *, seconds: float, max_pixels: int, on_restart: Callable[[], None] = lambda: None
     ) -> None:
-        self._count, self._seconds, self._max_pixels, self._on_replaced = count, seconds, max_pixels, on_replaced
+        self._count, self._seconds, self._max_pixels, self._on_restart = count, seconds, max_pixels, on_restart
         self._memory = _MEMORY_BYTES + _MEMORY_PER_PIXEL * max_pixels
-        self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
-        self._workers: set[_Worker] = set()
+        self._idle: queue.LifoQueue[_DecoderProcess | None] = queue.LifoQueue()
+        self._processes: set[_DecoderProcess] = set()
         self._closed = False
         for _ in range(count):
             self._idle.put(None)
 
     def start(self) -> None:
-        """Start the processes, so that the first image need not wait for one; they come up by themselves meanwhile."""
+        """Start the processes without waiting for them, so that the first image need not wait for one."""
         for _ in range(self._count):
             self._idle.get()
         for _ in range(self._count):
-            self._idle.put(self._start_one())
+            self._idle.put(self._start_process())
 
     def close(self) -> None:
-        """End the processes. Whoever still waits for one gets ``NotReadyError``."""
+        """Kill the processes. Callers that still wait for one get ``NotReadyError``."""
         self._closed = True
-        for worker in list(self._workers):
-            self._end(worker)
+        for process in list(self._processes):
+            self._kill(process)
 
     def decode(self, data: bytes, side: int) -> DecodedImage:
-        """``open_for_model`` of ``moleflow.model.images.decode``, and its errors.
+        """Calls ``moleflow.model.images.decode.open_for_model`` in a process.
 
-        Raises ``ImageTooLargeError`` also when decoding takes too much time or memory, ``UnsupportedImageError`` when
-        it ends the process, ``OverloadedError`` when the machine gives it no time.
+        Raises its errors; ``ImageTooLargeError`` also when decoding exceeds its time or memory limit,
+        ``UnsupportedImageError`` when it crashes the process, ``OverloadedError`` when the process does not respond.
         """
-        answer, pixels = self._ask(data, side=side)
-        return DecodedImage(pixels, answer["width"], answer["height"])
+        response, pixels = self._request(data, side=side)
+        return DecodedImage(pixels, response["width"], response["height"])
 
     def open_rgb(self, data: bytes, white_level: int = FULL_SCALE) -> np.ndarray:
-        """``moleflow.model.images.decode.open_rgb``, ``(height, width, 3)`` uint8; errors as ``decode``."""
-        return self._ask(data, white_level=white_level)[1]
+        """Calls ``moleflow.model.images.decode.open_rgb``, ``(height, width, 3)`` uint8; raises as ``decode`` does."""
+        return self._request(data, white_level=white_level)[1]
 
-    def _ask(self, data: bytes, **wanted: str | int) -> tuple[dict[str, Any], np.ndarray]:
-        request = {**wanted, "max_pixels": self._max_pixels, "seconds": self._seconds}
-        worker = self._idle.get()
+    def _request(self, data: bytes, **arguments: str | int) -> tuple[dict[str, Any], np.ndarray]:
+        request = {**arguments, "max_pixels": self._max_pixels, "seconds": self._seconds}
+        process = self._idle.get()
         try:
             for is_last in (False, True):
-                worker = worker or self._start_one()
+                process = process or self._start_process()
                 try:
-                    return worker.ask(request, data)
-                except _EndedError as ending:
-                    self._end(worker)
-                    worker = None
-                    self._on_replaced()
-                    _logger.warning("A decoding process is replaced: %s.", ending)
-                    # Ended from outside, as by an operator or for want of memory: that says nothing about the image.
-                    if is_last or ending.is_images_fault:
-                        raise self._blame(ending) from None
-            raise AssertionError("the last try returns or raises")
+                    return process.request(request, data)
+                except _ProcessDiedError as died:
+                    self._kill(process)
+                    process = None
+                    self._on_restart()
+                    _logger.warning("Restarting a decoder process: %s.", died)
+                    # A process killed from outside, say by the OOM killer, says nothing about the image: retry once.
+                    if is_last or died.is_caused_by_image:
+                        raise self._error_for(died) from None
+            raise AssertionError("the last attempt returns or raises")
         except OSError as error:
             raise OverloadedError(
-                f"No image can be decoded now ({error.strerror}); try again.", _RETRY_SECONDS
+                f"The image cannot be decoded now ({error.strerror}); try again.", _RETRY_SECONDS
             ) from error
         finally:
-            with contextlib.suppress(OSError, NotReadyError):  # whoever comes next tries again
-                worker = worker or self._start_one()
-            self._idle.put(worker)
+            with contextlib.suppress(OSError, NotReadyError):  # the next request tries again
+                process = process or self._start_process()
+            self._idle.put(process)
 
-    def _blame(self, ending: "_EndedError") -> Exception:
-        """What the client is told about an image that ended a process."""
-        if ending.status == -signal.SIGPROF:
+    def _error_for(self, died: "_ProcessDiedError") -> Exception:
+        """The error for an image whose decoder process died."""
+        if died.status == -signal.SIGPROF:
             return ImageTooLargeError(
-                f"Decoding the image takes more than {self._seconds:g} s of processor time; send a smaller one, or "
-                "save it again as an ordinary JPEG or PNG."
+                f"Decoding the image takes more than {self._seconds:g} s of CPU time; send a smaller image, or save it "
+                "as an ordinary JPEG or PNG."
             )
-        if ending.status is None:
+        if died.status is None:
             return OverloadedError("The machine is too busy to decode the image; try again.", _RETRY_SECONDS)
         return UnsupportedImageError(
-            "The image cannot be decoded: it ends the decoder. It is damaged; save it again as PNG or JPEG."
+            "The image crashes the decoder, so it is probably damaged; save it again as PNG or JPEG."
         )
 
-    def _start_one(self) -> "_Worker":
+    def _start_process(self) -> "_DecoderProcess":
         if self._closed:
-            raise NotReadyError("The service is stopping and takes no more images; send it to another instance.")
-        worker = _Worker.start(self._memory, self._seconds * _PATIENCE)
-        self._workers.add(worker)
-        return worker
+            raise NotReadyError("The service is stopping; send the image to another instance.")
+        process = _DecoderProcess.start(self._memory, self._seconds * _WALL_CLOCK_FACTOR)
+        self._processes.add(process)
+        return process
 
-    def _end(self, worker: "_Worker") -> None:
-        worker.end()
-        self._workers.discard(worker)
+    def _kill(self, process: "_DecoderProcess") -> None:
+        process.kill()
+        self._processes.discard(process)
 
 
-class _EndedError(Exception):
-    """A decoding process ended while it decoded: its exit ``status``, or ``None`` where it did not answer in time."""
+class _ProcessDiedError(Exception):
+    """A decoder process died during a request: its exit ``status``, or ``None`` if it timed out."""
 
     def __init__(self, status: int | None) -> None:
         self.status = status
-        super().__init__("it does not answer" if status is None else f"it ended with status {status}")
+        super().__init__("it does not respond" if status is None else f"it exited with status {status}")
 
     @property
-    def is_images_fault(self) -> bool:
-        """Whether another try would end alike."""
+    def is_caused_by_image(self) -> bool:
+        """Whether a retry would fail in the same way."""
         return self.status not in (None, -signal.SIGKILL, -signal.SIGHUP)
 
 
-class _Worker:
-    """One process and this end of its socket; used by one thread at a time."""
+class _DecoderProcess:
+    """A process and our end of its socket; used by one thread at a time."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket, patience: float) -> None:
-        self._process, self._connection, self._patience = process, connection, patience
+    def __init__(self, process: subprocess.Popen[bytes], connection: socket.socket, timeout: float) -> None:
+        self._process, self._connection, self._timeout = process, connection, timeout
 
     @classmethod
-    def start(cls, memory: int, patience: float) -> Self:
-        """Start a process that may take ``memory`` bytes, and be silent for ``patience`` seconds.
+    def start(cls, memory: int, timeout: float) -> Self:
+        """Start a process with a limit of ``memory`` bytes and ``timeout`` seconds per request.
 
-        Raises ``OSError`` where there can be none.
+        Raises ``OSError`` when that is impossible.
         """
         ours, theirs = socket.socketpair()
         try:
-            ours.settimeout(patience + _START_SECONDS)
+            ours.settimeout(timeout + _START_SECONDS)
             process = subprocess.Popen(
                 [sys.executable, "-m", "moleflow.service.decoding.process", str(theirs.fileno()), str(memory)],
                 pass_fds=[theirs.fileno()],
@@ -183,38 +183,38 @@ class _Worker:
             raise
         finally:
             theirs.close()
-        return cls(process, ours, patience)
+        return cls(process, ours, timeout)
 
-    def ask(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
-        """The answer about an upload and its pixels.
+    def request(self, request: dict[str, Any], data: bytes) -> tuple[dict[str, Any], np.ndarray]:
+        """Decode an upload: the response of the process, and the pixels.
 
-        Raises ``_EndedError``, after which this worker is of no use; the errors of decoding;
-        ``OSError`` when no file can be made here.
+        Raises ``_ProcessDiedError``, after which this process is unusable; the errors of decoding; ``OSError`` when
+        the upload cannot be written to a file in memory.
         """
-        upload = attach(data)
+        upload = write_memory_file(data)
         try:
             send(self._connection, request, upload)
             message = receive(self._connection)
-            self._connection.settimeout(self._patience)
+            self._connection.settimeout(self._timeout)
         except TimeoutError:
-            raise _EndedError(None) from None
+            raise _ProcessDiedError(None) from None
         except (OSError, ValueError):
             message = None
         finally:
             os.close(upload)
         if message is None:
-            self.end()
-            raise _EndedError(self._process.returncode)
-        answer, pixels = message
+            self.kill()
+            raise _ProcessDiedError(self._process.returncode)
+        response, pixels = message
         if pixels is None:
-            raise _ERRORS[answer["error"]](answer["message"])
+            raise _ERRORS[response["error"]](response["message"])
         try:
-            return answer, read_array(pixels, tuple(answer["shape"]), answer["dtype"])
+            return response, read_array(pixels, tuple(response["shape"]), response["dtype"])
         finally:
             os.close(pixels)
 
-    def end(self) -> None:
-        """End the process, if it has not ended by itself; its own return code stays."""
+    def kill(self) -> None:
+        """Kill the process; if it has already exited, its return code is kept."""
         self._connection.close()
         with contextlib.suppress(ProcessLookupError):
             self._process.kill()
@@ -222,7 +222,7 @@ class _Worker:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, so that the same code is found. Threads of libraries would only take memory."""
+    """The environment of this process, with the path of this package, and without library threads to save memory."""
     root = str(Path(moleflow.__file__).parents[1])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

@@ -1,8 +1,7 @@
-"""The process that decodes uploads, one after another, at the other end of a socket (see
-``moleflow.service.decoding.pool``).
+"""A decoder process: decodes uploads one by one (see ``moleflow.service.decoding.pool``).
 
-It holds no model, cannot take more memory than it is given, and is ended by the kernel when one image takes more
-processor time than it may. It ends by itself when the service does.
+Its memory is limited, and the kernel kills it when one image exceeds the CPU time limit. It exits when the service
+closes the socket.
 """
 
 import os
@@ -17,50 +16,50 @@ import numpy as np
 
 from moleflow.model.errors import ImageError, ImageTooLargeError
 from moleflow.model.images.decode import DecodedImage, open_for_model, open_rgb
-from moleflow.service.decoding.wire import attach, read_array, receive, send
+from moleflow.service.decoding.wire import read_array, receive, send, write_memory_file
 
 __all__ = ["main"]
 
 
 def main() -> None:
-    """Serve the socket whose descriptor is the first argument; the second is the most memory, in bytes."""
+    """Serve requests. Arguments: the descriptor of the socket, and the memory limit in bytes."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    _confine(int(sys.argv[2]))
+    _restrict(int(sys.argv[2]))
     while (message := receive(connection)) is not None:
         request, upload = message
-        # Its signal has no handler: the kernel ends the process, whatever code runs.
+        # SIGPROF has no handler, so the kernel kills the process whatever code is running.
         signal.setitimer(signal.ITIMER_PROF, request["seconds"])
-        answer, pixels = _answer(request, upload)
+        response, pixels = _respond(request, upload)
         signal.setitimer(signal.ITIMER_PROF, 0)
-        send(connection, answer, pixels)
+        send(connection, response, pixels)
         if pixels is not None:
             os.close(pixels)
 
 
-def _confine(memory: int) -> None:
-    """Bound what an image can do here. The service ends this process by closing the socket, whoever else signals."""
+def _restrict(memory: int) -> None:
+    """Limit what an image can do here, and ignore signals meant for the service, which closes the socket to stop."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # What is wrong with an image is told to its sender. Libraries write it to descriptor 2 as well, a line for each
-    # damaged row: thousands from one upload. Python's own messages go on to where they went.
+    # Image libraries also write to descriptor 2, thousands of lines for one damaged upload. Python's own messages still
+    # go to standard error.
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
-    with Path(os.devnull).open("w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
+    with Path(os.devnull).open("w") as devnull:
+        os.dup2(devnull.fileno(), 2)
 
 
-def _answer(request: dict[str, Any], upload: int | None) -> tuple[dict[str, Any], int | None]:
-    """The answer to a request, and a file with the pixels."""
+def _respond(request: dict[str, Any], upload: int | None) -> tuple[dict[str, Any], int | None]:
+    """The response to a request, and a file with the pixels."""
     assert upload is not None
     try:
         data = read_array(upload).tobytes()
         decoded = _decode(request, data)
-        pixels = attach(np.ascontiguousarray(decoded.pixels).data)
+        pixels = write_memory_file(np.ascontiguousarray(decoded.pixels).data)
     except ImageError as error:
         return {"error": type(error).__name__, "message": str(error)}, None
     except MemoryError:
-        message = "The image takes too much memory to decode; send a smaller one."
+        message = "Decoding the image takes too much memory; send a smaller one."
         return {"error": ImageTooLargeError.__name__, "message": message}, None
     finally:
         os.close(upload)
@@ -69,7 +68,7 @@ def _answer(request: dict[str, Any], upload: int | None) -> tuple[dict[str, Any]
 
 
 def _decode(request: dict[str, Any], data: bytes) -> DecodedImage:
-    """At the model's size, or whole where the request names none."""
+    """The image at the model's size, or at full size if the request has no ``side``."""
     if "side" in request:
         return open_for_model(data, request["side"], max_pixels=request["max_pixels"])
     rgb = open_rgb(data, max_pixels=request["max_pixels"], white_level=request["white_level"])

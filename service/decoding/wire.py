@@ -1,7 +1,7 @@
-"""How the service and its decoding processes talk: small JSON messages on a socket, images in anonymous files.
+"""The protocol between the service and its decoder processes: JSON messages on a socket, images in memory files.
 
-A message is four bytes of length and a JSON object; the descriptor of a file in memory with an upload or with pixels
-may travel with it. Nothing is pickled: whatever a hostile image makes of a decoder, the service reads numbers from it.
+A message is a four-byte length and a JSON object; the descriptor of a memory file with an upload or with pixels may
+accompany it. Nothing is pickled, so even a decoder taken over by a hostile image can send the service only data.
 """
 
 import json
@@ -14,19 +14,19 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["attach", "read_array", "receive", "send"]
+__all__ = ["read_array", "receive", "send", "write_memory_file"]
 
 _LENGTH = struct.Struct(">I")
 
-_MOST_BYTES = 64 * 1024
-"""Longest message; an error has a few hundred letters."""
+_MAX_MESSAGE_BYTES = 64 * 1024
+"""Error messages have a few hundred characters."""
 
-_TYPES = frozenset({"|u1", "<u2", "<f4"})
-"""Types that pixels may have, as NumPy writes them."""
+_DTYPES = frozenset({"|u1", "<u2", "<f4"})
+"""Allowed types of pixels, in NumPy's notation."""
 
 
-def attach(data: bytes | memoryview) -> int:
-    """The descriptor of a new anonymous file with these bytes. Raises ``OSError``, as when there are too many."""
+def write_memory_file(data: bytes | memoryview) -> int:
+    """The descriptor of a new anonymous file with these bytes. Raises ``OSError``, for example without descriptors."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("image")
     else:
@@ -43,52 +43,52 @@ def attach(data: bytes | memoryview) -> int:
 
 
 def read_array(descriptor: int, shape: tuple[int, ...] | None = None, dtype: str = "|u1") -> np.ndarray:
-    """The whole file of a descriptor as an array, by default of its bytes. ``ValueError`` where it has not as many."""
+    """The content of a file as an array, by default of bytes. Raises ``ValueError`` if its size does not match."""
     size = os.fstat(descriptor).st_size
     shape = (size,) if shape is None else shape
-    if dtype not in _TYPES or math.prod(shape) * np.dtype(dtype).itemsize != size:
-        raise ValueError(f"{size} bytes came for pixels of type {dtype} and shape {shape}")
+    if dtype not in _DTYPES or math.prod(shape) * np.dtype(dtype).itemsize != size:
+        raise ValueError(f"{size} bytes do not match pixels of type {dtype} and shape {shape}")
     array = np.empty(shape, np.dtype(dtype))
     rest, offset = array.data.cast("B"), 0
     while rest:
         count = os.preadv(descriptor, [rest], offset)
         if not count:
-            raise ValueError("the pixels end too early")
+            raise ValueError("the file is truncated")
         rest, offset = rest[count:], offset + count
     return array
 
 
 def send(connection: socket.socket, message: dict[str, Any], attached: int | None = None) -> None:
-    """Send a message, and with it a file's descriptor, which stays the caller's to close. ``OSError`` as of sockets."""
+    """Send a message and optionally a descriptor, which the caller still has to close. Raises ``OSError``."""
     text = json.dumps(message).encode()
-    whole = _LENGTH.pack(len(text)) + text
-    sent = socket.send_fds(connection, [whole], [] if attached is None else [attached])
-    connection.sendall(whole[sent:])
+    data = _LENGTH.pack(len(text)) + text
+    sent = socket.send_fds(connection, [data], [] if attached is None else [attached])
+    connection.sendall(data[sent:])
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], int | None] | None:
-    """The next message and the descriptor that came with it, which is the caller's to close; ``None`` at the end.
+    """The next message and its descriptor, which the caller has to close; ``None`` at the end of the stream.
 
-    Raises ``ValueError`` on what is no message, ``OSError`` as sockets do.
+    Raises ``ValueError`` for malformed messages, ``OSError`` for socket errors.
     """
-    text, descriptors, _, _ = socket.recv_fds(connection, _MOST_BYTES, 1)
+    data, descriptors, _, _ = socket.recv_fds(connection, _MAX_MESSAGE_BYTES, 1)
     attached = descriptors[0] if descriptors else None
     try:
-        while text and len(text) < _LENGTH.size + _announced(text):
-            more = connection.recv(_MOST_BYTES)
+        while data and len(data) < _LENGTH.size + _declared_length(data):
+            more = connection.recv(_MAX_MESSAGE_BYTES)
             if not more:
-                raise ValueError("the message ends too early")
-            text += more
-        return (json.loads(text[_LENGTH.size :]), attached) if text else None
+                raise ValueError("the message is truncated")
+            data += more
+        return (json.loads(data[_LENGTH.size :]), attached) if data else None
     except BaseException:
         if attached is not None:
             os.close(attached)
         raise
 
 
-def _announced(text: bytes) -> int:
-    """Length of the message by its first bytes; 1 while they have not all come."""
-    (length,) = _LENGTH.unpack_from(text) if len(text) >= _LENGTH.size else (1,)
-    if length > _MOST_BYTES:
-        raise ValueError(f"a message of {length} bytes is announced")
+def _declared_length(data: bytes) -> int:
+    """Length of the message according to its prefix; 1 while the prefix is incomplete."""
+    (length,) = _LENGTH.unpack_from(data) if len(data) >= _LENGTH.size else (1,)
+    if length > _MAX_MESSAGE_BYTES:
+        raise ValueError(f"the message declares {length} bytes, more than {_MAX_MESSAGE_BYTES}")
     return length

@@ -1,3 +1,3 @@
-"""Batching and predicting without HTTP: the queue, the model's thread and its health."""
+"""Batching and inference, independent of HTTP: the queue, the inference thread and its health."""
 
-__all__ = ["budget", "ending", "engine", "inference", "predictor"]
+__all__ = ["budget", "engine", "inference", "predictor", "termination"]

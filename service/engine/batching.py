@@ -1,4 +1,4 @@
-"""One bounded queue before the model, emptied in batches by one thread."""
+"""A bounded queue in front of the model, consumed in batches by one thread."""
 
 import threading
 from collections import deque
@@ -18,18 +18,18 @@ from moleflow.service.errors import NotReadyError
 __all__ = ["Batcher", "Expected", "Inferred"]
 
 _SMOOTHING = 0.2
-"""Weight of the newest batch in the running mean of the time per image: about the last ten batches count."""
+"""Weight of the newest batch in the exponential moving average of the time per image."""
 
 Judge = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Outcome]]
-"""The model: images ``(S, S, 3)`` uint8 and the wanted expert of each (``None`` routes), to one outcome each."""
+"""The model: maps images ``(S, S, 3)`` uint8 and the product of each (``None`` to route) to one outcome each."""
 
-Rest = Callable[[], float | None]
-"""What is to be done between batches; says after how many seconds it wants to be called again, if at all."""
+BetweenBatches = Callable[[], float | None]
+"""Work to do between batches; returns the seconds until it must be called again, or ``None``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """What was found in one image, how long the image waited, and how long its whole batch then took."""
+    """The finding for one image, the time that it waited, and the time that its whole batch took."""
 
     finding: Finding
     queue_seconds: float
@@ -37,24 +37,24 @@ class Inferred:
 
 
 @dataclass(slots=True, eq=False)
-class _Waiting:
+class _QueuedImage:
     """One image in the queue. Compared by identity."""
 
     image: np.ndarray
     task: str | None
-    since: float = field(default_factory=perf_counter)
+    queued_at: float = field(default_factory=perf_counter)
     result: "Future[Inferred]" = field(default_factory=Future)
 
 
 class Expected:
-    """An image that is on its way; see ``Batcher.expecting``."""
+    """An announced image; see ``Batcher.expecting``."""
 
 
 class Batcher:
-    """A queue of at most ``capacity`` images, handed to the model in batches.
+    """A queue of at most ``capacity`` images, passed to the model in batches.
 
-    A batch starts when it is full, when its first image has waited ``max_wait_seconds``, or as soon as no further
-    image is on its way (see ``expecting``). A result that its owner cancels leaves the queue at once.
+    A batch starts when it is full, when its first image has waited ``max_wait_seconds``, or when no further image is
+    expected (see ``expecting``). Cancelling a result removes its image from the queue at once.
     """
 
     def __init__(self, *, capacity: int, max_batch_size: int, max_wait_seconds: float) -> None:
@@ -62,26 +62,26 @@ class Batcher:
         self._max_batch_size = max_batch_size
         self._max_wait_seconds = max_wait_seconds
         self._changed = threading.Condition()
-        self._queue: deque[_Waiting] = deque()
-        self._running: list[_Waiting] = []
+        self._queue: deque[_QueuedImage] = deque()
+        self._running: list[_QueuedImage] = []
         self._expected: set[Expected | None] = set()
         self._closed = False
         self._seconds_per_image = 0.0
 
     def __len__(self) -> int:
-        """How many images wait."""
+        """Number of images in the queue."""
         return len(self._queue)
 
     @property
     def seconds_per_image(self) -> float:
-        """Running mean of the model's time for one image; 0 before the first batch."""
+        """Moving average of the inference time per image; 0 before the first batch."""
         return self._seconds_per_image
 
     @contextmanager
     def expecting(self) -> Iterator["Expected"]:
-        """Announce an image that is about to be submitted: a batch may wait for it, until the block ends.
+        """Announce an image that is about to be submitted, so that a batch may wait for it until the block ends.
 
-        To be given to ``submit`` when it has come; else a batch would wait for the very image that it begins with.
+        Pass the yielded object to ``submit``; otherwise a batch would wait for an image that it already contains.
         """
         expected = Expected()
         with self._changed:
@@ -94,85 +94,85 @@ class Batcher:
                 self._changed.notify()
 
     def submit(self, image: np.ndarray, task: str | None, expected: "Expected | None" = None) -> "Future[Inferred]":
-        """Queue one image. The future's ``cancel`` takes it out again, unless its batch has started.
+        """Queue one image. Cancelling the future removes it again, unless its batch has started.
 
-        ``expected`` is what ``expecting`` gave for this image. Raises ``OverloadedError`` when the queue is full and
-        ``NotReadyError`` after ``close``.
+        ``expected`` comes from ``expecting``. Raises ``OverloadedError`` when the queue is full and ``NotReadyError``
+        after ``close``.
         """
-        item = _Waiting(image, task)
+        item = _QueuedImage(image, task)
         with self._changed:
             self._expected.discard(expected)
             if self._closed:
-                raise NotReadyError("The service is stopping and takes no more images; send it to another instance.")
+                raise NotReadyError("The service is stopping; send the image to another instance.")
             if len(self._queue) >= self._capacity:
                 wait = self._capacity * self._seconds_per_image
-                raise OverloadedError(f"All {self._capacity} places in the queue are taken; try again later.", wait)
+                raise OverloadedError(f"The queue is full ({self._capacity} images); try again later.", wait)
             self._queue.append(item)
             self._changed.notify()
-        # Of the item it must not know: a result that keeps its own image waits for Python's collector to be freed.
+        # The callback must not refer to the item: the reference cycle would keep the image until the next collection.
         item.result.add_done_callback(self._remove_cancelled)
         return item.result
 
     def close(self) -> None:
-        """Take no more images; ``run`` ends when the queue is empty."""
+        """Accept no more images; ``run`` returns when the queue is empty."""
         with self._changed:
             self._closed = True
             self._changed.notify()
 
     def fail_waiting(self, reason: str) -> None:
-        """Answer whoever waits, in the queue or for the batch that is under way, with a ``NotReadyError``."""
+        """Fail all images in the queue and in the running batch with a ``NotReadyError``."""
         with self._changed:
             waiting = self._running + self._take(len(self._queue))
         for item in waiting:
-            _settle(item.result, NotReadyError(reason))
+            _resolve(item.result, NotReadyError(reason))
 
-    def run(self, judge: Judge, rest: Rest = lambda: None) -> None:
-        """Feed the model until closed and empty. Blocks; to be called by one thread."""
+    def run(self, judge: Judge, between_batches: BetweenBatches = lambda: None) -> None:
+        """Process batches until closed and empty. Blocks; only one thread may call it."""
         try:
-            while (batch := self._next_batch(rest())) is not None:
+            while (batch := self._next_batch(between_batches())) is not None:
                 if batch:
                     self._infer(batch, judge)
         finally:
             self.close()
-            self.fail_waiting("The inference thread ended, and no image can be judged any more.")
+            self.fail_waiting("The inference thread has died; the service can no longer process images.")
 
-    def _next_batch(self, patience: float | None) -> list[_Waiting] | None:
-        """Wait for the next batch: an empty one if none came in ``patience`` seconds, ``None`` if none will come."""
-        until = None if patience is None else perf_counter() + patience
+    def _next_batch(self, timeout: float | None) -> list[_QueuedImage] | None:
+        """Wait for the next batch: empty after ``timeout`` seconds without one, ``None`` after closing."""
+        deadline = None if timeout is None else perf_counter() + timeout
         with self._changed:
             while True:
                 if self._queue:
-                    left = self._seconds_to_wait()
-                    if left > 0:
-                        self._changed.wait(left)
+                    wait = self._seconds_to_wait()
+                    if wait > 0:
+                        self._changed.wait(wait)
                     elif batch := self._take(self._max_batch_size):
                         self._running = batch
                         return batch
                 elif self._closed:
                     return None
                 else:
-                    left_to_rest = None if until is None else until - perf_counter()
-                    if left_to_rest is not None and left_to_rest <= 0:
+                    remaining = None if deadline is None else deadline - perf_counter()
+                    if remaining is not None and remaining <= 0:
                         return []
-                    self._changed.wait(left_to_rest)
+                    self._changed.wait(remaining)
 
     def _seconds_to_wait(self) -> float:
-        """How long the batch may still wait for more images. The lock is held, the queue is not empty."""
+        """How long the batch may still wait for more images. The caller holds the lock; the queue is not empty."""
         if self._closed or not self._expected or len(self._queue) >= self._max_batch_size:
             return 0.0
-        return self._queue[0].since + self._max_wait_seconds - perf_counter()
+        return self._queue[0].queued_at + self._max_wait_seconds - perf_counter()
 
-    def _take(self, most: int) -> list[_Waiting]:
-        """Take up to ``most`` from the queue, without what was cancelled this instant. The lock is held."""
-        batch: list[_Waiting] = []
-        while self._queue and len(batch) < most:
+    def _take(self, count: int) -> list[_QueuedImage]:
+        """Take up to ``count`` images that are not cancelled from the queue. The caller holds the lock."""
+        batch: list[_QueuedImage] = []
+        while self._queue and len(batch) < count:
             item = self._queue.popleft()
             if item.result.set_running_or_notify_cancel():
                 batch.append(item)
         return batch
 
     def _remove_cancelled(self, result: "Future[Inferred]") -> None:
-        """Drop an image whose result was cancelled, unless it was taken in the meantime."""
+        """Drop an image whose result was cancelled, unless it has been taken meanwhile."""
         if not result.cancelled():
             return
         with self._changed:
@@ -181,25 +181,25 @@ class Batcher:
                     self._queue.remove(item)
                     return
 
-    def _infer(self, batch: list[_Waiting], judge: Judge) -> None:
-        """Run the model on one batch and hand out what came of each image."""
+    def _infer(self, batch: list[_QueuedImage], judge: Judge) -> None:
+        """Run the model on one batch and resolve the result of each image."""
         started = perf_counter()
         outcomes = judge([item.image for item in batch], [item.task for item in batch])
         seconds = perf_counter() - started
         self._running = []
-        answered = False
+        succeeded = False
         for item, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Exception):
-                _settle(item.result, outcome)
+                _resolve(item.result, outcome)
             else:
-                answered |= _settle(item.result, Inferred(outcome, started - item.since, seconds))
-        if answered:
-            share, known = seconds / len(batch), self._seconds_per_image
-            self._seconds_per_image = share if known == 0 else known + _SMOOTHING * (share - known)
+                succeeded |= _resolve(item.result, Inferred(outcome, started - item.queued_at, seconds))
+        if succeeded:
+            latest, mean = seconds / len(batch), self._seconds_per_image
+            self._seconds_per_image = latest if mean == 0 else mean + _SMOOTHING * (latest - mean)
 
 
-def _settle(result: "Future[Inferred]", outcome: Inferred | Exception) -> bool:
-    """Give an answer, unless one was given: the model may come back when nobody waits for it any more."""
+def _resolve(result: "Future[Inferred]", outcome: Inferred | Exception) -> bool:
+    """Resolve a future unless ``fail_waiting`` has done so; returns whether it was still pending."""
     with suppress(InvalidStateError):
         if isinstance(outcome, Exception):
             result.set_exception(outcome)

@@ -1,4 +1,4 @@
-"""A bound on the bytes that all requests together hold in memory."""
+"""A memory budget that all requests share."""
 
 import asyncio
 from collections import deque
@@ -10,35 +10,35 @@ from moleflow.model.errors import OverloadedError
 __all__ = ["Account", "ByteBudget"]
 
 _RETRY_SECONDS = 2.0
-"""What a client is told to wait when the bytes are used up: about the time of a large upload, or of its answer."""
+"""About the duration of a large upload or response."""
 
 
 class ByteBudget:
-    """At most ``size`` bytes, lent to accounts. All methods are to be called from one event loop."""
+    """A budget of ``size`` bytes, allocated to accounts. All methods must be called from one event loop."""
 
     def __init__(self, size: int) -> None:
         self._size = size
-        self._lent = 0
+        self._allocated = 0
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextmanager
     def account(self) -> Iterator["Account"]:
-        """What one request holds; given back at the end of the block."""
+        """The account of one request; released at the end of the block."""
         account = Account(self)
         try:
             yield account
         finally:
-            account.give_back()
+            account.release()
 
     def take(self, size: int) -> bool:
-        """Lend ``size`` bytes if they are free and nobody waits for them."""
-        if self._waiting or self._lent + size > self._size:
+        """Allocate ``size`` bytes if they are free and nobody is waiting."""
+        if self._waiting or self._allocated + size > self._size:
             return False
-        self._lent += size
+        self._allocated += size
         return True
 
     async def wait_for(self, size: int) -> None:
-        """Lend ``size`` bytes as soon as they are free, in the order of asking."""
+        """Allocate ``size`` bytes as soon as they are free, first come, first served."""
         if self.take(size):
             return
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -48,13 +48,13 @@ class ByteBudget:
         except asyncio.CancelledError:
             if turn.cancelled():
                 self._waiting.remove((size, turn))
-            else:  # lent in this very moment
-                self._lent -= size
+            else:  # allocated just before the cancellation
+                self._allocated -= size
             self._serve()
             raise
 
-    def give_back(self, size: int) -> None:
-        self._lent -= size
+    def release(self, size: int) -> None:
+        self._allocated -= size
         self._serve()
 
     @property
@@ -62,47 +62,47 @@ class ByteBudget:
         return self._size
 
     @property
-    def lent(self) -> int:
-        """Bytes that are held now."""
-        return self._lent
+    def allocated(self) -> int:
+        """Bytes in use."""
+        return self._allocated
 
     def _serve(self) -> None:
-        """Lend to those that wait what has become free."""
-        while self._waiting and self._lent + self._waiting[0][0] <= self._size:
+        """Allocate free bytes to waiting accounts."""
+        while self._waiting and self._allocated + self._waiting[0][0] <= self._size:
             size, turn = self._waiting.popleft()
             if not turn.done():
-                self._lent += size
+                self._allocated += size
                 turn.set_result(None)
 
 
 class Account:
-    """The bytes that one request holds."""
+    """The bytes allocated to one request."""
 
     def __init__(self, budget: ByteBudget) -> None:
         self._budget = budget
         self._held = 0
 
     def take(self, size: int) -> None:
-        """Hold ``size`` bytes more. Raises ``OverloadedError`` when there are not as many left."""
+        """Allocate ``size`` more bytes. Raises ``OverloadedError`` when the budget is exhausted."""
         if not self._budget.take(size):
             raise OverloadedError(
-                f"The uploads on their way fill the {self._budget.size:,} bytes that the service has for them; "
+                f"The memory budget for uploads ({self._budget.size:,} bytes) is used up; "
                 f"try again in {_RETRY_SECONDS:g} s.",
                 _RETRY_SECONDS,
             )
         self._held += size
 
     async def wait_for(self, size: int) -> None:
-        """Hold ``size`` bytes more as soon as they are free; of more than there are in all, all."""
+        """Allocate ``size`` more bytes, at most the whole budget, as soon as they are free."""
         size = min(size, self._budget.size)
         await self._budget.wait_for(size)
         self._held += size
 
-    def keep(self, size: int) -> None:
-        """Give back what is held beyond ``size`` bytes."""
+    def shrink_to(self, size: int) -> None:
+        """Release everything beyond ``size`` bytes."""
         if size < self._held:
-            self._budget.give_back(self._held - size)
+            self._budget.release(self._held - size)
             self._held = size
 
-    def give_back(self) -> None:
-        self.keep(0)
+    def release(self) -> None:
+        self.shrink_to(0)

@@ -1,7 +1,7 @@
-"""The way of an image through the service: decode, queue, model, encode. Works without HTTP.
+"""The pipeline from an uploaded image to a response: decode, queue, predict, encode. Independent of HTTP.
 
-Decoding runs in processes of its own and encoding in threads, so that neither the event loop nor the model waits for
-them. The model has one thread (``moleflow.service.engine.worker``), and the event loop watches it
+Decoding runs in separate processes and encoding in threads, so that neither blocks the event loop or the model. The
+model has one thread (``moleflow.service.engine.worker``), which the event loop monitors
 (``moleflow.service.engine.health``).
 """
 
@@ -20,32 +20,32 @@ from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.names import find_named
 from moleflow.model.verdict.results import Finding, Prediction
 from moleflow.service.decoding.check import DecoderCheck
-from moleflow.service.decoding.pool import Decoders
+from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.batching import Batcher
 from moleflow.service.engine.budget import Account, ByteBudget
-from moleflow.service.engine.ending import ends_within, tell_of_threads
 from moleflow.service.engine.health import Health
 from moleflow.service.engine.predictor import Predictor
+from moleflow.service.engine.termination import finishes_within, log_thread_stacks
 from moleflow.service.engine.worker import Worker
 from moleflow.service.errors import NotLiveError, NotReadyError
 from moleflow.service.metrics import Metrics
-from moleflow.service.responses.render import Answer, Job, ResponseFormat, most_bytes, render
+from moleflow.service.responses.render import Job, RenderedResponse, ResponseFormat, max_response_bytes, render
 from moleflow.service.settings import Settings
 
-__all__ = ["USELESS_SECONDS", "Engine"]
+__all__ = ["UNRECOVERABLE_GRACE_SECONDS", "Engine"]
 
-USELESS_SECONDS = 60.0
-"""How long a service that only a restart helps waits for one, before it ends by itself: an orchestrator that asks
-``/health/live`` is faster, and Docker has none."""
+UNRECOVERABLE_GRACE_SECONDS = 60.0
+"""How long an unrecoverable service waits before it exits by itself. An orchestrator that polls ``/health/live``
+restarts it sooner; Docker does not."""
 
-_SHORTEST_RETRY_SECONDS = 1.0
-"""Least time that a refused client is told to wait; ``Retry-After`` counts whole seconds (RFC 9110, section 10.2.3)."""
+_MIN_RETRY_SECONDS = 1.0
+"""``Retry-After`` is in whole seconds (RFC 9110, section 10.2.3)."""
 
-_SMALL_ANSWER_BYTES = 1024**2
-"""Up to this size an answer waits for no memory: all places together hold few of them, and machines ask for them."""
+_SMALL_RESPONSE_BYTES = 1024**2
+"""Responses up to this size bypass the memory budget; even a full queue of them takes little memory."""
 
 _JOIN_SECONDS = 2.0
-"""How long each of the engine's kinds of threads is waited for at the end: all that is left to do then hangs."""
+"""Timeout for each group of threads when stopping; a thread still running by then hangs."""
 
 Result = TypeVar("Result")
 
@@ -53,7 +53,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Takes images as bytes and answers with bytes. All methods are to be called from one event loop."""
+    """Takes encoded images and returns encoded responses. All methods must be called from one event loop."""
 
     def __init__(self, settings: Settings, metrics: Metrics | None = None) -> None:
         self._settings = settings
@@ -63,29 +63,29 @@ class Engine:
             max_batch_size=settings.max_batch_size,
             max_wait_seconds=settings.max_batch_wait_ms / 1000,
         )
-        self._decoders = Decoders(
+        self._decoders = DecoderPool(
             settings.cpu_workers,
             seconds=settings.decode_timeout_seconds,
             max_pixels=settings.max_pixels,
-            on_replaced=self._on_decoder_replaced,
+            on_restart=self._on_decoder_restart,
         )
-        self._waiting_for_decoders = ThreadPoolExecutor(settings.cpu_workers, "decode")
-        self._encoders = ThreadPoolExecutor(settings.cpu_workers, "encode")
+        self._decode_threads = ThreadPoolExecutor(settings.cpu_workers, "decode")
+        self._encode_threads = ThreadPoolExecutor(settings.cpu_workers, "encode")
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
         self._watching: asyncio.Task[None] | None = None
-        self._stopping, self._is_leaving, self._has_ended = False, False, True
-        self.uploads = ByteBudget(settings.upload_memory)
-        """Bytes of the bodies that were read, until their answers are made."""
-        self.answers = ByteBudget(settings.answer_memory)
-        """Bytes of large answers, until they are sent."""
+        self._stopping, self._is_draining, self._is_stopped = False, False, True
+        self.upload_budget = ByteBudget(settings.upload_memory)
+        """Memory for uploads, until their responses are encoded."""
+        self.response_budget = ByteBudget(settings.answer_memory)
+        """Memory for large responses, until they are sent."""
         self._accepted = 0
         self._idle = asyncio.Event()
         self._idle.set()
-        self._is_useless = asyncio.Event()
+        self._is_unrecoverable = asyncio.Event()
         self._decoder_check = DecoderCheck(
-            lambda data: _in_thread(self._waiting_for_decoders, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
-            self.health.decoding_tested,
+            lambda data: _in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
+            self.health.record_decoder_test,
         )
         metrics.watch(metrics.queue_length, lambda: len(self._batcher))
         metrics.watch(metrics.requests_in_progress, lambda: self._accepted)
@@ -95,8 +95,8 @@ class Engine:
         metrics.watch(metrics.batch_age, lambda: self.health.busy_seconds)
 
     def start(self, load: Callable[[], Predictor]) -> None:
-        """Begin to load the model, in the inference thread. Returns at once; see ``wait_until_ready``."""
-        self._has_ended = False
+        """Start loading the model. Returns at once; see ``wait_until_ready``."""
+        self._is_stopped = False
         self._worker.start(load)
         self._watching = asyncio.create_task(self._watch())
         self._decoders.start()
@@ -105,96 +105,97 @@ class Engine:
         """The model, once it is loaded and warmed up. Raises what loading raised."""
         return await asyncio.shield(asyncio.wrap_future(self._worker.loaded))
 
-    async def wait_until_useless(self) -> str:
-        """Why nothing but a restart helps, ``USELESS_SECONDS`` after that came about."""
-        await self._is_useless.wait()
-        return self.health.why_not_live() or "The service needed a restart."
+    async def wait_until_unrecoverable(self) -> str:
+        """Wait until the service has been unrecoverable for ``UNRECOVERABLE_GRACE_SECONDS``; returns the reason."""
+        await self._is_unrecoverable.wait()
+        return self.health.why_not_live() or "The service was unrecoverable."
 
     def announce_stop(self) -> None:
-        """Be ready no more, so that load goes elsewhere, but go on to take images until ``stop``."""
-        self._is_leaving = True
+        """Report not ready, so that load balancers stop sending requests, but accept images until ``stop``."""
+        self._is_draining = True
 
     async def stop(self) -> None:
-        """Take no more images, finish those that were accepted, and end all threads.
+        """Accept no more images, complete those already accepted, and end all threads.
 
-        Takes no longer than ``shutdown_timeout_seconds`` and a few seconds more, whatever the model does; ``has_ended``
-        then says whether all threads did.
+        Takes at most ``shutdown_timeout_seconds`` and a few seconds more, even if the model hangs; ``is_stopped`` then
+        says whether all threads have ended.
         """
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout_seconds):
                 await self._idle.wait()
         self._batcher.close()
-        ends = await asyncio.to_thread(self._worker.join, _JOIN_SECONDS)
+        stopped = await asyncio.to_thread(self._worker.join, _JOIN_SECONDS)
         self._decoders.close()
-        for pool in (self._waiting_for_decoders, self._encoders):
+        for pool in (self._decode_threads, self._encode_threads):
             pool.shutdown(wait=False, cancel_futures=True)
-            ends &= await asyncio.to_thread(ends_within, pool.shutdown, _JOIN_SECONDS)
+            stopped &= await asyncio.to_thread(finishes_within, pool.shutdown, _JOIN_SECONDS)
         self._decoder_check.cancel()
         if self._watching is not None:
             self._watching.cancel()
-        self._has_ended = ends
-        if not ends:
-            tell_of_threads()
+        self._is_stopped = stopped
+        if not stopped:
+            log_thread_stacks()
 
     @property
-    def has_ended(self) -> bool:
-        """Whether no thread is left to wait for; one in which the model hangs cannot be ended."""
-        return self._has_ended
+    def is_stopped(self) -> bool:
+        """Whether all threads have ended; a thread in which the model hangs cannot be ended."""
+        return self._is_stopped
 
     @property
     def is_ready(self) -> bool:
-        """Whether images should be sent here: they are taken, and will be judged."""
-        return not (self._stopping or self._is_leaving) and self.health.why_not_ready() is None
+        """Whether the service accepts images and can process them."""
+        return not (self._stopping or self._is_draining) and self.health.why_not_ready() is None
 
     @property
     def predictor(self) -> Predictor:
-        """The model. Raises ``NotReadyError``, which says why, while there is none."""
+        """The model. Raises ``NotReadyError`` until it is loaded."""
         loaded = self._worker.loaded
         if not loaded.done() or loaded.exception() is not None:
-            raise NotReadyError(self.health.why_not_ready() or "The model is being loaded; try again in a few seconds.")
+            raise NotReadyError(self.health.why_not_ready() or "The model is loading; try again in a few seconds.")
         return loaded.result()
 
     def check_ready(self) -> Predictor:
-        """The model, if images should be sent here; else ``NotReadyError``, which says why not."""
-        if self._is_leaving:
+        """The model, if the service is ready; else raises ``NotReadyError`` with the reason."""
+        if self._is_draining:
             raise NotReadyError("The service is about to stop; send images to another instance.")
-        return self._check_open()
+        return self._check_accepting()
 
-    def _check_open(self) -> Predictor:
-        """The model, if images are taken; else ``NotReadyError``, which says why not."""
+    def _check_accepting(self) -> Predictor:
+        """The model, if images are accepted; else raises ``NotReadyError`` with the reason."""
         if self._stopping:
-            raise NotReadyError("The service is stopping and takes no more images; send it to another instance.")
+            raise NotReadyError("The service is stopping; send the image to another instance.")
         if (reason := self.health.why_not_ready()) is not None:
             raise NotReadyError(reason)
         return self.predictor
 
     def check_live(self) -> None:
-        """Raise ``NotLiveError``, which says why, when nothing but a restart helps."""
+        """Raise ``NotLiveError`` with the reason if the service must be restarted."""
         if (reason := self.health.why_not_live()) is not None:
             raise NotLiveError(f"{reason} Restart the service.")
 
     def check_task(self, task: str | None) -> str | None:
-        """The learned product that is called ``task`` in any form of Unicode, as it is named in answers; ``None``, for
-        routing, is always right. Raises ``UnknownTaskError`` for other names."""
+        """The stored name of the product ``task``, which may be in any Unicode normalisation form; ``None`` stays
+        ``None``. Raises ``UnknownTaskError`` for other names."""
         return None if task is None else find_named(task, self.predictor.tasks).name
 
-    def check_room(self) -> None:
-        """Raise what ``admit`` would raise now: an upload that will be refused need not be read first."""
-        self._check_open()
+    def check_capacity(self) -> None:
+        """Raise what ``admit`` would raise now, so that an upload can be rejected before it is read."""
+        self._check_accepting()
         if self._accepted >= self._settings.queue_size:
-            wait = max(_SHORTEST_RETRY_SECONDS, self._accepted * self._batcher.seconds_per_image)
+            wait = max(_MIN_RETRY_SECONDS, self._accepted * self._batcher.seconds_per_image)
             raise OverloadedError(
-                f"All {self._accepted} places of the service are taken; try again in {math.ceil(wait)} s.", wait
+                f"The queue is full ({self._accepted} requests); try again in {math.ceil(wait)} s.", wait
             )
 
     @contextmanager
     def admit(self) -> Iterator[None]:
-        """Hold one of the service's places, from when the upload has arrived until the answer is sent.
+        """Occupy one slot, from the end of the upload until the response is sent.
 
-        Raises ``OverloadedError`` at once when all are taken, ``NotReadyError`` when no images are taken.
+        Raises ``OverloadedError`` when all ``queue_size`` slots are occupied, ``NotReadyError`` when no images are
+        accepted.
         """
-        self.check_room()
+        self.check_capacity()
         self._accepted += 1
         self._idle.clear()
         try:
@@ -210,26 +211,26 @@ class Engine:
         *,
         task: str | None = None,
         false_alarm_rate: float | None = None,
-        form: ResponseFormat | None = None,
+        response_format: ResponseFormat | None = None,
         account: Account | None = None,
-    ) -> Answer:
-        """Judge one image, given as its file's bytes. To be called inside ``admit``.
+    ) -> RenderedResponse:
+        """Predict for one image file, given as bytes. To be called inside ``admit``.
 
-        ``account``, of ``answers``, holds the bytes of a large answer; it is made when there is room for it.
-        ``task`` names the product and skips routing; ``false_alarm_rate`` replaces the deployment's. Cancelling takes
-        the image out of whatever queue it is in. Raises ``UnknownTaskError``, ``UnsupportedImageError``,
-        ``ImageTooLargeError`` and ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged;
-        ``NotReadyError`` when the model fails on everything or hangs; ``PredictionError`` when on this image alone.
+        ``task`` names the product and skips routing; ``false_alarm_rate`` overrides the setting. A large response is
+        charged to ``account``, of ``response_budget``, and encoded when there is memory for it. Cancelling removes the
+        image from the queue. Raises ``UnknownTaskError``, ``UnsupportedImageError``, ``ImageTooLargeError`` and
+        ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged; ``NotReadyError`` when the model
+        fails on every image or hangs; ``PredictionError`` when it fails on this image only.
         """
         predictor, metrics = self.predictor, self._metrics
         task = self.check_task(task)
         with self._batcher.expecting() as expected:
             try:
                 decoded, waited, decode_seconds = await _in_thread(
-                    self._waiting_for_decoders, lambda: self._decoders.decode(data, predictor.preprocessing.image_size)
+                    self._decode_threads, lambda: self._decoders.decode(data, predictor.preprocessing.image_size)
                 )
             except OverloadedError:
-                self._decoder_check.doubt()
+                self._decoder_check.request()
                 raise
             metrics.decode_seconds.observe(decode_seconds)
             result = self._batcher.submit(decoded.pixels, task, expected)
@@ -237,7 +238,7 @@ class Engine:
         finding = inferred.finding
         if false_alarm_rate is not None:
             finding = finding.at(false_alarm_rate)
-        metrics.predictions.labels(_product(finding), finding.verdict.value).inc()
+        metrics.predictions.labels(_product_label(finding), finding.verdict.value).inc()
         queue_seconds = waited + inferred.queue_seconds
         metrics.queue_seconds.observe(queue_seconds)
         job = Job(
@@ -251,35 +252,38 @@ class Engine:
             queue_seconds=queue_seconds,
             inference_seconds=inferred.inference_seconds,
         )
-        form = form or ResponseFormat()
-        if account is not None and (most := most_bytes(form, decoded.height, decoded.width)) > _SMALL_ANSWER_BYTES:
-            await account.wait_for(most)
-        answer, _, encode_seconds = await _in_thread(self._encoders, lambda: render(job, form, self._decoders.open_rgb))
+        response_format = response_format or ResponseFormat()
+        max_bytes = max_response_bytes(response_format, decoded.height, decoded.width)
+        if account is not None and max_bytes > _SMALL_RESPONSE_BYTES:
+            await account.wait_for(max_bytes)
+        response, _, encode_seconds = await _in_thread(
+            self._encode_threads, lambda: render(job, response_format, self._decoders.open_rgb)
+        )
         metrics.encode_seconds.observe(encode_seconds)
         if account is not None:
-            account.keep(answer.size)
-        return answer
+            account.shrink_to(response.size)
+        return response
 
     async def _watch(self) -> None:
-        """Answer whoever waits for a batch that does not come to an end, and see when there is no hope left."""
-        useless = 0.0
+        """Fail the requests of a batch that exceeds its timeout, and detect when the service is unrecoverable."""
+        interval, not_live_seconds = self.health.check_interval_seconds, 0.0
         while True:
-            await asyncio.sleep(self.health.look_seconds)
-            self.health.look()
-            useless = 0.0 if self.health.why_not_live() is None else useless + self.health.look_seconds
-            if useless >= USELESS_SECONDS:
-                self._is_useless.set()
+            await asyncio.sleep(interval)
+            self.health.check()
+            not_live_seconds = 0.0 if self.health.why_not_live() is None else not_live_seconds + interval
+            if not_live_seconds >= UNRECOVERABLE_GRACE_SECONDS:
+                self._is_unrecoverable.set()
             if (reason := self.health.stalled()) is not None:
                 self._batcher.fail_waiting(reason)
-            self._decoder_check.look()
+            self._decoder_check.poll()
 
-    def _on_decoder_replaced(self) -> None:
+    def _on_decoder_restart(self) -> None:
         self._metrics.decoder_restarts.inc()
-        self._decoder_check.doubt()
+        self._decoder_check.request()
 
 
 async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result, float, float]:
-    """Run ``work`` in a pool: its result, the seconds that it waited for a thread, and the seconds that it took."""
+    """Run ``work`` in a pool. Returns its result, the seconds it waited for a thread, and the seconds it took."""
     submitted = perf_counter()
 
     def timed() -> tuple[Result, float, float]:
@@ -289,13 +293,13 @@ async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result
         except Exception:
             raise
         except BaseException as error:
-            # It belongs to this request; raised in the event loop, SystemExit and its like would end the service.
-            raise RuntimeError(f"a thread was told to end: {describe(error)}") from error
+            # Re-raised in the event loop, SystemExit and the like would end the service instead of the request.
+            raise RuntimeError(f"a thread raised {describe(error)}") from error
         return result, started - submitted, perf_counter() - started
 
     return await asyncio.get_running_loop().run_in_executor(pool, timed)
 
 
-def _product(finding: Finding) -> str:
-    """The product for the metrics' label; empty, which to Prometheus is as if absent, where none was recognised."""
+def _product_label(finding: Finding) -> str:
+    """The metrics label of the product; empty, which Prometheus treats as absent, for an unknown one."""
     return finding.task.name if isinstance(finding, Prediction) else ""

@@ -1,8 +1,8 @@
-"""Whether the service is well, and if not, why: what ``/health/ready`` and ``/health/live`` answer.
+"""The health of the service, as reported by ``/health/ready`` and ``/health/live``.
 
-*Ready* says that the next image will be judged. *Live* says that the service can get ready again by itself: it fails
-when nothing but a new process helps. The inference thread tells here what it is at and how that ended; the event loop
-looks at it at regular intervals. Every attribute is replaced as a whole, so neither needs a lock.
+*Ready* means that the next image will be processed. *Live* means that the service can become ready again without a
+restart. The inference thread records what it is doing and how that ended; the event loop checks on it at regular
+intervals. Attributes are only ever replaced as a whole, so no lock is needed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,37 +16,37 @@ from moleflow.service.engine.inference import Outcome
 
 __all__ = ["Health"]
 
-LOOKS = 20
-"""How often the event loop looks at a batch before its time is up."""
+CHECKS_PER_TIMEOUT = 20
+"""How often the event loop checks on a batch before it times out."""
 
-HOPELESS = 2
-"""A batch that takes this many times its limit will not end: only a restart helps."""
+HANG_FACTOR = 2
+"""A batch that takes this many times its timeout is taken to hang for ever."""
 
 
 @dataclass(slots=True)
 class _Work:
-    """What the inference thread is at, and how often the loop has found it at that.
+    """What the inference thread is doing, and how many checks it has taken.
 
-    Time is counted in looks and not by the clock: a process that was suspended meanwhile did not hang.
+    Time is counted in checks, not by the clock, so that a process that was suspended does not seem to hang.
     """
 
     what: str
-    limit_seconds: float
-    hopeless: int
-    looks: int = 0
+    timeout: float
+    hang_factor: int
+    checks: int = 0
 
 
 class Health:
-    """What is known of the model and its thread.
+    """The state of the model and its thread.
 
     Args:
-        batch_timeout_seconds: how long one batch may take.
-        load_timeout_seconds: how long loading and warming up may take.
+        batch_timeout_seconds: timeout for one batch.
+        load_timeout_seconds: timeout for loading and warming up the model.
     """
 
     def __init__(self, batch_timeout_seconds: float, load_timeout_seconds: float) -> None:
         self._batch_timeout, self._load_timeout = batch_timeout_seconds, load_timeout_seconds
-        self.look_seconds = batch_timeout_seconds / LOOKS
+        self.check_interval_seconds = batch_timeout_seconds / CHECKS_PER_TIMEOUT
         self._work: _Work | None = None
         self._loaded = False
         self._beyond_repair: str | None = None
@@ -54,12 +54,12 @@ class Health:
         self._not_decoding: str | None = None
         self._damaged: Mapping[str, str] = {}
 
-    # --- told by the inference thread
+    # --- called by the inference thread
 
     @contextmanager
     def loading(self) -> Iterator[None]:
-        """The model is being loaded and warmed up meanwhile."""
-        self._work = _Work("The loading of the model", self._load_timeout, 1)
+        """The block loads and warms up the model."""
+        self._work = _Work("Loading the model", self._load_timeout, 1)
         try:
             yield
         finally:
@@ -67,8 +67,8 @@ class Health:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """The model is at a batch meanwhile."""
-        self._work = _Work("The model's last batch", self._batch_timeout, HOPELESS)
+        """The block processes a batch."""
+        self._work = _Work("The last batch", self._batch_timeout, HANG_FACTOR)
         try:
             yield
         finally:
@@ -79,94 +79,96 @@ class Health:
         self._loaded = True
 
     def load_failed(self) -> None:
-        """There will be no model in this process."""
-        self._beyond_repair = "The model could not be loaded, and the service is of no use; its log says why."
+        """This process will never have a model."""
+        self._beyond_repair = "The model could not be loaded; see the log of the service."
 
     def thread_ended(self) -> None:
-        """Nobody judges images any more."""
-        self._beyond_repair = self._beyond_repair or "The inference thread ended, and no image can be judged any more."
+        """The inference thread has ended."""
+        self._beyond_repair = (
+            self._beyond_repair or "The inference thread has died; the service can no longer process images."
+        )
 
-    def failed(self, error: BaseException) -> None:
-        """A call of the model failed; notes it when that is for good."""
+    def record_failure(self, error: BaseException) -> None:
+        """A model call failed, perhaps because the device is lost."""
         if is_device_lost(error):
-            self._beyond_repair = f"The device is lost to this process ({describe(error)})."
+            self._beyond_repair = f"The device is lost ({describe(error)})."
 
-    def note(self, outcomes: Sequence[Outcome]) -> None:
-        """Keep in mind whose experts are damaged, and whose work."""
-        told = {each.task: each.reason for each in outcomes if isinstance(each, ExpertError)}
-        sound = {each.task.name for each in outcomes if isinstance(each, Prediction)} - told.keys()
-        if told.keys() - self._damaged.keys() or sound & self._damaged.keys():
-            self._damaged = {name: why for name, why in self._damaged.items() if name not in sound} | told
+    def record(self, outcomes: Sequence[Outcome]) -> None:
+        """Record which experts are damaged and which work."""
+        failed = {each.task: each.reason for each in outcomes if isinstance(each, ExpertError)}
+        intact = {each.task.name for each in outcomes if isinstance(each, Prediction)} - failed.keys()
+        if failed.keys() - self._damaged.keys() or intact & self._damaged.keys():
+            self._damaged = {name: why for name, why in self._damaged.items() if name not in intact} | failed
         if any(not isinstance(each, Exception) for each in outcomes):
             self._failing = None
 
-    def tested(self, said: str | None) -> None:
-        """A self-test ended: ``said`` is why the model does not work, ``None`` if it does."""
-        self._failing = said
+    def record_self_test(self, failure: str | None) -> None:
+        """A self-test ended: ``failure`` says why the model does not work, ``None`` that it does."""
+        self._failing = failure
 
-    # --- told by the event loop
+    # --- called by the event loop
 
-    def decoding_tested(self, said: str | None) -> None:
-        """A good image was to be decoded: ``said`` is why it could not be, ``None`` if it was."""
-        self._not_decoding = said
+    def record_decoder_test(self, failure: str | None) -> None:
+        """A test of the decoders ended: ``failure`` says why they do not work, ``None`` that they do."""
+        self._not_decoding = failure
 
-    # --- asked by anybody
+    # --- called by any thread
 
     @property
     def damaged(self) -> tuple[str, ...]:
-        """The products whose experts were found damaged, in the order of their names."""
+        """The products whose experts are damaged, sorted by name."""
         return tuple(sorted(self._damaged))
 
     @property
     def is_failing(self) -> bool:
-        """Whether the model failed last, on the self-test too."""
+        """Whether the model failed the last self-test."""
         return self._failing is not None
 
     @property
     def is_beyond_repair(self) -> bool:
-        """Whether it makes no sense to try the model again."""
+        """Whether trying the model again is pointless."""
         return self._beyond_repair is not None
 
-    def look(self) -> None:
-        """To be called every ``look_seconds`` by one caller."""
+    def check(self) -> None:
+        """To be called every ``check_interval_seconds`` by one caller."""
         work = self._work
         if work is not None:
-            work.looks += 1
+            work.checks += 1
 
     @property
     def busy_seconds(self) -> float:
-        """How long the model has been at what it does now."""
+        """How long the current batch, or loading, has taken so far."""
         work = self._work
-        return 0.0 if work is None else work.looks * self.look_seconds
+        return 0.0 if work is None else work.checks * self.check_interval_seconds
 
     def stalled(self) -> str | None:
-        """That a batch, or the loading, has taken longer than it may; ``None`` as long as that is not so."""
+        """Message that the current batch, or loading, exceeds its timeout; ``None`` if not."""
         work = self._work
-        if work is None or work.looks * self.look_seconds < work.limit_seconds:
+        if work is None or work.checks * self.check_interval_seconds < work.timeout:
             return None
-        return f"{work.what} has not ended within {work.limit_seconds:g} s."
+        return f"{work.what} has not finished within {work.timeout:g} s."
 
     def why_not_live(self) -> str | None:
-        """Why only a restart helps; ``None`` as long as that is not so."""
+        """Why the service must be restarted; ``None`` if it need not be."""
         if self._beyond_repair is not None:
             return self._beyond_repair
         work = self._work
-        if work is not None and work.looks * self.look_seconds >= work.limit_seconds * work.hopeless:
-            return f"{work.what} has not ended within {work.limit_seconds * work.hopeless:g} s."
+        if work is not None and work.checks * self.check_interval_seconds >= work.timeout * work.hang_factor:
+            return f"{work.what} has not finished within {work.timeout * work.hang_factor:g} s."
         return None
 
-    def why_not_judging(self) -> str | None:
-        """Why no image is judged that has come as far as the model; ``None`` when it is."""
+    def why_not_predicting(self) -> str | None:
+        """Why the model cannot process images; ``None`` if it can."""
         if (reason := self.why_not_live() or self.stalled()) is not None:
             return reason
         if not self._loaded:
-            return "The model is being loaded; try again in a few seconds."
+            return "The model is loading; try again in a few seconds."
         if self._failing is not None:
-            return f"The model fails ({self._failing}). It is tested again and again; try later, or another instance."
+            return f"The model fails ({self._failing}). Self-tests continue; try again later, or another instance."
         return None
 
     def why_not_ready(self) -> str | None:
-        """Why no images are taken; ``None`` when they are."""
-        if (reason := self.why_not_judging()) is not None or self._not_decoding is None:
+        """Why the service accepts no images; ``None`` if it does."""
+        if (reason := self.why_not_predicting()) is not None or self._not_decoding is None:
             return reason
-        return f"No image can be decoded ({self._not_decoding}). That is tried again; try later, or another instance."
+        return f"No image can be decoded ({self._not_decoding}). Tests continue; try again later, or another instance."

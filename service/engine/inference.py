@@ -1,4 +1,4 @@
-"""One batch through the model, so that a failure costs only the images that cause it."""
+"""Running the model on one batch, so that a failure affects only the images that cause it."""
 
 import logging
 import traceback
@@ -15,7 +15,7 @@ from moleflow.service.errors import NotReadyError
 __all__ = ["Outcome", "judge", "self_test"]
 
 Outcome = Finding | Exception
-"""What came of one image: a finding, or the error that is its answer."""
+"""The result for one image: a finding or an error."""
 
 _logger = logging.getLogger(__name__)
 
@@ -27,13 +27,13 @@ def judge(
     *,
     on_failure: Callable[[BaseException, int], bool] = lambda error, count: True,
 ) -> list[Outcome]:
-    """Judge a batch: images ``(S, S, 3)`` uint8, and the wanted expert of each (``None`` routes). Never raises.
+    """Judge a batch: images ``(S, S, 3)`` uint8 and the product of each (``None`` to route). Never raises.
 
-    A batch that fails is halved, and so on, down to the images that fail alone: at most ``2n - 1`` calls of the model
-    for ``n`` images. The same serves where memory is short. ``on_failure`` gets every failed call's error and its
-    number of images; when it says no, what is left fails with that error.
+    A failing batch is halved recursively until only the images that fail alone are left: at most ``2n - 1`` model calls
+    for ``n`` images. This also handles running out of memory. ``on_failure`` gets the error and the number of images of
+    every failed call; if it returns false, all remaining images fail with that error.
     """
-    outcomes: list[Outcome] = [RuntimeError("not judged")] * len(images)
+    outcomes: list[Outcome] = [RuntimeError("not processed")] * len(images)
     parts = [range(len(images))] if images else []
     while parts:
         part = parts.pop()
@@ -41,10 +41,10 @@ def judge(
             findings = predictor.predict([images[row] for row in part], [tasks[row] for row in part])
             _check(findings, len(part))
         except BaseException as error:
-            # Even SystemExit: whatever the model raises belongs to these images, and the next ones need the thread.
-            goes_on = on_failure(error, len(part))
+            # Including SystemExit: the thread is needed for the next images.
+            retry = on_failure(error, len(part))
             _clear_frames(error)
-            if not goes_on:
+            if not retry:
                 for row in (row for rest in (part, *parts) for row in rest):
                     outcomes[row] = _failure(error)
                 break
@@ -64,7 +64,7 @@ def judge(
 def self_test(
     predictor: Predictor, task: str, *, on_failure: Callable[[BaseException, int], bool] = lambda error, count: True
 ) -> Outcome:
-    """What comes of a blank image that is said to show the product ``task``. Never raises; ``on_failure`` as above."""
+    """The outcome for a blank image scored as ``task``. Never raises; ``on_failure`` as for ``judge``."""
     size = predictor.preprocessing.image_size
     (outcome,) = judge(predictor, [np.zeros((size, size, 3), np.uint8)], [task], on_failure=on_failure)
     return outcome
@@ -74,17 +74,17 @@ def _check(findings: object, count: int) -> None:
     """Raise unless there is a finding for each of ``count`` images."""
     if not isinstance(findings, list) or len(findings) != count:
         given = f"{len(findings)} findings" if isinstance(findings, list) else type(findings).__name__
-        raise PredictionError(f"the model returned {given} for {count} images; it is to return a list of one each")
+        raise PredictionError(f"the model returned {given} for {count} images instead of a list with one each")
     for finding in findings:
         if not isinstance(finding, Finding | Failure):
-            raise PredictionError(f"the model returned a {type(finding).__name__} where a finding is due")
+            raise PredictionError(f"the model returned a {type(finding).__name__} instead of a finding")
 
 
 def _failure(cause: BaseException) -> Exception:
-    """The answer to one image, which is not tied to its cause: that one's frames would keep the whole batch."""
+    """The error for one image. It is not chained to its cause, whose frames would keep the batch alive."""
     if is_out_of_memory(cause):
         return NotReadyError(
-            "There is not enough memory to judge one image at this moment. Try again later, or end what else uses it."
+            "There is not enough memory to process one image. Try again later, or stop other programs that use memory."
         )
     if isinstance(cause, ExpertError):
         return ExpertError(cause.task, cause.reason)
@@ -92,7 +92,7 @@ def _failure(cause: BaseException) -> Exception:
 
 
 def _clear_frames(error: BaseException | None) -> None:
-    """Let go of what an error's frames hold: the batch, and the device's memory with it."""
+    """Release what an error's frames refer to: the batch, and with it device memory."""
     while error is not None:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
@@ -101,5 +101,5 @@ def _clear_frames(error: BaseException | None) -> None:
 def _free_memory(predictor: Predictor) -> None:
     try:
         predictor.free_memory()
-    except Exception as error:  # a device in trouble may refuse this too
-        _logger.warning("No memory could be freed: %s", describe(error))
+    except Exception as error:  # a failing device may raise here too
+        _logger.warning("Freeing memory failed: %s", describe(error))

@@ -1,4 +1,4 @@
-"""What the service needs of a model, and how the real one is loaded."""
+"""The interface of a model, and how the real one is loaded."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -13,11 +13,11 @@ __all__ = ["Predictor", "load_predictor"]
 
 
 class Predictor(Protocol):
-    """A loaded model. One thread calls ``warm_up`` and ``predict``; the rest may be read from any thread."""
+    """A loaded model. One thread calls the methods; the properties may be read from any thread."""
 
     @property
     def checkpoint(self) -> CheckpointInfo:
-        """Which checkpoint answers."""
+        """The loaded checkpoint."""
 
     @property
     def tasks(self) -> tuple[TaskInfo, ...]:
@@ -25,34 +25,34 @@ class Predictor(Protocol):
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Brings an image to the model's size."""
+        """The preprocessing of images."""
 
     @property
     def device(self) -> object:
-        """Where the model computes; only its ``str`` is used."""
+        """The device that the model runs on; only its ``str`` is used."""
 
     @property
     def precision(self) -> str:
-        """The number format that the model computes in."""
+        """The precision that the model computes in."""
 
     def predict(
         self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None
     ) -> list[Finding | Failure]:
-        """Judge RGB images ``(height, width, 3)`` uint8; ``tasks[i]`` names the expert, else routed or refused.
+        """Judge RGB images ``(height, width, 3)`` uint8. ``tasks[i]`` names the product; ``None`` routes the image.
 
-        An image whose expert is damaged gets a ``Failure``. Whatever is raised concerns the whole batch.
+        An image whose expert is damaged gets a ``Failure``. An exception means that the whole batch failed.
         """
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Run once on blank images, so that the first request does not pay for set-up."""
+        """Run once on blank images, so that the first request does not pay for initialisation."""
 
     def free_memory(self) -> None:
-        """Give back memory that nothing in use needs; called when there is too little of it."""
+        """Release cached memory; called when memory runs out."""
 
 
 def load_predictor(settings: Settings) -> Predictor:
-    """Load the checkpoint that the settings name. Slow; raises the errors of ``Detector.load``."""
-    # Imported here: it brings torch and timm with it, which nothing else in the service needs before this moment.
+    """Load the configured checkpoint. Slow; raises the errors of ``Detector.load``."""
+    # Imported here because it imports torch and timm, which nothing else in the service needs.
     from moleflow.model.detector import Detector
 
     return Detector.load(

@@ -1,3 +1,3 @@
-"""From a prediction to the bytes of an answer, in each response format."""
+"""Encoding predictions as responses, in each response format."""
 
 __all__ = ["encode", "render", "schemas"]

@@ -1,4 +1,4 @@
-"""An anomaly map as bytes: 16-bit PNG, NumPy file, or base64 inside JSON. The real values can be had back from each."""
+"""Encoding anomaly maps as 16-bit PNG or NumPy file, and as base64 for JSON."""
 
 import binascii
 import io
@@ -14,40 +14,37 @@ from moleflow.service.responses.schemas import AnomalyMap
 __all__ = ["MapEncoding", "base64_pieces", "describe_map", "encode_map", "map_to_png", "npy_pieces"]
 
 MapEncoding = Literal["png", "npy", "npy16"]
-"""How the map travels inside the JSON response: 16-bit PNG, NumPy file of float32, NumPy file of float16."""
+"""16-bit PNG, NumPy file of float32, or NumPy file of float16."""
 
 _BASE64_STEP = 3 * 1024**2
-"""Bytes turned into base64 at once, without a line's end between. Python's lock is held for the time of one step."""
+"""Bytes encoded in one call, which holds Python's global interpreter lock."""
 
 _DTYPES: dict[MapEncoding, Literal["uint16", "float32", "float16"]] = {
     "png": "uint16", "npy": "float32", "npy16": "float16",
 }  # fmt: skip
-"""Type of the stored values."""
 
 _HALF_MAX = float(np.finfo(np.float16).max)
-"""Largest value of float16: 65504."""
 
-_FULL = 65535
-"""Largest value of a 16-bit PNG."""
+_UINT16_MAX = 65535
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _FILTER_UP = 2
 """PNG filter that stores the difference to the row above (PNG specification, section 9)."""
 
 _COMPRESSION_LEVEL = 1
-"""zlib level of map PNGs. A smoothed map of 1024 × 1024 pixels took 16 ms and 477 kB with it and the fixed filter;
-level 2 took 20 ms and 450 kB, level 3 35 ms and 412 kB, run lengths or Huffman codes alone 13 ms and 858 kB; Pillow's
-writer, which tries every filter, took twice the time of level 2 at its fastest."""
+"""zlib level of map PNGs. A smoothed map of 1024 × 1024 pixels took 16 ms and 477 kB with this level and the Up filter;
+level 2 took 20 ms and 450 kB, level 3 35 ms and 412 kB, run-length or Huffman coding alone 13 ms and 858 kB. Pillow's
+encoder, which tries every filter, took at least twice the time of level 2."""
 
 
 def encode_map(values: np.ndarray, encoding: MapEncoding) -> AnomalyMap:
-    """Pack a map, ``(height, width)`` float32 in nats, for the JSON response."""
+    """Encode a map, ``(height, width)`` float32 in nats, for the JSON response."""
     described, data = describe_map(values, encoding)
     return described.model_copy(update={"data": b"".join(base64_pieces(data)).decode("ascii")})
 
 
 def describe_map(values: np.ndarray, encoding: MapEncoding) -> tuple[AnomalyMap, list[bytes | memoryview]]:
-    """A map for the JSON response, without its data, and the pieces of the file that are the data."""
+    """The map's entry in the JSON response with empty data, and the encoded file in pieces."""
     described = AnomalyMap(
         encoding="png" if encoding == "png" else "npy",
         dtype=_DTYPES[encoding],
@@ -60,21 +57,23 @@ def describe_map(values: np.ndarray, encoding: MapEncoding) -> tuple[AnomalyMap,
 
 
 def base64_pieces(pieces: Sequence[bytes | memoryview]) -> Iterator[bytes]:
-    """The base64 of some pieces of bytes, in pieces."""
+    """Base64 of the concatenated pieces, in pieces."""
     rest = b""
     for piece in pieces:
         view = memoryview(piece)
         for start in range(0, len(view), _BASE64_STEP):
             data = rest + view[start : start + _BASE64_STEP]
-            whole = len(data) - len(data) % 3
-            yield binascii.b2a_base64(data[:whole], newline=False)
-            rest = data[whole:]
+            end = len(data) - len(data) % 3
+            yield binascii.b2a_base64(data[:end], newline=False)
+            rest = data[end:]
     yield binascii.b2a_base64(rest, newline=False)
 
 
 def npy_pieces(values: np.ndarray, *, half: bool = False) -> list[bytes | memoryview]:
-    """The map as a ``.npy`` file of little-endian float32, in pieces that are not copied; or, ``half`` as large, of
-    float16, which tells values apart by one part in 2,000. What is beyond its range, ±65,504, is set to its end."""
+    """The map as a ``.npy`` file of little-endian float32, in pieces, without copying the values.
+
+    With ``half`` as float16: rounded to one part in 2,000 and clipped to ±65,504.
+    """
     if half:
         values = np.clip(values, -_HALF_MAX, _HALF_MAX)
     stored = np.ascontiguousarray(values, "<f2" if half else "<f4")
@@ -84,21 +83,21 @@ def npy_pieces(values: np.ndarray, *, half: bool = False) -> list[bytes | memory
 
 
 def map_to_png(values: np.ndarray) -> bytes:
-    """The map as a 16-bit greyscale PNG: 0 stands for its minimum, 65535 for its maximum, linearly.
+    """The map as a 16-bit greyscale PNG, scaled linearly so that 0 is its minimum and 65535 its maximum.
 
-    A value is off by half a step, (maximum - minimum) / 131070, and rounding. A map of equal values becomes all 0.
+    The error is at most half a step, (maximum - minimum) / 131070, plus rounding. A constant map becomes all 0.
     """
-    # In float32 and in place: a map of 40 megapixels would otherwise need gigabytes on its way.
+    # In float32 and in place: temporary arrays for a map of 40 megapixels would take gigabytes.
     stored = values - values.min()
     span = float(stored.max())
     if span > 0:
-        stored /= span  # first: _FULL / span can be more than float32 holds
-        stored *= _FULL
+        stored /= span  # divide first: _UINT16_MAX / span may overflow float32
+        stored *= _UINT16_MAX
     return _write_png(np.rint(stored, out=stored).astype(">u2"))
 
 
 def _write_png(pixels: np.ndarray) -> bytes:
-    """A greyscale PNG of big-endian 16-bit ``pixels``, every row stored as its difference to the row above."""
+    """A greyscale PNG of big-endian 16-bit ``pixels``, with the Up filter in every row."""
     height, width = pixels.shape
     rows = pixels.view(np.uint8).reshape(height, 2 * width)
     filtered = np.empty((height, 1 + 2 * width), np.uint8)
@@ -111,5 +110,5 @@ def _write_png(pixels: np.ndarray) -> bytes:
 
 
 def _chunk(kind: bytes, body: bytes) -> bytes:
-    """One PNG chunk: length, kind, body, checksum."""
+    """One PNG chunk: length, type, body, checksum."""
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(body, zlib.crc32(kind)))

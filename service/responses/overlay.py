@@ -1,4 +1,4 @@
-"""The heat map laid over the image, as a file."""
+"""The heat map overlaid on the image, as a PNG file."""
 
 import io
 

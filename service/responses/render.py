@@ -1,4 +1,4 @@
-"""From a prediction to the bytes of the answer, in the form that the client asked for. Runs in the encoding threads."""
+"""Rendering a prediction in the requested response format. Runs in the encoder threads."""
 
 import sys
 from collections.abc import Callable
@@ -16,25 +16,33 @@ from moleflow.service.responses.encode import base64_pieces, describe_map, npy_p
 from moleflow.service.responses.overlay import overlay_png
 from moleflow.service.responses.schemas import PredictionResponse, Timing, build_response
 
-__all__ = ["MEDIA_TYPES", "Answer", "Job", "MapChoice", "MapSize", "ResponseFormat", "most_bytes", "render"]
+__all__ = [
+    "MEDIA_TYPES",
+    "Job",
+    "MapChoice",
+    "MapSize",
+    "RenderedResponse",
+    "ResponseFormat",
+    "max_response_bytes",
+    "render",
+]
 
 MapChoice = Literal["none", "png", "npy", "npy16"]
-"""How the map travels inside the JSON response, if at all."""
+"""Encoding of the map in the JSON response."""
 
 MapSize = Literal["image", "model"]
-"""Whether the map has the image's size or that of the model's input."""
+"""The size of the map: that of the image or of the model's input."""
 
 MEDIA_TYPES = ("application/json", "image/png", "application/x-npy")
-"""The forms of an answer: the full response, the heat map over the image, the bare map. The first is the default."""
+"""Full response, heat map over the image, map alone. The first is the default."""
 
-
-_NO_DATA = b'"data":""'
-"""Where the map's data belongs, in the JSON of a response that has none yet."""
+_EMPTY_DATA = b'"data":""'
+"""The placeholder for the map's data in the JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class ResponseFormat:
-    """What the client wants to get. Of a bare map only ``npy16`` makes a difference: float16 instead of float32."""
+    """The requested response format. For ``application/x-npy``, ``npy16`` selects float16, everything else float32."""
 
     media_type: str = MEDIA_TYPES[0]
     map_encoding: MapChoice = "png"
@@ -43,10 +51,10 @@ class ResponseFormat:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Everything about one judged image that an answer is made of.
+    """Everything about one image that its response is made of.
 
-    ``data`` is the upload itself. Only an overlay needs the full-size pixels; it decodes them a second time, so that
-    they need not be kept while the image waits for the model. Durations are in seconds.
+    ``data`` is the uploaded file. Only an overlay needs the full-size pixels; it decodes the file again, so that they
+    need not stay in memory while the image waits for the model. Durations are in seconds.
     """
 
     data: bytes
@@ -61,8 +69,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The bytes to send, in pieces, their media type, and the finding that they tell of."""
+class RenderedResponse:
+    """The body in pieces, its media type, and the finding that it represents."""
 
     pieces: tuple[bytes | memoryview, ...]
     media_type: str
@@ -75,46 +83,46 @@ class Answer:
 
     @property
     def content(self) -> bytes:
-        """All of it, put together."""
+        """The whole body."""
         return b"".join(self.pieces)
 
 
-def most_bytes(form: ResponseFormat, height: int, width: int) -> int:
-    """An upper bound of the bytes that an answer takes whose map has the image's size; 0 for small ones."""
-    if form.media_type == "image/png":
+def max_response_bytes(response_format: ResponseFormat, height: int, width: int) -> int:
+    """Upper bound of the size of a response with a map of the image's size; 0 for responses without one."""
+    is_json, encoding = response_format.media_type == MEDIA_TYPES[0], response_format.map_encoding
+    if response_format.media_type == "image/png":
         return 4 * height * width
-    if form.map_size == "model" or (form.map_encoding == "none" and form.media_type == MEDIA_TYPES[0]):
+    if response_format.map_size == "model" or (is_json and encoding == "none"):
         return 0
-    a_pixel = 4 if form.map_encoding == "npy" or form.media_type != MEDIA_TYPES[0] else 3
-    return a_pixel * height * width * (4 if form.media_type == MEDIA_TYPES[0] else 3) // 3
+    bytes_per_pixel = 4 if encoding == "npy" or not is_json else 3
+    return bytes_per_pixel * height * width * (4 if is_json else 3) // 3  # base64 takes 4 bytes for 3
 
 
 def _read_rgb(data: bytes, white_level: int) -> np.ndarray:
-    """An image whose number of pixels was found within the limit before."""
+    """Decode an image whose size was checked before."""
     return open_rgb(data, max_pixels=sys.maxsize, white_level=white_level)
 
 
-def render(job: Job, form: ResponseFormat, read_rgb: Callable[[bytes, int], np.ndarray] = _read_rgb) -> Answer:
-    """Make the answer. Slow in proportion to the map's pixels.
+def render(
+    job: Job, response_format: ResponseFormat, read_rgb: Callable[[bytes, int], np.ndarray] = _read_rgb
+) -> RenderedResponse:
+    """Render the response; takes time in proportion to the size of the map.
 
-    ``read_rgb`` decodes the image for an overlay, given the value of its 16-bit values that is white.
-
-    Raises ``UnknownProductError`` when there is no map and the form is nothing else.
+    ``read_rgb`` decodes the image for an overlay; its second argument is the 16-bit value that becomes white. Raises
+    ``UnknownProductError`` when the format is the map or overlay alone and there is no map.
     """
     started = perf_counter()
-    if form.media_type == "image/png":
+    media_type, encoding = response_format.media_type, response_format.map_encoding
+    if media_type == "image/png":
         prediction = _scored(job.finding)
-        return Answer(
-            (overlay_png(read_rgb(job.data, prediction.white_level or FULL_SCALE), prediction),),
-            form.media_type,
-            prediction,
-        )
-    if form.media_type == "application/x-npy":
-        values = _map(_scored(job.finding), job, form.map_size)
-        return Answer(tuple(npy_pieces(values, half=form.map_encoding == "npy16")), form.media_type, job.finding)
-    encoding, anomaly_map, data = form.map_encoding, None, None
+        image = read_rgb(job.data, prediction.white_level or FULL_SCALE)
+        return RenderedResponse((overlay_png(image, prediction),), media_type, prediction)
+    if media_type == "application/x-npy":
+        values = _map(_scored(job.finding), job, response_format.map_size)
+        return RenderedResponse(tuple(npy_pieces(values, half=encoding == "npy16")), media_type, job.finding)
+    anomaly_map, data = None, None
     if encoding != "none" and isinstance(job.finding, Prediction):
-        anomaly_map, data = describe_map(_map(job.finding, job, form.map_size), encoding)
+        anomaly_map, data = describe_map(_map(job.finding, job, response_format.map_size), encoding)
     encoded = () if data is None else tuple(base64_pieces(data))
     response = build_response(
         job.finding,
@@ -130,19 +138,19 @@ def render(job: Job, form: ResponseFormat, read_rgb: Callable[[bytes, int], np.n
         anomaly_map=anomaly_map,
         forced=job.forced,
     )
-    return Answer(_json_pieces(response, encoded), form.media_type, job.finding)
+    return RenderedResponse(_json_pieces(response, encoded), media_type, job.finding)
 
 
 def _json_pieces(response: PredictionResponse, encoded: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """The response with the map's data put in where it has none: a hundred megabytes need not be copied for it, nor
-    Python's lock be held while they are looked through for quotation marks."""
-    before, slot, after = response.model_dump_json().encode().partition(_NO_DATA)
-    # No name can look like it: inside of JSON's strings quotation marks are escaped.
-    return (before, slot[:-1], *encoded, slot[-1:], after) if slot else (before,)
+    """The JSON with the map's data inserted. Letting pydantic serialise it would copy a hundred megabytes and hold
+    Python's global interpreter lock while looking for characters to escape."""
+    before, placeholder, after = response.model_dump_json().encode().partition(_EMPTY_DATA)
+    # No string value can contain the placeholder, since quotation marks are escaped in JSON strings.
+    return (before, placeholder[:-1], *encoded, placeholder[-1:], after) if placeholder else (before,)
 
 
 def _map(prediction: Prediction, job: Job, size: MapSize) -> np.ndarray:
-    """The pixel map at the wanted size, float32."""
+    """The pixel map at the requested size, float32."""
     return prediction.pixel_map(job.height, job.width) if size == "image" else prediction.pixel_map()
 
 
@@ -151,12 +159,11 @@ def _scored(finding: Finding) -> Prediction:
         return finding
     nearest = finding.candidates[0]
     raise UnknownProductError(
-        f"The image shows no product that was learned, so there is no map; the nearest is {nearest.name!r}, at a "
-        f"distance of {nearest.distance:.1f}. Ask for application/json, or name the product with ?task= to have it "
-        "scored all the same."
+        f"The image shows no learned product, so there is no map; the nearest product is {nearest.name!r} at distance "
+        f"{nearest.distance:.1f}. Request application/json, or name the product with ?task= to score the image anyway."
     )
 
 
 def _milliseconds(seconds: float) -> float:
-    """Rounded to microseconds."""
+    """Milliseconds, rounded to microseconds."""
     return round(seconds * 1000, 3)

@@ -1,4 +1,4 @@
-"""The JSON that the service answers with, and that ``moleflow predict --json`` prints."""
+"""The JSON responses of the service, which ``moleflow predict --json`` prints too."""
 
 import math
 from typing import Annotated, Literal
@@ -26,7 +26,7 @@ __all__ = [
 
 
 class Schema(BaseModel):
-    """Base of all responses: unknown keys and numbers that JSON cannot carry are refused."""
+    """Base of all responses. Rejects unknown keys, and numbers that JSON cannot represent."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -39,27 +39,31 @@ class TaskReference(Schema):
 
 
 class RoutingCandidate(Schema):
-    """A learned product, and how far the image is from it."""
+    """A learned product, and the distance of the image to it."""
 
     name: str = Field(examples=["bottle"])
     index: int = Field(ge=0, description="position in the order of learning")
-    distance: float = Field(description="distance of the image to the product; no unit")
-    p_value: float = Field(ge=0, le=1, description="chance that a good image of the product is at least as far")
+    distance: float = Field(description="distance of the image to the product, without unit")
+    p_value: float = Field(
+        ge=0, le=1, description="probability that a good image of the product is at least as far away"
+    )
     distance_ratio: float = Field(
-        ge=0, description="distance over that to the nearest other product: 0 at this one, 1 at the other"
+        ge=0,
+        description="distance relative to that between this product and the nearest other one: 0 at this product, 1 as "
+        "far away as the other; 0 with a single product",
     )
 
 
 class Routing(Schema):
     """How the product was chosen."""
 
-    distance: float = Field(description="distance of the image to the product that scored it, else to the nearest")
-    margin: float | None = Field(description="the runner-up's distance minus the nearest one's; null with one product")
+    distance: float = Field(description="distance to the product that scored the image, or else to the nearest one")
+    margin: float | None = Field(description="distance to the second nearest product minus the nearest; null with one")
     candidates: Annotated[list[RoutingCandidate], Field(max_length=MAX_CANDIDATES)] = Field(
         description="the nearest products, nearest first"
     )
     novelty_score: float = Field(
-        ge=0, description="how little the learned products explain the image; beyond the limit it is refused"
+        ge=0, description="how little the image resembles any learned product; above the limit its product is unknown"
     )
     forced: bool = Field(description="whether the request named the product, so that routing was skipped")
 
@@ -67,30 +71,28 @@ class Routing(Schema):
 class RegionBox(Schema):
     """A connected part of the anomaly map above the pixel threshold, in pixels of the image.
 
-    ``x`` and ``y`` are its leftmost column and topmost row, counted from 0 at the upper left.
+    ``x`` and ``y`` are its leftmost column and topmost row; (0, 0) is the upper left corner of the image.
     """
 
     x: int = Field(ge=0)
     y: int = Field(ge=0)
     width: int = Field(ge=1)
     height: int = Field(ge=1)
-    area_fraction: float = Field(gt=0, le=1, description="share of the image that the region covers, not its box")
-    peak: float = Field(description="highest value of the map inside, in nats")
+    area_fraction: float = Field(gt=0, le=1, description="fraction of the image that the region, not its box, covers")
+    peak: float = Field(description="maximum of the map inside the region, in nats")
     peak_x: int = Field(ge=0, description="column of the peak")
     peak_y: int = Field(ge=0, description="row of the peak")
 
     @classmethod
     def of(cls, region: Region) -> "RegionBox":
-        """The same, from the model's record."""
         return cls(**{name: getattr(region, name) for name in cls.model_fields})
 
 
 class AnomalyMap(Schema):
-    """The anomaly of every pixel, in nats; higher is more anomalous, and values may be negative.
+    """The anomaly score of every pixel, in nats; higher is more anomalous, and values may be negative.
 
-    ``png``: 16-bit greyscale; the real value is minimum + stored / 65535 * (maximum - minimum).
-    ``npy``: a NumPy file of the real values; as float16 they are rounded to one part in 2,000, and those beyond ±65,504
-    are set to that.
+    ``png``: 16-bit greyscale; the score is minimum + stored / 65535 * (maximum - minimum).
+    ``npy``: a NumPy file of the scores; float16 values are rounded to one part in 2,000 and clipped to ±65,504.
     """
 
     encoding: Literal["png", "npy"]
@@ -102,59 +104,58 @@ class AnomalyMap(Schema):
 
 
 class ImageSize(Schema):
-    """Size of the image as it is looked at, turned upright by its EXIF orientation."""
+    """Size of the image in pixels, after applying its EXIF orientation."""
 
     width: int = Field(ge=1)
     height: int = Field(ge=1)
 
 
 class Checkpoint(Schema):
-    """The checkpoint that answered: its file name, and a digest of its content."""
+    """The loaded checkpoint: its file name and a digest of its content."""
 
     name: str = Field(examples=["factory.safetensors"])
     digest: str
 
     @classmethod
     def of(cls, info: CheckpointInfo) -> "Checkpoint":
-        """The same, from the model's record."""
         return cls(name=info.name, digest=info.digest)
 
 
 class Timing(Schema):
-    """Where the time went, in milliseconds. Inference is that of the whole batch which the image was part of."""
+    """Processing times in milliseconds. ``inference`` is the time of the whole batch that the image was in."""
 
     decode: float = Field(ge=0)
-    queue: float = Field(ge=0, description="waiting for a free thread and for the model")
+    queue: float = Field(ge=0, description="waiting for a decoder and for the model")
     inference: float = Field(ge=0)
     encode: float = Field(ge=0)
 
 
 class PredictionResponse(Schema):
-    """What was found in one image.
+    """The prediction for one image.
 
-    With the verdict ``unknown_product`` all that an expert tells is null, and ``routing`` lists the products that came
-    nearest.
+    With the verdict ``unknown_product`` everything that comes from an expert is null, and ``routing`` lists the nearest
+    products.
     """
 
-    verdict: Verdict = Field(description="good, anomalous, or unknown_product: no learned product explains the image")
+    verdict: Verdict = Field(description="good, anomalous, or unknown_product: the image matches no learned product")
     task: TaskReference | None = Field(description="the product; null when it is unknown")
     routing: Routing
-    score: float | None = Field(description="raw anomaly of the image, in nats; unbounded, may be negative")
+    score: float | None = Field(description="anomaly score of the image, in nats; unbounded, may be negative")
     p_value: float | None = Field(
         ge=0,
         le=1,
-        description="calibrated score: chance that a good image of this product scores at least as high",
+        description="calibrated score: probability that a good image of this product scores at least as high",
     )
-    threshold: float | None = Field(description="the score that good images exceed at the false-alarm rate")
-    false_alarm_rate: float = Field(gt=0, lt=1, description="share of good images that may be called anomalous")
+    threshold: float | None = Field(description="score that a fraction false_alarm_rate of good images exceeds")
+    false_alarm_rate: float = Field(gt=0, lt=1, description="fraction of good images that may be called anomalous")
     is_anomalous: bool | None = Field(description="whether the score is above the threshold")
-    pixel_threshold: float | None = Field(description="parts of the anomaly map above it are regions")
+    pixel_threshold: float | None = Field(description="threshold of the anomaly map for regions")
     regions: Annotated[list[RegionBox], Field(max_length=MAX_REGIONS)] = Field(
-        description="where the map is above the pixel threshold, the highest peak first"
+        description="parts of the map above the pixel threshold, by descending peak"
     )
-    anomaly_map: AnomalyMap | None = Field(description="null when the request said map=none, or the product is unknown")
+    anomaly_map: AnomalyMap | None = Field(description="null with map=none or an unknown product")
     warnings: list[str] = Field(
-        description="where the image does not fit what the product was learned from, such as values beyond its white"
+        description="how the image differs in kind from the training images, such as in its value range"
     )
     image: ImageSize
     checkpoint: Checkpoint
@@ -162,28 +163,28 @@ class PredictionResponse(Schema):
 
 
 class TasksResponse(Schema):
-    """What was learned, in order of learning."""
+    """The learned products, in order of learning."""
 
     checkpoint: Checkpoint
     tasks: list[TaskInfo]
 
 
 class LiveResponse(Schema):
-    """The process runs, and needs no restart."""
+    """The service runs and need not be restarted."""
 
     status: Literal["live"] = "live"
 
 
 class ReadyResponse(Schema):
-    """The model is loaded, and it works."""
+    """The model is loaded and works."""
 
     status: Literal["ready"] = "ready"
     checkpoint: Checkpoint
-    tasks: int = Field(ge=0, description="how many products were learned")
+    tasks: int = Field(ge=0, description="number of learned products")
     device: str = Field(examples=["cpu"])
     precision: str = Field(examples=["fp32"])
     damaged_products: list[str] = Field(
-        description="products whose expert was found damaged; their images get status 500, all others are judged"
+        description="products whose expert is damaged; their images get status 500, all other products are available"
     )
 
 
@@ -197,7 +198,7 @@ def build_response(
     anomaly_map: AnomalyMap | None = None,
     forced: bool = False,
 ) -> PredictionResponse:
-    """Put one finding into the form of the API.
+    """Build the API response for one finding.
 
     ``width`` and ``height`` are those of the upright image, in pixels; ``forced`` says that the caller named the
     product. Raises ``pydantic.ValidationError`` when a number is not finite.

@@ -25,7 +25,7 @@ esac
 
 
 class Place:
-    """A folder for the environment, and a Python to make it with."""
+    """A folder for the environment, and a fake Python."""
 
     def __init__(self, root: Path) -> None:
         self.venv, self.log, self.python = root / "the baselines", root / "calls", root / "some python"
@@ -39,7 +39,7 @@ class Place:
         )
 
     def calls(self) -> list[str]:
-        """What was done since this was last asked."""
+        """The calls since the last time."""
         done = self.log.read_text(encoding="utf-8").splitlines()
         self.log.unlink()
         return done
@@ -50,7 +50,7 @@ def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 
 
-def test_an_environment_is_made_and_marked_as_ours(place: Place) -> None:
+def test_an_environment_is_created_and_marked_as_ours(place: Place) -> None:
     assert place.set_up().returncode == 0
     made, torch, baselines, own = place.calls()
     assert made == f"-m venv {place.venv}"
@@ -60,7 +60,7 @@ def test_an_environment_is_made_and_marked_as_ours(place: Place) -> None:
     assert (place.venv / ".moleflow-made").exists()
 
 
-def test_where_python_has_no_ensurepip_the_pip_beside_it_does(place: Place) -> None:
+def test_without_ensurepip_the_interpreters_pip_is_used(place: Place) -> None:
     assert place.set_up(NO_ENSUREPIP="1").returncode == 0
     assert place.calls()[:2] == [
         f"-m venv --without-pip {place.venv}",
@@ -68,14 +68,14 @@ def test_where_python_has_no_ensurepip_the_pip_beside_it_does(place: Place) -> N
     ]
 
 
-def test_again_it_is_brought_up_to_date_and_not_made_anew(place: Place) -> None:
+def test_a_second_run_updates_the_environment_without_recreating_it(place: Place) -> None:
     place.set_up()
     place.calls()
     assert place.set_up().returncode == 0
     assert all(call.startswith("pip install") for call in place.calls())
 
 
-def test_an_environment_that_was_interrupted_before_it_had_pip_is_made_again(place: Place) -> None:
+def test_an_environment_interrupted_before_it_had_pip_is_recreated(place: Place) -> None:
     place.set_up()
     place.calls()
     half = place.venv / "half a package"
@@ -85,14 +85,14 @@ def test_an_environment_that_was_interrupted_before_it_had_pip_is_made_again(pla
     assert not half.exists()
 
 
-def test_an_environment_that_somebody_else_made_is_never_emptied(place: Place) -> None:
+def test_a_foreign_environment_is_never_emptied(place: Place) -> None:
     place.set_up()
     (place.venv / ".moleflow-made").unlink()
     place.set_up(NO_PIP="1")
     assert (place.venv / "package").exists()
 
 
-def test_a_folder_with_other_files_is_refused(place: Place) -> None:
+def test_a_folder_with_other_files_is_rejected(place: Place) -> None:
     place.venv.mkdir()
     (place.venv / "thesis.txt").touch()
     found = place.set_up()

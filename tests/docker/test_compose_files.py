@@ -1,4 +1,4 @@
-"""The compose files, read as data: no engine is needed."""
+"""The compose files, checked as data, without Docker."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ def read(name: str) -> dict[str, Any]:
 
 
 def environment(service: dict[str, Any]) -> dict[str, str | None]:
-    """The service's environment; ``None`` where the value is handed on from the host."""
+    """The service's environment; ``None`` for values passed on from the host."""
     pairs = (entry.partition("=") for entry in service["environment"])
     return {name: value if equals else None for name, equals, value in pairs}
 
@@ -36,12 +36,12 @@ def test_every_build_argument_is_one_that_the_dockerfile_declares(service: dict[
     assert set(service["build"]["args"]) == declared
 
 
-def test_every_setting_of_the_service_can_be_set_from_outside(service: dict[str, Any]) -> None:
+def test_every_setting_of_the_service_can_be_set_in_the_environment(service: dict[str, Any]) -> None:
     settings = {ENVIRONMENT_PREFIX + name.upper() for name in Settings.model_fields}
     assert set(environment(service)) == settings | {"MOLEFLOW_THREADS"}
 
 
-def test_the_service_is_published_on_this_machine_only_unless_told_otherwise(service: dict[str, Any]) -> None:
+def test_the_service_is_published_on_this_machine_only_by_default(service: dict[str, Any]) -> None:
     assert service["ports"] == ["${MOLEFLOW_PUBLISH:-127.0.0.1}:${MOLEFLOW_PORT:-8000}:8000"]
 
 
@@ -50,23 +50,23 @@ def test_the_published_port_is_the_one_the_server_listens_on(service: dict[str, 
     assert environment(service)["MOLEFLOW_PORT"] == container_port
 
 
-def test_checkpoints_lie_on_a_named_volume(service: dict[str, Any]) -> None:
+def test_checkpoints_are_stored_on_a_named_volume(service: dict[str, Any]) -> None:
     assert "models:/models" in service["volumes"]
     assert "models" in read("compose.yaml")["volumes"]
 
 
-def test_data_is_mounted_for_reading_only(service: dict[str, Any]) -> None:
+def test_data_is_mounted_read_only(service: dict[str, Any]) -> None:
     (data,) = [volume for volume in service["volumes"] if ":/data" in volume]
     assert data.endswith(":ro")
 
 
-def test_the_container_may_do_no_more_than_it_needs(service: dict[str, Any]) -> None:
+def test_the_container_has_minimal_privileges(service: dict[str, Any]) -> None:
     assert service["read_only"] is True
     assert service["cap_drop"] == ["ALL"]
     assert "no-new-privileges:true" in service["security_opt"]
 
 
-def test_the_engine_waits_longer_than_the_server_drains(service: dict[str, Any]) -> None:
+def test_the_stop_grace_period_is_longer_than_the_shutdown(service: dict[str, Any]) -> None:
     drain_seconds = Settings.model_fields["shutdown_timeout_seconds"].default
     assert int(service["stop_grace_period"].removesuffix("s")) > drain_seconds
 
@@ -75,7 +75,7 @@ def test_the_gpu_file_changes_only_services_that_the_main_file_has() -> None:
     assert read("compose.gpu.yaml")["services"].keys() <= read("compose.yaml")["services"].keys()
 
 
-def test_the_gpu_file_reserves_an_nvidia_gpu_and_insists_on_it() -> None:
+def test_the_gpu_file_reserves_and_requires_an_nvidia_gpu() -> None:
     service = read("compose.gpu.yaml")["services"]["moleflow"]
     (device,) = service["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}

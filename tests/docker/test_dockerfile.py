@@ -1,4 +1,4 @@
-"""The Dockerfile and what goes to the engine with it, read as text: no engine is needed."""
+"""The Dockerfile and its build context, checked as text, without Docker."""
 
 import fnmatch
 import json
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def read_instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions as (name, rest), with comments dropped and continued lines joined."""
+    """The instructions as (name, rest), without comments and with continuation lines joined."""
     text = (ROOT / "docker/Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = "\n".join(lines).replace("\\\n", " ")
@@ -27,13 +27,13 @@ def rests(name: str) -> list[str]:
 
 
 def copied_from_the_context() -> list[str]:
-    """Sources of COPY that are files of the project."""
+    """Sources of COPY in the project."""
     copies = [rest.split() for rest in rests("COPY") if not rest.startswith("--from=")]
     return [source for words in copies for source in words[:-1]]
 
 
 def is_sent_to_the_engine(path: str) -> bool:
-    """Whether ``.dockerignore`` lets a path through; the last pattern that matches decides, as in the engine."""
+    """Whether ``.dockerignore`` includes a path; as in Docker, the last matching pattern decides."""
     sent = True
     for pattern in (ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines():
         if pattern and not pattern.startswith("#"):
@@ -65,7 +65,7 @@ def test_the_image_runs_as_a_numbered_user_other_than_root() -> None:
     assert int(group) > 0
 
 
-def test_the_last_steps_before_the_start_are_not_taken_as_another_user() -> None:
+def test_the_final_user_is_set_last() -> None:
     after_the_user = INSTRUCTIONS[INSTRUCTIONS.index(("USER", rests("USER")[-1])) + 1 :]
     assert not {"RUN", "COPY", "ADD"} & {name for name, _ in after_the_user}
 
@@ -88,7 +88,7 @@ def test_no_package_cache_stays_in_a_layer() -> None:
 
 
 @pytest.mark.parametrize("name", ["ENTRYPOINT", "HEALTHCHECK"])
-def test_the_start_and_the_health_check_run_without_a_shell_around_them(name: str) -> None:
+def test_entrypoint_and_health_check_use_the_exec_form(name: str) -> None:
     (rest,) = rests(name)
     command = json.loads(rest[rest.index("[") :])
     assert all(isinstance(word, str) for word in command)
@@ -100,7 +100,7 @@ def test_the_health_check_is_in_python() -> None:
 
 
 @pytest.mark.parametrize("source", copied_from_the_context())
-def test_what_is_copied_exists_and_is_sent_to_the_engine(source: str) -> None:
+def test_copied_files_exist_and_are_in_the_build_context(source: str) -> None:
     assert (ROOT / source).exists()
     assert is_sent_to_the_engine(source)
 
@@ -108,16 +108,16 @@ def test_what_is_copied_exists_and_is_sent_to_the_engine(source: str) -> None:
 @pytest.mark.parametrize(
     "path", [".git/config", ".venv/bin/python", "models/factory.safetensors", "data/bottle/a.png", "tests"]
 )
-def test_what_the_image_does_not_need_is_not_sent_to_the_engine(path: str) -> None:
+def test_unneeded_files_are_not_in_the_build_context(path: str) -> None:
     assert not is_sent_to_the_engine(path)
 
 
-def test_compiled_python_files_are_not_sent_to_the_engine() -> None:
+def test_compiled_python_files_are_not_in_the_build_context() -> None:
     assert not is_sent_to_the_engine("model/__pycache__/flow.cpython-311.pyc")
 
 
 def installed_packages() -> list[str]:
-    """Names, or patterns of names, of the packages that setuptools installs."""
+    """Names or patterns of the packages that setuptools installs."""
     chosen = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     return chosen["find"]["include"] if isinstance(chosen, dict) else chosen
 
@@ -127,7 +127,7 @@ def test_every_top_level_package_is_copied() -> None:
 
 
 @pytest.mark.parametrize("top", ["model", "training", "service", "moleflow"])
-def test_a_package_that_is_copied_is_installed_with_all_that_lie_in_it(top: str) -> None:
+def test_copied_packages_are_installed_with_their_subpackages(top: str) -> None:
     for path in (ROOT / top).rglob("__init__.py"):
         name = ".".join(path.parent.relative_to(ROOT).parts)
         assert any(fnmatch.fnmatchcase(name, pattern) for pattern in installed_packages()), name

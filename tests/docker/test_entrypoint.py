@@ -1,4 +1,4 @@
-"""The container's entry point, run for real with a stand-in for the ``moleflow`` command."""
+"""The entrypoint of the container, run with a fake ``moleflow`` command."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ esac
 
 
 class Container:
-    """What the entry point finds in a container: a directory of checkpoints, and a ``moleflow`` on the path."""
+    """What the entrypoint needs: a directory for checkpoints and a ``moleflow`` command."""
 
     def __init__(self, root: Path) -> None:
         self.models = root / "models"
@@ -53,7 +53,7 @@ class Container:
 
     @property
     def calls(self) -> list[str]:
-        """How ``moleflow`` was called, in order."""
+        """The calls of ``moleflow``, in order."""
         return self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
 
     def add_checkpoint(self, name: str, modified: int) -> Path:
@@ -82,14 +82,14 @@ def test_the_newest_of_several_checkpoints_is_served(container: Container) -> No
     assert container.calls == [f"serve {newest}"]
 
 
-def test_the_checkpoint_that_is_asked_for_is_served_even_when_it_is_not_the_newest(container: Container) -> None:
+def test_the_configured_checkpoint_is_served_even_if_it_is_not_the_newest(container: Container) -> None:
     asked = container.add_checkpoint("factory.safetensors", 1_000)
     container.add_checkpoint("newer.safetensors", 2_000)
     container.run(MOLEFLOW_CHECKPOINT=str(asked))
     assert container.calls == [f"serve {asked}"]
 
 
-def test_a_checkpoint_that_is_asked_for_and_absent_is_not_replaced_by_the_demo(container: Container) -> None:
+def test_a_missing_configured_checkpoint_is_not_replaced_by_the_demo(container: Container) -> None:
     container.run(MOLEFLOW_CHECKPOINT="/models/absent.safetensors")
     assert container.calls == ["serve /models/absent.safetensors"]
 
@@ -100,7 +100,7 @@ def test_a_path_with_a_space_stays_one_argument(container: Container) -> None:
     assert container.calls == [f"serve {path}"]
 
 
-def test_files_that_are_no_checkpoints_are_left_alone(container: Container) -> None:
+def test_files_other_than_checkpoints_are_ignored(container: Container) -> None:
     for name in ("factory.training", ".factory.safetensors.x1.tmp", "factory.jsonl"):
         container.add_checkpoint(name, 9_000)
     path = container.add_checkpoint("factory.safetensors", 1_000)
@@ -126,14 +126,14 @@ def test_nothing_is_served_when_the_demo_cannot_be_trained(container: Container)
     assert [call.split()[0] for call in container.calls] == ["demo"]
 
 
-def test_a_half_trained_demo_is_trained_on_instead_of_being_served(container: Container) -> None:
+def test_an_interrupted_demo_training_is_continued_and_not_served(container: Container) -> None:
     (container.models / "demo").mkdir()
     (container.models / "demo/demo.safetensors").write_bytes(b"one product of three")
     container.run()
     assert [call.split()[0] for call in container.calls] == ["demo", "serve"]
 
 
-def test_a_signal_stops_the_training_and_is_waited_for(container: Container) -> None:
+def test_a_signal_stops_the_training_before_the_script_exits(container: Container) -> None:
     process = container.start(DEMO_HANGS="yes")
     while "waiting" not in container.calls:
         assert process.poll() is None
@@ -148,9 +148,9 @@ def test_a_directory_that_cannot_be_written_to_is_named(container: Container) ->
     process = container.start(MOLEFLOW_MODELS=str(container.models / "absent"))
     _, message = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert f"{container.models / 'absent'} holds no checkpoint" in message
+    assert f"{container.models / 'absent'} contains no checkpoint" in message
 
 
-def test_arguments_go_to_moleflow_as_they_are(container: Container) -> None:
+def test_arguments_are_passed_to_moleflow_unchanged(container: Container) -> None:
     container.run("train", "/data", "--task", "bottle")
     assert container.calls == ["train /data --task bottle"]

@@ -1,4 +1,4 @@
-"""The script that sets up the Makefile's environment, run for real with a stand-in for Python: it costs nothing."""
+"""The script that sets up the Makefile's environment, run with a fake Python."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ esac
 
 
 class Project:
-    """A project with the script, a ``pyproject.toml`` and a Python to make environments with."""
+    """A project with the script, a ``pyproject.toml`` and a fake Python."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -56,7 +56,7 @@ class Project:
         )
 
     def calls(self) -> list[str]:
-        """What was done since this was last asked."""
+        """The calls since the last time."""
         done = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
         self.log.unlink(missing_ok=True)
         return done
@@ -71,23 +71,23 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path / "a project")
 
 
-def test_an_environment_is_made_where_there_is_none(project: Project) -> None:
+def test_a_missing_environment_is_created(project: Project) -> None:
     assert project.set_up().returncode == 0
     assert project.calls() == project.all_steps
 
 
-def test_an_environment_that_is_up_to_date_is_left_alone(project: Project) -> None:
+def test_an_up_to_date_environment_is_left_alone(project: Project) -> None:
     project.set_up()
     project.calls()
     assert project.set_up().returncode == 0
     assert project.calls() == []
 
 
-def test_nothing_is_said_on_standard_output(project: Project) -> None:
+def test_nothing_is_printed_to_standard_output(project: Project) -> None:
     assert project.set_up().stdout == ""
 
 
-def test_a_change_of_the_requirements_updates_the_environment_without_making_it_again(project: Project) -> None:
+def test_changed_requirements_update_the_environment_without_recreating_it(project: Project) -> None:
     project.set_up()
     project.calls()
     project.requirements.write_text("second", encoding="utf-8")
@@ -102,14 +102,14 @@ def test_the_development_extra_is_added_to_a_runtime_environment(project: Projec
     assert project.calls()[-1] == "pip install --editable .[dev]"
 
 
-def test_an_environment_with_the_development_extra_serves_the_runtime_too(project: Project) -> None:
+def test_an_environment_with_the_development_extra_also_serves_the_runtime(project: Project) -> None:
     project.set_up("dev")
     project.calls()
     project.set_up()
     assert project.calls() == []
 
 
-def test_an_environment_that_was_interrupted_is_made_again_from_the_start(project: Project) -> None:
+def test_an_interrupted_environment_is_recreated(project: Project) -> None:
     assert project.set_up(KILLED="yes").returncode != 0
     half_installed = project.venv / "half a package"
     half_installed.write_text("", encoding="utf-8")
@@ -119,7 +119,7 @@ def test_an_environment_that_was_interrupted_is_made_again_from_the_start(projec
     assert not half_installed.exists()
 
 
-def test_an_update_that_was_interrupted_is_made_again_from_the_start(project: Project) -> None:
+def test_an_environment_with_an_interrupted_update_is_recreated(project: Project) -> None:
     project.set_up()
     project.requirements.write_text("second", encoding="utf-8")
     project.set_up(KILLED="yes")
@@ -128,7 +128,7 @@ def test_an_update_that_was_interrupted_is_made_again_from_the_start(project: Pr
     assert project.calls() == project.all_steps
 
 
-def test_an_environment_used_by_another_checkout_is_pointed_at_this_one(project: Project, tmp_path: Path) -> None:
+def test_an_environment_of_another_checkout_is_switched_to_this_one(project: Project, tmp_path: Path) -> None:
     project.set_up()
     other = Project(tmp_path / "another")
     other.venv = project.venv
@@ -136,7 +136,7 @@ def test_an_environment_used_by_another_checkout_is_pointed_at_this_one(project:
     assert other.calls()[-1] == "pip install --editable ."
 
 
-def test_an_environment_that_somebody_else_made_is_used_and_never_emptied(project: Project) -> None:
+def test_a_foreign_environment_is_used_and_never_emptied(project: Project) -> None:
     (project.venv / "bin").mkdir(parents=True)
     shutil.copy(project.python, project.venv / "bin/python")
     theirs = project.venv / "theirs"
@@ -148,12 +148,12 @@ def test_an_environment_that_somebody_else_made_is_used_and_never_emptied(projec
     assert theirs.exists()
 
 
-def test_a_directory_with_other_files_is_refused(project: Project) -> None:
+def test_a_directory_with_other_files_is_rejected(project: Project) -> None:
     project.venv.mkdir()
     (project.venv / "thesis.txt").write_text("years of work", encoding="utf-8")
     result = project.set_up()
     assert result.returncode != 0
-    assert "holds files" in result.stderr
+    assert "contains files" in result.stderr
     assert (project.venv / "thesis.txt").exists()
 
 
@@ -167,10 +167,10 @@ def test_a_python_that_is_too_old_is_named_with_its_version(project: Project) ->
 def test_a_python_that_does_not_exist_is_named(project: Project) -> None:
     result = project.set_up(PYTHON="no-such-python")
     assert result.returncode != 0
-    assert "PYTHON=no-such-python does not run here" in result.stderr
+    assert "PYTHON=no-such-python cannot be run" in result.stderr
 
 
-def test_the_choice_of_torch_reaches_pip_word_by_word(project: Project) -> None:
+def test_torch_requirements_are_passed_to_pip_as_separate_arguments(project: Project) -> None:
     project.set_up(TORCH="torch>=2.6 torchvision", TORCH_INDEX_URL="https://packages.test/cpu")
     assert project.calls()[1] == "pip install --index-url https://packages.test/cpu torch>=2.6 torchvision"
     assert not (project.root / "=2.6").exists()

@@ -1,4 +1,4 @@
-"""The container's health check, run as the engine runs it, against a small server."""
+"""The health check of the container, run against a small server."""
 
 import os
 import runpy
@@ -18,7 +18,7 @@ HEALTHCHECK = Path(__file__).parents[2] / "docker/healthcheck.py"
 
 @contextmanager
 def server(status: int) -> Iterator[int]:
-    """A server on the loopback that answers ``/health/ready`` with ``status``; its port."""
+    """A local server that responds to ``/health/ready`` with ``status``; yields its port."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -29,7 +29,7 @@ def server(status: int) -> Iterator[int]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Keep the test's output quiet."""
+            """Log nothing."""
 
     with HTTPServer(("127.0.0.1", 0), Handler) as http_server:
         thread = threading.Thread(target=http_server.serve_forever)
@@ -53,12 +53,12 @@ def test_a_ready_server_is_healthy() -> None:
         assert check(port).returncode == 0
 
 
-def test_a_server_bound_to_one_address_is_asked_there() -> None:
+def test_a_server_bound_to_one_address_is_checked_there() -> None:
     with server(200) as port:
         assert check(port, host="127.0.0.1").returncode == 0
 
 
-def test_a_server_that_is_not_ready_is_not_healthy_and_its_answer_is_told() -> None:
+def test_a_server_that_is_not_ready_is_unhealthy_and_its_response_is_printed() -> None:
     with server(503) as port:
         result = check(port)
     assert result.returncode == 1
@@ -66,12 +66,12 @@ def test_a_server_that_is_not_ready_is_not_healthy_and_its_answer_is_told() -> N
     assert "the reason" in result.stdout
 
 
-def test_no_server_is_not_healthy() -> None:
+def test_a_missing_server_is_unhealthy() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         result = check(unused.getsockname()[1])
     assert result.returncode == 1
-    assert "does not answer" in result.stdout
+    assert "does not respond" in result.stdout
 
 
 def test_the_check_never_goes_through_a_proxy() -> None:
@@ -82,11 +82,11 @@ def test_the_check_never_goes_through_a_proxy() -> None:
 @pytest.mark.parametrize(
     ("value", "port"), [("", 8000), ("tcp://10.96.0.12:8000", 8000), ("udp://10.96.0.12:53", 8000), ("9000", 9000)]
 )
-def test_the_port_is_the_variables_unless_it_is_what_kubernetes_tells_of_a_service(value: str, port: int) -> None:
+def test_the_port_comes_from_the_variable_unless_kubernetes_set_it(value: str, port: int) -> None:
     assert runpy.run_path(str(HEALTHCHECK))["chosen_port"](value) == port
 
 
-def test_a_port_variable_that_is_no_port_is_told() -> None:
+def test_an_invalid_port_variable_is_reported() -> None:
     result = check(0, MOLEFLOW_PORT="eight")
     assert result.returncode == 1
     assert "MOLEFLOW_PORT cannot be 'eight'" in result.stderr

@@ -1,4 +1,4 @@
-"""A running service for every test that asks for one."""
+"""Fixtures of the service's tests."""
 
 import sys
 from collections.abc import Iterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-# The helpers beside the tests (dummy, images, running) are imported by name, whichever way pytest imports tests.
+# Tests import the helper modules (dummy, sample_images, running) by name.
 sys.path.insert(0, str(Path(__file__).parent))
 
 

@@ -1,4 +1,4 @@
-"""A model of thirty lines that satisfies the service, so that the API's tests need no weights."""
+"""A dummy model, so that tests of the service need no weights."""
 
 import threading
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ SIZE, CELLS = 64, 8
 
 
 def calibration(threshold: float) -> Calibration:
-    """A calibration of a hundred scores with that threshold at the default rate."""
+    """A calibration with a hundred scores and this threshold at the default rate."""
     shape = Calibration.fit(-np.log((np.arange(100) + 0.5) / 100))
     return Calibration.fit(shape.scores + (threshold - shape.threshold(DEFAULT_FALSE_ALARM_RATE)))
 
@@ -44,9 +44,9 @@ def task_info(name: str, index: int) -> TaskInfo:
 
 
 class DummyDetector:
-    """Products are told by the image's brightest channel; a patch is the more anomalous, the brighter it is.
+    """The brightest channel of an image decides its product, and the brightness of a patch its score.
 
-    An image that is all black shows no product it knows. One that is all white makes it fail, and with it the batch.
+    A black image shows no known product. A white image makes the whole batch fail.
     """
 
     checkpoint = CheckpointInfo("dummy.safetensors", "cd" * 32)
@@ -57,9 +57,9 @@ class DummyDetector:
         self.tasks = tuple(task_info(name, index) for index, name in enumerate(names))
         self.batches: list[int] = []  # sizes, in order
         self.warmed_up: list[int] = []
-        self.gate = threading.Event()  # closed, it holds up the model
+        self.gate = threading.Event()  # while cleared, the model blocks
         self.gate.set()
-        self.entered = threading.Event()  # set whenever a batch has reached the model
+        self.entered = threading.Event()  # set when a batch has reached the model
 
     def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
         self.batches.append(len(images))

@@ -1,4 +1,4 @@
-"""A real server in a thread, with the dummy model behind it."""
+"""A real server with the dummy model, in a thread."""
 
 import asyncio
 import http.client
@@ -13,23 +13,23 @@ from typing import Any
 import httpx
 from dummy import DummyDetector
 from forked import Process, Processes
-from rgb_images import encoded, rgb_image
+from sample_images import encoded, sample_image
 
 from moleflow.service.api.app import create_app
 from moleflow.service.server import bind, make_server
 from moleflow.service.settings import Settings
 
 PATIENCE = 120
-"""Seconds after which a test gives up waiting; generous, since machines that run tests may be busy."""
+"""Timeout of tests in seconds; generous, for busy machines."""
 
 
 class Running:
-    """A server in a thread, the dummy model behind it, and a client."""
+    """A server in a thread, its dummy model, and a client."""
 
     def __init__(self, detector: DummyDetector, settings: Settings, server: Any, port: int) -> None:
         self.detector, self.settings, self.server, self.port = detector, settings, server, port
-        self.thread = threading.Thread(target=lambda: None)  # the server's, once it runs
-        self.loops: list[asyncio.AbstractEventLoop] = []  # the server's, once it is ready
+        self.thread = threading.Thread(target=lambda: None)  # that of the server, once it runs
+        self.loops: list[asyncio.AbstractEventLoop] = []  # that of the server, once it is ready
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=PATIENCE)
 
@@ -39,7 +39,7 @@ class Running:
         return self.client.post("/predict", content=data, params=query, headers=content_type | (headers or {}))
 
     def metric(self, name: str, **labels: str) -> float:
-        """The value of one sample of /metrics; 0 when there is none yet."""
+        """The value of a sample in /metrics; 0 if there is none yet."""
         wanted = {f'{key}="{value}"' for key, value in labels.items()}
         for line in self.client.get("/metrics").text.splitlines():
             series, _, value = line.rpartition(" ")
@@ -49,21 +49,21 @@ class Running:
         return 0.0
 
     def connect(self) -> socket.socket:
-        """A bare connection, for requests that no proper client sends."""
+        """A raw connection, for requests that HTTP clients do not send."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=PATIENCE)
 
     def hold(self) -> threading.Thread:
-        """Let one request keep the model busy until the model's gate opens."""
+        """Keep the model busy with one request until its gate is set."""
         self.detector.gate.clear()
         self.detector.entered.clear()
-        thread = threading.Thread(target=self.predict, args=(encoded(rgb_image()),))
+        thread = threading.Thread(target=self.predict, args=(encoded(sample_image()),))
         thread.start()
         assert self.detector.entered.wait(PATIENCE)
         return thread
 
 
 def request_head(length: int | str, content_type: str = "image/png", query: str = "") -> bytes:
-    """The head of a request to /predict that declares a length."""
+    """The head of a request to /predict with this Content-Length."""
     return (
         f"POST /predict{query} HTTP/1.1\r\nHost: test\r\nContent-Type: {content_type}\r\n"
         f"Content-Length: {length}\r\n\r\n"
@@ -71,20 +71,20 @@ def request_head(length: int | str, content_type: str = "image/png", query: str 
 
 
 def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers in lower case, and body of the next answer on a bare connection."""
+    """Status, headers in lower case, and body of the next response on a raw connection."""
     answer = http.client.HTTPResponse(connection)
     answer.begin()
     return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A free port."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return listener.getsockname()[1]
 
 
 def eventually(condition: Callable[[], bool]) -> bool:
-    """Whether something comes true within a generous time."""
+    """Wait until a condition is true; returns whether it became so in time."""
     deadline = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > deadline:
@@ -147,8 +147,7 @@ def serve_in_a_process(
 
 @contextmanager
 def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
-    """Run the service on a free port of this machine, with the dummy model and one decoding process unless told
-    otherwise."""
+    """Run the service on a free port, by default with the dummy model and one decoder process."""
     chosen = Settings(**{"checkpoint": "dummy.safetensors", "log_level": "critical", "cpu_workers": 1} | settings)
     model = detector or DummyDetector()
     ready = threading.Event()

@@ -1,4 +1,4 @@
-"""Nothing that one client sends stops, blinds or fools the service for the others.
+"""Nothing that one client sends stops the service or changes its results for others.
 
 The hostile images and attacks of ``python -m benchmarks hostile_load``, at small sizes, against a real server. About
 twenty seconds on an idle machine.
@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import pytest
-from rgb_images import encoded, rgb_image
 from running import PATIENCE, Running, run_server
+from sample_images import encoded, sample_image
 
 from benchmarks.hostile import connections, requests
 from benchmarks.hostile.images import KINDS, MANY_PIXELS, damaged
@@ -21,13 +21,13 @@ from benchmarks.hostile.ledger import Ledger
 from benchmarks.hostile.target import Attack, Target, attack
 
 SIZE = 60_000
-"""Bytes of a hostile image here."""
+"""Size of a hostile image in bytes."""
 
 DAMAGED = 250
-"""Good files that are damaged, each in another way."""
+"""Number of valid files to damage."""
 
 CLIENTS = 4
-"""At a time."""
+"""Images sent concurrently."""
 
 ANSWERED_OR_REFUSED = {200, 413, 415}
 
@@ -40,14 +40,14 @@ LITTLE_PATIENCE = {"upload_timeout_seconds": 1, "header_timeout_seconds": 1, "se
 
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[Running]:
-    """A server with room for the images here and little patience, for all tests of this module."""
+    """A server with short timeouts, for all tests of this module."""
     with run_server(max_pixels=1_000_000, max_upload_bytes=2_000_000, **LITTLE_PATIENCE) as running:
         yield running
 
 
 @contextmanager
 def health_watched(running: Running) -> Iterator[list[int]]:
-    """Ask for health all along; the statuses that were not 200."""
+    """Poll the health routes meanwhile; yields the statuses other than 200."""
     bad, ended = list[int](), threading.Event()
 
     def watch() -> None:
@@ -67,7 +67,7 @@ def health_watched(running: Running) -> Iterator[list[int]]:
 
 
 def send_all(running: Running, images: list[tuple[str, bytes]]) -> dict[str, int]:
-    """The statuses that are neither an answer nor a refusal, by the image's name."""
+    """The unexpected statuses, by image name."""
     with ThreadPoolExecutor(CLIENTS) as pool:
         statuses = pool.map(lambda image: running.predict(image[1], map_size="model").status_code, images)
         named = dict(zip((name for name, _ in images), statuses, strict=True))
@@ -75,13 +75,13 @@ def send_all(running: Running, images: list[tuple[str, bytes]]) -> dict[str, int
 
 
 def scores(running: Running) -> list[float]:
-    """What the service says of good images."""
-    images = (encoded(rgb_image(spot=spot), kind) for kind in ("PNG", "BMP") for spot in (False, True))
+    """The scores of good images."""
+    images = (encoded(sample_image(spot=spot), kind) for kind in ("PNG", "BMP") for spot in (False, True))
     return [running.predict(image, map="none").json()["score"] for image in images]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_hostile_images_are_answered_or_refused_and_the_next_good_ones_rightly(attacked: Running, family: str) -> None:
+def test_hostile_images_are_handled_and_the_next_good_ones_predicted_correctly(attacked: Running, family: str) -> None:
     before = scores(attacked)
     chosen = [kind for kind in KINDS if kind.startswith(f"{family}/") and kind not in MANY_PIXELS]
     with health_watched(attacked) as bad:
@@ -90,7 +90,7 @@ def test_hostile_images_are_answered_or_refused_and_the_next_good_ones_rightly(a
     assert scores(attacked) == before
 
 
-def test_damaged_images_are_answered_or_refused_and_the_next_good_ones_rightly(attacked: Running) -> None:
+def test_damaged_images_are_handled_and_the_next_good_ones_predicted_correctly(attacked: Running) -> None:
     before = scores(attacked)
     with health_watched(attacked) as bad:
         assert send_all(attacked, [damaged(seed) for seed in range(DAMAGED)]) == {}
@@ -99,12 +99,12 @@ def test_damaged_images_are_answered_or_refused_and_the_next_good_ones_rightly(a
 
 
 @pytest.mark.parametrize("chosen", ATTACKS, ids=lambda one: one.__name__)
-def test_an_attack_ends_as_documented_and_harms_nobody(attacked: Running, chosen: Attack) -> None:
-    image = encoded(rgb_image())
+def test_an_attack_ends_as_documented_and_affects_nobody_else(attacked: Running, chosen: Attack) -> None:
+    image, large_image = encoded(sample_image()), encoded(sample_image(900, 600))
     target = Target(
         port=attacked.port,
         image=image,
-        large_image=encoded(rgb_image(900, 600)),
+        large_image=large_image,
         patience=PATIENCE,
         stall_seconds=2,
         closing_seconds=30,

@@ -1,10 +1,10 @@
-"""Variables with the service's prefix that are not the service's."""
+"""Variables with the prefix that are not settings."""
 
 import logging
 
 import pytest
 
-from moleflow.service.environment import report_foreign_variables
+from moleflow.service.environment import warn_about_unread_variables
 from moleflow.service.settings import Settings, load_settings
 
 KUBERNETES = {
@@ -16,7 +16,7 @@ KUBERNETES = {
     "MOLEFLOW_SERVICE_HOST": "10.96.0.12",
     "MOLEFLOW_SERVICE_PORT": "8000",
     "MOLEFLOW_SERVICE_PORT_HTTP": "8000",
-    "MOLEFLOW_GPU_PORT": "udp://10.96.0.13:9000",  # of another service, moleflow-gpu
+    "MOLEFLOW_GPU_PORT": "udp://10.96.0.13:9000",  # another service, moleflow-gpu
     "MOLEFLOW_GPU_PORT_9000_UDP_ADDR": "10.96.0.13",
     "MOLEFLOW_GPU_SERVICE_HOST": "10.96.0.13",
 }
@@ -25,11 +25,11 @@ KUBERNETES = {
 def told(caplog: pytest.LogCaptureFixture, **environment: str) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        report_foreign_variables(environment, Settings.model_fields)
+        warn_about_unread_variables(environment, Settings.model_fields)
     return caplog.messages
 
 
-def test_what_kubernetes_tells_of_a_service_is_no_setting(
+def test_variables_set_by_kubernetes_are_not_settings(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name, value in KUBERNETES.items():
@@ -41,7 +41,7 @@ def test_what_kubernetes_tells_of_a_service_is_no_setting(
     assert all(name in caplog.messages[0] for name in KUBERNETES)
 
 
-def test_a_port_given_as_an_argument_wins_over_what_kubernetes_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_port_argument_overrides_a_variable_set_by_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOLEFLOW_PORT", KUBERNETES["MOLEFLOW_PORT"])
     assert load_settings(checkpoint="a.safetensors", port=9001).port == 9001
 
@@ -57,18 +57,18 @@ def test_a_port_given_as_an_argument_wins_over_what_kubernetes_tells(monkeypatch
         ("MOLEFLOW_UNKNOWN_LIMITS", "MOLEFLOW_UNKNOWN_LIMIT"),
     ],
 )
-def test_a_misspelt_variable_is_told_with_the_nearest_that_there_is(
+def test_a_misspelt_variable_is_reported_with_the_closest_name(
     caplog: pytest.LogCaptureFixture, name: str, nearest: str
 ) -> None:
     (message,) = told(caplog, **{name: "1"})
     assert name in message
-    assert f"is {nearest} meant?" in message
+    assert f"Did you mean {nearest}?" in message
 
 
-def test_a_variable_like_no_other_is_told_too(caplog: pytest.LogCaptureFixture) -> None:
-    assert told(caplog, MOLEFLOW_ZZZ="1") == ["Nothing reads the environment variable MOLEFLOW_ZZZ."]
+def test_an_unknown_variable_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    assert told(caplog, MOLEFLOW_ZZZ="1") == ["Unknown environment variable MOLEFLOW_ZZZ is ignored."]
 
 
-def test_variables_that_something_reads_and_foreign_ones_are_not_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_known_variables_and_those_of_other_programs_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     known = {f"MOLEFLOW_{name.upper()}": "1" for name in Settings.model_fields}
     assert told(caplog, **known, MOLEFLOW_THREADS="2", MOLEFLOW_MODELS="/models", PATH="/bin", MY_MOLEFLOW_X="1") == []

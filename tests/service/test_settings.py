@@ -1,4 +1,4 @@
-"""Settings come from arguments and the environment, and bad ones are named."""
+"""Settings from arguments and the environment, and errors for invalid ones."""
 
 from pathlib import Path
 
@@ -44,18 +44,20 @@ def test_every_setting_has_a_description() -> None:
         ("unknown_limit", "0", 0.0),
     ],
 )
-def test_the_environment_sets(name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_environment_provides_settings(
+    name: str, text: str, value: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("MOLEFLOW_CHECKPOINT", "a.safetensors")
     monkeypatch.setenv(f"MOLEFLOW_{name.upper()}", text)
     assert getattr(load_settings(), name) == value
 
 
-def test_an_argument_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_argument_overrides_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOLEFLOW_PORT", "9000")
     assert load_settings(checkpoint="a.safetensors", port=9001).port == 9001
 
 
-def test_an_argument_that_was_not_given_leaves_the_environment_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_argument_does_not_override_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOLEFLOW_PORT", "9000")
     assert load_settings(checkpoint="a.safetensors", port=None).port == 9000
 
@@ -80,7 +82,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ("unknown_limit", "-1", "greater than or equal to 0"),
     ],
 )
-def test_a_bad_value_is_refused_with_its_name_and_what_is_valid(
+def test_an_invalid_value_is_rejected_with_its_name_and_what_is_valid(
     name: str, value: str, valid: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"MOLEFLOW_{name.upper()}", value)
@@ -92,16 +94,16 @@ def test_a_bad_value_is_refused_with_its_name_and_what_is_valid(
     assert valid in message
 
 
-def test_several_bad_values_are_all_named() -> None:
+def test_all_invalid_values_are_named() -> None:
     with pytest.raises(ConfigurationError, match=r"port .* queue_size "):
         load_settings(checkpoint="a.safetensors", port=-1, queue_size=0)
 
 
-def test_a_missing_checkpoint_is_asked_for() -> None:
+def test_a_missing_checkpoint_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="set MOLEFLOW_CHECKPOINT"):
         load_settings()
 
 
-def test_an_unknown_argument_is_refused_with_those_that_there_are() -> None:
+def test_an_unknown_argument_is_rejected_with_the_valid_ones() -> None:
     with pytest.raises(ConfigurationError, match=r"no setting 'prot'.*port"):
         load_settings(checkpoint="a.safetensors", prot=1)

@@ -1,8 +1,8 @@
-// What the page asks of the service, and how a refusal becomes one kind of error.
+// Requests to the service. Every failure becomes a Problem.
 
-const RETRY_AFTER_SECONDS = 2; // where a refusal does not say when to come back
+const RETRY_AFTER_SECONDS = 2; // for errors without Retry-After
 
-/** A refusal: the title and detail of a problem document (RFC 9457), or words for a failure without one. */
+/** A failed request: title and detail of a problem document (RFC 9457), or a description of a failure without one. */
 export class Problem extends Error {
   constructor(title, detail, more = {}) {
     const { status = 0, instance = "", retryAfter = RETRY_AFTER_SECONDS, isUnreachable = false } = more;
@@ -16,18 +16,18 @@ export class Problem extends Error {
     this.isUnreachable = isUnreachable;
   }
 
-  /** Whether the same request may succeed a little later: a full queue, or a service that is not ready. */
-  get isPassing() {
+  /** Whether the same request may succeed a little later: the queue is full, or the service is not ready. */
+  get isTemporary() {
     return this.status === 429 || this.status === 503;
   }
 
-  /** Whether the fault lies with the service or the way to it, so that trying again makes sense. */
-  get isElsewhere() {
-    return this.isPassing || this.isUnreachable || this.status >= 500;
+  /** Whether the service or the network is at fault, so that a retry makes sense. */
+  get isRetryable() {
+    return this.isTemporary || this.isUnreachable || this.status >= 500;
   }
 }
 
-/** The learned products and the checkpoint: the answer of GET /tasks. */
+/** The learned products and the checkpoint: the response of GET /tasks. */
 export function fetchTasks() {
   return request("tasks");
 }
@@ -38,8 +38,8 @@ export function fetchReadiness() {
 }
 
 /**
- * Send one image. `choice.task` is a product's name, or "" to route; `choice.rate` the share of good images that may
- * be called defective, or "" for the service's own. `signal` gives the request up.
+ * Send one image. `choice.task` is a product's name, or "" to route; `choice.rate` is a false-alarm rate, or "" for
+ * the service's default. `signal` aborts the request.
  */
 export function predict(file, choice, signal) {
   const form = new FormData();
@@ -47,7 +47,7 @@ export function predict(file, choice, signal) {
   return request(predictPath(choice, { map: "npy", map_size: "model" }), { method: "POST", body: form, signal });
 }
 
-/** A curl line that does for a file of that name what the page does. */
+/** The curl command for the same request with a file of this name. */
 export function curlLine(fileName, choice) {
   const url = new URL(predictPath(choice, { map: "none" }), document.baseURI).href;
   const field = /[;,"\\]/.test(fileName) ? `file=@"${fileName.replace(/["\\]/g, "\\$&")}"` : `file=@${fileName}`;
@@ -70,8 +70,8 @@ async function request(path, options = {}) {
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(
-      "No answer from the service",
-      "The connection was refused or broke off. Check that the service runs; a file far too large also ends this way.",
+      "The service cannot be reached",
+      "The connection was refused or lost. Check that the service is running. A file far too large also has this effect.",
       { isUnreachable: true },
     );
   }
@@ -84,6 +84,6 @@ async function problemOf(response) {
   const retryAfter = Number(response.headers.get("Retry-After")) || RETRY_AFTER_SECONDS;
   const title = typeof body?.title === "string" ? body.title : response.statusText || "The request failed";
   const { status } = response;
-  const detail = typeof body?.detail === "string" ? body.detail : `The service answered with status ${status}.`;
+  const detail = typeof body?.detail === "string" ? body.detail : `The service responded with status ${status}.`;
   return new Problem(title, detail, { status, instance: body?.instance ?? "", retryAfter });
 }

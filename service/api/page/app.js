@@ -1,4 +1,4 @@
-// The page's behaviour: takes an image in, asks the service about it, and keeps what is shown in step.
+// The behaviour of the page: takes an image, sends it to the service, and shows the result.
 
 import { Problem, curlLine, fetchReadiness, fetchTasks, predict } from "./api.js";
 import { paintLegend, paintMap, readMap, scaleOf } from "./heatmap.js";
@@ -7,44 +7,44 @@ import {
 } from "./view.js";
 
 const READINESS_POLL_SECONDS = 2;
-const MOST_RETRIES = 4; // of one image, while the service is busy; then a button is offered
+const MAX_RETRIES = 4; // for one image while the service is busy; then a button is shown
 
 const byId = (id) => document.getElementById(id);
 const [stage, findings, preview, overlay, product, rate, opacity] =
   ["stage", "findings", "preview", "overlay", "product", "rate", "opacity"].map(byId);
 
 let state = "empty"; // then busy, good, defect, unknown or problem
-let current = null; // the image under examination: a File, or null before the first one
-let canPreview = false; // whether the browser can show it
-let reconnection; // timer, while the service does not answer or is not ready
-let request = new AbortController(); // gives up the request in flight when another image comes
+let current = null; // the current image: a File, or null before the first one
+let canPreview = false; // whether the browser can display it
+let reconnection; // timer, while the service is unreachable or not ready
+let request = new AbortController(); // aborts the request in flight when another image is chosen
 
-// `keep` leaves an earlier result of the same image in sight until the new one is there.
+// `keep` leaves the previous result of the same image visible until the new one arrives.
 async function examine({ keep = false } = {}) {
   request.abort();
   request = new AbortController();
   const { signal } = request;
   const file = current;
   const choice = chosen();
-  if (keep && hasAnswer()) findings.setAttribute("aria-busy", "true");
+  if (keep && hasResult()) findings.setAttribute("aria-busy", "true");
   else show("busy", busyView(file.name));
-  announce("Examining the image.");
+  announce("Inspecting the image.");
   try {
     const started = performance.now();
-    const answer = await predictPatiently(file, choice, signal);
-    showResult(answer, file, performance.now() - started);
+    const result = await predictWithRetries(file, choice, signal);
+    showResult(result, file, performance.now() - started);
   } catch (error) {
     if (!signal.aborted) showProblem(error);
   }
 }
 
-async function predictPatiently(file, choice, signal) {
+async function predictWithRetries(file, choice, signal) {
   for (let attempt = 1; ; attempt += 1) {
     try {
       return await predict(file, choice, signal);
     } catch (error) {
-      if (!(error instanceof Problem) || !error.isPassing || attempt > MOST_RETRIES) throw error;
-      const note = `The page tries again in ${error.retryAfter} s (${attempt} of ${MOST_RETRIES}).`;
+      if (!(error instanceof Problem) || !error.isTemporary || attempt > MAX_RETRIES) throw error;
+      const note = `Retrying in ${error.retryAfter} s (${attempt} of ${MAX_RETRIES}).`;
       show("busy", problemView(error, () => examine(), note));
       await pause(error.retryAfter, signal);
       show("busy", busyView(file.name));
@@ -59,25 +59,25 @@ function pause(seconds, signal) {
   });
 }
 
-function showResult(answer, file, milliseconds) {
-  setProportions(answer.image);
-  announce(resultSentence(answer));
-  byId("regions").replaceChildren(...regionBoxes(answer));
-  if (answer.verdict === "unknown_product") {
-    show("unknown", unknownView(answer, file.name, milliseconds));
+function showResult(result, file, milliseconds) {
+  setProportions(result.image);
+  announce(resultSentence(result));
+  byId("regions").replaceChildren(...regionBoxes(result));
+  if (result.verdict === "unknown_product") {
+    show("unknown", unknownView(result, file.name, milliseconds));
     return;
   }
-  const map = readMap(answer.anomaly_map);
-  const scale = scaleOf(answer, map);
-  paintMap(overlay, map, scale, answer.image);
-  overlay.setAttribute("aria-label", answer.is_anomalous ? "Anomaly map; the defect is coloured" : "Anomaly map");
-  show(answer.is_anomalous ? "defect" : "good", resultView(answer, scale, file.name, milliseconds));
+  const map = readMap(result.anomaly_map);
+  const scale = scaleOf(result, map);
+  paintMap(overlay, map, scale, result.image);
+  overlay.setAttribute("aria-label", result.is_anomalous ? "Anomaly map; the defect is coloured" : "Anomaly map");
+  show(result.is_anomalous ? "defect" : "good", resultView(result, scale, file.name, milliseconds));
 }
 
 function showProblem(error) {
-  const problem = error instanceof Problem ? error : new Problem("The page could not show the answer", String(error));
-  show("problem", problemView(problem, problem.isElsewhere ? () => examine() : undefined));
-  announce(""); // the alert speaks for itself
+  const problem = error instanceof Problem ? error : new Problem("The result could not be shown", String(error));
+  show("problem", problemView(problem, problem.isRetryable ? () => examine() : undefined));
+  announce(""); // the alert is announced by itself
   if (problem.isUnreachable) connect();
 }
 
@@ -89,29 +89,28 @@ function show(newState, content) {
   arrange();
 }
 
-function hasAnswer() {
+function hasResult() {
   return state === "good" || state === "defect" || state === "unknown";
 }
 
-// What is asked beside the image.
 function chosen() {
   return { task: product.value, rate: rate.value };
 }
 
-// What the stage shows follows from the state, and from whether there is a preview.
+// Show the elements of the stage that belong to the current state.
 function arrange() {
-  const hasResult = state === "good" || state === "defect";
+  const hasMap = state === "good" || state === "defect";
   const isInviting = state === "empty" || (state === "problem" && !canPreview);
   stage.dataset.state = isInviting ? "empty" : state;
   byId("invitation").hidden = !isInviting;
   byId("actions").hidden = isInviting;
   byId("image").hidden = isInviting;
   byId("progress").hidden = state !== "busy";
-  byId("map-tools").hidden = !hasResult;
-  overlay.hidden = !hasResult;
-  byId("regions").hidden = !hasResult || !byId("show-regions").checked;
+  byId("map-tools").hidden = !hasMap;
+  overlay.hidden = !hasMap;
+  byId("regions").hidden = !hasMap || !byId("show-regions").checked;
   preview.hidden = !canPreview;
-  byId("no-preview").hidden = canPreview || !hasAnswer();
+  byId("no-preview").hidden = canPreview || !hasResult();
 }
 
 function announce(sentence) {
@@ -121,7 +120,7 @@ function announce(sentence) {
 function take(file) {
   if (!file) return;
   current = file;
-  canPreview = true; // until the browser says otherwise
+  canPreview = true; // until the browser reports an error
   URL.revokeObjectURL(preview.src);
   preview.src = URL.createObjectURL(file);
   preview.alt = `The image ${file.name}`;
@@ -136,8 +135,8 @@ function setProportions({ width, height }) {
 function takeFrom(transfer) {
   const file = [...transfer.files].find(({ type }) => type.startsWith("image/")) ?? transfer.files[0];
   if (file) return take(file);
-  const advice = "Save the image first, or copy the image itself rather than its address.";
-  showProblem(new Problem("That was no file", advice));
+  const advice = "Save the image to a file first, or copy the image itself instead of its address.";
+  showProblem(new Problem("This is not an image file", advice));
   return undefined;
 }
 
@@ -150,7 +149,7 @@ async function copyCurlLine() {
   const line = byId("curl");
   try {
     await navigator.clipboard.writeText(line.textContent);
-  } catch { // not allowed, or not there because the page came over plain HTTP: the older way still works
+  } catch { // the clipboard API is not permitted, or missing because the page came over plain HTTP
     getSelection().selectAllChildren(line);
     document.execCommand("copy");
   }

@@ -9,7 +9,7 @@ const LEVELS = 256;
 // Where on the scale colours begin to cover the image, and where they cover it fully; 0.5 is the threshold.
 const VISIBLE_FROM = 0.3;
 const FULLY_VISIBLE_FROM = 0.7;
-const LONGEST_SIDE = 1024; // of the canvas; the map is smooth, so more pixels would show nothing more
+const LONGEST_SIDE = 1024; // of the canvas; more pixels would add no detail to the smooth map
 
 /** The map of a response as `{ height, width, values, ordinary, peak }`; it must have come as npy. */
 export function readMap({ shape: [height, width], data, maximum }) {
@@ -76,7 +76,7 @@ export function paintLegend(canvas) {
   context.putImageData(drawn, 0, 0);
 }
 
-// For each of `size` pixels: the two map cells to mix (half-pixel centres) and the share of the second.
+// For each of `size` pixels: the two map cells to interpolate (half-pixel centres) and the weight of the second.
 function neighbours(size, cells) {
   return Array.from({ length: size }, (_, index) => {
     const position = Math.min(Math.max(((index + 0.5) * cells) / size - 0.5, 0), cells - 1);

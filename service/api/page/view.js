@@ -1,4 +1,4 @@
-// What the page shows: each function turns an answer of the service into elements. Names reach the page as text only.
+// The views of the page: each function turns a response into elements. Product names are only ever inserted as text.
 
 const SVG = "http://www.w3.org/2000/svg";
 const ICONS = {
@@ -7,10 +7,10 @@ const ICONS = {
   problem: "M7 7l10 10M17 7L7 17",
   unknown: "M9 9.2a3.1 3.1 0 1 1 4.6 2.7c-1 .6-1.6 1.2-1.6 2.4M12 18v.3",
 };
-const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // of false alarms, to choose from
+const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // false-alarm rates to choose from
 const STAGES = ["decode", "queue", "inference", "encode"];
 
-/** An element; properties are set as such, `class` and `aria-…` as attributes, and children are nodes or text. */
+/** Create an element; `class` and names with a hyphen become attributes, other names properties. */
 export function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
@@ -21,7 +21,7 @@ export function element(tag, properties = {}, ...children) {
   return node;
 }
 
-/** A number at a precision that suits its size: 1,234.5 · −87.25 · 0.1234. */
+/** A number with digits depending on its magnitude: 1,234.5 · −87.25 · 0.1234. */
 export function number(value) {
   const size = Math.abs(value);
   const digits = size >= 100 ? 1 : size >= 1 ? 2 : 4;
@@ -29,40 +29,40 @@ export function number(value) {
   return value.toLocaleString("en", options).replace("-", "−");
 }
 
-/** A share as per cent at a precision that suits it: 12 % · 1.5 % · 0.02 %, and below that “under 0.01 %”. */
-export function percent(share) {
-  const value = 100 * share;
+/** A fraction as a percentage with digits depending on its magnitude: 12 % · 1.5 % · 0.02 % · under 0.01 %. */
+export function percent(fraction) {
+  const value = 100 * fraction;
   if (value > 0 && value < 0.01) return "under 0.01 %";
   const digits = value >= 10 ? 0 : value >= 1 ? 1 : 2;
   return `${Number(value.toFixed(digits)).toLocaleString("en")} %`;
 }
 
-/** One sentence with the whole result, for those who hear the page. */
-export function resultSentence(answer) {
-  if (answer.verdict === "unknown_product") {
-    return `Unknown product. The nearest learned one is ${answer.routing.candidates[0].name}.`;
+/** The result in words, for screen readers. */
+export function resultSentence(result) {
+  if (result.verdict === "unknown_product") {
+    return `Unknown product. The nearest learned product is ${result.routing.candidates[0].name}.`;
   }
-  const verdict = answer.is_anomalous ? "Defect found" : "Good";
-  const numbers = `score ${number(answer.score)}, threshold ${number(answer.threshold)}`;
-  return `${verdict}. Product ${answer.task.name}, ${numbers}.`;
+  const verdict = result.is_anomalous ? "Defect found" : "Good";
+  const numbers = `score ${number(result.score)}, threshold ${number(result.threshold)}`;
+  return `${verdict}. Product ${result.task.name}, ${numbers}.`;
 }
 
-/** The result of one image; `scale` is that of heatmap.js, `milliseconds` the round trip seen from here. */
-export function resultView(answer, scale, fileName, milliseconds) {
-  return [verdictView(answer), ...warningViews(answer), scoreView(answer, scale), ...regionsView(answer), routingView(answer),
-    timingView(answer, milliseconds), sourceView(answer, fileName)];
+/** The result of one image; `scale` comes from heatmap.js, `milliseconds` is the round-trip time. */
+export function resultView(result, scale, fileName, milliseconds) {
+  return [verdictView(result), ...warningViews(result), scoreView(result, scale), ...regionsView(result),
+    routingView(result), timingView(result, milliseconds), sourceView(result, fileName)];
 }
 
-/** The result of an image that no learned product explains. */
-export function unknownView(answer, fileName, milliseconds) {
+/** The result of an image of an unknown product. */
+export function unknownView(result, fileName, milliseconds) {
   const words = element("div", {},
     element("h2", { id: "verdict" }, "Unknown product"),
-    element("p", { class: "quiet" }, "No learned product explains this image, so it was not scored."));
-  return [element("div", { class: "verdict unknown" }, icon("unknown"), words), ...warningViews(answer), routingView(answer),
-    timingView(answer, milliseconds), sourceView(answer, fileName)];
+    element("p", { class: "quiet" }, "The image matches no learned product, so it was not scored."));
+  return [element("div", { class: "verdict unknown" }, icon("unknown"), words), ...warningViews(result),
+    routingView(result), timingView(result, milliseconds), sourceView(result, fileName)];
 }
 
-/** The regions as boxes to lie over the image, numbered as in the list. */
+/** The regions as boxes over the image, numbered as in the list. */
 export function regionBoxes({ regions, image }) {
   return regions.map(({ x, y, width, height }, index) => {
     const box = element("span", { class: "region" }, element("span", {}, String(index + 1)));
@@ -98,16 +98,16 @@ function regionsView({ regions, is_anomalous: isAnomalous }) {
   const rows = regions.map((region) => element("li", {},
     element("span", {}, `${region.width} × ${region.height} at ${region.x}, ${region.y}`),
     element("span", { class: "figure" }, `${percent(region.area_fraction)} · peak ${number(region.peak)}`)));
-  const none = "No single spot stands out; what is unusual is spread over the image.";
+  const none = "No single region stands out; the anomaly is spread over the image.";
   return [element("div", { class: "block" },
     element("div", { class: "headline" }, element("h3", {}, "Regions"),
-      element("span", { class: "quiet" }, "pixels, share of the image")),
+      element("span", { class: "quiet" }, "pixels, fraction of the image")),
     rows.length ? element("ol", { class: "region-list", id: "region-list" }, ...rows)
       : element("p", { class: "quiet" }, none))];
 }
 
-function scoreView(answer, scale) {
-  const { score, threshold, p_value: pValue, false_alarm_rate: rate, is_anomalous: isAnomalous } = answer;
+function scoreView(result, scale) {
+  const { score, threshold, p_value: pValue, false_alarm_rate: rate, is_anomalous: isAnomalous } = result;
   const marker = element("span", { class: "marker" });
   marker.style.setProperty("--position", scale.ofScore(score));
   const side = isAnomalous ? "above" : "below";
@@ -118,10 +118,10 @@ function scoreView(answer, scale) {
     element("div", { class: `scale ${isAnomalous ? "defect" : "good"}`, role: "img",
       "aria-label": `Score ${number(score)}, ${sentence} of ${number(threshold)}` }, marker),
     element("div", { class: "ticks", "aria-hidden": "true" },
-      tick(scale.low, "ordinary"), tick(threshold, "threshold"), tick(scale.top, "")),
+      tick(scale.low, "normal"), tick(threshold, "threshold"), tick(scale.top, "")),
     element("p", { class: "quiet" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}, which ${percent(rate)} of good `
-      + "images exceed. A score this high is reached by ", element("strong", { id: "p-value" }, percent(pValue)),
-    " of them."));
+      + "images exceed. Of good images, ", element("strong", { id: "p-value" }, percent(pValue)),
+    " score at least this high."));
 }
 
 function tick(value, word) {
@@ -137,7 +137,7 @@ function routingView({ routing, task }) {
     const used = name === task?.name;
     return element("li", used ? { class: "used", "aria-current": "true" } : {},
       element("span", { class: "name" }, name), element("span", { class: "figure" }, number(distance)),
-      ...(routing.candidates.length > 1 ? [track] : [])); // a length says nothing without another
+      ...(routing.candidates.length > 1 ? [track] : [])); // a single bar would be meaningless
   });
   return element("div", { class: "block" },
     element("div", { class: "headline" }, element("h3", {}, "Routing"),
@@ -147,12 +147,12 @@ function routingView({ routing, task }) {
 }
 
 function routingSentence({ forced, margin, candidates }, task) {
-  if (!task) return "Choose a product above to have the image scored all the same.";
+  if (!task) return "Choose a product above to score the image anyway.";
   const nearest = candidates[0]?.name;
   if (forced && nearest !== task.name) return `You chose ${task.name}; automatic routing would have taken ${nearest}.`;
   if (forced) return "Automatic routing would have chosen the same product.";
-  if (margin === null) return "Only one product is learned, so there is nothing to choose from.";
-  return `The runner-up is ${number(margin)} farther away.`;
+  if (margin === null) return "Only one product has been learned, so there is no choice.";
+  return `The next product is ${number(margin)} farther away.`;
 }
 
 function timingView({ timing_ms: timing }, milliseconds) {
@@ -176,16 +176,16 @@ function time(milliseconds) {
   return `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
 }
 
-/** What is shown while an answer is awaited. */
+/** Shown while a response is awaited. */
 export function busyView(fileName) {
   return [element("div", { class: "verdict busy" }, element("span", { class: "spinner", "aria-hidden": "true" }),
-    element("div", {}, element("h2", {}, "Examining…"), element("p", { class: "quiet file-name" }, fileName)))];
+    element("div", {}, element("h2", {}, "Inspecting…"), element("p", { class: "quiet file-name" }, fileName)))];
 }
 
-/** A refusal or failure. `again`, where given, is called by a button that repeats the request; `note` adds a line. */
+/** An error. `again`, if given, is called by a button that repeats the request; `note` adds a line. */
 export function problemView({ title, detail, status, instance }, again, note) {
   const children = [element("h2", { id: "problem-title" }, title), element("p", { id: "problem-detail" }, detail)];
-  const reference = status >= 500 ? ` · ${instance}` : ""; // the log has it too
+  const reference = status >= 500 ? ` · ${instance}` : ""; // also in the log
   if (status) children.push(element("p", { class: "quiet" }, `Status ${status}${reference}`));
   if (note) children.push(element("p", { class: "quiet" }, note));
   if (again) children.push(element("button", { type: "button", class: "button", onclick: again }, "Try again"));
@@ -194,14 +194,14 @@ export function problemView({ title, detail, status, instance }, again, note) {
 }
 
 /**
- * The false-alarm rates to choose from. The service's own, `usual`, stands among them with the value "", so that it
- * stays the service's to say; `wanted` is the value to select.
+ * The false-alarm rates to choose from. The service's default, `standard`, has the value "" and is not sent; `selected`
+ * is the value to select.
  */
-export function rateOptions(usual, wanted) {
-  const rates = [...new Set([...RATES, usual])].sort((a, b) => a - b);
+export function rateOptions(standard, selected) {
+  const rates = [...new Set([...RATES, standard])].sort((a, b) => a - b);
   return rates.map((rate) => {
-    const value = rate === usual ? "" : String(rate);
-    return element("option", { value, selected: value === wanted }, percent(rate) + (value ? "" : ", as usual"));
+    const value = rate === standard ? "" : String(rate);
+    return element("option", { value, selected: value === selected }, percent(rate) + (value ? "" : " (default)"));
   });
 }
 
@@ -209,7 +209,7 @@ export function rateOptions(usual, wanted) {
 export function productsView({ tasks, checkpoint }) {
   if (!tasks.length) {
     const command = `moleflow train DATA --task NAME --checkpoint ${checkpoint.name}`;
-    return [element("p", {}, "No product has been learned yet. Teach one, then start the service again:"),
+    return [element("p", {}, "No product has been learned yet. Train one, then restart the service:"),
       element("pre", { tabIndex: 0 }, element("code", {}, command))];
   }
   const rows = tasks.map((task) => element("tr", {},
@@ -229,8 +229,8 @@ export function productsView({ tasks, checkpoint }) {
 }
 
 function calibrationWords({ held_out_images: count, folds }) {
-  return folds > 1 ? `the threshold comes from the same images, cross-fitted in ${folds} folds`
-    : `${count} more were held out for the threshold`;
+  return folds > 1 ? `threshold estimated by cross-fitting in ${folds} folds`
+    : `threshold estimated on ${count} more, held-out images`;
 }
 
 function date(iso) {

@@ -1,4 +1,4 @@
-"""Which form of the answer an ``Accept`` header chooses."""
+"""Content negotiation by the ``Accept`` header."""
 
 import pytest
 
@@ -34,5 +34,5 @@ OFFERED = ("application/json", "image/png", "application/x-npy")
         ("image/png," * 1000, None),
     ],
 )
-def test_the_header_chooses(accept: str | None, chosen: str | None) -> None:
+def test_the_accept_header_selects_the_media_type(accept: str | None, chosen: str | None) -> None:
     assert choose_media_type(accept, OFFERED) == chosen

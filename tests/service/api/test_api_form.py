@@ -1,19 +1,19 @@
-"""A form may carry the options beside the image, under the names that the query knows."""
+"""Options as form fields, under the same names as in the query."""
 
 from typing import Any
 
 import pytest
 from httpx import Response
-from rgb_images import encoded, rgb_image
 from running import Running
+from sample_images import encoded, sample_image
 
 from moleflow.service.api.options import PredictOptions
 
-IMAGE = encoded(rgb_image(spot=True))
+IMAGE = encoded(sample_image(spot=True))
 
 
 def send(service: Running, *fields: tuple[str, Any], **query: str) -> Response:
-    """A form of these fields in this order; the field ``file`` is the image."""
+    """Send a form with these fields in this order; the field ``file`` is the image."""
     parts = [(name, ("a.png", IMAGE) if name == "file" else (None, value)) for name, value in fields]
     return service.client.post("/predict", files=parts, params=query)
 
@@ -24,12 +24,12 @@ FILE = ("file", None)
 @pytest.mark.parametrize(
     "fields", [[FILE, ("task", "blue"), ("map", "none")], [("task", "blue"), ("map", "none"), FILE]]
 )
-def test_options_beside_the_file_are_taken_before_and_after_it(service: Running, fields: list[Any]) -> None:
+def test_form_options_may_precede_or_follow_the_file(service: Running, fields: list[Any]) -> None:
     found = send(service, *fields).json()
     assert (found["task"]["name"], found["routing"]["forced"], found["anomaly_map"]) == ("blue", True, None)
 
 
-def test_every_option_of_the_query_works_as_a_field(service: Running) -> None:
+def test_every_query_option_works_as_a_form_field(service: Running) -> None:
     values = {"task": "red", "false_alarm_rate": "0.02", "map": "npy", "map_size": "model"}
     assert values.keys() == PredictOptions.model_fields.keys()
     form, query = send(service, FILE, *values.items()).json(), send(service, FILE, **values).json()
@@ -37,7 +37,7 @@ def test_every_option_of_the_query_works_as_a_field(service: Running) -> None:
     assert form == query
 
 
-def test_the_same_value_in_the_query_and_the_form_is_taken(service: Running) -> None:
+def test_the_same_value_in_query_and_form_is_accepted(service: Running) -> None:
     assert send(service, FILE, ("map", "none"), map="none").json()["anomaly_map"] is None
 
 
@@ -52,7 +52,7 @@ def test_the_same_value_in_the_query_and_the_form_is_taken(service: Running) -> 
         ([("map", "none")], {"map": "png"}, "as in the query"),
     ],
 )
-def test_a_wrong_option_is_refused_and_named(
+def test_an_invalid_option_is_rejected_and_named(
     service: Running, fields: list[Any], query: dict[str, str], said: str
 ) -> None:
     for order in ([FILE, *fields], [*fields, FILE]):
@@ -61,19 +61,19 @@ def test_a_wrong_option_is_refused_and_named(
         assert said in response.json()["detail"]
 
 
-def test_a_product_that_was_not_learned_is_refused_in_a_form_too(service: Running) -> None:
+def test_an_unknown_product_in_a_form_is_rejected(service: Running) -> None:
     response = send(service, FILE, ("task", "bottle"))
     assert response.status_code == 404
     assert "red, green, blue" in response.json()["detail"]
 
 
-def test_an_option_given_twice_in_the_query_is_refused(service: Running) -> None:
+def test_an_option_given_twice_in_the_query_is_rejected(service: Running) -> None:
     response = service.client.post("/predict?map=none&map=png", content=IMAGE)
     assert response.status_code == 422
     assert "given once" in response.json()["detail"]
 
 
-def test_the_description_lists_the_form_fields(service: Running) -> None:
+def test_the_schema_lists_the_form_fields(service: Running) -> None:
     operation = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]
     form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]
     assert form["properties"].keys() == {"file", *PredictOptions.model_fields}

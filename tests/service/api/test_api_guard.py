@@ -1,13 +1,13 @@
-"""Which names the service answers to, and which web pages may use it."""
+"""Host names and origins that are allowed."""
 
 from collections.abc import Iterator
 
 import httpx
 import pytest
-from rgb_images import encoded, rgb_image
 from running import Running, run_server
+from sample_images import encoded, sample_image
 
-IMAGE = encoded(rgb_image())
+IMAGE = encoded(sample_image())
 
 
 def post(service: Running, **headers: str) -> httpx.Response:
@@ -17,7 +17,7 @@ def post(service: Running, **headers: str) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def proxied() -> Iterator[Running]:
-    """A service with a list of names, and one page of another origin that may use it."""
+    """A service with a list of host names and one allowed origin."""
     with run_server(
         allowed_hosts="inspection.factory,*.plant.example", cors_origins="https://mes.factory:8443"
     ) as running:
@@ -38,7 +38,7 @@ def proxied() -> Iterator[Running]:
         "",
     ],
 )
-def test_a_loopback_service_answers_to_this_machines_names(service: Running, host: str) -> None:
+def test_a_loopback_service_accepts_names_of_this_machine(service: Running, host: str) -> None:
     assert service.client.get("/tasks", headers={"host": host}).status_code == 200
 
 
@@ -58,7 +58,7 @@ def test_a_loopback_service_answers_to_this_machines_names(service: Running, hos
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/tasks", "/metrics", "/docs", "/openapi.json"])
-def test_a_page_whose_name_stands_for_this_machine_gets_nothing(service: Running, host: str, path: str) -> None:
+def test_dns_rebinding_is_rejected(service: Running, host: str, path: str) -> None:
     response = service.client.get(path, headers={"host": host})
     assert response.status_code == 421
     assert response.headers["content-type"] == "application/problem+json"
@@ -78,22 +78,22 @@ def test_a_page_whose_name_stands_for_this_machine_gets_nothing(service: Running
         ("moleflow", 421),
     ],
 )
-def test_the_list_of_names_holds(proxied: Running, host: str, status: int) -> None:
+def test_only_listed_host_names_are_allowed(proxied: Running, host: str, status: int) -> None:
     assert proxied.client.get("/tasks", headers={"host": host}).status_code == status
 
 
-def test_health_is_told_under_any_address(proxied: Running) -> None:
+def test_health_probes_work_at_any_address(proxied: Running) -> None:
     for path in ("/health/live", "/health/ready"):
         assert proxied.client.get(path, headers={"host": "10.1.2.3:8000"}).status_code == 200
         assert proxied.client.get(path, headers={"host": "evil.example"}).status_code == 421
 
 
-def test_a_service_for_the_network_answers_to_any_name_unless_told_which() -> None:
+def test_a_network_service_accepts_any_host_name_by_default() -> None:
     with run_server(host="0.0.0.0") as running:
         assert running.client.get("/tasks", headers={"host": "inspection.factory"}).status_code == 200
 
 
-def test_a_client_that_is_no_browser_needs_no_origin(service: Running) -> None:
+def test_a_client_other_than_a_browser_needs_no_origin(service: Running) -> None:
     assert post(service).status_code == 200
 
 
@@ -142,14 +142,14 @@ def test_a_page_of_another_origin_may_not_predict(service: Running, headers: dic
     assert len(service.detector.batches) == images
 
 
-def test_no_page_of_another_origin_may_read_an_answer_unless_listed(service: Running) -> None:
+def test_only_listed_origins_may_read_responses(service: Running) -> None:
     response = service.client.get("/tasks", headers={"origin": "https://evil.example"})
     assert "access-control-allow-origin" not in response.headers
     asked = {"origin": "https://evil.example", "access-control-request-method": "POST"}
     assert "access-control-allow-origin" not in service.client.options("/predict", headers=asked).headers
 
 
-def test_a_listed_page_may_predict_and_read_answers_and_errors(proxied: Running) -> None:
+def test_a_listed_page_may_predict_and_read_responses_and_errors(proxied: Running) -> None:
     origin, host = "https://mes.factory:8443", "inspection.factory"
     for response in (
         post(proxied, origin=origin, host=host, accept="image/png"),
@@ -166,19 +166,19 @@ def test_a_listed_page_may_predict_and_read_answers_and_errors(proxied: Running)
     assert proxied.client.options("/predict", headers=asked).headers["access-control-allow-origin"] == origin
 
 
-def test_a_page_that_is_not_listed_is_refused_beside_one_that_is(proxied: Running) -> None:
+def test_an_unlisted_page_is_rejected_while_another_is_listed(proxied: Running) -> None:
     response = post(proxied, origin="https://mes.factory", host="inspection.factory")
     assert response.status_code == 403
     assert "access-control-allow-origin" not in response.headers
 
 
-def test_all_pages_may_predict_where_all_are_admitted() -> None:
+def test_all_pages_may_predict_with_a_wildcard() -> None:
     with run_server(cors_origins="*") as running:
         response = post(running, origin="https://anywhere.example")
         assert (response.status_code, response.headers["access-control-allow-origin"]) == (200, "*")
 
 
-def test_a_query_of_thousands_of_bytes_is_refused(service: Running) -> None:
+def test_a_query_of_thousands_of_bytes_is_rejected(service: Running) -> None:
     response = service.client.post("/predict?" + "a=&" * 3000, content=IMAGE)
     assert (response.status_code, response.json()["status"]) == (414, 414)
 
@@ -209,7 +209,7 @@ SECURITY = {
         ("GET", "/docs/", 307),
     ],
 )
-def test_every_answer_tells_browsers_what_to_keep_to(service: Running, method: str, path: str, status: int) -> None:
+def test_every_response_has_security_headers(service: Running, method: str, path: str, status: int) -> None:
     response = service.client.request(method, path)
     assert response.status_code == status
     assert {name: response.headers.get(name) for name in SECURITY} == SECURITY
@@ -219,7 +219,7 @@ def test_every_answer_tells_browsers_what_to_keep_to(service: Running, method: s
     assert "unsafe" not in policy
 
 
-def test_a_failure_of_the_service_tells_browsers_what_to_keep_to(service: Running) -> None:
+def test_an_internal_error_has_security_headers(service: Running) -> None:
     import numpy as np
 
     response = service.predict(encoded(np.full((60, 90, 3), 255, np.uint8)))
@@ -227,7 +227,7 @@ def test_a_failure_of_the_service_tells_browsers_what_to_keep_to(service: Runnin
     assert response.headers["x-content-type-options"] == "nosniff"
 
 
-def test_a_refusal_of_what_is_no_request_tells_browsers_what_to_keep_to(service: Running) -> None:
+def test_an_error_for_malformed_http_has_security_headers(service: Running) -> None:
     with service.connect() as connection:
         connection.sendall(b"nonsense\r\n\r\n")
         answer = connection.recv(65536)

@@ -1,4 +1,4 @@
-"""HEAD works wherever GET does, and says the same but for the body."""
+"""HEAD works wherever GET does, with the same headers."""
 
 import pytest
 from running import Running
@@ -9,7 +9,7 @@ VARYING = {"date"}
 
 
 @pytest.mark.parametrize("path", [*PATHS, *PROBES, "/tasks/bottle", "/nothing", "/tasks/"])
-def test_head_tells_what_get_would(service: Running, path: str) -> None:
+def test_head_has_the_headers_of_get(service: Running, path: str) -> None:
     head, get = service.client.head(path), service.client.get(path)
     assert head.status_code == get.status_code
     assert head.content == b""
@@ -26,7 +26,7 @@ def test_head_of_the_metrics_has_no_body(service: Running) -> None:
     assert response.headers["content-type"].startswith("text/plain")
 
 
-def test_the_connection_goes_on_after_head(service: Running) -> None:
+def test_the_connection_can_be_reused_after_head(service: Running) -> None:
     with service.connect() as connection:
         connection.sendall(
             b"HEAD /tasks HTTP/1.1\r\nHost: localhost\r\n\r\nGET /health/live HTTP/1.1\r\nHost: localhost\r\n"
@@ -54,6 +54,6 @@ def test_the_connection_goes_on_after_head(service: Running) -> None:
         ("QUERY", "/predict", "POST"),
     ],
 )
-def test_another_method_is_told_which_work(service: Running, method: str, path: str, allowed: str) -> None:
+def test_an_unsupported_method_gets_the_supported_ones(service: Running, method: str, path: str, allowed: str) -> None:
     response = service.client.request(method, path)
     assert (response.status_code, response.headers["allow"]) == (405, allowed)

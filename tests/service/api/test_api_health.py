@@ -1,4 +1,4 @@
-"""The service says that it is well when it is, and says why when it is not."""
+"""Liveness and readiness, and how the service recovers from failures."""
 
 import errno
 import signal
@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from dummy import DummyDetector
 from forked import Processes
-from rgb_images import encoded, rgb_image
 from running import Running, eventually, run_server, serve_in_a_process
+from sample_images import encoded, sample_image
 
 import moleflow.service.api.app
 from moleflow.model.errors import ExpertError
 from moleflow.model.verdict.results import Failure
-from moleflow.service.decoding.pool import Decoders
+from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.errors import NotLiveError
 from moleflow.service.server import serve
@@ -38,7 +38,7 @@ class Hanging(DummyDetector):
         hang()
 
 def hang():
-    # In a pool, as the model's own: the interpreter waits for its threads when it ends.
+    # In a pool, as in the model: the interpreter waits for its threads at exit.
     ThreadPoolExecutor(1).submit(time.sleep, 3600).result()
 
 def load(settings):
@@ -47,12 +47,11 @@ def load(settings):
 """
 
 STOP_SECONDS = 30
-"""Within which a service ends that has 1 s for its accepted requests; generous, for busy machines. The model hangs for
-an hour."""
+"""How long a service with a shutdown timeout of 1 s may take to stop, generously; the model hangs for an hour."""
 
 
 class Moody(DummyDetector):
-    """Raises ``mood``, unless it is ``None``."""
+    """Raises ``mood`` unless it is ``None``."""
 
     mood: BaseException | None = None
 
@@ -87,11 +86,11 @@ def live(running: Running) -> httpx.Response:
     return running.client.get("/health/live")
 
 
-def test_a_model_that_fails_on_everything_makes_the_service_unready_and_says_why() -> None:
+def test_a_model_that_always_fails_makes_the_service_not_ready_with_a_reason() -> None:
     model = Moody()
     with run_server(model) as running:
         model.mood = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED")
-        failed = running.predict(encoded(rgb_image()))
+        failed = running.predict(encoded(sample_image()))
         assert failed.status_code == 503
         assert int(failed.headers["retry-after"]) >= 1
         answer = ready(running)
@@ -101,44 +100,44 @@ def test_a_model_that_fails_on_everything_makes_the_service_unready_and_says_why
         assert running.metric("moleflow_ready") == 0
         assert running.metric("moleflow_live") == 1
         calls = len(model.batches)
-        refused = running.predict(encoded(rgb_image()))
+        refused = running.predict(encoded(sample_image()))
         assert refused.status_code == 503
-        assert len(model.batches) <= calls + 1  # a self-test at most: the image itself was not tried
+        assert len(model.batches) <= calls + 1  # at most a self-test: the image itself was not tried
 
 
 def test_a_service_whose_model_recovers_is_ready_again_without_traffic() -> None:
     model = Moody()
     with run_server(model) as running:
         model.mood = MemoryError()
-        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert running.predict(encoded(sample_image())).status_code == 503
         assert ready(running).status_code == 503
         model.mood = None
         assert eventually(lambda: ready(running).status_code == 200)
-        assert running.predict(encoded(rgb_image())).status_code == 200
+        assert running.predict(encoded(sample_image())).status_code == 200
 
 
 @pytest.mark.parametrize("mood", [SystemExit(1), KeyboardInterrupt(), GeneratorExit()])
-def test_an_order_to_exit_from_the_model_is_a_failure_like_any_other(mood: BaseException) -> None:
+def test_a_system_exit_from_the_model_is_treated_like_any_failure(mood: BaseException) -> None:
     model = Moody()
     with run_server(model) as running:
         model.mood = mood
-        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert running.predict(encoded(sample_image())).status_code == 503
         assert ready(running).status_code == 503
         model.mood = None
         assert eventually(lambda: ready(running).status_code == 200)
 
 
-def test_an_image_that_the_model_fails_on_costs_neither_readiness_nor_the_rest_of_its_batch() -> None:
+def test_an_image_that_the_model_fails_on_affects_neither_readiness_nor_its_batch() -> None:
     with run_server() as running, ThreadPoolExecutor(6) as pool:
         holder = running.hold()
-        fine = [pool.submit(running.predict, encoded(rgb_image()), map="none") for _ in range(5)]
+        fine = [pool.submit(running.predict, encoded(sample_image()), map="none") for _ in range(5)]
         bad = pool.submit(running.predict, WHITE)
         assert eventually(lambda: running.metric("moleflow_queue_length") == 6)
         running.detector.gate.set()
         assert [answer.result().status_code for answer in fine] == [200] * 5
         assert bad.result().status_code == 500
         assert ready(running).status_code == 200
-        assert running.predict(WHITE).status_code == 500  # alone: the blank image of the self-test is judged
+        assert running.predict(WHITE).status_code == 500  # the blank image of the self-test succeeds
         assert ready(running).status_code == 200
         holder.join()
 
@@ -147,8 +146,8 @@ def test_a_lost_device_needs_a_restart() -> None:
     model = Moody()
     with run_server(model) as running:
         model.mood = RuntimeError("CUDA error: an illegal memory access was encountered")
-        assert running.predict(encoded(rgb_image())).status_code == 503
-        assert len(model.batches) == 1  # neither halved nor tested: it is of no use
+        assert running.predict(encoded(sample_image())).status_code == 503
+        assert len(model.batches) == 1  # neither halved nor tested
         for answer in (ready(running), live(running)):
             assert answer.status_code == 503
             assert answer.headers["content-type"] == "application/problem+json"
@@ -157,26 +156,26 @@ def test_a_lost_device_needs_a_restart() -> None:
         assert running.metric("moleflow_live") == 0
 
 
-def test_whoever_waits_for_a_batch_that_hangs_is_answered_and_new_ones_are_refused() -> None:
+def test_a_hanging_batch_fails_waiting_requests_and_new_ones() -> None:
     with run_server(batch_timeout_seconds=0.5, max_batch_size=2) as running, ThreadPoolExecutor(4) as pool:
         holder = running.hold()
-        behind = [pool.submit(running.predict, encoded(rgb_image())) for _ in range(4)]
+        behind = [pool.submit(running.predict, encoded(sample_image())) for _ in range(4)]
         for answer in behind:
             assert answer.result().status_code == 503
             assert int(answer.result().headers["retry-after"]) >= 1
             assert "0.5 s" in answer.result().json()["detail"]
         holder.join()
         assert ready(running).status_code == 503
-        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert running.predict(encoded(sample_image())).status_code == 503
         assert running.metric("moleflow_batch_age_seconds") >= 0.5
-        assert eventually(lambda: live(running).status_code == 503)  # after twice the limit
+        assert eventually(lambda: live(running).status_code == 503)  # after twice the timeout
         running.detector.gate.set()
         assert eventually(lambda: ready(running).status_code == 200)
         assert live(running).status_code == 200
-        assert running.predict(encoded(rgb_image())).status_code == 200
+        assert running.predict(encoded(sample_image())).status_code == 200
 
 
-def test_loading_that_hangs_needs_a_restart() -> None:
+def test_hanging_while_loading_needs_a_restart() -> None:
     class Hanging(DummyDetector):
         def warm_up(self, batch_size: int = 1) -> None:
             assert self.gate.wait(120)
@@ -190,7 +189,7 @@ def test_loading_that_hangs_needs_a_restart() -> None:
         assert eventually(lambda: ready(running).status_code == 200)
 
 
-def test_a_service_that_needs_a_restart_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_needs_a_restart_exits_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     class Lost(DummyDetector):
         def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
             raise RuntimeError("CUDA error: unspecified launch failure")
@@ -202,7 +201,7 @@ def test_a_service_that_needs_a_restart_ends_after_a_while(monkeypatch: pytest.M
         ).start()
 
     monkeypatch.setattr("moleflow.service.api.app.load_predictor", lambda settings: Lost())
-    monkeypatch.setattr("moleflow.service.engine.engine.USELESS_SECONDS", 0.2)
+    monkeypatch.setattr("moleflow.service.engine.engine.UNRECOVERABLE_GRACE_SECONDS", 0.2)
     settings = Settings(checkpoint="dummy", port=0, log_level="critical", batch_timeout_seconds=1)
     with pytest.raises(NotLiveError, match="unspecified launch failure"):
         serve(settings, on_ready=lose)
@@ -218,7 +217,7 @@ def test_a_model_that_cannot_be_loaded_needs_a_restart(monkeypatch: pytest.Monke
         assert "could not be loaded" in ready(running).json()["detail"]
 
 
-def test_a_full_batch_that_there_is_no_memory_for_is_warmed_up_smaller() -> None:
+def test_warming_up_uses_a_smaller_batch_if_memory_is_short() -> None:
     class Small(DummyDetector):
         def warm_up(self, batch_size: int = 1) -> None:
             if batch_size > 2:
@@ -229,7 +228,7 @@ def test_a_full_batch_that_there_is_no_memory_for_is_warmed_up_smaller() -> None
         assert running.detector.warmed_up == [1, 2]
 
 
-def test_a_batch_that_there_is_no_memory_for_is_judged_in_parts_and_counted() -> None:
+def test_a_batch_that_exceeds_memory_is_split_and_counted() -> None:
     class Small(DummyDetector):
         def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
             if len(images) > 2:
@@ -238,7 +237,7 @@ def test_a_batch_that_there_is_no_memory_for_is_judged_in_parts_and_counted() ->
 
     with run_server(Small()) as running, ThreadPoolExecutor(8) as pool:
         holder = running.hold()
-        answers = [pool.submit(running.predict, encoded(rgb_image()), map="none") for _ in range(8)]
+        answers = [pool.submit(running.predict, encoded(sample_image()), map="none") for _ in range(8)]
         assert eventually(lambda: running.metric("moleflow_queue_length") == 8)
         running.detector.gate.set()
         assert [answer.result().status_code for answer in answers] == [200] * 8
@@ -247,7 +246,7 @@ def test_a_batch_that_there_is_no_memory_for_is_judged_in_parts_and_counted() ->
         assert ready(running).status_code == 200
 
 
-def test_a_damaged_product_fails_its_own_images_and_is_named_everywhere() -> None:
+def test_a_damaged_product_fails_only_its_own_images_and_is_reported() -> None:
     with run_server(Damaged()) as running, ThreadPoolExecutor(6) as pool:
         names = ["red", "green", "blue"] * 2
         answers = list(pool.map(running.predict, map(of, names)))
@@ -256,7 +255,7 @@ def test_a_damaged_product_fails_its_own_images_and_is_named_everywhere() -> Non
         problem = answers[1].json()
         assert problem["type"].endswith("damaged-product")
         assert "'green'" in problem["detail"]
-        assert "restored" in problem["detail"]
+        assert "Restore" in problem["detail"]
         assert "/secret" not in problem["detail"]
         answer = ready(running)
         assert (answer.status_code, answer.json()["damaged_products"]) == (200, ["green"])
@@ -264,7 +263,7 @@ def test_a_damaged_product_fails_its_own_images_and_is_named_everywhere() -> Non
         assert running.metric("moleflow_expert_failures_total", task="green") == 2
 
 
-def test_a_product_that_was_mended_is_damaged_no_more() -> None:
+def test_a_repaired_product_is_no_longer_reported_as_damaged() -> None:
     model = Damaged()
     with run_server(model) as running:
         assert running.predict(of("green")).status_code == 500
@@ -273,10 +272,10 @@ def test_a_product_that_was_mended_is_damaged_no_more() -> None:
         assert ready(running).json()["damaged_products"] == []
 
 
-def test_a_service_whose_products_are_all_damaged_is_ready_again_when_one_was_mended(
+def test_a_service_with_only_damaged_products_is_ready_again_once_one_is_repaired(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("moleflow.service.engine.worker._MOST_TESTED", 1)
+    monkeypatch.setattr("moleflow.service.engine.worker._MAX_TESTED", 1)
     model = Damaged()
     model.damaged = ("red", "green", "blue")
     with run_server(model) as running:
@@ -287,8 +286,10 @@ def test_a_service_whose_products_are_all_damaged_is_ready_again_when_one_was_me
         assert running.predict(of("blue")).status_code == 200
 
 
-def test_an_image_that_fails_while_products_are_damaged_costs_no_readiness(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moleflow.service.engine.worker._MOST_TESTED", 1)
+def test_an_image_that_fails_while_products_are_damaged_does_not_affect_readiness(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("moleflow.service.engine.worker._MAX_TESTED", 1)
     model = Damaged()
     model.damaged = ("red", "green")
     with run_server(model) as running:
@@ -297,7 +298,7 @@ def test_an_image_that_fails_while_products_are_damaged_costs_no_readiness(monke
             assert ready(running).status_code == 200
 
 
-def test_a_device_that_only_the_self_test_finds_lost_needs_a_restart() -> None:
+def test_a_device_found_lost_by_the_self_test_needs_a_restart() -> None:
     class Late(DummyDetector):
         def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Any]:
             self.batches.append(len(images))
@@ -305,45 +306,45 @@ def test_a_device_that_only_the_self_test_finds_lost_needs_a_restart() -> None:
             raise RuntimeError(f"CUDA error: {'unspecified launch failure' if lost else 'unknown error'}")
 
     with run_server(Late()) as running:
-        assert running.predict(encoded(rgb_image())).status_code == 503
+        assert running.predict(encoded(sample_image())).status_code == 503
         assert "unspecified launch failure" in live(running).json()["detail"]
 
 
-def test_an_inference_thread_that_ends_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_inference_thread_needs_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     def end(*arguments: Any, **options: Any) -> Any:
         raise SystemExit
 
     with run_server() as running:
         monkeypatch.setattr("moleflow.service.engine.worker.judge", end)
         for _ in range(2):
-            assert running.predict(encoded(rgb_image())).status_code == 503
-        assert "thread ended" in live(running).json()["detail"]
+            assert running.predict(encoded(sample_image())).status_code == 503
+        assert "thread has died" in live(running).json()["detail"]
         assert ready(running).status_code == 503
 
 
 def test_a_service_that_cannot_decode_is_not_ready_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
-    sound = Decoders._start_one
+    sound = DecoderPool._start_process
 
-    def start_one(decoders: Decoders) -> Any:
+    def start_one(decoders: DecoderPool) -> Any:
         if broken:
             raise OSError(errno.EAGAIN, "no more processes")
         return sound(decoders)
 
     with run_server(batch_timeout_seconds=2) as running:
-        assert running.predict(encoded(rgb_image())).status_code == 200
-        monkeypatch.setattr(Decoders, "_start_one", start_one)
+        assert running.predict(encoded(sample_image())).status_code == 200
+        monkeypatch.setattr(DecoderPool, "_start_process", start_one)
         for worker in list(running.server.config.app.state.engine._decoders._workers):
             worker._process.kill()
-        assert running.predict(encoded(rgb_image())).status_code in {429, 503}
+        assert running.predict(encoded(sample_image())).status_code in {429, 503}
         assert eventually(lambda: ready(running).status_code == 503)
         assert "decoded" in ready(running).json()["detail"]
         broken = False
         assert eventually(lambda: ready(running).status_code == 200)
-        assert running.predict(encoded(rgb_image())).status_code == 200
+        assert running.predict(encoded(sample_image())).status_code == 200
 
 
-def test_a_service_that_cannot_tell_that_it_is_ready_is_ready_all_the_same() -> None:
+def test_a_service_whose_ready_callback_fails_is_ready() -> None:
     def tell(_: Predictor) -> None:
         raise BrokenPipeError
 
@@ -364,14 +365,16 @@ def test_a_service_that_cannot_tell_that_it_is_ready_is_ready_all_the_same() -> 
     assert not thread.is_alive()
 
 
-def test_a_process_whose_model_hangs_stops_in_time_and_tells_where(processes: Processes) -> None:
+def test_a_process_whose_model_hangs_stops_in_time_and_logs_stacks(processes: Processes) -> None:
     model = {"before": HANGS, "load": "lambda settings: Hanging()"}
     with (
         serve_in_a_process(processes, **model, log_level="critical", shutdown_timeout_seconds=1) as running,
         ThreadPoolExecutor(1) as pool,
     ):
         url, headers = running.line(0), {"content-type": "image/png"}
-        pool.submit(httpx.post, url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=STOP_SECONDS)
+        pool.submit(
+            httpx.post, url + "/predict", content=encoded(sample_image()), headers=headers, timeout=STOP_SECONDS
+        )
         assert running.line(1) == "working"
         running.kill(signal.SIGINT)
         done = running.finish(STOP_SECONDS)
@@ -379,7 +382,7 @@ def test_a_process_whose_model_hangs_stops_in_time_and_tells_where(processes: Pr
         assert "in hang" in done.stderr
 
 
-def test_a_process_whose_model_hangs_while_it_is_loaded_stops_in_time(processes: Processes) -> None:
+def test_a_process_that_hangs_while_loading_stops_in_time(processes: Processes) -> None:
     settings: dict[str, Any] = {"log_level": "critical", "shutdown_timeout_seconds": 1}
     with serve_in_a_process(processes, before=HANGS, load="load", **settings) as running:
         assert running.line(0) == "loading"

@@ -1,12 +1,12 @@
-"""What operators and other programs ask beside predictions."""
+"""Product list, health, metrics and documentation."""
 
 import re
 
 import pytest
 from dummy import task_info
 from prometheus_client.parser import text_string_to_metric_families
-from rgb_images import encoded, rgb_image
 from running import Running, run_server
+from sample_images import encoded, sample_image
 
 from moleflow.model.verdict.results import TaskInfo
 from moleflow.service.api.pages import PAGE
@@ -19,18 +19,18 @@ def test_the_learned_products_are_listed_in_order(service: Running) -> None:
     assert [task["name"] for task in found["tasks"]] == ["red", "green", "blue"]
 
 
-def test_one_product_can_be_asked_for(service: Running) -> None:
+def test_one_product_can_be_requested(service: Running) -> None:
     found = TaskInfo.model_validate_json(service.client.get("/tasks/green").content)
     assert found == task_info("green", 1)
 
 
-def test_a_product_with_a_name_of_any_letters_can_be_asked_for() -> None:
+def test_a_product_with_any_name_can_be_requested() -> None:
     from dummy import DummyDetector
 
     name = "Würfel 5% & mehr"
     with run_server(DummyDetector([name])) as service:
         assert service.client.get(f"/tasks/{name.replace('%', '%25')}").json()["name"] == name
-        headers = service.predict(encoded(rgb_image()), {"accept": "image/png"}, task=name).headers
+        headers = service.predict(encoded(sample_image()), {"accept": "image/png"}, task=name).headers
         assert headers["moleflow-task"] == "W%C3%BCrfel%205%25%20%26%20mehr"
 
 
@@ -41,7 +41,7 @@ def test_an_unknown_product_gets_a_404_problem_that_lists_the_known_ones(service
     assert "red, green, blue" in response.json()["detail"]
 
 
-def test_a_ready_service_says_what_it_serves(service: Running) -> None:
+def test_a_ready_service_reports_what_it_serves(service: Running) -> None:
     assert service.client.get("/health/live").json() == {"status": "live"}
     found = service.client.get("/health/ready").json()
     assert (found["status"], found["tasks"], found["device"], found["precision"]) == ("ready", 3, "cpu", "fp32")
@@ -56,7 +56,7 @@ def test_a_ready_service_says_what_it_serves(service: Running) -> None:
         ("DELETE", "/tasks", 405, "use GET"),
     ],
 )
-def test_a_wrong_address_or_method_gets_a_problem(
+def test_a_wrong_path_or_method_gets_a_problem(
     service: Running, method: str, path: str, status: int, said: str
 ) -> None:
     response = service.client.request(method, path)
@@ -66,9 +66,9 @@ def test_a_wrong_address_or_method_gets_a_problem(
     assert said in problem.detail
 
 
-def test_the_metrics_can_be_parsed_and_count(service: Running) -> None:
+def test_the_metrics_are_valid_and_count_requests(service: Running) -> None:
     before = service.metric("moleflow_predictions_total", task="green", verdict="anomalous")
-    assert service.predict(encoded(rgb_image(spot=True))).status_code == 200
+    assert service.predict(encoded(sample_image(spot=True))).status_code == 200
     response = service.client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain")
     names = {family.name for family in text_string_to_metric_families(response.text)}
@@ -95,14 +95,14 @@ def test_requests_are_counted_by_route_and_status_never_by_path(service: Running
     assert 'route="/tasks/a"' not in service.client.get("/metrics").text
 
 
-def test_two_services_in_one_process_count_apart() -> None:
+def test_two_services_in_one_process_have_separate_metrics() -> None:
     with run_server() as one, run_server() as other:
-        one.predict(encoded(rgb_image()))
+        one.predict(encoded(sample_image()))
         assert one.metric("moleflow_batch_size_count") == 1
         assert other.metric("moleflow_batch_size_count") == 0
 
 
-def test_the_description_tells_both_bodies_and_all_answers(service: Running) -> None:
+def test_the_schema_documents_both_kinds_of_body_and_all_responses(service: Running) -> None:
     operation = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]
     assert operation["requestBody"]["content"].keys() == {
         "multipart/form-data",
@@ -116,14 +116,14 @@ def test_the_description_tells_both_bodies_and_all_answers(service: Running) -> 
     assert problems == {"403", "404", "406", "408", "413", "414", "415", "421", "422", "429", "500", "503"}
 
 
-def test_the_example_in_the_description_is_a_valid_response(service: Running) -> None:
+def test_the_example_in_the_schema_is_a_valid_response(service: Running) -> None:
     from moleflow.service.responses.schemas import PredictionResponse
 
     told = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]
     PredictionResponse.model_validate(told["content"]["application/json"]["example"])
 
 
-def test_the_documentation_and_all_its_files_come_from_the_service(service: Running) -> None:
+def test_the_documentation_is_served_without_other_servers(service: Running) -> None:
     response = service.client.get("/docs")
     assert response.status_code == 200
     files = re.findall(r'(?:src|href)="([^"]*)"', response.text)
@@ -133,7 +133,7 @@ def test_the_documentation_and_all_its_files_come_from_the_service(service: Runn
 
 
 @pytest.mark.skipif(not (PAGE / "index.html").is_file(), reason="this checkout has no page")
-def test_the_page_and_its_files_are_served_and_asked_for_again(service: Running) -> None:
+def test_the_page_and_its_files_are_served_and_revalidated(service: Running) -> None:
     response = service.client.get("/")
     assert response.headers["content-type"].startswith("text/html")
     assert response.headers["cache-control"] == "no-cache"

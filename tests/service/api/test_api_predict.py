@@ -1,4 +1,4 @@
-"""POST /predict: what goes in, and the forms of the answer."""
+"""POST /predict: image formats and response formats."""
 
 import base64
 import io
@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from dummy import SIZE
 from PIL import Image
-from rgb_images import encoded, rgb_image
 from running import Running
+from sample_images import encoded, sample_image
 
 from moleflow.model.images.decode import MAX_SIDE
 
@@ -17,14 +17,14 @@ PROBLEM = "application/problem+json"
 
 
 def kinds() -> dict[str, bytes]:
-    """One image in every form that arrives in practice."""
-    rgb = Image.fromarray(rgb_image())
+    """An image in every format that occurs in practice."""
+    rgb = Image.fromarray(sample_image())
     grey16 = np.linspace(0, 65535, 60 * 90).reshape(60, 90).astype(np.uint16)
     exif = Image.Exif()
     exif[0x0112] = 3
     transparent = rgb.convert("RGBA")
     transparent.putalpha(Image.linear_gradient("L").resize(rgb.size))
-    frames = [Image.fromarray(rgb_image(spot=spot)).convert("P") for spot in (False, True)]
+    frames = [Image.fromarray(sample_image(spot=spot)).convert("P") for spot in (False, True)]
     return {
         "png": encoded(rgb),
         "jpeg": encoded(rgb, "JPEG"),
@@ -55,14 +55,14 @@ KINDS = kinds()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_of_image_is_judged(service: Running, kind: str) -> None:
+def test_every_kind_of_image_is_scored(service: Running, kind: str) -> None:
     response = service.predict(KINDS[kind], map="none")
     assert response.status_code == 200
     assert response.json()["image"] == {"width": 90, "height": 60}
 
 
-def test_the_answer_tells_product_verdict_and_map(service: Running) -> None:
-    found = service.predict(encoded(rgb_image(spot=True))).json()
+def test_the_response_has_product_verdict_and_map(service: Running) -> None:
+    found = service.predict(encoded(sample_image(spot=True))).json()
     assert found["task"] == {"name": "green", "index": 1}
     assert [c["name"] for c in found["routing"]["candidates"]] == ["green", "red", "blue"]
     assert found["routing"]["distance"] == found["routing"]["candidates"][0]["distance"]
@@ -75,11 +75,11 @@ def test_the_answer_tells_product_verdict_and_map(service: Running) -> None:
 
 
 def test_a_good_image_is_called_good(service: Running) -> None:
-    assert service.predict(encoded(rgb_image())).json()["is_anomalous"] is False
+    assert service.predict(encoded(sample_image())).json()["is_anomalous"] is False
 
 
-def test_a_multipart_form_gets_the_same_answer_as_a_raw_body(service: Running) -> None:
-    data = encoded(rgb_image(spot=True))
+def test_a_multipart_form_gets_the_same_response_as_a_raw_body(service: Running) -> None:
+    data = encoded(sample_image(spot=True))
     form = service.client.post("/predict", files={"file": ("a.png", data, "image/png")}).json()
     raw = service.predict(data).json()
     del form["timing_ms"], raw["timing_ms"]
@@ -88,15 +88,15 @@ def test_a_multipart_form_gets_the_same_answer_as_a_raw_body(service: Running) -
 
 def test_a_raw_body_without_content_type_is_read(service: Running) -> None:
     with service.connect() as connection:
-        data = encoded(rgb_image())
+        data = encoded(sample_image())
         connection.sendall(
             b"POST /predict?map=none HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(data) + data
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 200 ")
 
 
-def test_the_map_lies_where_the_defect_is(service: Running) -> None:
-    found = service.predict(encoded(rgb_image(spot=True)), map="npy").json()["anomaly_map"]
+def test_the_map_peaks_at_the_defect(service: Running) -> None:
+    found = service.predict(encoded(sample_image(spot=True)), map="npy").json()["anomaly_map"]
     values = np.load(io.BytesIO(base64.b64decode(found["data"])))
     row, column = np.unravel_index(values.argmax(), values.shape)
     assert 15 <= row < 30
@@ -104,7 +104,7 @@ def test_the_map_lies_where_the_defect_is(service: Running) -> None:
 
 
 def test_a_png_map_gives_the_same_values_as_an_npy_map(service: Running) -> None:
-    data = encoded(rgb_image(spot=True))
+    data = encoded(sample_image(spot=True))
     png = service.predict(data, map="png").json()["anomaly_map"]
     npy = service.predict(data, map="npy").json()["anomaly_map"]
     assert (png["dtype"], npy["dtype"]) == ("uint16", "float32")
@@ -116,46 +116,46 @@ def test_a_png_map_gives_the_same_values_as_an_npy_map(service: Running) -> None
 
 
 @pytest.mark.parametrize(("size", "shape"), [("image", [60, 90]), ("model", [SIZE, SIZE])])
-def test_the_map_has_the_size_that_was_asked_for(service: Running, size: str, shape: list[int]) -> None:
-    found = service.predict(encoded(rgb_image()), map_size=size).json()["anomaly_map"]
+def test_the_map_has_the_requested_size(service: Running, size: str, shape: list[int]) -> None:
+    found = service.predict(encoded(sample_image()), map_size=size).json()["anomaly_map"]
     assert found["shape"] == shape
     assert list(Image.open(io.BytesIO(base64.b64decode(found["data"]))).size) == shape[::-1]
 
 
 def test_without_a_map_the_field_is_null(service: Running) -> None:
-    assert service.predict(encoded(rgb_image()), map="none").json()["anomaly_map"] is None
+    assert service.predict(encoded(sample_image()), map="none").json()["anomaly_map"] is None
 
 
 def test_a_named_product_skips_routing(service: Running) -> None:
-    found = service.predict(encoded(rgb_image()), task="blue").json()
+    found = service.predict(encoded(sample_image()), task="blue").json()
     assert found["task"] == {"name": "blue", "index": 2}
     assert found["routing"]["forced"] is True
     assert found["routing"]["candidates"][0]["name"] == "green"
 
 
-def test_accept_png_gets_the_overlay_at_the_size_of_the_image(service: Running) -> None:
-    response = service.predict(encoded(rgb_image(spot=True)), {"accept": "image/png"})
+def test_accept_png_returns_the_overlay_at_the_size_of_the_image(service: Running) -> None:
+    response = service.predict(encoded(sample_image(spot=True)), {"accept": "image/png"})
     assert response.headers["content-type"] == "image/png"
     image = Image.open(io.BytesIO(response.content))
     assert (image.format, image.size) == ("PNG", (90, 60))
 
 
-def test_the_overlay_of_a_turned_photograph_is_upright(service: Running) -> None:
+def test_the_overlay_of_a_rotated_photograph_is_upright(service: Running) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
-    response = service.predict(encoded(rgb_image(), "JPEG", exif=exif.tobytes()), {"accept": "image/png"})
+    response = service.predict(encoded(sample_image(), "JPEG", exif=exif.tobytes()), {"accept": "image/png"})
     assert Image.open(io.BytesIO(response.content)).size == (60, 90)
 
 
-def test_accept_npy_gets_the_bare_map(service: Running) -> None:
-    response = service.predict(encoded(rgb_image()), {"accept": "application/x-npy"}, map_size="model")
+def test_accept_npy_returns_the_map_alone(service: Running) -> None:
+    response = service.predict(encoded(sample_image()), {"accept": "application/x-npy"}, map_size="model")
     assert response.headers["content-type"] == "application/x-npy"
     values = np.load(io.BytesIO(response.content), allow_pickle=False)
     assert (values.shape, values.dtype) == ((SIZE, SIZE), np.float32)
 
 
-def test_an_answer_that_is_not_json_has_the_verdict_in_its_headers(service: Running) -> None:
-    data = encoded(rgb_image(spot=True))
+def test_a_response_that_is_not_json_has_the_verdict_in_its_headers(service: Running) -> None:
+    data = encoded(sample_image(spot=True))
     headers = service.predict(data, {"accept": "image/png"}).headers
     found = service.predict(data).json()
     assert headers["moleflow-task"] == "green"
@@ -164,17 +164,17 @@ def test_an_answer_that_is_not_json_has_the_verdict_in_its_headers(service: Runn
     assert headers["moleflow-anomalous"] == "true"
 
 
-def test_the_json_has_no_number_that_json_cannot_carry(service: Running) -> None:
+def test_the_json_has_only_finite_numbers(service: Running) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
 
-    json.loads(service.predict(encoded(rgb_image())).text, parse_constant=refuse)
+    json.loads(service.predict(encoded(sample_image())).text, parse_constant=refuse)
 
 
 @pytest.mark.parametrize("accept", ["application/json", "image/png", "application/x-npy"])
 @pytest.mark.parametrize(("width", "height"), [(1, 1), (1, 5000), (MAX_SIDE, 1)])
-def test_an_image_of_extreme_shape_is_judged(service: Running, width: int, height: int, accept: str) -> None:
-    assert service.predict(encoded(rgb_image(width, height)), {"accept": accept}).status_code == 200
+def test_an_image_of_extreme_shape_is_scored(service: Running, width: int, height: int, accept: str) -> None:
+    assert service.predict(encoded(sample_image(width, height)), {"accept": accept}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -182,17 +182,17 @@ def test_an_image_of_extreme_shape_is_judged(service: Running, width: int, heigh
     [
         (b"hello", {}, {}, 415, "is not a PNG, JPEG"),
         (b"", {}, {}, 422, "body is empty"),
-        (encoded(rgb_image())[:120], {}, {}, 415, "save it again"),
-        (encoded(rgb_image(), "JPEG")[:400], {}, {}, 415, "save it again"),
+        (encoded(sample_image())[:120], {}, {}, 415, "save it again"),
+        (encoded(sample_image(), "JPEG")[:400], {}, {}, 415, "save it again"),
         (encoded(Image.fromarray(np.zeros((5, 5), np.float32)), "TIFF"), {}, {}, 415, "floating-point"),
         (b"%PDF-1.7", {}, {}, 415, "save it as PNG or JPEG"),
         (b"{}", {"content-type": "application/json"}, {}, 415, "application/json"),
-        (encoded(rgb_image()), {"content-type": "multipart/form-data"}, {}, 422, "boundary"),
-        (encoded(rgb_image()), {}, {"task": "bottle"}, 404, "learned: red, green, blue"),
-        (encoded(rgb_image()), {}, {"map": "jpg"}, 422, "'none', 'png', 'npy' or 'npy16'"),
-        (encoded(rgb_image()), {}, {"map_size": "huge"}, 422, "'image' or 'model'"),
-        (encoded(rgb_image()), {}, {"tsk": "red"}, 422, "no query parameter 'tsk'"),
-        (encoded(rgb_image()), {"accept": "text/html"}, {}, 406, "application/x-npy"),
+        (encoded(sample_image()), {"content-type": "multipart/form-data"}, {}, 422, "boundary"),
+        (encoded(sample_image()), {}, {"task": "bottle"}, 404, "learned: red, green, blue"),
+        (encoded(sample_image()), {}, {"map": "jpg"}, 422, "'none', 'png', 'npy' or 'npy16'"),
+        (encoded(sample_image()), {}, {"map_size": "huge"}, 422, "'image' or 'model'"),
+        (encoded(sample_image()), {}, {"tsk": "red"}, 422, "no query parameter 'tsk'"),
+        (encoded(sample_image()), {"accept": "text/html"}, {}, 406, "application/x-npy"),
     ],
 )
 def test_a_bad_request_gets_a_problem_that_says_what_to_do(
@@ -208,7 +208,7 @@ def test_a_bad_request_gets_a_problem_that_says_what_to_do(
 
 
 def test_a_form_without_the_field_is_refused(service: Running) -> None:
-    response = service.client.post("/predict", files={"image": ("a.png", encoded(rgb_image()), "image/png")})
+    response = service.client.post("/predict", files={"image": ("a.png", encoded(sample_image()), "image/png")})
     assert response.status_code == 422
     assert "'file' is missing" in response.json()["detail"]
 
@@ -216,7 +216,7 @@ def test_a_form_without_the_field_is_refused(service: Running) -> None:
 BLACK = encoded(np.zeros((60, 90, 3), np.uint8))
 
 
-def test_an_image_of_no_learned_product_is_told_so_with_the_nearest(service: Running) -> None:
+def test_an_image_of_an_unknown_product_gets_the_nearest_products(service: Running) -> None:
     before = service.metric("moleflow_predictions_total", verdict="unknown_product")
     response = service.predict(BLACK)
     found = response.json()
@@ -227,13 +227,13 @@ def test_an_image_of_no_learned_product_is_told_so_with_the_nearest(service: Run
     assert service.metric("moleflow_predictions_total", verdict="unknown_product") == before + 1
 
 
-def test_a_named_product_is_scored_even_if_it_would_be_refused(service: Running) -> None:
+def test_an_image_of_an_unknown_product_is_scored_if_a_product_is_named(service: Running) -> None:
     found = service.predict(BLACK, task="blue").json()
     assert (found["verdict"], found["task"]["name"]) == ("good", "blue")
 
 
 @pytest.mark.parametrize("accept", ["image/png", "application/x-npy"])
-def test_where_nothing_but_the_map_is_wanted_an_unknown_product_is_a_problem(service: Running, accept: str) -> None:
+def test_requesting_the_map_alone_fails_for_an_unknown_product(service: Running, accept: str) -> None:
     response = service.predict(BLACK, {"accept": accept})
     assert response.status_code == 422
     assert response.json()["type"] == "urn:moleflow:problem:unknown-product"
@@ -241,15 +241,15 @@ def test_where_nothing_but_the_map_is_wanted_an_unknown_product_is_a_problem(ser
     assert service.predict(BLACK, {"accept": accept}, task="red").status_code == 200
 
 
-def test_the_answer_carries_raw_and_calibrated_score_and_the_rate_of_the_threshold(service: Running) -> None:
-    found = service.predict(encoded(rgb_image(spot=True))).json()
+def test_the_response_has_raw_and_calibrated_score_and_false_alarm_rate(service: Running) -> None:
+    found = service.predict(encoded(sample_image(spot=True))).json()
     assert (found["verdict"], found["false_alarm_rate"]) == ("anomalous", 0.01)
     assert found["p_value"] < found["false_alarm_rate"]
-    assert service.predict(encoded(rgb_image())).json()["p_value"] > 0.01
+    assert service.predict(encoded(sample_image())).json()["p_value"] > 0.01
 
 
-def test_the_false_alarm_rate_of_a_request_moves_its_thresholds_only(service: Running) -> None:
-    data = encoded(rgb_image(spot=True))
+def test_the_false_alarm_rate_of_a_request_changes_only_its_thresholds(service: Running) -> None:
+    data = encoded(sample_image(spot=True))
     usual, strict, after = (
         service.predict(data, **query).json() for query in ({}, {"false_alarm_rate": "0.00001"}, {})
     )
@@ -261,15 +261,15 @@ def test_the_false_alarm_rate_of_a_request_moves_its_thresholds_only(service: Ru
 
 
 @pytest.mark.parametrize("rate", ["0", "1", "-1", "often", "nan"])
-def test_a_false_alarm_rate_that_is_no_probability_is_refused(service: Running, rate: str) -> None:
-    response = service.predict(encoded(rgb_image()), false_alarm_rate=rate)
+def test_a_false_alarm_rate_outside_0_to_1_is_rejected(service: Running, rate: str) -> None:
+    response = service.predict(encoded(sample_image()), false_alarm_rate=rate)
     assert response.status_code == 422
     assert "false_alarm_rate" in response.json()["detail"]
 
 
-def test_a_region_lies_on_the_defect_in_pixels_of_the_image(service: Running) -> None:
-    [region] = service.predict(encoded(rgb_image(900, 600, spot=True)), map="none").json()["regions"]
-    # The spot covers columns 225 to 450 and rows 150 to 300; the map is coarser than that by its cells.
+def test_a_region_covers_the_defect_in_image_pixels(service: Running) -> None:
+    [region] = service.predict(encoded(sample_image(900, 600, spot=True)), map="none").json()["regions"]
+    # The spot covers columns 225 to 450 and rows 150 to 300, within the resolution of the map.
     assert region["x"] == pytest.approx(225, abs=900 / 8)
     assert region["x"] + region["width"] == pytest.approx(450, abs=900 / 8)
     assert region["y"] == pytest.approx(150, abs=600 / 8)
@@ -280,4 +280,4 @@ def test_a_region_lies_on_the_defect_in_pixels_of_the_image(service: Running) ->
 
 
 def test_a_good_image_has_no_region(service: Running) -> None:
-    assert service.predict(encoded(rgb_image())).json()["regions"] == []
+    assert service.predict(encoded(sample_image())).json()["regions"] == []

@@ -1,4 +1,4 @@
-"""A refusal is read by whoever gets it, although the upload that it refuses was still on its way."""
+"""Clients receive error responses even while they are still uploading."""
 
 import getpass
 import http.client
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from rgb_images import encoded, rgb_image
 from running import PATIENCE, Running, eventually, free_port, read_answer, request_head, run_server
+from sample_images import encoded, sample_image
 
 UPLOAD = bytes(7_700_000)
-"""More than all buffers between a client and the service hold."""
+"""More than all buffers between client and service can hold."""
 
 REFUSED = {
     404: ("POST", "/predict?task=bottle", {}),
@@ -26,7 +26,7 @@ REFUSED = {
     415: ("POST", "/predict", {"Content-Type": "text/plain"}),
     422: ("POST", "/predict?tsk=red", {}),
 }
-"""A request for each status that is decided before the body has come; for 413, that is by its length."""
+"""A request for each status that is sent before the body arrives."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def small() -> Iterator[Running]:
 
 
 def by_urllib(url: str, method: str, headers: dict[str, str], body: bytes = UPLOAD) -> tuple[int, dict[str, object]]:
-    """Status and problem by the client that asks with ``Connection: close`` and reads nothing until all is sent."""
+    """Status and problem for a client that sends ``Connection: close`` and everything before it reads."""
     request = urllib.request.Request(url, body, {"Content-Type": "image/png"} | headers, method=method)
     with pytest.raises(urllib.error.HTTPError) as refusal, urllib.request.urlopen(request, timeout=PATIENCE):
         pass
@@ -45,7 +45,7 @@ def by_urllib(url: str, method: str, headers: dict[str, str], body: bytes = UPLO
 
 
 @pytest.mark.parametrize("status", REFUSED)
-def test_a_refusal_reaches_a_client_that_sends_all_before_it_reads(small: Running, status: int) -> None:
+def test_an_error_reaches_a_client_that_sends_everything_before_reading(small: Running, status: int) -> None:
     method, path, headers = REFUSED[status]
     for _ in range(3):
         found, problem = by_urllib(small.url + path, method, headers)
@@ -53,7 +53,7 @@ def test_a_refusal_reaches_a_client_that_sends_all_before_it_reads(small: Runnin
 
 
 @pytest.mark.parametrize("status", REFUSED)
-def test_a_refusal_leaves_a_kept_connection_in_order(small: Running, status: int) -> None:
+def test_a_connection_works_after_a_rejected_upload(small: Running, status: int) -> None:
     method, path, headers = REFUSED[status]
     connection = http.client.HTTPConnection("127.0.0.1", small.port, timeout=PATIENCE)
     for _ in range(3):
@@ -65,7 +65,7 @@ def test_a_refusal_leaves_a_kept_connection_in_order(small: Running, status: int
     connection.close()
 
 
-def test_a_full_house_tells_everyone_when_to_come_again() -> None:
+def test_a_full_queue_sends_retry_after() -> None:
     with run_server(queue_size=1) as running:
         holder = running.hold()
         request = urllib.request.Request(running.url + "/predict", UPLOAD, {"Content-Type": "image/png"})
@@ -78,13 +78,13 @@ def test_a_full_house_tells_everyone_when_to_come_again() -> None:
         holder.join()
 
 
-def test_an_answer_other_than_a_refusal_reaches_a_client_that_sends_too_much(small: Running) -> None:
+def test_a_success_response_reaches_a_client_that_sends_too_much(small: Running) -> None:
     request = urllib.request.Request(small.url + "/tasks", UPLOAD, method="GET")
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         assert answer.status == 200
 
 
-def test_what_is_no_http_is_told_so_however_much_of_it_comes(small: Running) -> None:
+def test_malformed_http_gets_an_error_however_much_is_sent(small: Running) -> None:
     with small.connect() as connection:
         connection.sendall(b"\x16\x03\x01" * 2_000_000)
         status, headers, body = read_answer(connection)
@@ -93,7 +93,7 @@ def test_what_is_no_http_is_told_so_however_much_of_it_comes(small: Running) -> 
     assert json.loads(body)["status"] == 400
 
 
-def test_a_client_that_waits_for_100_continue_is_refused_without_sending_its_body(small: Running) -> None:
+def test_a_client_that_waits_for_100_continue_is_rejected_without_sending_its_body(small: Running) -> None:
     with small.connect() as connection:
         head = request_head(5_000_000).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
         connection.sendall(head)
@@ -102,8 +102,10 @@ def test_a_client_that_waits_for_100_continue_is_refused_without_sending_its_bod
         assert connection.recv(1) == b""  # closed at once
 
 
-def test_a_refused_client_that_never_ends_its_upload_is_cut(small: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moleflow.service.connections.transport._THROW_AWAY_BYTES", 20_000_000)
+def test_a_rejected_client_that_never_stops_sending_is_disconnected(
+    small: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moleflow.service.connections.transport._DISCARD_BYTES", 20_000_000)
     for ending in (b"", b"Connection: close\r\n"):
         with small.connect() as connection, pytest.raises(OSError, match=r"reset|[Pp]ipe"):
             connection.sendall(request_head(10**12).replace(b"\r\n\r\n", b"\r\n" + ending + b"\r\n"))
@@ -112,19 +114,21 @@ def test_a_refused_client_that_never_ends_its_upload_is_cut(small: Running, monk
 
 
 @pytest.mark.parametrize("ending", ["", "Connection: close\r\n"])
-def test_a_refused_client_that_falls_silent_is_cut(
+def test_a_rejected_client_that_falls_silent_is_disconnected(
     small: Running, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     monkeypatch.setattr("moleflow.service.connections.transport._SILENCE_SECONDS", 0.2)
     with small.connect() as connection:
         connection.sendall(request_head(10**7).replace(b"\r\n\r\n", f"\r\n{ending}\r\n".encode()))
         assert read_answer(connection)[0] == 413
-        assert eventually(lambda: small.metric("moleflow_connections") == 1)  # the one that asks
+        assert eventually(lambda: small.metric("moleflow_connections") == 1)  # that of /metrics
 
 
 @pytest.mark.parametrize("ending", ["", "Connection: close\r\n"])
-def test_a_refused_client_that_drips_is_cut(small: Running, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
-    monkeypatch.setattr("moleflow.service.connections.transport._THROW_AWAY_SECONDS", 0.2)
+def test_a_rejected_client_that_sends_slowly_is_disconnected(
+    small: Running, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    monkeypatch.setattr("moleflow.service.connections.transport._DISCARD_SECONDS", 0.2)
     with small.connect() as connection:
         connection.sendall(request_head(10**7).replace(b"\r\n\r\n", f"\r\n{ending}\r\n".encode()))
         assert read_answer(connection)[0] == 413
@@ -141,7 +145,7 @@ def test_a_refused_client_that_drips_is_cut(small: Running, monkeypatch: pytest.
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("options", [[], ["-H", "Connection: close"], ["--http1.0"], ["-H", "Expect:"]])
-def test_curl_shows_the_refusal(small: Running, tmp_path: Path, options: list[str]) -> None:
+def test_curl_shows_the_error(small: Running, tmp_path: Path, options: list[str]) -> None:
     upload = tmp_path / "upload.png"
     upload.write_bytes(UPLOAD)
     command = ["curl", "-sS", "-w", "%{http_code}", "-o", str(tmp_path / "answer"), *options, "--data-binary"]
@@ -184,7 +188,7 @@ http {{
 
 @pytest.fixture(scope="module")
 def proxy(small: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """nginx before the service, speaking HTTP/1.0 to it."""
+    """An nginx that proxies the service with HTTP/1.0."""
     nginx = shutil.which("nginx", path="/usr/sbin:/usr/bin:/usr/local/bin")
     if nginx is None:
         pytest.skip("nginx is not installed")
@@ -206,33 +210,35 @@ def proxy(small: Running, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.mark.parametrize("folder", ["", "/unbuffered"])
 @pytest.mark.parametrize("status", REFUSED)
-def test_a_refusal_passes_a_proxy_that_speaks_http_1_0(proxy: str, status: int, folder: str) -> None:
+def test_an_error_passes_through_an_http_1_0_proxy(proxy: str, status: int, folder: str) -> None:
     method, path, headers = REFUSED[status]
     found, problem = by_urllib(proxy + folder + path, method, headers)
     assert found == problem["status"] == status
 
 
-def test_an_image_passes_the_proxy(proxy: str) -> None:
-    request = urllib.request.Request(proxy + "/predict?map=none", encoded(rgb_image()), {"Content-Type": "image/png"})
+def test_an_image_passes_through_the_proxy(proxy: str) -> None:
+    request = urllib.request.Request(
+        proxy + "/predict?map=none", encoded(sample_image()), {"Content-Type": "image/png"}
+    )
     with urllib.request.urlopen(request, timeout=PATIENCE) as answer:
         assert answer.status == 200
 
 
 @pytest.mark.parametrize("version", ["9.9", "2.0"])
-def test_a_version_of_http_that_is_not_spoken_is_refused(small: Running, version: str) -> None:
+def test_an_unsupported_http_version_is_rejected(small: Running, version: str) -> None:
     with small.connect() as connection:
         connection.sendall(f"GET /health/live HTTP/{version}\r\nHost: localhost\r\n\r\n".encode())
         assert connection.recv(65536).startswith(b"HTTP/1.1 400 ")
 
 
 @pytest.mark.parametrize(("lines", "status"), [(90, b"200"), (110, b"431"), (3000, b"431")])
-def test_a_head_of_very_many_lines_is_refused(small: Running, lines: int, status: bytes) -> None:
+def test_a_request_with_too_many_headers_is_rejected(small: Running, lines: int, status: bytes) -> None:
     with small.connect() as connection:
         connection.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n" + b"a:\r\n" * lines + b"\r\n")
         assert connection.recv(65536).split()[1] == status
 
 
-def test_many_requests_at_once_are_not_taken_for_one_of_many_lines(small: Running) -> None:
+def test_pipelined_requests_are_not_mistaken_for_one_with_many_headers(small: Running) -> None:
     request = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with small.connect() as connection:
         connection.sendall(request * 60 + request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))

@@ -1,4 +1,4 @@
-"""The service does what its description says, on requests that are made from the description, right ones and wrong."""
+"""The service conforms to its schema on valid and invalid requests generated from it."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ schema = schemathesis.openapi.from_dict(create_app(Settings(checkpoint="dummy.sa
 @schema.parametrize()
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_every_answer_is_one_that_the_description_allows(case: Any, service: Running) -> None:
-    # No schema tells an image from other bytes, or that the form may not contradict the query.
+    # A schema cannot express what an image is, or that form and query must not contradict each other.
     unknowable = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")] if case.method == "POST" else []
     case.call_and_validate(base_url=service.url, excluded_checks=unknowable)
 

@@ -1,4 +1,4 @@
-"""The page in a real Chromium, in front of a real server with the dummy model."""
+"""The page in Chromium, with a real server and the dummy model."""
 
 import base64
 import io
@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from dummy import DummyDetector
 from PIL import Image
-from rgb_images import encoded, rgb_image
 from running import Running, run_server
+from sample_images import encoded, sample_image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 
 CHROMIUM = shutil.which("chromium")
-PATIENCE_MS = 30_000  # a busy machine takes seconds over what takes a quiet one a fraction
+PATIENCE_MS = 30_000  # generous, for busy machines
 sync_api.expect.set_options(timeout=PATIENCE_MS)
 
 pytestmark = [
@@ -39,7 +39,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-GOOD, DEFECT = encoded(rgb_image(180, 120)), encoded(rgb_image(180, 120, spot=True))
+GOOD, DEFECT = encoded(sample_image(180, 120)), encoded(sample_image(180, 120, spot=True))
 PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
 
 
@@ -58,7 +58,7 @@ def opened(browser: Any, running: Running, **options: Any) -> Iterator[Any]:
     context.set_default_timeout(PATIENCE_MS)
     try:
         page = context.new_page()
-        # Playwright begins to catch file choosers when somebody listens, and not at once: listen from the beginning.
+        # Playwright intercepts file choosers only some time after a listener is added, so add it first.
         page.on("filechooser", lambda _: None)
         page.goto(f"{running.url}/")
         yield page
@@ -82,7 +82,7 @@ def choose(page: Any, data: bytes, name: str = "part.png") -> None:
 
 
 def transfer(page: Any, data: bytes, name: str = "part.png") -> Any:
-    """A DataTransfer that carries one image, as a drag or the clipboard does."""
+    """A DataTransfer with one image, as from dragging or the clipboard."""
     return page.evaluate_handle(
         """async ([data, name]) => {
             const blob = await (await new Response(Uint8Array.from(atob(data), (c) => c.charCodeAt(0)))).blob();
@@ -95,7 +95,7 @@ def transfer(page: Any, data: bytes, name: str = "part.png") -> Any:
 
 
 def overlay_alpha(page: Any, x: float, y: float) -> int:
-    """How opaque the painted map is, 0…255, at a place given as shares of the width and the height."""
+    """Opacity of the painted map, 0…255, at a relative position."""
     script = """([x, y]) => {
         const canvas = document.querySelector("#overlay");
         return canvas.getContext("2d").getImageData(x * canvas.width, y * canvas.height, 1, 1).data[3];
@@ -107,7 +107,7 @@ def screenshot(page: Any, selector: str) -> Image.Image:
     return Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
 
 
-def test_loading_and_using_the_page_logs_no_error_and_asks_no_other_server(browser: Any, service: Running) -> None:
+def test_the_page_logs_no_error_and_contacts_no_other_server(browser: Any, service: Running) -> None:
     problems, addresses = [], []
     context = browser.new_context()
     page = context.new_page()
@@ -122,7 +122,7 @@ def test_loading_and_using_the_page_logs_no_error_and_asks_no_other_server(brows
     assert {url for url in addresses if not url.startswith((f"{service.url}/", f"blob:{service.url}/"))} == set()
 
 
-def test_the_page_works_below_a_path(browser: Any) -> None:
+def test_the_page_works_under_a_path_prefix(browser: Any) -> None:
     with run_server(root_path="/factory/inspection") as running, opened(browser, running) as page:
         page.goto(f"{running.url}/factory/inspection/")
         choose(page, DEFECT)
@@ -130,7 +130,7 @@ def test_the_page_works_below_a_path(browser: Any) -> None:
         expect(page, "#curl").to_contain_text(f"{running.url}/factory/inspection/predict?")
 
 
-def test_the_documentation_is_drawn_and_tries_requests_and_asks_no_other_server(browser: Any) -> None:
+def test_the_documentation_renders_and_sends_requests_without_other_servers(browser: Any) -> None:
     problems, addresses, prefix = [], [], "/factory/inspection"
     with run_server(root_path=prefix) as running:
         context = browser.new_context()
@@ -161,7 +161,7 @@ def test_a_chosen_image_shows_product_verdict_and_score(page: Any, service: Runn
     assert shown == pytest.approx(score, abs=0.06)
 
 
-def test_a_dropped_image_is_examined(page: Any) -> None:
+def test_a_dropped_image_is_inspected(page: Any) -> None:
     page.dispatch_event("#stage", "drop", {"dataTransfer": transfer(page, DEFECT, "dropped.png")})
     expect(page, "#verdict").to_have_text("Defect")
     expect(page, "#findings").to_contain_text("dropped.png")
@@ -172,7 +172,7 @@ def test_an_image_dropped_beside_the_stage_does_not_leave_the_page(page: Any) ->
     expect(page, "#verdict").to_have_text("Good")
 
 
-def test_an_image_pasted_from_the_clipboard_is_examined(browser: Any, service: Running) -> None:
+def test_an_image_pasted_from_the_clipboard_is_inspected(browser: Any, service: Running) -> None:
     with opened(browser, service, permissions=["clipboard-read", "clipboard-write"]) as page:
         page.evaluate(
             """async (data) => {
@@ -185,7 +185,7 @@ def test_an_image_pasted_from_the_clipboard_is_examined(browser: Any, service: R
         expect(page, "#verdict").to_have_text("Defect")
 
 
-def test_pasted_text_is_answered_with_what_to_do(page: Any) -> None:
+def test_pasting_text_shows_what_to_do(page: Any) -> None:
     page.evaluate(
         """() => {
             const clipboardData = new DataTransfer();
@@ -214,14 +214,14 @@ def test_the_verdict_is_announced(page: Any) -> None:
     expect(page, "[aria-live]").to_contain_text("Defect found. Product green, score")
 
 
-def test_the_map_is_coloured_on_the_defect_and_clear_elsewhere(page: Any) -> None:
+def test_the_map_is_coloured_on_the_defect_and_transparent_elsewhere(page: Any) -> None:
     choose(page, DEFECT)
     expect(page, "#verdict").to_be_visible()
     assert overlay_alpha(page, 0.375, 0.375) == 255
     assert overlay_alpha(page, 0.9, 0.9) == 0
 
 
-def test_the_map_of_a_good_image_is_clear(page: Any) -> None:
+def test_the_map_of_a_good_image_is_transparent(page: Any) -> None:
     choose(page, GOOD)
     expect(page, "#verdict").to_be_visible()
     assert {overlay_alpha(page, x / 10, y / 10) for x in range(10) for y in range(10)} == {0}
@@ -248,17 +248,17 @@ def test_a_good_image_has_no_boxes(page: Any) -> None:
     expect(page, "#regions .region").to_have_count(0)
 
 
-def test_an_unknown_product_is_told_with_the_nearest_and_can_be_scored_all_the_same(page: Any) -> None:
+def test_an_unknown_product_is_shown_with_the_nearest_and_can_be_scored_anyway(page: Any) -> None:
     choose(page, encoded(np.zeros((120, 180, 3), np.uint8)))
     expect(page, "#verdict").to_have_text("Unknown product")
     expect(page, "#candidates li").to_have_count(3)
-    expect(page, "[aria-live]").to_contain_text("Unknown product. The nearest learned one is red.")
+    expect(page, "[aria-live]").to_contain_text("Unknown product. The nearest learned product is red.")
     expect(page, "#overlay").to_be_hidden()
     page.get_by_label("Product", exact=True).select_option("blue")
     expect(page, "#verdict").to_have_text("Good")
 
 
-def test_the_score_is_explained_by_how_often_good_images_reach_it(page: Any) -> None:
+def test_the_score_is_shown_with_the_fraction_of_good_images_that_reach_it(page: Any) -> None:
     choose(page, DEFECT)
     expect(page, "#findings").to_contain_text("which 1 % of good images exceed")
     expect(page, "#p-value").to_contain_text("under 0.01 %")
@@ -270,7 +270,7 @@ def test_the_opacity_slider_fades_the_map(page: Any) -> None:
     slider = page.get_by_label("Map opacity")
 
     def shows_bare_image_becomes(wanted: bool) -> bool:
-        # What was changed is drawn some frames later, on a busy machine many.
+        # Changes are drawn some frames later.
         for _ in range(100):
             shot = screenshot(page, "#image")
             if (shot.getpixel((shot.width * 3 // 8, shot.height * 3 // 8)) == (255, 255, 255)) is wanted:
@@ -286,10 +286,10 @@ def test_the_opacity_slider_fades_the_map(page: Any) -> None:
     assert shows_bare_image_becomes(False)
 
 
-def test_an_image_that_the_camera_stored_sideways_lies_upright_under_its_map(page: Any) -> None:
+def test_a_rotated_photograph_is_shown_upright_under_its_map(page: Any) -> None:
     sideways = Image.Exif()
     sideways[0x0112] = 6  # orientation: turn by a quarter
-    choose(page, encoded(rgb_image(180, 120, spot=True), "JPEG", exif=sideways))
+    choose(page, encoded(sample_image(180, 120, spot=True), "JPEG", exif=sideways))
     expect(page, "#findings").to_contain_text("120 × 180 pixels")
     box, map_box = page.locator("#preview").bounding_box(), page.locator("#overlay").bounding_box()
     assert box == map_box
@@ -306,9 +306,9 @@ def test_a_chosen_product_is_sent_and_skips_routing(page: Any) -> None:
     expect(page, "#findings").to_contain_text("automatic routing would have taken green")
 
 
-def test_another_false_alarm_rate_judges_the_same_image_again_without_another_upload(page: Any) -> None:
+def test_changing_the_false_alarm_rate_rescores_the_same_image(page: Any) -> None:
     # It scores 99.0; the threshold is 100.0 for 1 % and 98.2 for 5 %.
-    choose(page, encoded((0.6 * rgb_image(180, 120, spot=True)).astype(np.uint8)))
+    choose(page, encoded((0.6 * sample_image(180, 120, spot=True)).astype(np.uint8)))
     expect(page, "#verdict").to_have_text("Good")
     with page.expect_request("**/predict?*") as sent:
         page.get_by_label("False alarms").select_option("5 %")
@@ -318,7 +318,7 @@ def test_another_false_alarm_rate_judges_the_same_image_again_without_another_up
     expect(page, "#curl").to_contain_text("false_alarm_rate=0.05")
 
 
-def test_the_result_stays_in_sight_while_it_is_judged_at_another_rate(browser: Any) -> None:
+def test_the_result_stays_visible_while_it_is_rescored(browser: Any) -> None:
     with run_server() as running, opened(browser, running) as page:
         choose(page, DEFECT)
         expect(page, "#verdict").to_have_text("Defect")
@@ -331,18 +331,18 @@ def test_the_result_stays_in_sight_while_it_is_judged_at_another_rate(browser: A
         expect(page, "#findings").to_contain_text("which 0.1 % of good images exceed")
 
 
-def test_the_rate_of_the_service_stands_among_the_choices_and_is_not_sent(browser: Any) -> None:
+def test_the_default_rate_is_among_the_choices_and_is_not_sent(browser: Any) -> None:
     detector = DummyDetector()
     detector.tasks = tuple(task.model_copy(update={"false_alarm_rate": 0.003}) for task in detector.tasks)
     with run_server(detector) as running, opened(browser, running) as page:
-        expect(page, "#rate option").to_have_text(["0.1 %", "0.3 %, as usual", "0.5 %", "1 %", "2 %", "5 %"])
+        expect(page, "#rate option").to_have_text(["0.1 %", "0.3 % (default)", "0.5 %", "1 %", "2 %", "5 %"])
         expect(page, "#rate").to_have_value("")
         with page.expect_request("**/predict?*") as sent:
             choose(page, GOOD)
         assert "false_alarm_rate" not in parse_qs(urlsplit(sent.value.url).query)
 
 
-def test_a_problem_document_is_shown_in_words(page: Any, service: Running) -> None:
+def test_a_problem_document_is_shown(page: Any, service: Running) -> None:
     text = b"This is no image."
     problem = service.predict(text).json()
     choose(page, text)
@@ -359,18 +359,18 @@ def test_the_next_image_replaces_a_problem(page: Any) -> None:
     expect(page, "#problem-title").to_have_count(0)
 
 
-def test_a_full_queue_is_told_and_tried_again(browser: Any) -> None:
+def test_a_full_queue_is_reported_and_retried(browser: Any) -> None:
     with run_server(queue_size=1) as running, opened(browser, running) as page, opened(browser, running) as other:
         running.detector.gate.clear()
         choose(other, GOOD)
         assert running.detector.entered.wait(20)
         choose(page, DEFECT)
-        expect(page, "#problem-title").to_have_text("Too many requests at this moment")
+        expect(page, "#problem-title").to_have_text("Too many requests")
         running.detector.gate.set()
         expect(page, "#verdict").to_have_text("Defect")
 
 
-def test_a_model_that_is_being_loaded_is_waited_for(browser: Any) -> None:
+def test_the_page_waits_for_a_loading_model(browser: Any) -> None:
     class SlowToWarmUp(DummyDetector):
         def warm_up(self, batch_size: int = 1) -> None:
             assert self.gate.wait(30)
@@ -384,10 +384,10 @@ def test_a_model_that_is_being_loaded_is_waited_for(browser: Any) -> None:
         expect(page, "#products tbody tr").to_have_count(3)
 
 
-def test_a_service_that_is_gone_is_told(page: Any) -> None:
+def test_an_unreachable_service_is_reported(page: Any) -> None:
     page.context.set_offline(True)
     choose(page, GOOD)
-    expect(page, "#problem-title").to_have_text("No answer from the service")
+    expect(page, "#problem-title").to_have_text("The service cannot be reached")
     expect(page, "#service").to_have_text("No connection")
     page.context.set_offline(False)
     page.get_by_role("button", name="Try again").click()
@@ -401,7 +401,7 @@ def test_the_learned_products_are_listed_with_images_date_and_threshold(page: An
     ]
 
 
-def test_a_service_without_products_says_how_to_teach_one(browser: Any) -> None:
+def test_a_service_without_products_shows_how_to_train_one(browser: Any) -> None:
     with run_server(DummyDetector(names=())) as running, opened(browser, running) as page:
         expect(page, "#products").to_contain_text("moleflow train DATA --task NAME --checkpoint dummy.safetensors")
 
@@ -416,7 +416,7 @@ def test_html_in_a_product_name_is_shown_as_text(browser: Any) -> None:
         assert page.title() == "MoLE-Flow"
 
 
-def test_a_phone_needs_no_sideways_scrolling(browser: Any) -> None:
+def test_a_phone_needs_no_horizontal_scrolling(browser: Any) -> None:
     names = ("red", "a_product_whose_name_is_longer_than_any_phone_is_wide_" * 3)
     with run_server(DummyDetector(names=names)) as running, opened(browser, running, **PHONE) as page:
         expect(page, "#products table").to_be_visible()
@@ -436,7 +436,7 @@ def test_a_phone_is_offered_its_camera(browser: Any, service: Running) -> None:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl on this machine")
-def test_the_curl_line_works_as_it_is_copied(browser: Any, service: Running, tmp_path: Path) -> None:
+def test_the_copied_curl_command_works(browser: Any, service: Running, tmp_path: Path) -> None:
     name = 'it\'s; "a" part.png'
     (tmp_path / name).write_bytes(DEFECT)
     with opened(browser, service, permissions=["clipboard-read", "clipboard-write"]) as page:

@@ -1,4 +1,4 @@
-"""The service behind a real nginx that offers it below a path of its own."""
+"""The service behind nginx, under a path prefix."""
 
 import shutil
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from rgb_images import encoded, rgb_image
 from running import PATIENCE, Running, eventually, run_server
+from sample_images import encoded, sample_image
 
 from moleflow.service.server import bind
 
@@ -47,7 +47,7 @@ HOST_FORWARDED = "proxy_set_header X-Forwarded-Host $http_host;"
 
 @dataclass
 class Proxy:
-    """A running proxy: where it offers the service, the service itself, and a client of the proxy."""
+    """A running proxy: its URL, the service, and a client of the proxy."""
 
     url: str
     service: Running
@@ -109,32 +109,32 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "swagger/swagger-ui.css",
     ],
 )
-def test_everything_is_reached_below_the_prefix(proxy: Proxy, path: str) -> None:
+def test_every_route_works_under_the_prefix(proxy: Proxy, path: str) -> None:
     assert proxy.client.get(path).status_code == 200
     assert proxy.client.head(path).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/", "/tasks", "/health/ready", "/page/app.js"])
-def test_the_service_is_reached_without_the_prefix_too_as_probes_do(proxy: Proxy, path: str) -> None:
+def test_probes_work_without_the_prefix(proxy: Proxy, path: str) -> None:
     assert proxy.service.client.get(path).status_code == 200
 
 
-def test_the_description_names_the_prefix(proxy: Proxy) -> None:
+def test_the_schema_names_the_prefix(proxy: Proxy) -> None:
     assert proxy.client.get("openapi.json").json()["servers"] == [{"url": PREFIX}]
 
 
 @pytest.mark.parametrize("path", ["tasks/", "docs/", "health/live/"])
-def test_a_redirection_leads_to_the_place_below_the_prefix(proxy: Proxy, path: str) -> None:
+def test_a_redirect_keeps_the_prefix(proxy: Proxy, path: str) -> None:
     response = proxy.client.get(path, follow_redirects=True)
     assert response.status_code == 200
     assert str(response.url) == proxy.url + path.rstrip("/")
     assert [step.status_code for step in response.history] == [307]
 
 
-def test_an_image_is_judged_for_the_page_and_refused_to_a_foreign_one(proxy: Proxy) -> None:
+def test_the_own_page_may_predict_through_the_proxy_and_a_foreign_one_may_not(proxy: Proxy) -> None:
     origin = proxy.url.removesuffix(f"{PREFIX}/")
     for sender, status in ((origin, 200), ("https://evil.example", 403)):
-        response = proxy.client.post("predict?map=none", content=encoded(rgb_image()), headers={"origin": sender})
+        response = proxy.client.post("predict?map=none", content=encoded(sample_image()), headers={"origin": sender})
         assert response.status_code == status
 
 

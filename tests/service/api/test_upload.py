@@ -1,4 +1,4 @@
-"""Reading uploads: both kinds of body, and limits that hold whatever the headers say."""
+"""Reading uploads: raw bodies and forms, and limits that do not depend on the headers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterable
@@ -18,7 +18,7 @@ RAW = {"content-type": "image/png"}
 
 
 class Body:
-    """A body in chunks that counts how many were asked for."""
+    """A body in chunks that counts how many were read."""
 
     def __init__(self, chunks: Iterable[bytes]) -> None:
         self.chunks, self.taken = chunks, 0
@@ -57,16 +57,16 @@ def test_a_raw_body_is_the_image(content_type: str | None) -> None:
     assert read({"content-type": content_type} if content_type else {}, b"ab", b"", b"cd") == b"abcd"
 
 
-def test_the_field_file_of_a_form_is_the_image() -> None:
+def test_the_form_field_file_is_the_image() -> None:
     assert read(FORM, form(part("note", b"hello", None), part("file", b"abcd"), part("other", b"x"))) == b"abcd"
 
 
-def test_the_other_fields_of_a_form_are_told_in_their_order() -> None:
+def test_the_other_form_fields_are_returned_in_order() -> None:
     body = form(part("task", "Würfel".encode(), None), part("file", b"abcd"), part("map", b"none", None))
     assert upload(FORM, body).fields == (("task", "Würfel"), ("map", "none"))
 
 
-def test_a_preamble_and_an_epilogue_are_passed_over() -> None:
+def test_preamble_and_epilogue_are_ignored() -> None:
     assert read(FORM, b"\r\n" + form(part("file", b"abcd")) + b"the end") == b"abcd"
 
 
@@ -76,13 +76,13 @@ def test_a_boundary_may_have_up_to_seventy_bytes(length: int) -> None:
     assert read({"content-type": f"multipart/form-data; boundary={'b' * length}"}, body) == b"abcd"
 
 
-def test_a_field_without_a_file_name_will_do() -> None:
+def test_the_file_needs_no_file_name() -> None:
     assert read(FORM, form(part("file", b"abcd", None))) == b"abcd"
 
 
 @settings(max_examples=50, deadline=None)
 @given(content=st.binary(min_size=1, max_size=300), cut=st.integers(1, 50))
-def test_a_form_may_be_cut_into_chunks_anywhere(content: bytes, cut: int) -> None:
+def test_a_form_may_be_split_into_chunks_anywhere(content: bytes, cut: int) -> None:
     body = form(part("file", content))
     assert read(FORM, *(body[i : i + cut] for i in range(0, len(body), cut))) == content
 
@@ -98,39 +98,39 @@ def test_a_form_with_an_image_at_the_limit_is_read() -> None:
 @pytest.mark.parametrize(
     ("headers", "body"), [(RAW, b"x" * 1001), (FORM, form(part("file", b"x" * 1001)))], ids=["raw", "form"]
 )
-def test_one_byte_too_many_is_refused(headers: dict[str, str], body: bytes) -> None:
+def test_one_byte_too_many_is_rejected(headers: dict[str, str], body: bytes) -> None:
     with pytest.raises(ImageTooLargeError, match="1,000 bytes"):
         read(headers, body)
 
 
-def test_a_declared_size_that_is_too_large_is_refused_before_anything_is_read() -> None:
+def test_an_excessive_declared_size_is_rejected_before_reading() -> None:
     body = Body([b"x"])
     with pytest.raises(ImageTooLargeError):
         asyncio.run(read_upload(RAW | {"content-length": "1001"}, aiter(body), 1000))
     assert body.taken == 0
 
 
-def test_a_declared_size_of_thousands_of_digits_is_refused() -> None:
+def test_a_declared_size_of_thousands_of_digits_is_rejected() -> None:
     with pytest.raises(ImageTooLargeError):
         read(RAW | {"content-length": "9" * 5000}, b"x")
 
 
 @pytest.mark.parametrize("declared", ["10", "nonsense", "-5", ""])
-def test_a_declared_size_that_lies_does_not_lift_the_limit(declared: str) -> None:
+def test_a_wrong_declared_size_does_not_bypass_the_limit(declared: str) -> None:
     body = Body(b"x" * 500 for _ in range(1000))
     with pytest.raises(ImageTooLargeError):
         asyncio.run(read_upload(RAW | {"content-length": declared}, aiter(body), 1000))
     assert body.taken == 3
 
 
-def test_an_endless_body_is_read_no_further_than_the_limit() -> None:
+def test_an_endless_body_is_read_only_up_to_the_limit() -> None:
     body = Body(iter(lambda: b"x" * 100, None))
     with pytest.raises(ImageTooLargeError):
         asyncio.run(read_upload(RAW, aiter(body), 1000))
     assert body.taken == 11
 
 
-def test_an_endless_image_in_a_form_is_read_no_further_than_the_limit() -> None:
+def test_an_endless_image_in_a_form_is_read_only_up_to_the_limit() -> None:
     head = part("file", b"")[:-2]
 
     def chunks() -> Iterable[bytes]:
@@ -177,7 +177,7 @@ def test_bytes_after_the_last_boundary_cannot_make_a_form_endless() -> None:
     "content_type",
     ["multipart/form-data; " + ";" * 2000, "image/" + "x" * 2000, 'multipart/form-data; boundary="' + '\\"' * 800],
 )
-def test_a_content_type_of_thousands_of_characters_is_refused(content_type: str) -> None:
+def test_a_content_type_of_thousands_of_characters_is_rejected(content_type: str) -> None:
     assert refused({"content-type": content_type}, b"x").status_code == 415
 
 
@@ -185,13 +185,13 @@ def test_a_content_type_of_thousands_of_characters_is_refused(content_type: str)
     "content_type",
     ["application/json", "application/x-www-form-urlencoded", "text/plain", "multipart/mixed; boundary=x"],
 )
-def test_another_kind_of_body_is_refused(content_type: str) -> None:
+def test_an_unsupported_content_type_is_rejected(content_type: str) -> None:
     error = refused({"content-type": content_type}, b"x")
     assert error.status_code == 415
     assert "multipart form with the field 'file'" in error.detail
 
 
-def test_a_compressed_body_is_refused() -> None:
+def test_a_compressed_body_is_rejected() -> None:
     error = refused(RAW | {"content-encoding": "gzip"}, b"x")
     assert error.status_code == 415
     assert "gzip" in error.detail
@@ -204,9 +204,9 @@ def test_a_compressed_body_is_refused() -> None:
         (FORM, form(part("file", b"")), "'file' is empty"),
         (FORM, form(part("image", b"abc")), "'file' is missing"),
         (FORM, form(), "'file' is missing"),
-        (FORM, form(part("file", b"a"), part("file", b"b")), "one image a request"),
-        (FORM, part("file", b"abc"), "ends before its closing boundary"),
-        (FORM, b"", "ends before its closing boundary"),
+        (FORM, form(part("file", b"a"), part("file", b"b")), "one image per request"),
+        (FORM, part("file", b"abc"), "ends before the closing boundary"),
+        (FORM, b"", "ends before the closing boundary"),
         (FORM, b"this is no form at all", "cannot be read"),
         ({"content-type": "multipart/form-data"}, form(part("file", b"abc")), "no boundary"),
         ({"content-type": "multipart/form-data; boundary=" + "x" * 71}, b"", "71 bytes"),
@@ -217,7 +217,7 @@ def test_a_compressed_body_is_refused() -> None:
         (FORM, form(b"--" + BOUNDARY.encode() + b"\r\n\r\na\r\n"), "has no name"),
     ],
 )
-def test_a_body_without_exactly_one_image_is_refused(headers: dict[str, str], body: bytes, said: str) -> None:
+def test_a_body_without_exactly_one_image_is_rejected(headers: dict[str, str], body: bytes, said: str) -> None:
     error = refused(headers, body)
     assert error.status_code == 422
     assert said in error.detail
@@ -225,7 +225,7 @@ def test_a_body_without_exactly_one_image_is_refused(headers: dict[str, str], bo
 
 @settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=400))
-def test_any_bytes_as_a_form_are_read_or_refused(junk: bytes) -> None:
+def test_arbitrary_bytes_as_a_form_are_read_or_rejected(junk: bytes) -> None:
     for body in (junk, b"--" + BOUNDARY.encode() + junk, part("file", junk)[: 80 + len(junk) // 2]):
         with pytest.raises((HTTPException, ImageTooLargeError)):
             read(FORM, body)

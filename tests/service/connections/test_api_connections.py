@@ -1,4 +1,4 @@
-"""Connections that bring nothing, or too little, take nothing from those that do."""
+"""Idle and slow connections do not displace active ones."""
 
 import http.client
 import json
@@ -11,8 +11,8 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from forked import Processes
-from rgb_images import encoded, rgb_image
 from running import PATIENCE, eventually, read_answer, request_head, run_server, serve_in_a_process
+from sample_images import encoded, sample_image
 
 from moleflow.model.errors import ConfigurationError
 from moleflow.service.connections.acceptor import connection_limit
@@ -21,7 +21,7 @@ GET = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
 def is_closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed; waits for it as long as the socket's patience."""
+    """Whether the other side closes within the socket's timeout."""
     try:
         return connection.recv(1) == b""
     except ConnectionResetError:
@@ -33,7 +33,7 @@ def test_a_silent_connection_is_closed() -> None:
         assert is_closed(connection)
 
 
-def test_half_a_request_head_is_answered_and_closed() -> None:
+def test_an_incomplete_request_head_gets_an_error_and_is_closed() -> None:
     with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
         connection.sendall(GET[:-2])
         status, headers, body = read_answer(connection)
@@ -43,7 +43,7 @@ def test_half_a_request_head_is_answered_and_closed() -> None:
 
 
 @pytest.mark.parametrize("before", [b"", GET])
-def test_a_request_head_that_drips_is_given_up(before: bytes) -> None:
+def test_a_request_head_that_arrives_slowly_times_out(before: bytes) -> None:
     with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
         connection.sendall(before)
         if before:
@@ -60,19 +60,19 @@ def test_a_request_head_that_drips_is_given_up(before: bytes) -> None:
         assert eventually(is_given_up)
 
 
-def test_a_kept_connection_may_pause_longer_than_a_head_may_take() -> None:
+def test_an_idle_connection_outlives_the_header_timeout() -> None:
     with run_server(header_timeout_seconds=0.2) as running, running.connect() as connection:
         connection.sendall(GET)
         assert read_answer(connection)[0] == 200
-        with running.connect() as other:  # opened later, and closed for its silence
+        with running.connect() as other:  # opened later, and closed because it is silent
             assert is_closed(other)
         connection.sendall(GET)
         assert read_answer(connection)[0] == 200
 
 
-def test_a_request_that_takes_longer_than_a_head_may_is_answered() -> None:
+def test_a_request_may_take_longer_than_the_header_timeout() -> None:
     with run_server(header_timeout_seconds=0.2) as running, running.connect() as connection:
-        data = encoded(rgb_image())
+        data = encoded(sample_image())
         connection.sendall(request_head(len(data), query="?map=none") + data[:-1])
         with running.connect() as other:
             assert is_closed(other)
@@ -80,7 +80,7 @@ def test_a_request_that_takes_longer_than_a_head_may_is_answered() -> None:
         assert read_answer(connection)[0] == 200
 
 
-def test_a_new_connection_is_taken_in_the_place_of_one_that_brings_nothing() -> None:
+def test_a_new_connection_evicts_one_without_a_request() -> None:
     with run_server(max_connections=16) as running, ExitStack() as stack:
         kept = stack.enter_context(running.connect())
         kept.sendall(GET)
@@ -90,14 +90,14 @@ def test_a_new_connection_is_taken_in_the_place_of_one_that_brings_nothing() -> 
         assert httpx.get(running.url + "/health/live", timeout=PATIENCE).status_code == 200
         assert running.metric("moleflow_connections") <= 16
         assert running.metric("moleflow_connections_cut_total", reason="room") >= 80
-        kept.sendall(GET)  # it has asked before, and so outlives those that never did
+        kept.sendall(GET)  # has sent a request, so new connections are evicted first
         assert read_answer(kept)[0] == 200
 
 
-def test_those_that_wait_for_an_answer_keep_their_connection() -> None:
+def test_connections_that_wait_for_a_response_are_not_evicted() -> None:
     with run_server(max_connections=16, max_batch_size=1) as running, ExitStack() as stack:
         holder = running.hold()
-        data = encoded(rgb_image())
+        data = encoded(sample_image())
         waiting = stack.enter_context(running.connect())
         waiting.sendall(request_head(len(data), query="?map=none") + data)
         assert eventually(lambda: running.metric("moleflow_queue_length") == 1)
@@ -108,39 +108,39 @@ def test_those_that_wait_for_an_answer_keep_their_connection() -> None:
         holder.join()
 
 
-def test_uploads_that_drip_take_no_place() -> None:
+def test_slow_uploads_take_no_slot() -> None:
     with run_server(queue_size=1) as running, ExitStack() as stack:
         for _ in range(20):
             stack.enter_context(running.connect()).sendall(request_head(1000) + b"x")
         assert eventually(lambda: running.metric("moleflow_uploads_in_progress") == 20)
         assert running.metric("moleflow_requests_in_progress") == 0
-        assert running.predict(encoded(rgb_image())).status_code == 200
+        assert running.predict(encoded(sample_image())).status_code == 200
 
 
-def test_uploads_that_drip_make_room_for_new_connections() -> None:
+def test_slow_uploads_are_evicted_for_new_connections() -> None:
     with run_server(max_connections=16) as running, ExitStack() as stack:
         for _ in range(40):
             stack.enter_context(running.connect()).sendall(request_head(1000) + b"x")
         answer = httpx.post(
             running.url + "/predict",
-            content=encoded(rgb_image()),
+            content=encoded(sample_image()),
             headers={"content-type": "image/png"},
             timeout=PATIENCE,
         )
         assert answer.status_code == 200
 
 
-def test_an_upload_that_drips_is_given_up_long_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moleflow.service.api.intake._WINDOW_SECONDS", 0.2)
+def test_a_slow_upload_is_aborted_long_before_its_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moleflow.service.api.body._WINDOW_SECONDS", 0.2)
     with run_server(upload_timeout_seconds=3600) as running, running.connect() as connection:
         connection.sendall(request_head(1000) + b"x")
         status, _, body = read_answer(connection)
         assert status == 408
-        assert "brought" in json.loads(body)["detail"]
+        assert "arrived in" in json.loads(body)["detail"]
 
 
-def test_all_uploads_together_are_bounded_in_bytes() -> None:
-    data = encoded(rgb_image())
+def test_all_uploads_together_share_a_memory_budget() -> None:
+    data = encoded(sample_image())
     with run_server(upload_memory=100_000) as running, running.connect() as first:
         first.sendall(request_head(200_000) + bytes(100_000 - len(data)))
         assert eventually(lambda: running.predict(data).status_code == 200)
@@ -155,7 +155,7 @@ def test_all_uploads_together_are_bounded_in_bytes() -> None:
         assert eventually(lambda: running.predict(data).status_code == 200)
 
 
-def test_chunks_of_one_byte_are_refused_and_hold_nobody_up() -> None:
+def test_chunks_of_one_byte_are_rejected_and_delay_nobody() -> None:
     with run_server() as running, running.connect() as connection:
         head = request_head(0).replace(b"Content-Length: 0", b"Transfer-Encoding: chunked")
         connection.sendall(head)
@@ -167,13 +167,13 @@ def test_chunks_of_one_byte_are_refused_and_hold_nobody_up() -> None:
                 assert running.client.get("/health/live").status_code == 200
                 longest = max(longest, time.monotonic() - began)
         except OSError:
-            pass  # refused and closed
+            pass  # rejected and closed
         assert eventually(lambda: running.metric("moleflow_requests_total", route="/predict", status="400") == 1)
-        assert longest < 1  # parsed at once, such a piece takes longer
+        assert longest < 1  # parsed in one go, such a piece takes longer
 
 
 def test_a_body_in_ordinary_chunks_is_read() -> None:
-    data = encoded(rgb_image(700, 500))
+    data = encoded(sample_image(700, 500))
     with run_server() as running:
         chunks = (data[start : start + 1000] for start in range(0, len(data), 1000))
         answer = running.client.post("/predict", content=chunks, headers={"content-type": "image/png"})
@@ -193,16 +193,16 @@ def test_pipelined_requests_are_answered_in_order() -> None:
 
 
 def test_requests_that_follow_a_body_at_once_do_not_count_as_its_framing() -> None:
-    data = encoded(rgb_image())
+    data = encoded(sample_image())
     upload = request_head(len(data), query="?map=none") + data
     with run_server() as running, running.connect() as connection:
         connection.sendall(upload[:-10])
-        time.sleep(0.2)  # the rest of the body comes in one piece with what follows
+        time.sleep(0.2)  # so that the rest of the body arrives together with what follows
         connection.sendall(upload[-10:] + GET * 2500)
         assert read_answer(connection)[0] == 200
 
 
-def test_pipelined_requests_whose_answers_nobody_reads_are_cut() -> None:
+def test_pipelined_requests_whose_responses_are_not_read_are_disconnected() -> None:
     request = b"GET /openapi.json HTTP/1.1\r\nHost: test\r\n\r\n"
     with run_server(send_timeout_seconds=0.5) as running, running.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
@@ -212,7 +212,7 @@ def test_pipelined_requests_whose_answers_nobody_reads_are_cut() -> None:
         assert running.metric("moleflow_connections_cut_total", reason="send") == 1
 
 
-def test_idle_connections_beyond_the_descriptors_leave_the_service_reachable_and_its_log_short(
+def test_more_idle_connections_than_descriptors_leave_the_service_reachable(
     processes: Processes,
 ) -> None:
     with serve_in_a_process(processes, descriptors=256) as process, ExitStack() as stack:
@@ -226,7 +226,7 @@ def test_idle_connections_beyond_the_descriptors_leave_the_service_reachable_and
         assert len(process.finish().stderr.splitlines()) < 30
 
 
-def test_descriptors_used_up_by_others_end_nothing_and_fill_no_log(processes: Processes) -> None:
+def test_running_out_of_descriptors_stops_nothing_and_does_not_flood_the_log(processes: Processes) -> None:
     take_all = """
 import os, threading, time
 def take_all():
@@ -253,7 +253,7 @@ def take_all():
         assert len(process.finish().stderr.splitlines()) < 30
 
 
-def test_too_few_descriptors_are_told_with_what_to_do() -> None:
+def test_too_few_descriptors_are_an_error_with_advice() -> None:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     with pytest.raises(ConfigurationError, match=r"MOLEFLOW_MAX_CONNECTIONS.*ulimit -n.*fewer connections"):
         connection_limit(10**9, workers=1)

@@ -1,4 +1,4 @@
-"""From start to stop: loading, failing to load, and finishing what was accepted."""
+"""From start to stop: loading, failing to load, and completing accepted requests."""
 
 import signal
 import socket
@@ -10,8 +10,8 @@ import httpx
 import pytest
 from dummy import DummyDetector
 from forked import Processes
-from rgb_images import encoded, rgb_image
 from running import eventually, run_server, serve_in_a_process
+from sample_images import encoded, sample_image
 
 from moleflow.model.errors import CheckpointNotFoundError, ConfigurationError
 from moleflow.service.engine.predictor import Predictor
@@ -39,7 +39,7 @@ class SlowToWarmUp(DummyDetector):
         super().warm_up(batch_size)
 
 
-def test_while_the_model_is_loaded_the_service_is_live_but_not_ready() -> None:
+def test_while_the_model_is_loading_the_service_is_live_but_not_ready() -> None:
     model = SlowToWarmUp()
     with run_server(model, wait=False) as service:
         try:
@@ -48,7 +48,7 @@ def test_while_the_model_is_loaded_the_service_is_live_but_not_ready() -> None:
                 service.client.get("/health/ready"),
                 service.client.get("/tasks"),
                 service.client.get("/tasks/red"),
-                service.predict(encoded(rgb_image())),
+                service.predict(encoded(sample_image())),
             ):
                 assert answer.status_code == 503
                 assert answer.headers["content-type"] == "application/problem+json"
@@ -64,10 +64,10 @@ def test_the_model_is_warmed_up_for_one_image_and_for_a_full_batch() -> None:
         assert service.detector.warmed_up == [1, 5]
 
 
-def test_stopping_finishes_what_was_accepted_and_takes_nothing_new() -> None:
+def test_stopping_completes_accepted_requests_and_rejects_new_ones() -> None:
     with run_server(max_batch_size=1) as service, ThreadPoolExecutor(3) as pool:
         holder = service.hold()
-        queued = [pool.submit(service.predict, encoded(rgb_image())) for _ in range(3)]
+        queued = [pool.submit(service.predict, encoded(sample_image())) for _ in range(3)]
         assert eventually(lambda: service.metric("moleflow_queue_length") == 3)
         service.server.should_exit = True
 
@@ -84,21 +84,23 @@ def test_stopping_finishes_what_was_accepted_and_takes_nothing_new() -> None:
         holder.join()
 
 
-def test_a_process_that_is_told_to_stop_answers_first(processes: Processes) -> None:
+def test_a_process_completes_requests_before_it_stops(processes: Processes) -> None:
     model = {"before": SLOW, "load": "lambda settings: Slow()"}
     with (
         serve_in_a_process(processes, **model, log_level="critical", lame_duck_seconds=0) as process,
         ThreadPoolExecutor(1) as pool,
     ):
         url, headers = process.line(0), {"content-type": "image/png"}
-        answer = pool.submit(httpx.post, url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=120)
+        answer = pool.submit(
+            httpx.post, url + "/predict", content=encoded(sample_image()), headers=headers, timeout=120
+        )
         assert process.line(1) == "working"
         process.kill(signal.SIGTERM)
         assert answer.result().status_code == 200
         assert process.finish().status in {0, -signal.SIGTERM}
 
 
-def test_ctrl_c_ends_the_service_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_stops_the_service_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moleflow.service.api.app.load_predictor", lambda settings: DummyDetector())
     told = []
 
@@ -132,7 +134,7 @@ def test_a_plugin_that_exits_ends_the_service_with_an_error(monkeypatch: pytest.
         serve(Settings(checkpoint="no.safetensors", port=0, log_level="critical"))
 
 
-def test_a_port_in_use_is_named_with_what_to_do() -> None:
+def test_a_port_in_use_is_an_error_with_advice() -> None:
     with bind("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=rf"MOLEFLOW_PORT.*{port}.*choose another port"):
@@ -140,14 +142,14 @@ def test_a_port_in_use_is_named_with_what_to_do() -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])
-def test_a_host_that_is_not_here_is_named_with_what_to_do(host: str) -> None:
+def test_a_host_of_another_machine_is_an_error_with_advice(host: str) -> None:
     with pytest.raises(ConfigurationError, match=r"MOLEFLOW_HOST.*0\.0\.0\.0"):
         bind(host, 0)
 
 
-def test_a_port_can_be_taken_again_at_once() -> None:
+def test_a_port_can_be_reused_at_once() -> None:
     with bind("127.0.0.1", 0) as first:
         port = first.getsockname()[1]
         with socket.create_connection(("127.0.0.1", port)):
-            first.accept()[0].close()  # the side that closes first keeps the port busy for a minute
+            first.accept()[0].close()  # the side that closes first keeps the port in TIME_WAIT
     bind("127.0.0.1", port).close()

@@ -1,4 +1,4 @@
-"""No request, however it is made, keeps the event loop from others for longer than a moment."""
+"""No request blocks the event loop for long."""
 
 import asyncio
 import contextlib
@@ -9,18 +9,18 @@ import pytest
 from running import Running, request_head
 
 LONGEST_STALL_SECONDS = 0.5
-"""Without its guards the loop stalls for seconds on these; with them for milliseconds, and busy machines add some."""
+"""Without limits these block the loop for seconds; with them for milliseconds, and longer on busy machines."""
 
 BOUNDARY = b"b"
 MEBIBYTE = 2**20
 
 
 ATTEMPTS = 5
-"""A stall that a busy machine made does not come each time; one that the request makes does."""
+"""A delay caused by a busy machine does not occur every time; one caused by the request does."""
 
 
 class Watchdog:
-    """A task on the server's loop that notes the longest time in which it could not run."""
+    """A task on the server's event loop that measures the longest delay."""
 
     longest = 0.0
 
@@ -43,9 +43,9 @@ def watched(service: Running) -> Iterator[Watchdog]:
 
 
 def exchange(service: Running, *data: bytes) -> bytes:
-    """The beginning of the server's answer to these bytes; empty when it hangs up without one."""
+    """The beginning of the response to these bytes; empty if the server closes without one."""
     with service.connect() as connection:
-        with contextlib.suppress(OSError):  # it may refuse before it has everything
+        with contextlib.suppress(OSError):  # the server may reject it early
             for piece in data:
                 connection.sendall(piece)
         try:
@@ -55,7 +55,7 @@ def exchange(service: Running, *data: bytes) -> bytes:
 
 
 def stalls(service: Running, *data: bytes) -> bool:
-    """Whether these bytes stall the loop, whenever they are sent."""
+    """Whether these bytes block the event loop every time they are sent."""
     for _ in range(ATTEMPTS):
         with watched(service) as watchdog:
             exchange(service, *data)
@@ -69,7 +69,7 @@ def form(body: bytes, boundary: bytes = BOUNDARY) -> tuple[bytes, bytes]:
 
 
 def file_of(content: bytes) -> bytes:
-    """A form whose file has this content."""
+    """A form with this file content."""
     head = b'--%s\r\nContent-Disposition: form-data; name="file"\r\n\r\n' % BOUNDARY
     return head + content + b"\r\n--%s--\r\n" % BOUNDARY
 
@@ -96,20 +96,20 @@ FORMS = {
 
 
 @pytest.mark.parametrize("kind", FORMS)
-def test_a_hostile_form_is_refused_without_stalling_the_loop(service: Running, kind: str) -> None:
+def test_a_hostile_form_is_rejected_without_blocking_the_event_loop(service: Running, kind: str) -> None:
     answer = exchange(service, *form(FORMS[kind]))
     assert answer.split()[1] in {b"413", b"415", b"422"}
     assert not stalls(service, *form(FORMS[kind]))
 
 
-def test_a_large_upload_does_not_stall_the_loop(service: Running) -> None:
+def test_a_large_upload_does_not_block_the_event_loop(service: Running) -> None:
     data = b"x" * 32 * MEBIBYTE
     assert exchange(service, request_head(len(data)), data).split()[1] == b"415"
     assert not stalls(service, request_head(len(data)), data)
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_body_of_tiny_chunks_does_not_stall_the_loop(service: Running, size: int) -> None:
+def test_a_body_of_tiny_chunks_does_not_block_the_event_loop(service: Running, size: int) -> None:
     chunk = b"%x\r\n%s\r\n" % (size, b"x" * size)
     head = b"POST /predict HTTP/1.1\r\nHost: test\r\nContent-Type: image/png\r\nTransfer-Encoding: chunked\r\n\r\n"
     assert not stalls(service, head, repeated(chunk, MEBIBYTE // 4), b"0\r\n\r\n")
@@ -134,7 +134,7 @@ LINES = {
 
 @pytest.mark.parametrize("kind", LINES)
 @pytest.mark.parametrize("bytes_sent", [15_000, MEBIBYTE])
-def test_a_request_head_of_any_size_does_not_stall_the_loop(service: Running, kind: str, bytes_sent: int) -> None:
+def test_a_request_head_of_any_size_does_not_block_the_event_loop(service: Running, kind: str, bytes_sent: int) -> None:
     request, headers = LINES[kind]
     head = b"\r\n".join([request[:bytes_sent] + b" HTTP/1.1", b"Host: localhost", *headers])[:bytes_sent]
     assert not stalls(service, head + b"\r\nContent-Length: 0\r\n\r\n")

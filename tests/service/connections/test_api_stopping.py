@@ -1,4 +1,4 @@
-"""A service that is told to stop says so first, finishes what it took, and ends in time whatever its clients do."""
+"""A stopping service announces it, completes accepted requests, and stops in time whatever clients do."""
 
 import signal
 import time
@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from rgb_images import encoded, rgb_image
 from running import PATIENCE, Running, eventually, read_answer, request_head, run_server
+from sample_images import encoded, sample_image
 
-LARGE = encoded(rgb_image(1500, 1600), "JPEG")
+LARGE = encoded(sample_image(1500, 1600), "JPEG")
 GET = b"GET /health/live HTTP/1.1\r\nHost: test\r\n\r\n"
 
 
@@ -26,7 +26,7 @@ def refuses_connections(running: Running) -> bool:
     return False
 
 
-def test_a_lame_duck_is_not_ready_but_takes_connections_and_images() -> None:
+def test_a_lame_duck_is_not_ready_but_accepts_connections_and_images() -> None:
     with run_server(lame_duck_seconds=600) as running:
         terminate(running)
         assert eventually(lambda: running.client.get("/health/ready").status_code == 503)
@@ -34,31 +34,31 @@ def test_a_lame_duck_is_not_ready_but_takes_connections_and_images() -> None:
         for _ in range(2):
             headers = {"content-type": "image/png"}
             answer = httpx.post(
-                running.url + "/predict", content=encoded(rgb_image()), headers=headers, timeout=PATIENCE
+                running.url + "/predict", content=encoded(sample_image()), headers=headers, timeout=PATIENCE
             )
             assert answer.status_code == 200
             assert answer.headers["connection"] == "close"
         assert running.client.get("/health/live").status_code == 200
-        running.server.handle_exit(signal.SIGTERM, None)  # a second one ends the phase
+        running.server.handle_exit(signal.SIGTERM, None)  # a second signal ends the phase
         assert eventually(lambda: refuses_connections(running))
 
 
-def test_a_lame_duck_stops_by_itself() -> None:
+def test_the_lame_duck_phase_ends_by_itself() -> None:
     with run_server(lame_duck_seconds=0.3) as running:
         terminate(running)
         assert eventually(lambda: refuses_connections(running))
 
 
-def test_ctrl_c_makes_no_lame_duck() -> None:
+def test_ctrl_c_skips_the_lame_duck_phase() -> None:
     with run_server(lame_duck_seconds=600) as running:
         running.server.handle_exit(signal.SIGINT, None)
         assert eventually(lambda: refuses_connections(running))
 
 
-def test_answers_of_a_service_that_stops_close_their_connection() -> None:
+def test_a_stopping_service_asks_clients_to_close_their_connections() -> None:
     with run_server(max_batch_size=1) as running, running.connect() as connection, ThreadPoolExecutor(1) as pool:
         holder = running.hold()
-        data = encoded(rgb_image())
+        data = encoded(sample_image())
         connection.sendall(request_head(len(data), query="?map=none") + data)
         assert eventually(lambda: running.metric("moleflow_queue_length") == 1)
         running.server.should_exit = True
@@ -92,7 +92,7 @@ def refused_upload(running: Running) -> bytes:
 
 
 @pytest.mark.parametrize("client", [idle, half_a_head, half_an_upload, unread_answer, refused_upload])
-def test_no_client_keeps_a_service_from_ending_in_time(client: Callable[[Running], bytes]) -> None:
+def test_no_client_can_delay_the_shutdown(client: Callable[[Running], bytes]) -> None:
     with run_server(shutdown_timeout_seconds=1) as running, running.connect() as connection:
         connection.sendall(client(running))
         if client is unread_answer:
@@ -101,4 +101,4 @@ def test_no_client_keeps_a_service_from_ending_in_time(client: Callable[[Running
         began = time.monotonic()
         running.server.should_exit = True
         running.thread.join(PATIENCE)
-        assert time.monotonic() - began < 15  # a second was stated; the clients above would stay for ever
+        assert time.monotonic() - began < 15  # the timeout is a second; the clients above would stay for ever

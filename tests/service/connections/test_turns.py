@@ -1,4 +1,4 @@
-"""How connections whose bytes take long to parse share the event loop."""
+"""How connections share the event loop for parsing."""
 
 import asyncio
 import itertools
@@ -8,7 +8,7 @@ from moleflow.service.connections.turns import Turns
 
 
 class Parser:
-    """Takes some milliseconds a piece, and notes when it was its turn."""
+    """Takes some milliseconds per piece, and records its turns."""
 
     def __init__(self, name: str, pieces: int, turns: list[str], seconds: float = 0.004) -> None:
         self.name, self.pieces, self.turns, self.seconds = name, pieces, turns, seconds
@@ -22,7 +22,7 @@ class Parser:
         return self.pieces > 0
 
 
-def test_what_is_parsed_quickly_is_parsed_at_once() -> None:
+def test_short_data_is_parsed_at_once() -> None:
     async def main() -> None:
         order: list[str] = []
         Turns().parse(Parser("a", 3, order, seconds=0))
@@ -31,7 +31,7 @@ def test_what_is_parsed_quickly_is_parsed_at_once() -> None:
     asyncio.run(main())
 
 
-def test_many_parsers_together_leave_the_loop_to_others_after_a_few_milliseconds() -> None:
+def test_many_parsers_yield_to_the_event_loop_after_a_few_milliseconds() -> None:
     async def main() -> None:
         order: list[str] = []
         turns, parsed_in_a_turn = Turns(), []
@@ -46,7 +46,7 @@ def test_many_parsers_together_leave_the_loop_to_others_after_a_few_milliseconds
     asyncio.run(main())
 
 
-def test_each_comes_in_its_turn() -> None:
+def test_parsers_take_turns() -> None:
     async def main() -> None:
         order: list[str] = []
         turns = Turns()
@@ -60,9 +60,9 @@ def test_each_comes_in_its_turn() -> None:
     asyncio.run(main())
 
 
-def test_few_requests_begin_in_one_turn_of_the_loop() -> None:
+def test_few_requests_start_per_iteration_of_the_event_loop() -> None:
     class Beginner:
-        """Begins a request with each piece."""
+        """Starts a request with each piece."""
 
         def __init__(self) -> None:
             self.begun = 0

@@ -1,4 +1,4 @@
-"""The queue before the model: bounded, in batches, and never leaving anybody without an answer."""
+"""The queue: bounded, in batches, and with a result for every image."""
 
 import gc
 import threading
@@ -27,7 +27,7 @@ def make(capacity: int = 10, max_batch_size: int = 4, max_wait_seconds: float = 
 
 @contextmanager
 def running(batcher: Batcher, model: DummyDetector) -> Iterator[None]:
-    """The batcher's thread; closed and joined at the end."""
+    """Runs the batcher's thread; closed and joined at the end."""
     thread = threading.Thread(target=batcher.run, args=(lambda images, tasks: judge(model, images, tasks),))
     thread.start()
     try:
@@ -56,7 +56,7 @@ def test_an_image_gets_its_own_prediction() -> None:
         assert [result.result(120).finding.task.name for result in results] == ["red", "green", "blue"]
 
 
-def test_the_wanted_product_reaches_the_model() -> None:
+def test_the_named_product_is_passed_to_the_model() -> None:
     batcher, model = make(), DummyDetector()
     with running(batcher, model):
         assert batcher.submit(IMAGE, "blue").result(120).finding.task.name == "blue"
@@ -72,7 +72,7 @@ def test_images_that_wait_together_share_a_batch() -> None:
     assert model.batches == [1, 4, 2]
 
 
-def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
+def test_a_batch_waits_for_an_expected_image() -> None:
     batcher, model = make(max_wait_seconds=30), DummyDetector()
     with running(batcher, model), batcher.expecting():
         first = batcher.submit(IMAGE, None)
@@ -83,19 +83,19 @@ def test_a_batch_waits_for_an_image_that_is_on_its_way() -> None:
     assert model.batches == [4]
 
 
-def test_a_batch_starts_at_once_when_nothing_else_is_on_its_way() -> None:
+def test_a_batch_starts_at_once_when_no_image_is_expected() -> None:
     batcher, model = make(max_wait_seconds=3600), DummyDetector()
     with running(batcher, model):
         assert batcher.submit(IMAGE, None).result(120)
 
 
-def test_a_batch_never_waits_for_the_image_that_it_begins_with() -> None:
+def test_a_batch_does_not_wait_for_its_own_first_image() -> None:
     batcher, model = make(max_wait_seconds=3600), DummyDetector()
     with running(batcher, model), batcher.expecting() as expected:
         assert batcher.submit(IMAGE, None, expected).result(120)
 
 
-def test_a_batch_waits_for_another_image_than_the_one_that_came() -> None:
+def test_a_batch_waits_for_other_expected_images() -> None:
     batcher, model = make(max_wait_seconds=3600), DummyDetector()
     with running(batcher, model), batcher.expecting() as one:
         with batcher.expecting():
@@ -104,7 +104,7 @@ def test_a_batch_waits_for_another_image_than_the_one_that_came() -> None:
         assert result.result(120)
 
 
-def test_a_batch_starts_when_the_image_on_its_way_failed_to_come() -> None:
+def test_a_batch_starts_when_the_expected_image_fails_to_arrive() -> None:
     batcher, model = make(max_wait_seconds=3600), DummyDetector()
     with running(batcher, model):
         with batcher.expecting():
@@ -112,16 +112,16 @@ def test_a_batch_starts_when_the_image_on_its_way_failed_to_come() -> None:
         assert result.result(120)
 
 
-def test_a_batch_waits_no_longer_than_it_should() -> None:
+def test_a_batch_waits_no_longer_than_its_limit() -> None:
     batcher, model = make(max_wait_seconds=0.01), DummyDetector()
     with running(batcher, model), batcher.expecting():
         assert batcher.submit(IMAGE, None).result(120)
 
 
-def test_a_full_queue_refuses_with_a_time_to_wait() -> None:
+def test_a_full_queue_rejects_with_a_retry_time() -> None:
     batcher, model = make(capacity=2), DummyDetector()
     with running(batcher, model):
-        batcher.submit(IMAGE, None).result(120)  # so that the time an image takes is known
+        batcher.submit(IMAGE, None).result(120)  # so that the time per image is known
         hold(batcher, model)
         batcher.submit(IMAGE, None)
         batcher.submit(IMAGE, None)
@@ -137,13 +137,13 @@ def test_a_cancelled_image_leaves_the_queue_at_once() -> None:
         leaving, staying = batcher.submit(IMAGE, None), batcher.submit(IMAGE, None)
         assert leaving.cancel()
         assert len(batcher) == 1
-        batcher.submit(IMAGE, None)  # its place is free
+        batcher.submit(IMAGE, None)  # its slot is free
         model.gate.set()
         staying.result(120)
     assert model.batches == [1, 2]
 
 
-def test_a_queue_of_cancelled_images_costs_no_batch() -> None:
+def test_a_queue_of_cancelled_images_makes_no_batch() -> None:
     batcher, model = make(), DummyDetector()
     with running(batcher, model):
         held = hold(batcher, model)
@@ -167,7 +167,7 @@ def test_an_image_that_the_model_fails_on_fails_alone() -> None:
             doomed.result(120)
 
 
-def test_whoever_waits_can_be_answered_while_the_model_is_at_it() -> None:
+def test_waiting_images_can_be_failed_while_the_model_is_busy() -> None:
     batcher, model = make(max_batch_size=1), DummyDetector()
     with running(batcher, model):
         inside = hold(batcher, model)
@@ -181,7 +181,7 @@ def test_whoever_waits_can_be_answered_while_the_model_is_at_it() -> None:
     assert model.batches == [1, 1]
 
 
-def test_between_batches_there_is_time_for_other_work() -> None:
+def test_other_work_runs_between_batches() -> None:
     batcher, model = make(), DummyDetector()
     rests = []
 
@@ -198,7 +198,7 @@ def test_between_batches_there_is_time_for_other_work() -> None:
     assert rests[-1] == 1
 
 
-def test_closing_finishes_what_was_accepted() -> None:
+def test_closing_completes_accepted_images() -> None:
     batcher, model = make(), DummyDetector()
     with running(batcher, model):
         hold(batcher, model)
@@ -208,14 +208,14 @@ def test_closing_finishes_what_was_accepted() -> None:
         assert all(result.result(120) for result in waiting)
 
 
-def test_a_closed_queue_takes_nothing() -> None:
+def test_a_closed_queue_rejects_images() -> None:
     batcher = make()
     batcher.close()
     with pytest.raises(NotReadyError, match="stopping"):
         batcher.submit(IMAGE, None)
 
 
-def test_a_thread_that_ends_early_leaves_nobody_waiting() -> None:
+def test_a_dying_thread_fails_all_waiting_images() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Outcome]:
@@ -235,12 +235,12 @@ def test_a_thread_that_ends_early_leaves_nobody_waiting() -> None:
     behind = [batcher.submit(IMAGE, None) for _ in range(3)]
     leave.set()
     for result in (inside, *behind):
-        with pytest.raises(NotReadyError, match="thread ended"):
+        with pytest.raises(NotReadyError, match="thread has died"):
             result.result(120)
     thread.join(120)
 
 
-def test_the_time_an_image_takes_is_learned() -> None:
+def test_the_time_per_image_is_measured() -> None:
     batcher, model = make(), DummyDetector()
     assert batcher.seconds_per_image == 0
     with running(batcher, model):
@@ -248,16 +248,16 @@ def test_the_time_an_image_takes_is_learned() -> None:
     assert batcher.seconds_per_image > 0
 
 
-def test_an_answered_image_is_freed_without_waiting_for_the_collector() -> None:
+def test_a_processed_image_is_freed_without_garbage_collection() -> None:
     batcher, model = make(), DummyDetector()
-    rgb_image = IMAGE.copy()
-    freed = weakref.ref(rgb_image)
+    sample_image = IMAGE.copy()
+    freed = weakref.ref(sample_image)
     gc.disable()
     try:
         with running(batcher, model):
-            result = batcher.submit(rgb_image, None)
+            result = batcher.submit(sample_image, None)
             result.result(120)
-        del rgb_image, result
+        del sample_image, result
         assert freed() is None
     finally:
         gc.enable()

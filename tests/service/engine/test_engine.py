@@ -1,4 +1,4 @@
-"""The engine works without HTTP."""
+"""The engine without HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from dummy import DummyDetector
-from rgb_images import encoded, rgb_image
+from sample_images import encoded, sample_image
 
 from moleflow.model.errors import CheckpointVersionError, OverloadedError, UnknownTaskError, UnsupportedImageError
 from moleflow.service.engine.engine import Engine
@@ -30,29 +30,29 @@ async def engine_with(model: DummyDetector, **settings: Any) -> AsyncIterator[En
         await engine.stop()
 
 
-def test_bytes_go_in_and_an_answer_comes_out() -> None:
+def test_an_encoded_image_yields_an_encoded_response() -> None:
     async def main() -> None:
         async with engine_with(DummyDetector()) as engine:
             with engine.admit():
-                answer = await engine.predict(encoded(rgb_image(spot=True)))
+                answer = await engine.predict(encoded(sample_image(spot=True)))
             found = PredictionResponse.model_validate_json(answer.content)
             assert found.task.name == answer.finding.task.name == "green"
 
     asyncio.run(main())
 
 
-def test_the_errors_of_images_and_products_reach_the_caller() -> None:
+def test_errors_about_images_and_products_reach_the_caller() -> None:
     async def main() -> None:
         async with engine_with(DummyDetector()) as engine:
             with engine.admit(), pytest.raises(UnsupportedImageError):
                 await engine.predict(b"no image")
             with engine.admit(), pytest.raises(UnknownTaskError):
-                await engine.predict(encoded(rgb_image()), task="bottle")
+                await engine.predict(encoded(sample_image()), task="bottle")
 
     asyncio.run(main())
 
 
-def test_a_place_is_free_again_after_a_failure() -> None:
+def test_a_slot_is_free_again_after_a_failure() -> None:
     async def main() -> None:
         async with engine_with(DummyDetector(), queue_size=1) as engine:
             for _ in range(3):
@@ -62,11 +62,11 @@ def test_a_place_is_free_again_after_a_failure() -> None:
     asyncio.run(main())
 
 
-def test_no_more_are_admitted_than_there_are_places() -> None:
+def test_no_more_requests_are_admitted_than_there_are_slots() -> None:
     async def main() -> None:
         async with engine_with(DummyDetector(), queue_size=2) as engine:
             with engine.admit(), engine.admit():
-                with pytest.raises(OverloadedError, match="All 2 places") as caught, engine.admit():
+                with pytest.raises(OverloadedError, match=r"full \(2 requests\)") as caught, engine.admit():
                     raise AssertionError
                 assert caught.value.retry_after_seconds >= 1
             with engine.admit():
@@ -75,21 +75,23 @@ def test_no_more_are_admitted_than_there_are_places() -> None:
     asyncio.run(main())
 
 
-def test_stopping_waits_for_what_was_admitted() -> None:
+def test_stopping_waits_for_admitted_requests() -> None:
     async def main() -> None:
         model = DummyDetector()
         model.gate.clear()
         async with engine_with(model) as engine:
             with engine.admit():
                 working = asyncio.create_task(
-                    engine.predict(encoded(rgb_image()), form=ResponseFormat(map_encoding="none"))
+                    engine.predict(encoded(sample_image()), response_format=ResponseFormat(map_encoding="none"))
                 )
                 assert await asyncio.to_thread(model.entered.wait, 120)
                 stopping = asyncio.create_task(engine.stop())
                 await asyncio.sleep(0)
                 with pytest.raises(NotReadyError, match="stopping"), engine.admit():
                     raise AssertionError
-                late = asyncio.create_task(engine.predict(encoded(rgb_image())))  # admitted before, read just now
+                late = asyncio.create_task(
+                    engine.predict(encoded(sample_image()))
+                )  # submitted while stopping, but admitted before
                 model.gate.set()
                 assert (await working).content
                 assert (await late).content
@@ -99,7 +101,7 @@ def test_stopping_waits_for_what_was_admitted() -> None:
     asyncio.run(main())
 
 
-def test_a_model_that_cannot_be_loaded_leaves_an_engine_that_says_so() -> None:
+def test_an_engine_reports_that_its_model_cannot_be_loaded() -> None:
     def load() -> Predictor:
         raise CheckpointVersionError("written by a newer version")
 
@@ -115,15 +117,15 @@ def test_a_model_that_cannot_be_loaded_leaves_an_engine_that_says_so() -> None:
     asyncio.run(main())
 
 
-def test_cancelling_a_request_takes_it_out_of_the_queue() -> None:
+def test_cancelling_a_request_removes_it_from_the_queue() -> None:
     async def main() -> None:
         model = DummyDetector()
         model.gate.clear()
         async with engine_with(model) as engine:
             with engine.admit(), engine.admit():
-                first = asyncio.create_task(engine.predict(encoded(rgb_image())))
+                first = asyncio.create_task(engine.predict(encoded(sample_image())))
                 assert await asyncio.to_thread(model.entered.wait, 120)
-                second = asyncio.create_task(engine.predict(encoded(rgb_image())))
+                second = asyncio.create_task(engine.predict(encoded(sample_image())))
                 await asyncio.sleep(0.1)
                 second.cancel()
                 with pytest.raises(asyncio.CancelledError):

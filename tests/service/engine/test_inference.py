@@ -1,4 +1,4 @@
-"""One batch through the model: a failure costs only the images that cause it."""
+"""Inference on a batch: a failure affects only the images that cause it."""
 
 import gc
 import weakref
@@ -19,7 +19,7 @@ WHITE = np.full((64, 64, 3), 255, np.uint8)
 
 
 class Short(DummyDetector):
-    """Has memory for no more than ``most`` images at once."""
+    """Runs out of memory for more than ``most`` images at once."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class Short(DummyDetector):
 
 
 class Raising(DummyDetector):
-    """Raises or returns what it is given, whatever it is shown."""
+    """Always raises or returns the same."""
 
     def __init__(self, error: BaseException | None = None, findings: Any = None) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class Damaged(DummyDetector):
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 5])
-def test_where_memory_is_short_the_batch_is_halved_and_every_image_is_judged_as_ever(most: int) -> None:
+def test_a_batch_that_exceeds_memory_is_halved_with_the_same_results(most: int) -> None:
     images = [np.full((64, 64, 3), (0, shade, 0), np.uint8) for shade in range(40, 120, 10)]
     model = Short(most)
     outcomes = judge(model, images, [None] * 8)
@@ -76,14 +76,14 @@ def test_where_memory_is_short_the_batch_is_halved_and_every_image_is_judged_as_
     assert max(size for size in model.batches) <= most
 
 
-def test_an_image_that_there_is_no_memory_for_is_to_be_tried_again_later() -> None:
+def test_an_image_that_exceeds_memory_can_be_retried_later() -> None:
     for error in (MemoryError(), RuntimeError("CUDA out of memory.")):
         for outcome in judge(Raising(error), [IMAGE] * 2, [None] * 2):
             assert isinstance(outcome, NotReadyError)
             assert "memory" in str(outcome)
 
 
-def test_memory_that_cannot_be_freed_is_no_further_failure() -> None:
+def test_an_error_while_freeing_memory_is_ignored() -> None:
     class Stuck(Short):
         def free_memory(self) -> None:
             raise RuntimeError("CUDA error")
@@ -92,16 +92,16 @@ def test_memory_that_cannot_be_freed_is_no_further_failure() -> None:
 
 
 @pytest.mark.parametrize("place", range(8))
-def test_one_bad_image_fails_alone_wherever_it_stands(place: int) -> None:
+def test_one_bad_image_fails_alone_at_any_position(place: int) -> None:
     images = [IMAGE] * 8
     images[place] = WHITE
     model = DummyDetector()
     outcomes = judge(model, images, [None] * 8)
     assert [isinstance(each, Exception) for each in outcomes] == [row == place for row in range(8)]
-    assert len(model.batches) == 7  # of 8, and of both halves of 8, of 4 and of 2
+    assert len(model.batches) == 7  # 8, twice 4, twice 2, twice 1
 
 
-def test_a_model_that_fails_on_everything_is_asked_a_bounded_number_of_times() -> None:
+def test_a_model_that_always_fails_is_called_a_bounded_number_of_times() -> None:
     model = Raising(ValueError("broken"))
     outcomes = judge(model, [IMAGE] * 8, [None] * 8)
     assert len(model.batches) == 15
@@ -109,7 +109,7 @@ def test_a_model_that_fails_on_everything_is_asked_a_bounded_number_of_times() -
     assert len({id(each) for each in outcomes}) == 8
 
 
-def test_nothing_is_tried_again_when_it_makes_no_sense() -> None:
+def test_nothing_is_retried_when_the_callback_declines() -> None:
     model = Raising(RuntimeError("CUDA error: device-side assert triggered"))
     outcomes = judge(model, [IMAGE] * 8, [None] * 8, on_failure=lambda error, count: False)
     assert model.batches == [8]
@@ -117,13 +117,13 @@ def test_nothing_is_tried_again_when_it_makes_no_sense() -> None:
 
 
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit(), StopIteration()])
-def test_not_even_an_order_to_exit_leaves_the_batch(error: BaseException) -> None:
+def test_a_system_exit_is_contained_in_the_batch(error: BaseException) -> None:
     (outcome,) = judge(Raising(error), [IMAGE], [None])
     assert isinstance(outcome, PredictionError)
     assert type(error).__name__ in str(outcome)
 
 
-def test_an_error_that_cannot_be_printed_is_still_an_answer() -> None:
+def test_an_error_without_a_readable_message_is_still_reported() -> None:
     class UnprintableError(Exception):
         def __str__(self) -> str:
             raise ValueError
@@ -134,15 +134,15 @@ def test_an_error_that_cannot_be_printed_is_still_an_answer() -> None:
 
 @pytest.mark.parametrize(
     ("findings", "said"),
-    [([], "0 findings for 1"), (None, "NoneType for 1"), (["good"], "a str where"), ([None], "a NoneType where")],
+    [([], "0 findings for 1"), (None, "NoneType for 1"), (["good"], "a str instead"), ([None], "a NoneType instead")],
 )
-def test_what_is_no_list_of_findings_is_a_failure(findings: Any, said: str) -> None:
+def test_anything_but_a_list_of_findings_is_a_failure(findings: Any, said: str) -> None:
     (outcome,) = judge(Raising(findings=findings), [IMAGE], [None])
     assert isinstance(outcome, PredictionError)
     assert said in str(outcome)
 
 
-def test_a_failed_batch_keeps_nothing_alive() -> None:
+def test_a_failed_batch_is_released_from_memory() -> None:
     image = WHITE.copy()
     freed = weakref.ref(image)
     gc.disable()
@@ -155,7 +155,7 @@ def test_a_failed_batch_keeps_nothing_alive() -> None:
         gc.enable()
 
 
-def test_a_self_test_tells_of_a_blank_image() -> None:
+def test_a_self_test_returns_the_outcome_for_a_blank_image() -> None:
     assert isinstance(self_test(DummyDetector(), "red"), Prediction)
     assert "ValueError: broken" in str(self_test(Raising(ValueError("broken")), "red"))
     assert isinstance(self_test(Damaged("red"), "red"), ExpertError)

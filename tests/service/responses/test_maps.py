@@ -1,4 +1,4 @@
-"""Maps survive their encodings, and overlays show the verdict."""
+"""Encodings of anomaly maps, and overlays."""
 
 import base64
 import io
@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
-from rgb_images import rgb_image
+from sample_images import sample_image
 
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.heatmap import ColourScale, overlay
@@ -25,7 +25,7 @@ MAPS = arrays.arrays(
 
 
 def real_values(encoded: AnomalyMap) -> np.ndarray:
-    """What a client does."""
+    """Decode a map as a client does."""
     data = io.BytesIO(base64.b64decode(encoded.data))
     if encoded.encoding == "npy":
         return np.load(data)
@@ -49,7 +49,7 @@ def grid_with_spot(level: float) -> np.ndarray:
 
 @settings(max_examples=50, deadline=None)
 @given(MAPS)
-def test_a_png_map_gives_back_the_values_within_half_a_step(values: np.ndarray) -> None:
+def test_a_png_map_preserves_values_within_half_a_step(values: np.ndarray) -> None:
     encoded = encode_map(values, "png")
     step = (encoded.maximum - encoded.minimum) / 65535
     assert np.abs(real_values(encoded) - values).max() <= step / 2 * 1.02
@@ -57,7 +57,7 @@ def test_a_png_map_gives_back_the_values_within_half_a_step(values: np.ndarray) 
 
 @settings(max_examples=50, deadline=None)
 @given(MAPS)
-def test_an_npy_map_gives_back_the_values_exactly(values: np.ndarray) -> None:
+def test_an_npy_map_preserves_values_exactly(values: np.ndarray) -> None:
     assert np.array_equal(real_values(encode_map(values, "npy")), values)
 
 
@@ -74,7 +74,7 @@ def test_a_png_map_is_16_bit_greyscale() -> None:
     assert image.size == (4, 3)
 
 
-def test_a_flat_map_is_encoded_without_dividing_by_zero() -> None:
+def test_a_constant_map_is_encoded_without_dividing_by_zero() -> None:
     encoded = encode_map(np.full((4, 5), 7.5, np.float32), "png")
     assert np.array_equal(real_values(encoded), np.full((4, 5), 7.5))
 
@@ -88,34 +88,34 @@ def test_an_npy_map_is_a_plain_numpy_file(half: bool) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(MAPS)
-def test_a_half_map_gives_back_the_values_within_one_part_in_2000(values: np.ndarray) -> None:
+def test_a_float16_map_preserves_values_within_one_part_in_2000(values: np.ndarray) -> None:
     encoded = encode_map(values, "npy16")
     within = np.clip(values, -65504, 65504)
     assert encoded.dtype == "float16"
     assert np.allclose(real_values(encoded), within, rtol=1 / 2000, atol=1e-6)
 
 
-def test_the_pieces_of_base64_are_those_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_base64_in_pieces_equals_base64_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moleflow.service.responses.encode._BASE64_STEP", 4)
     pieces = [b"", b"a", b"bcdefghij", b"kl", b"mnopqrs"]
     assert b"".join(base64_pieces(pieces)) == base64.b64encode(b"".join(pieces))
 
 
 def test_an_overlay_has_the_size_of_the_image() -> None:
-    data = overlay_png(rgb_image(90, 60), prediction(grid_with_spot(500), threshold=50))
+    data = overlay_png(sample_image(90, 60), prediction(grid_with_spot(500), threshold=50))
     image = Image.open(io.BytesIO(data))
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (90, 60))
 
 
-def test_an_overlay_leaves_ordinary_parts_nearly_as_they_are() -> None:
-    shown = rgb_image(90, 60)
+def test_an_overlay_barely_changes_normal_areas() -> None:
+    shown = sample_image(90, 60)
     result = overlay(shown, prediction(grid_with_spot(500), threshold=50))
     ordinary = np.abs(result.astype(int) - shown)[45:, 60:]
     assert ordinary.max() <= 3
 
 
 def test_an_overlay_marks_the_defect() -> None:
-    shown = rgb_image(90, 60)
+    shown = sample_image(90, 60)
     result = overlay(shown, prediction(grid_with_spot(500), threshold=50))
     change = np.abs(result.astype(int) - shown).sum(2)
     row, column = np.unravel_index(change.argmax(), change.shape)
@@ -124,18 +124,18 @@ def test_an_overlay_marks_the_defect() -> None:
     assert change.max() > 100
 
 
-def test_an_overlay_does_not_change_the_image_it_was_given() -> None:
-    shown = rgb_image()
+def test_an_overlay_does_not_modify_its_input() -> None:
+    shown = sample_image()
     before = shown.copy()
     overlay(shown, prediction(grid_with_spot(500), threshold=50))
     assert np.array_equal(shown, before)
 
 
-def test_an_overlay_of_several_bands_equals_the_one_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overlay_made_in_bands_equals_one_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = prediction(grid_with_spot(500), threshold=50)
-    at_once = overlay(rgb_image(40, 300), found)
+    at_once = overlay(sample_image(40, 300), found)
     monkeypatch.setattr("moleflow.model.verdict.heatmap._BAND", 7)
-    assert np.array_equal(overlay(rgb_image(40, 300), found), at_once)
+    assert np.array_equal(overlay(sample_image(40, 300), found), at_once)
 
 
 @settings(max_examples=200, deadline=None)
@@ -144,13 +144,13 @@ def test_an_overlay_of_several_bands_equals_the_one_made_at_once(monkeypatch: py
     threshold=st.integers(-1000, 1000),
 )
 def test_colours_pass_the_middle_exactly_when_the_verdict_is_anomalous(grid: np.ndarray, threshold: int) -> None:
-    found = prediction(grid, threshold + 0.3)  # never so near to the score that rounding decides
+    found = prediction(grid, threshold + 0.3)  # not so close to the score that rounding decides
     pixels = found.pixel_map(32, 32)
     levels = ColourScale.of(found, peak=float(pixels.max())).levels(pixels)
     assert (levels.max() > 127) == found.is_anomalous
 
 
-def test_an_image_that_is_defective_all_over_is_coloured_all_over() -> None:
+def test_an_entirely_defective_image_is_coloured_all_over() -> None:
     found = prediction(np.full((8, 8), 900.0), threshold=50)
     pixels = found.pixel_map(32, 32)
     assert ColourScale.of(found, peak=float(pixels.max())).levels(pixels).min() > 127

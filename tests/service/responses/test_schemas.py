@@ -1,4 +1,4 @@
-"""The JSON response, which the command line prints too."""
+"""The JSON response, which the command line also prints."""
 
 import dataclasses
 import json
@@ -73,7 +73,7 @@ def test_the_response_has_the_fields_of_the_api() -> None:
     }
 
 
-def test_an_unknown_product_has_candidates_and_null_for_all_that_no_expert_told() -> None:
+def test_an_unknown_product_has_candidates_and_null_for_all_expert_fields() -> None:
     found = json.loads(build(Refusal(predict().candidates, false_alarm_rate=0.05)).model_dump_json())
     assert found["verdict"] == "unknown_product"
     told = ("task", "score", "p_value", "threshold", "is_anomalous", "pixel_threshold", "anomaly_map")
@@ -84,7 +84,7 @@ def test_an_unknown_product_has_candidates_and_null_for_all_that_no_expert_told(
     assert found["routing"]["distance"] == 10.0
 
 
-def test_another_false_alarm_rate_moves_both_thresholds_and_neither_score_nor_p_value() -> None:
+def test_the_false_alarm_rate_changes_both_thresholds_but_neither_score_nor_p_value() -> None:
     usual, strict = build(predict(score=4.1)), build(predict(score=4.1).at(0.001))
     assert (usual.verdict, strict.verdict) == ("anomalous", "good")
     assert (strict.score, strict.p_value, strict.false_alarm_rate) == (usual.score, usual.p_value, 0.001)
@@ -108,22 +108,22 @@ def test_only_the_nearest_products_are_listed() -> None:
     assert [candidate.index for candidate in candidates] == list(range(MAX_CANDIDATES))
 
 
-def test_a_forced_product_reports_its_own_distance_even_when_it_is_far() -> None:
+def test_a_named_product_reports_its_own_distance_even_when_it_is_far() -> None:
     response = build(predict(products=9, chosen=8), forced=True)
     assert (response.task.index, response.routing.distance, response.routing.forced) == (8, 90.0, True)
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
-def test_a_number_that_json_cannot_carry_is_refused(score: float) -> None:
+def test_a_number_that_json_cannot_represent_is_rejected(score: float) -> None:
     with pytest.raises(ExpertError, match="not finite"):
         build(predict(score=score))
 
 
-def test_what_does_not_fit_the_product_is_in_the_response() -> None:
+def test_warnings_are_in_the_response() -> None:
     assert build(dataclasses.replace(predict(), warnings=("it is dark",))).warnings == ["it is dark"]
 
 
-def test_negative_scores_pass_unchanged() -> None:
+def test_negative_scores_are_unchanged() -> None:
     assert build(predict(score=-1234.5)).score == -1234.5
 
 

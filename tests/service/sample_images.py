@@ -1,4 +1,4 @@
-"""Images to send."""
+"""Sample images."""
 
 import io
 import struct
@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 
-def rgb_image(width: int = 90, height: int = 60, *, spot: bool = False) -> np.ndarray:
-    """A greenish RGB image with a gradient; with a bright spot, the dummy calls it anomalous."""
+def sample_image(width: int = 90, height: int = 60, *, spot: bool = False) -> np.ndarray:
+    """A greenish RGB image with a gradient; with a bright spot, the dummy detector finds it anomalous."""
     rgb = np.zeros((height, width, 3), np.uint8)
     rgb[..., 1] = np.linspace(60, 120, width).astype(np.uint8)
     if spot:
@@ -19,14 +19,14 @@ def rgb_image(width: int = 90, height: int = 60, *, spot: bool = False) -> np.nd
 
 
 def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """An image file."""
+    """The image as a file of this kind."""
     buffer = io.BytesIO()
     (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def png_of_declared_size(width: int, height: int) -> bytes:
-    """A few bytes of PNG whose header announces a size; the pixels themselves are missing."""
+    """A tiny PNG whose header declares a size, but which has no pixel data."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

@@ -1,0 +1,40 @@
+"""Ending a process with hanging threads, for which the interpreter would wait for ever."""
+
+import faulthandler
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+__all__ = ["exit_now", "finishes_within", "log_thread_stacks"]
+
+_STATUS = 1
+"""Exit status, which tells a supervisor that this was not a clean exit."""
+
+_logger = logging.getLogger(__name__)
+
+
+def finishes_within(join: Callable[[], None], seconds: float) -> bool:
+    """Run ``join`` in a daemon thread and return whether it returned in time."""
+    thread = threading.Thread(target=join, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return not thread.is_alive()
+
+
+def log_thread_stacks() -> None:
+    """Write the stacks of all threads to standard error."""
+    _logger.error("A thread hangs and is abandoned. The stacks of all threads:")
+    with suppress(OSError, ValueError):  # standard error may be closed
+        faulthandler.dump_traceback(all_threads=True)
+
+
+def exit_now() -> NoReturn:
+    """End the process without waiting for its threads or running exit handlers."""
+    logging.shutdown()
+    with suppress(OSError, ValueError):
+        sys.stdout.flush()
+    os._exit(_STATUS)
