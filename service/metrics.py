@@ -21,7 +21,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self.requests = self._counter("requests", "HTTP requests answered", "route", "status")
+        self.requests = self._counter("requests", "HTTP requests", "route", "status")
         self.predictions = self._counter("predictions", "predictions, by product and verdict", "task", "verdict")
         self.inference_failures = self._counter("inference_failures", "batches on which the model failed")
         self.decoder_restarts = self._counter("decoder_restarts", "decoder processes that crashed or were killed")
@@ -39,7 +39,7 @@ class Metrics:
             "moleflow_batch_size", "images in one batch", buckets=_BATCH_SIZES, registry=self.registry
         )
         self.queue_length = self._gauge("queue_length", "images waiting for the model")
-        self.requests_in_progress = self._gauge("requests_in_progress", "accepted prediction requests not yet answered")
+        self.requests_in_progress = self._gauge("requests_in_progress", "accepted prediction requests in progress")
         self.uploads_in_progress = self._gauge("uploads_in_progress", "uploads being read")
         self.connections = self._gauge("connections", "open connections")
         self.connections_cut = self._counter(

@@ -87,7 +87,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         rate = header.tasks[0].false_alarm_rate
         console.print(
             "images: training images, + held-out images or × calibration folds; "
-            f"thresholds at a false-alarm rate of {rate:g}; other rates can be requested",
+            f"thresholds at a false-positive rate of {rate:g}; other rates can be requested",
             style="dim", highlight=False,
         )  # fmt: skip
 

@@ -65,10 +65,10 @@ class _Guard:
         self._origins = frozenset(settings.cors_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        refusal = self._refusal(scope) if scope["type"] == "http" else None
-        await (self._app if refusal is None else problem_response(*refusal))(scope, receive, send)
+        rejection = self._rejection(scope) if scope["type"] == "http" else None
+        await (self._app if rejection is None else problem_response(*rejection))(scope, receive, send)
 
-    def _refusal(self, scope: Scope) -> tuple[int, str] | None:
+    def _rejection(self, scope: Scope) -> tuple[int, str] | None:
         """Status and detail if the request is rejected."""
         headers = Headers(scope=scope)
         if scope["http_version"] not in _HTTP_VERSIONS:

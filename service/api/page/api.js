@@ -38,7 +38,7 @@ export function fetchReadiness() {
 }
 
 /**
- * Send one image. `choice.task` is a product's name, or "" to route; `choice.rate` is a false-alarm rate, or "" for
+ * Send one image. `choice.task` is a product's name, or "" to route; `choice.rate` is a false-positive rate, or "" for
  * the service's default. `signal` aborts the request.
  */
 export function predict(file, choice, signal) {
@@ -71,7 +71,7 @@ async function request(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Problem(
       "The service cannot be reached",
-      "The connection was refused or lost. Check that the service is running. A file far too large also has this effect.",
+      "The connection was refused or lost. Check that the service is running, and that the file is not far too large.",
       { isUnreachable: true },
     );
   }

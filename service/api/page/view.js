@@ -7,7 +7,7 @@ const ICONS = {
   problem: "M7 7l10 10M17 7L7 17",
   unknown: "M9 9.2a3.1 3.1 0 1 1 4.6 2.7c-1 .6-1.6 1.2-1.6 2.4M12 18v.3",
 };
-const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // false-alarm rates to choose from
+const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // false-positive rates to choose from
 const STAGES = ["decode", "queue", "inference", "encode"];
 
 /** Create an element; `class` and names with a hyphen become attributes, other names properties. */
@@ -194,8 +194,8 @@ export function problemView({ title, detail, status, instance }, again, note) {
 }
 
 /**
- * The false-alarm rates to choose from. The service's default, `standard`, has the value "" and is not sent; `selected`
- * is the value to select.
+ * The false-positive rates to choose from. The service's default, `standard`, has the value "" and is not sent;
+ * `selected` is the value to select.
  */
 export function rateOptions(standard, selected) {
   const rates = [...new Set([...RATES, standard])].sort((a, b) => a - b);

@@ -207,7 +207,7 @@ def test_a_bad_request_gets_a_problem_that_says_what_to_do(
     assert said in problem["detail"]
 
 
-def test_a_form_without_the_field_is_refused(service: Running) -> None:
+def test_a_form_without_the_field_is_rejected(service: Running) -> None:
     response = service.client.post("/predict", files={"image": ("a.png", encoded(sample_image()), "image/png")})
     assert response.status_code == 422
     assert "'file' is missing" in response.json()["detail"]
@@ -237,7 +237,7 @@ def test_requesting_the_map_alone_fails_for_an_unknown_product(service: Running,
     response = service.predict(BLACK, {"accept": accept})
     assert response.status_code == 422
     assert response.json()["type"] == "urn:moleflow:problem:unknown-product"
-    assert "the nearest is 'red'" in response.json()["detail"]
+    assert "the nearest product is 'red'" in response.json()["detail"]
     assert service.predict(BLACK, {"accept": accept}, task="red").status_code == 200
 
 

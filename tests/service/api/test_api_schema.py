@@ -19,7 +19,7 @@ schema = schemathesis.openapi.from_dict(create_app(Settings(checkpoint="dummy.sa
 
 @schema.parametrize()
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-def test_every_answer_is_one_that_the_description_allows(case: Any, service: Running) -> None:
+def test_every_response_conforms_to_the_schema(case: Any, service: Running) -> None:
     # A schema cannot express what an image is, or that form and query must not contradict each other.
     unknowable = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")] if case.method == "POST" else []
     case.call_and_validate(base_url=service.url, excluded_checks=unknowable)

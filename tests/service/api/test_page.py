@@ -311,7 +311,7 @@ def test_changing_the_false_alarm_rate_rescores_the_same_image(page: Any) -> Non
     choose(page, encoded((0.6 * sample_image(180, 120, spot=True)).astype(np.uint8)))
     expect(page, "#verdict").to_have_text("Good")
     with page.expect_request("**/predict?*") as sent:
-        page.get_by_label("False alarms").select_option("5 %")
+        page.get_by_label("False positives").select_option("5 %")
     assert parse_qs(urlsplit(sent.value.url).query)["false_alarm_rate"] == ["0.05"]
     expect(page, "#verdict").to_have_text("Defect")
     expect(page, "#findings").to_contain_text("which 5 % of good images exceed")
@@ -323,7 +323,7 @@ def test_the_result_stays_visible_while_it_is_rescored(browser: Any) -> None:
         choose(page, DEFECT)
         expect(page, "#verdict").to_have_text("Defect")
         running.detector.gate.clear()
-        page.get_by_label("False alarms").select_option("0.1 %")
+        page.get_by_label("False positives").select_option("0.1 %")
         expect(page, "#findings").to_have_attribute("aria-busy", "true")
         expect(page, "#verdict").to_have_text("Defect")
         running.detector.gate.set()
