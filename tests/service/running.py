@@ -70,7 +70,7 @@ def request_head(length: int | str, content_type: str = "image/png", query: str 
     ).encode()
 
 
-def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+def read_response(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
     """Status, headers in lower case, and body of the next response on a raw connection."""
     answer = http.client.HTTPResponse(connection)
     answer.begin()

@@ -35,18 +35,18 @@ FAMILIES = sorted({kind.split("/")[0] for kind in KINDS})
 
 ATTACKS = sorted({*connections.ATTACKS, *requests.ATTACKS}, key=lambda one: one.__name__)
 
-LITTLE_PATIENCE = {"upload_timeout_seconds": 1, "header_timeout_seconds": 1, "send_timeout_seconds": 1}
+SHORT_TIMEOUTS = {"upload_timeout_seconds": 1, "header_timeout_seconds": 1, "send_timeout_seconds": 1}
 
 
 @pytest.fixture(scope="module")
 def attacked() -> Iterator[Running]:
     """A server with short timeouts, for all tests of this module."""
-    with run_server(max_pixels=1_000_000, max_upload_bytes=2_000_000, **LITTLE_PATIENCE) as running:
+    with run_server(max_pixels=1_000_000, max_upload_bytes=2_000_000, **SHORT_TIMEOUTS) as running:
         yield running
 
 
 @contextmanager
-def health_watched(running: Running) -> Iterator[list[int]]:
+def health_polled(running: Running) -> Iterator[list[int]]:
     """Poll the health routes meanwhile; yields the statuses other than 200."""
     bad, ended = list[int](), threading.Event()
 
@@ -84,7 +84,7 @@ def scores(running: Running) -> list[float]:
 def test_hostile_images_are_handled_and_the_next_good_ones_predicted_correctly(attacked: Running, family: str) -> None:
     before = scores(attacked)
     chosen = [kind for kind in KINDS if kind.startswith(f"{family}/") and kind not in MANY_PIXELS]
-    with health_watched(attacked) as bad:
+    with health_polled(attacked) as bad:
         assert send_all(attacked, [(kind, KINDS[kind](SIZE)) for kind in chosen]) == {}
     assert bad == []
     assert scores(attacked) == before
@@ -92,7 +92,7 @@ def test_hostile_images_are_handled_and_the_next_good_ones_predicted_correctly(a
 
 def test_damaged_images_are_handled_and_the_next_good_ones_predicted_correctly(attacked: Running) -> None:
     before = scores(attacked)
-    with health_watched(attacked) as bad:
+    with health_polled(attacked) as bad:
         assert send_all(attacked, [damaged(seed) for seed in range(DAMAGED)]) == {}
     assert bad == []
     assert scores(attacked) == before
@@ -116,7 +116,7 @@ def test_an_attack_ends_as_documented_and_affects_nobody_else(attacked: Running,
         for _ in range(3):
             await attack(chosen, target, ledger, chance)
 
-    with health_watched(attacked) as bad:
+    with health_polled(attacked) as bad:
         asyncio.run(attack_thrice())
     assert ledger.troubles == []
     assert bad == []

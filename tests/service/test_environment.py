@@ -22,7 +22,7 @@ KUBERNETES = {
 }
 
 
-def told(caplog: pytest.LogCaptureFixture, **environment: str) -> list[str]:
+def warnings(caplog: pytest.LogCaptureFixture, **environment: str) -> list[str]:
     caplog.clear()
     with caplog.at_level(logging.WARNING):
         warn_about_unread_variables(environment, Settings.model_fields)
@@ -60,15 +60,17 @@ def test_a_port_argument_overrides_a_variable_set_by_kubernetes(monkeypatch: pyt
 def test_a_misspelt_variable_is_reported_with_the_closest_name(
     caplog: pytest.LogCaptureFixture, name: str, nearest: str
 ) -> None:
-    (message,) = told(caplog, **{name: "1"})
+    (message,) = warnings(caplog, **{name: "1"})
     assert name in message
     assert f"Did you mean {nearest}?" in message
 
 
 def test_an_unknown_variable_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    assert told(caplog, MOLEFLOW_ZZZ="1") == ["Unknown environment variable MOLEFLOW_ZZZ is ignored."]
+    assert warnings(caplog, MOLEFLOW_ZZZ="1") == ["Unknown environment variable MOLEFLOW_ZZZ is ignored."]
 
 
 def test_known_variables_and_those_of_other_programs_are_not_reported(caplog: pytest.LogCaptureFixture) -> None:
     known = {f"MOLEFLOW_{name.upper()}": "1" for name in Settings.model_fields}
-    assert told(caplog, **known, MOLEFLOW_THREADS="2", MOLEFLOW_MODELS="/models", PATH="/bin", MY_MOLEFLOW_X="1") == []
+    assert (
+        warnings(caplog, **known, MOLEFLOW_THREADS="2", MOLEFLOW_MODELS="/models", PATH="/bin", MY_MOLEFLOW_X="1") == []
+    )

@@ -42,7 +42,7 @@ def test_the_same_value_in_query_and_form_is_accepted(service: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "query", "said"),
+    ("fields", "query", "hint"),
     [
         ([("tsak", "blue")], {}, "no form field 'tsak'"),
         ([("map", "jpeg")], {}, "form field 'map' is 'jpeg'"),
@@ -53,12 +53,12 @@ def test_the_same_value_in_query_and_form_is_accepted(service: Running) -> None:
     ],
 )
 def test_an_invalid_option_is_rejected_and_named(
-    service: Running, fields: list[Any], query: dict[str, str], said: str
+    service: Running, fields: list[Any], query: dict[str, str], hint: str
 ) -> None:
     for order in ([FILE, *fields], [*fields, FILE]):
         response = send(service, *order, **query)
         assert response.status_code == 422
-        assert said in response.json()["detail"]
+        assert hint in response.json()["detail"]
 
 
 def test_an_unknown_product_in_a_form_is_rejected(service: Running) -> None:

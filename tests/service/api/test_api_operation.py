@@ -48,7 +48,7 @@ def test_a_ready_service_reports_what_it_serves(service: Running) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "status", "said"),
+    ("method", "path", "status", "hint"),
     [
         ("GET", "/nothing", 404, "/nothing"),
         ("GET", "/page/nothing.js", 404, "/page/nothing.js"),
@@ -57,13 +57,13 @@ def test_a_ready_service_reports_what_it_serves(service: Running) -> None:
     ],
 )
 def test_a_wrong_path_or_method_gets_a_problem(
-    service: Running, method: str, path: str, status: int, said: str
+    service: Running, method: str, path: str, status: int, hint: str
 ) -> None:
     response = service.client.request(method, path)
     problem = Problem.model_validate_json(response.content)
     assert (response.status_code, problem.status) == (status, status)
     assert response.headers["content-type"] == "application/problem+json"
-    assert said in problem.detail
+    assert hint in problem.detail
 
 
 def test_the_metrics_are_valid_and_count_requests(service: Running) -> None:
@@ -111,7 +111,9 @@ def test_the_schema_documents_both_kinds_of_body_and_all_responses(service: Runn
     }
     assert operation["responses"]["200"]["content"].keys() == {"application/json", "image/png", "application/x-npy"}
     problems = {
-        status for status, told in operation["responses"].items() if "application/problem+json" in told["content"]
+        status
+        for status, documented in operation["responses"].items()
+        if "application/problem+json" in documented["content"]
     }
     assert problems == {"403", "404", "406", "408", "413", "414", "415", "421", "422", "429", "500", "503"}
 
@@ -119,8 +121,8 @@ def test_the_schema_documents_both_kinds_of_body_and_all_responses(service: Runn
 def test_the_example_in_the_schema_is_a_valid_response(service: Running) -> None:
     from moleflow.service.responses.schemas import PredictionResponse
 
-    told = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]
-    PredictionResponse.model_validate(told["content"]["application/json"]["example"])
+    documented = service.client.get("/openapi.json").json()["paths"]["/predict"]["post"]["responses"]["200"]
+    PredictionResponse.model_validate(documented["content"]["application/json"]["example"])
 
 
 def test_the_documentation_is_served_without_other_servers(service: Running) -> None:

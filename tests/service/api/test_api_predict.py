@@ -178,7 +178,7 @@ def test_an_image_of_extreme_shape_is_scored(service: Running, width: int, heigh
 
 
 @pytest.mark.parametrize(
-    ("data", "headers", "query", "status", "said"),
+    ("data", "headers", "query", "status", "hint"),
     [
         (b"hello", {}, {}, 415, "is not a PNG, JPEG"),
         (b"", {}, {}, 422, "body is empty"),
@@ -196,7 +196,7 @@ def test_an_image_of_extreme_shape_is_scored(service: Running, width: int, heigh
     ],
 )
 def test_a_bad_request_gets_a_problem_that_says_what_to_do(
-    service: Running, data: bytes, headers: dict[str, str], query: dict[str, str], status: int, said: str
+    service: Running, data: bytes, headers: dict[str, str], query: dict[str, str], status: int, hint: str
 ) -> None:
     response = service.predict(data, headers, **query)
     problem = response.json()
@@ -204,7 +204,7 @@ def test_a_bad_request_gets_a_problem_that_says_what_to_do(
     assert response.headers["content-type"] == PROBLEM
     assert problem.keys() == {"type", "title", "status", "detail", "instance"}
     assert problem["status"] == status
-    assert said in problem["detail"]
+    assert hint in problem["detail"]
 
 
 def test_a_form_without_the_field_is_rejected(service: Running) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from running import PATIENCE, Running, eventually, free_port, read_answer, request_head, run_server
+from running import PATIENCE, Running, eventually, free_port, read_response, request_head, run_server
 from sample_images import encoded, sample_image
 
 UPLOAD = bytes(7_700_000)
@@ -87,7 +87,7 @@ def test_a_success_response_reaches_a_client_that_sends_too_much(small: Running)
 def test_malformed_http_gets_an_error_however_much_is_sent(small: Running) -> None:
     with small.connect() as connection:
         connection.sendall(b"\x16\x03\x01" * 2_000_000)
-        status, headers, body = read_answer(connection)
+        status, headers, body = read_response(connection)
     assert status == 400
     assert headers["content-type"] == "application/problem+json"
     assert json.loads(body)["status"] == 400
@@ -97,7 +97,7 @@ def test_a_client_that_waits_for_100_continue_is_rejected_without_sending_its_bo
     with small.connect() as connection:
         head = request_head(5_000_000).replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\nConnection: close\r\n\r\n")
         connection.sendall(head)
-        status, _, _ = read_answer(connection)
+        status, _, _ = read_response(connection)
         assert status == 413
         assert connection.recv(1) == b""  # closed at once
 
@@ -120,7 +120,7 @@ def test_a_rejected_client_that_falls_silent_is_disconnected(
     monkeypatch.setattr("moleflow.service.connections.transport._SILENCE_SECONDS", 0.2)
     with small.connect() as connection:
         connection.sendall(request_head(10**7).replace(b"\r\n\r\n", f"\r\n{ending}\r\n".encode()))
-        assert read_answer(connection)[0] == 413
+        assert read_response(connection)[0] == 413
         assert eventually(lambda: small.metric("moleflow_connections") == 1)  # that of /metrics
 
 
@@ -131,7 +131,7 @@ def test_a_rejected_client_that_sends_slowly_is_disconnected(
     monkeypatch.setattr("moleflow.service.connections.transport._DISCARD_SECONDS", 0.2)
     with small.connect() as connection:
         connection.sendall(request_head(10**7).replace(b"\r\n\r\n", f"\r\n{ending}\r\n".encode()))
-        assert read_answer(connection)[0] == 413
+        assert read_response(connection)[0] == 413
 
         def is_cut() -> bool:
             try:

@@ -135,7 +135,9 @@ def test_the_documentation_renders_and_sends_requests_without_other_servers(brow
     with run_server(root_path=prefix) as running:
         context = browser.new_context()
         page = context.new_page()
-        page.on("console", lambda told: problems.append(told.text) if told.type in {"error", "warning"} else None)
+        page.on(
+            "console", lambda message: problems.append(message.text) if message.type in {"error", "warning"} else None
+        )
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: addresses.append(request.url))
         page.goto(f"{running.url}{prefix}/docs")

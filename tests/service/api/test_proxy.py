@@ -79,7 +79,7 @@ def answers(url: str, process: subprocess.Popen[bytes]) -> bool:
 @pytest.fixture(
     scope="module",
     params=[("/", HOST_AS_ASKED), ("/", HOST_FORWARDED), ("", HOST_AS_ASKED)],
-    ids=["prefix taken off, host handed on", "prefix taken off, host told", "prefix left on"],
+    ids=["prefix stripped, Host forwarded", "prefix stripped, X-Forwarded-Host set", "prefix kept"],
 )
 def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     target, headers = request.param

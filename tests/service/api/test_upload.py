@@ -46,7 +46,7 @@ def form(*parts: bytes) -> bytes:
     return b"".join(parts) + b"--%s--\r\n" % BOUNDARY.encode()
 
 
-def refused(headers: dict[str, str], *chunks: bytes) -> HTTPException:
+def rejected(headers: dict[str, str], *chunks: bytes) -> HTTPException:
     with pytest.raises(HTTPException) as caught:
         read(headers, *chunks)
     return caught.value
@@ -178,7 +178,7 @@ def test_bytes_after_the_last_boundary_cannot_make_a_form_endless() -> None:
     ["multipart/form-data; " + ";" * 2000, "image/" + "x" * 2000, 'multipart/form-data; boundary="' + '\\"' * 800],
 )
 def test_a_content_type_of_thousands_of_characters_is_rejected(content_type: str) -> None:
-    assert refused({"content-type": content_type}, b"x").status_code == 415
+    assert rejected({"content-type": content_type}, b"x").status_code == 415
 
 
 @pytest.mark.parametrize(
@@ -186,19 +186,19 @@ def test_a_content_type_of_thousands_of_characters_is_rejected(content_type: str
     ["application/json", "application/x-www-form-urlencoded", "text/plain", "multipart/mixed; boundary=x"],
 )
 def test_an_unsupported_content_type_is_rejected(content_type: str) -> None:
-    error = refused({"content-type": content_type}, b"x")
+    error = rejected({"content-type": content_type}, b"x")
     assert error.status_code == 415
     assert "multipart form with the field 'file'" in error.detail
 
 
 def test_a_compressed_body_is_rejected() -> None:
-    error = refused(RAW | {"content-encoding": "gzip"}, b"x")
+    error = rejected(RAW | {"content-encoding": "gzip"}, b"x")
     assert error.status_code == 415
     assert "gzip" in error.detail
 
 
 @pytest.mark.parametrize(
-    ("headers", "body", "said"),
+    ("headers", "body", "hint"),
     [
         (RAW, b"", "body is empty"),
         (FORM, form(part("file", b"")), "'file' is empty"),
@@ -217,10 +217,10 @@ def test_a_compressed_body_is_rejected() -> None:
         (FORM, form(b"--" + BOUNDARY.encode() + b"\r\n\r\na\r\n"), "has no name"),
     ],
 )
-def test_a_body_without_exactly_one_image_is_rejected(headers: dict[str, str], body: bytes, said: str) -> None:
-    error = refused(headers, body)
+def test_a_body_without_exactly_one_image_is_rejected(headers: dict[str, str], body: bytes, hint: str) -> None:
+    error = rejected(headers, body)
     assert error.status_code == 422
-    assert said in error.detail
+    assert hint in error.detail
 
 
 @settings(max_examples=100, deadline=None)

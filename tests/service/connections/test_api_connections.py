@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import httpx
 import pytest
 from forked import Processes
-from running import PATIENCE, eventually, read_answer, request_head, run_server, serve_in_a_process
+from running import PATIENCE, eventually, read_response, request_head, run_server, serve_in_a_process
 from sample_images import encoded, sample_image
 
 from moleflow.model.errors import ConfigurationError
@@ -36,7 +36,7 @@ def test_a_silent_connection_is_closed() -> None:
 def test_an_incomplete_request_head_gets_an_error_and_is_closed() -> None:
     with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
         connection.sendall(GET[:-2])
-        status, headers, body = read_answer(connection)
+        status, headers, body = read_response(connection)
         assert (status, headers["content-type"]) == (408, "application/problem+json")
         assert json.loads(body)["status"] == 408
         assert is_closed(connection)
@@ -47,27 +47,27 @@ def test_a_request_head_that_arrives_slowly_times_out(before: bytes) -> None:
     with run_server(header_timeout_seconds=0.3) as running, running.connect() as connection:
         connection.sendall(before)
         if before:
-            assert read_answer(connection)[0] == 200
+            assert read_response(connection)[0] == 200
         connection.sendall(b"GET / HTTP/1.1\r\nDripping: ")
 
-        def is_given_up() -> bool:
+        def is_aborted() -> bool:
             try:
                 connection.sendall(b"x")
             except OSError:
                 return True
             return False
 
-        assert eventually(is_given_up)
+        assert eventually(is_aborted)
 
 
 def test_an_idle_connection_outlives_the_header_timeout() -> None:
     with run_server(header_timeout_seconds=0.2) as running, running.connect() as connection:
         connection.sendall(GET)
-        assert read_answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
         with running.connect() as other:  # opened later, and closed because it is silent
             assert is_closed(other)
         connection.sendall(GET)
-        assert read_answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 def test_a_request_may_take_longer_than_the_header_timeout() -> None:
@@ -77,21 +77,21 @@ def test_a_request_may_take_longer_than_the_header_timeout() -> None:
         with running.connect() as other:
             assert is_closed(other)
         connection.sendall(data[-1:])
-        assert read_answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 def test_a_new_connection_evicts_one_without_a_request() -> None:
     with run_server(max_connections=16) as running, ExitStack() as stack:
         kept = stack.enter_context(running.connect())
         kept.sendall(GET)
-        assert read_answer(kept)[0] == 200
+        assert read_response(kept)[0] == 200
         for _ in range(100):
             stack.enter_context(running.connect())
         assert httpx.get(running.url + "/health/live", timeout=PATIENCE).status_code == 200
         assert running.metric("moleflow_connections") <= 16
         assert running.metric("moleflow_connections_cut_total", reason="room") >= 80
         kept.sendall(GET)  # has sent a request, so new connections are evicted first
-        assert read_answer(kept)[0] == 200
+        assert read_response(kept)[0] == 200
 
 
 def test_connections_that_wait_for_a_response_are_not_evicted() -> None:
@@ -104,7 +104,7 @@ def test_connections_that_wait_for_a_response_are_not_evicted() -> None:
         for _ in range(100):
             stack.enter_context(running.connect())
         running.detector.gate.set()
-        assert read_answer(waiting)[0] == 200
+        assert read_response(waiting)[0] == 200
         holder.join()
 
 
@@ -134,7 +134,7 @@ def test_a_slow_upload_is_aborted_long_before_its_timeout(monkeypatch: pytest.Mo
     monkeypatch.setattr("moleflow.service.api.body._WINDOW_SECONDS", 0.2)
     with run_server(upload_timeout_seconds=3600) as running, running.connect() as connection:
         connection.sendall(request_head(1000) + b"x")
-        status, _, body = read_answer(connection)
+        status, _, body = read_response(connection)
         assert status == 408
         assert "arrived in" in json.loads(body)["detail"]
 
@@ -146,11 +146,11 @@ def test_all_uploads_together_share_a_memory_budget() -> None:
         assert eventually(lambda: running.predict(data).status_code == 200)
         first.sendall(b"x")
 
-        def is_refused() -> bool:
+        def is_rejected() -> bool:
             answer = running.predict(data)
             return answer.status_code == 429 and int(answer.headers["retry-after"]) >= 1
 
-        assert eventually(is_refused)
+        assert eventually(is_rejected)
         first.close()
         assert eventually(lambda: running.predict(data).status_code == 200)
 
@@ -199,7 +199,7 @@ def test_requests_that_follow_a_body_at_once_do_not_count_as_its_framing() -> No
         connection.sendall(upload[:-10])
         time.sleep(0.2)  # so that the rest of the body arrives together with what follows
         connection.sendall(upload[-10:] + GET * 2500)
-        assert read_answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 def test_pipelined_requests_whose_responses_are_not_read_are_disconnected() -> None:

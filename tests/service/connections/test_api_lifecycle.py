@@ -71,14 +71,14 @@ def test_stopping_completes_accepted_requests_and_rejects_new_ones() -> None:
         assert eventually(lambda: service.metric("moleflow_queue_length") == 3)
         service.server.should_exit = True
 
-        def is_refused() -> bool:
+        def is_rejected() -> bool:
             try:
                 httpx.get(service.url + "/health/live", timeout=5)
             except httpx.TransportError:
                 return True
             return False
 
-        assert eventually(is_refused)
+        assert eventually(is_rejected)
         service.detector.gate.set()
         assert [answer.result().status_code for answer in queued] == [200] * 3
         holder.join()
@@ -102,14 +102,14 @@ def test_a_process_completes_requests_before_it_stops(processes: Processes) -> N
 
 def test_ctrl_c_stops_the_service_cleanly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moleflow.service.api.app.load_predictor", lambda settings: DummyDetector())
-    told = []
+    reported = []
 
     def interrupt(url: str, predictor: Predictor) -> None:
-        told.append((url, predictor.checkpoint.name))
+        reported.append((url, predictor.checkpoint.name))
         signal.raise_signal(signal.SIGINT)
 
     serve(Settings(checkpoint="dummy", port=0, log_level="critical"), on_ready=interrupt)
-    ((url, name),) = told
+    ((url, name),) = reported
     assert url.startswith("http://127.0.0.1:")
     assert name == "dummy.safetensors"
 

@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import numpy as np
 import pytest
-from running import PATIENCE, Running, eventually, read_answer, request_head, run_server
+from running import PATIENCE, Running, eventually, read_response, request_head, run_server
 from sample_images import encoded, sample_image
 
 LARGE = encoded(sample_image(1500, 1600), "JPEG")
@@ -32,15 +32,15 @@ def held(running: Running) -> float:
     return running.metric("moleflow_requests_in_progress")
 
 
-def judged(running: Running) -> float:
+def prediction_count(running: Running) -> float:
     return running.metric("moleflow_encode_seconds_count")
 
 
 def test_a_slot_is_occupied_until_the_response_is_sent() -> None:
     with run_server(queue_size=1) as running, ask(running) as connection:
-        assert eventually(lambda: judged(running) == 1)
+        assert eventually(lambda: prediction_count(running) == 1)
         assert running.predict(encoded(sample_image())).status_code == 429
-        status, _, body = read_answer(connection)
+        status, _, body = read_response(connection)
         assert status == 200
         assert np.load(io.BytesIO(body)).shape == (1600, 1500)
         assert eventually(lambda: held(running) == 0)
@@ -49,7 +49,7 @@ def test_a_slot_is_occupied_until_the_response_is_sent() -> None:
 
 def test_a_client_that_never_reads_is_disconnected_and_frees_its_slot() -> None:
     with run_server(queue_size=1, send_timeout_seconds=0.5) as running, ask(running) as connection:
-        assert eventually(lambda: judged(running) == 1)
+        assert eventually(lambda: prediction_count(running) == 1)
         assert eventually(lambda: held(running) == 0)
         assert running.metric("moleflow_connections_cut_total", reason="send") == 1
         assert running.predict(encoded(sample_image())).status_code == 200
@@ -62,7 +62,7 @@ def test_a_client_that_never_reads_is_disconnected_and_frees_its_slot() -> None:
 def test_a_client_that_disconnects_without_reading_frees_its_slot() -> None:
     with run_server(queue_size=1) as running:
         with ask(running):
-            assert eventually(lambda: judged(running) == 1)
+            assert eventually(lambda: prediction_count(running) == 1)
             assert held(running) == 1
         assert eventually(lambda: held(running) == 0)
 
@@ -93,13 +93,13 @@ def test_a_reader_below_the_minimum_rate_is_disconnected(monkeypatch: pytest.Mon
 def test_large_responses_wait_for_memory_and_small_ones_do_not() -> None:
     with run_server(answer_memory=15_000_000) as running, ExitStack() as stack:
         stack.enter_context(ask(running))
-        assert eventually(lambda: judged(running) == 1)
+        assert eventually(lambda: prediction_count(running) == 1)
         second = stack.enter_context(ask(running))
         assert eventually(lambda: held(running) == 2)
         assert running.predict(encoded(sample_image())).status_code == 200
         third = stack.enter_context(ask(running, query="?map_size=model"))
-        assert read_answer(third)[0] == 200
-        assert judged(running) == 3  # all but the second
+        assert read_response(third)[0] == 200
+        assert prediction_count(running) == 3  # all but the second
         stack.close()
         assert eventually(lambda: held(running) == 0)
         assert second.fileno() == -1
@@ -107,7 +107,7 @@ def test_large_responses_wait_for_memory_and_small_ones_do_not() -> None:
 
 def test_a_response_larger_than_the_budget_is_made_when_nothing_else_is_in_memory() -> None:
     with run_server(answer_memory=1000) as running, ask(running) as connection:
-        assert read_answer(connection)[0] == 200
+        assert read_response(connection)[0] == 200
 
 
 def test_a_float16_map_halves_the_response() -> None:

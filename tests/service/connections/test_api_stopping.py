@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from running import PATIENCE, Running, eventually, read_answer, request_head, run_server
+from running import PATIENCE, Running, eventually, read_response, request_head, run_server
 from sample_images import encoded, sample_image
 
 LARGE = encoded(sample_image(1500, 1600), "JPEG")
@@ -63,7 +63,7 @@ def test_a_stopping_service_asks_clients_to_close_their_connections() -> None:
         assert eventually(lambda: running.metric("moleflow_queue_length") == 1)
         running.server.should_exit = True
         assert eventually(lambda: refuses_connections(running))
-        answer = pool.submit(read_answer, connection)
+        answer = pool.submit(read_response, connection)
         running.detector.gate.set()
         status, headers, _ = answer.result()
         assert (status, headers["connection"]) == (200, "close")
@@ -74,28 +74,28 @@ def idle(running: Running) -> bytes:
     return b""
 
 
-def half_a_head(running: Running) -> bytes:
+def incomplete_head(running: Running) -> bytes:
     return GET[:-2]
 
 
-def half_an_upload(running: Running) -> bytes:
+def incomplete_upload(running: Running) -> bytes:
     return request_head(1000) + b"x"
 
 
-def unread_answer(running: Running) -> bytes:
+def unread_response(running: Running) -> bytes:
     head = request_head(len(LARGE), "image/jpeg").replace(b"\r\n\r\n", b"\r\nAccept: application/x-npy\r\n\r\n")
     return head + LARGE
 
 
-def refused_upload(running: Running) -> bytes:
+def rejected_upload(running: Running) -> bytes:
     return request_head(10**12) + bytes(1000)
 
 
-@pytest.mark.parametrize("client", [idle, half_a_head, half_an_upload, unread_answer, refused_upload])
+@pytest.mark.parametrize("client", [idle, incomplete_head, incomplete_upload, unread_response, rejected_upload])
 def test_no_client_can_delay_the_shutdown(client: Callable[[Running], bytes]) -> None:
     with run_server(shutdown_timeout_seconds=1) as running, running.connect() as connection:
         connection.sendall(client(running))
-        if client is unread_answer:
+        if client is unread_response:
             assert eventually(lambda: running.metric("moleflow_encode_seconds_count") == 1)
         running.client.close()
         began = time.monotonic()

@@ -133,13 +133,13 @@ def test_an_error_without_a_readable_message_is_still_reported() -> None:
 
 
 @pytest.mark.parametrize(
-    ("findings", "said"),
+    ("findings", "hint"),
     [([], "0 findings for 1"), (None, "NoneType for 1"), (["good"], "a str instead"), ([None], "a NoneType instead")],
 )
-def test_anything_but_a_list_of_findings_is_a_failure(findings: Any, said: str) -> None:
+def test_anything_but_a_list_of_findings_is_a_failure(findings: Any, hint: str) -> None:
     (outcome,) = judge(Raising(findings=findings), [IMAGE], [None])
     assert isinstance(outcome, PredictionError)
-    assert said in str(outcome)
+    assert hint in str(outcome)
 
 
 def test_a_failed_batch_is_released_from_memory() -> None:
