@@ -184,7 +184,7 @@ def test_hanging_while_loading_needs_a_restart() -> None:
     model.gate.clear()
     with run_server(model, wait=False, batch_timeout_seconds=0.5, load_timeout_seconds=0.1) as running:
         assert eventually(lambda: live(running).status_code == 503)
-        assert "loading" in live(running).json()["detail"]
+        assert "Loading" in live(running).json()["detail"]
         model.gate.set()
         assert eventually(lambda: ready(running).status_code == 200)
 
@@ -324,18 +324,18 @@ def test_a_dead_inference_thread_needs_a_restart(monkeypatch: pytest.MonkeyPatch
 
 def test_a_service_that_cannot_decode_is_not_ready_until_it_can(monkeypatch: pytest.MonkeyPatch) -> None:
     broken = True
-    sound = DecoderPool._start_process
+    original = DecoderPool._start_process
 
-    def start_one(decoders: DecoderPool) -> Any:
+    def start_process(decoders: DecoderPool) -> Any:
         if broken:
             raise OSError(errno.EAGAIN, "no more processes")
-        return sound(decoders)
+        return original(decoders)
 
     with run_server(batch_timeout_seconds=2) as running:
         assert running.predict(encoded(sample_image())).status_code == 200
-        monkeypatch.setattr(DecoderPool, "_start_process", start_one)
-        for worker in list(running.server.config.app.state.engine._decoders._workers):
-            worker._process.kill()
+        monkeypatch.setattr(DecoderPool, "_start_process", start_process)
+        for decoder in list(running.server.config.app.state.engine._decoders._processes):
+            decoder._process.kill()
         assert running.predict(encoded(sample_image())).status_code in {429, 503}
         assert eventually(lambda: ready(running).status_code == 503)
         assert "decoded" in ready(running).json()["detail"]
