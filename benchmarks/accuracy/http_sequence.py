@@ -79,13 +79,17 @@ class Tally:
         """The category's figures, each a fraction 0…1; ``None`` where there is nothing to measure it on."""
         defective = sum(sample.is_anomalous for sample in self.samples)
         found = category_figures(
-            self.samples, [each.score for each in self.answers], self.pixels,
+            self.samples,
+            [each.score for each in self.answers],
+            self.pixels,
             [each.is_anomalous for each in self.answers],
-        )  # fmt: skip
+        )
         return {
-            "good": len(self.samples) - defective, "defective": defective,
-            "routing_accuracy": mean(self.routed_right), **found.model_dump(),
-        }  # fmt: skip
+            "good": len(self.samples) - defective,
+            "defective": defective,
+            "routing_accuracy": mean(self.routed_right),
+            **found.model_dump(),
+        }
 
 
 def mean(values: Sequence[float | None]) -> float | None:

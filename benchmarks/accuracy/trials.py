@@ -123,9 +123,14 @@ class Bench:
         found = {}
         for number, product in enumerate(self.products):
             trainer = TaskTrainer(
-                product.category.name, config, wanted.training, base,
-                first=number == 0, device=self.device, precision=self.precision,
-            )  # fmt: skip
+                product.category.name,
+                config,
+                wanted.training,
+                base,
+                first=number == 0,
+                device=self.device,
+                precision=self.precision,
+            )
             if setting.optimizer is not torch.optim.AdamW:
                 trainer.optimizer = setting.optimizer(  # type: ignore[assignment, call-arg]
                     trainer.parameters, lr=wanted.training.learning_rate, weight_decay=wanted.training.weight_decay
@@ -140,9 +145,10 @@ class Bench:
             arrays: dict[str, Any] = {kind: values.numpy() for kind, values in maps.items()}
             np.savez(self.maps_path(key, product), **arrays)
             dim, side = config.backbone.embedding_dim, config.backbone.image_size
-            found[product.category.name] = (
-                {"seconds": seconds, "held_out_nll": float(maps["good"].mean()) / dim} | judge_all(maps, product, side)
-            )  # fmt: skip
+            found[product.category.name] = {
+                "seconds": seconds,
+                "held_out_nll": float(maps["good"].mean()) / dim,
+            } | judge_all(maps, product, side)
         return found
 
     def maps_path(self, key: str, product: Product) -> Path:
@@ -251,9 +257,16 @@ def run_missing(
 
 
 HEADINGS = (
-    "held-out NLL / D", "pseudo: image AUROC", "pixel AUROC", "pixel AP", "AUPRO",
-    "test: image AUROC", "pixel AUROC", "pixel AP", "AUPRO",
-)  # fmt: skip
+    "held-out NLL / D",
+    "pseudo: image AUROC",
+    "pixel AUROC",
+    "pixel AP",
+    "AUPRO",
+    "test: image AUROC",
+    "pixel AUROC",
+    "pixel AP",
+    "AUPRO",
+)
 """Headings of ``cells``."""
 
 

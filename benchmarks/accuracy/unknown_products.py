@@ -204,9 +204,17 @@ def choose_spread(described: Mapping[str, Described]) -> None:
         good, altered, foreign = training_ratios(described, config)
         low, high = np.quantile(altered, 0.99), np.quantile(foreign, 0.05)
         rows.append(
-            [f"{weight:g}", axes, f"{low:.3f}", f"{np.mean(foreign > low):.1%}", f"{np.mean(good > low):.1%}",
-             f"{high:.3f}", f"{np.mean(altered > high):.1%}", f"{np.mean(good > high):.1%}"]
-        )  # fmt: skip
+            [
+                f"{weight:g}",
+                axes,
+                f"{low:.3f}",
+                f"{np.mean(foreign > low):.1%}",
+                f"{np.mean(good > low):.1%}",
+                f"{high:.3f}",
+                f"{np.mean(altered > high):.1%}",
+                f"{np.mean(good > high):.1%}",
+            ]
+        )
     headings = ["weight", "axes", "limit", "left out", "good", "limit", "altered", "good"]
     print(markdown_table(headings, rows, right_from=0))
 
@@ -225,10 +233,12 @@ def report(described: Mapping[str, Described], without: Mapping[str, Learned], e
     print(markdown_table(["category", *kinds, "routed home"], rows))
     joined = [np.concatenate(list(part.values()), axis=1) for part in (foreign, good, defective)]
     print("\nAll test images together, refused by limit:\n")
-    print(markdown_table(
-        ["limit", *kinds],
-        [[limit, *(_interval(part[index]) for part in joined)] for index, limit in enumerate(LIMITS)],
-    ))  # fmt: skip
+    print(
+        markdown_table(
+            ["limit", *kinds],
+            [[limit, *(_interval(part[index]) for part in joined)] for index, limit in enumerate(LIMITS)],
+        )
+    )
 
 
 def alone(

@@ -206,10 +206,15 @@ def report(found: Sequence[dict[str, dict[str, Seen]]]) -> None:
         return interval(int(refused.sum()), len(refused))
 
     rows = [
-        [name, *(cell(joined(found, kind, name), DEFAULT_UNKNOWN_LIMIT) if name in found[0][kind] else "–"
-                 for kind in kinds)]
+        [
+            name,
+            *(
+                cell(joined(found, kind, name), DEFAULT_UNKNOWN_LIMIT) if name in found[0][kind] else "–"
+                for kind in kinds
+            ),
+        ]
         for name in dict.fromkeys(name for each in found for name in each["left out"])
-    ]  # fmt: skip
+    ]
     print(f"\nRefused test images at the default limit of {DEFAULT_UNKNOWN_LIMIT}:\n")
     print(markdown_table(["category", *kinds], rows))
     print("\nRefused test images of all categories by limit; in the lower half by the distance ratio alone:\n")

@@ -108,9 +108,14 @@ class Worker:
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (close() closes it)
         try:
             self._process = subprocess.Popen(
-                self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, text=True,
-                encoding="utf-8", env=environment(variables),
-            )  # fmt: skip
+                self.command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._stderr,
+                text=True,
+                encoding="utf-8",
+                env=environment(variables),
+            )
         except OSError as error:
             self._stderr.close()
             raise WorkerError(f"{self.command[0]} cannot be started ({error}); name another python.") from error

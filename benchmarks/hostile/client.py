@@ -52,9 +52,11 @@ def form(parts: Iterable[tuple[str, bytes]], boundary: str = "limit") -> tuple[b
     body = b"".join(
         f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"'.encode()
         + (b'; filename="image"' if name == "file" else b"")
-        + b"\r\n\r\n" + data + b"\r\n"
+        + b"\r\n\r\n"
+        + data
+        + b"\r\n"
         for name, data in parts
-    )  # fmt: skip
+    )
     return body + f"--{boundary}--\r\n".encode(), {"Content-Type": f"multipart/form-data; boundary={boundary}"}
 
 

@@ -90,8 +90,9 @@ class Bench:
         if said is None:
             self.close()
         # A replaced process started from about the smallest of the others.
-        growth = sum(max(0, one.peak - (before[pid].resident if pid in before else least))
-                     for pid, one in watched.items())  # fmt: skip
+        growth = sum(
+            max(0, one.peak - (before[pid].resident if pid in before else least)) for pid, one in watched.items()
+        )
         # The start of a replacement is not the image's cost.
         seconds = sum(watched[pid].seconds - one.seconds for pid, one in before.items())
         outcome = said or ("endless" if wall >= PATIENCE_SECONDS else "the process ended")
@@ -100,9 +101,13 @@ class Bench:
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
             self._process = subprocess.Popen(
-                module_command("benchmarks.hostile.decode_cost"), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                text=True, env=environment(), start_new_session=True,
-            )  # fmt: skip
+                module_command("benchmarks.hostile.decode_cost"),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env=environment(),
+                start_new_session=True,
+            )
             assert self._process.stdout is not None
             self._process.stdout.readline()
         return self._process

@@ -35,9 +35,12 @@ def run(
 
     @seed(number)
     @settings(
-        max_examples=inputs, deadline=None, database=None, suppress_health_check=list(HealthCheck),
+        max_examples=inputs,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
         phases=[Phase.generate, Phase.shrink],
-    )  # fmt: skip
+    )
     @given(content=strategy)
     def each(content: bytes) -> None:
         counts[check(content)] += 1

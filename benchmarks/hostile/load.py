@@ -32,17 +32,9 @@ from benchmarks.hostile.images import good_images
 from benchmarks.hostile.ledger import Ledger
 from benchmarks.hostile.operator import Operator, Service
 from benchmarks.hostile.parts import encoded
+from benchmarks.hostile.questions import Question, ask_question, canonical, expected_answers, questions
 from benchmarks.hostile.report import judge, markdown
-from benchmarks.hostile.roles import (
-    Question,
-    ask_question,
-    canonical,
-    expected_answers,
-    questions,
-    roles,
-    run_role,
-    start_role,
-)
+from benchmarks.hostile.roles import roles, run_role, start_role
 from benchmarks.hostile.target import Target
 from benchmarks.shared.command import Gate, add_output, finish, make_parser, positive
 from benchmarks.shared.errors import BenchmarkError
@@ -60,9 +52,13 @@ QUIET_SECONDS = 10.0
 """Pause between the end of the load and the last check of the service."""
 
 SETTINGS: dict[str, Any] = {
-    "upload_timeout_seconds": 10, "header_timeout_seconds": 5, "send_timeout_seconds": 5, "batch_timeout_seconds": 6,
-    "lame_duck_seconds": 1, "shutdown_timeout_seconds": 15,
-}  # fmt: skip
+    "upload_timeout_seconds": 10,
+    "header_timeout_seconds": 5,
+    "send_timeout_seconds": 5,
+    "batch_timeout_seconds": 6,
+    "lame_duck_seconds": 1,
+    "shutdown_timeout_seconds": 15,
+}
 """Shorter than the defaults, so that each timeout happens many times."""
 
 PRODUCTS = 3
@@ -102,9 +98,14 @@ def target_of(service: Service, settings: Settings) -> Target:
     # The longest of the times allowed for a head, a body, and taking an answer.
     closing = max(settings.header_timeout_seconds, settings.send_timeout_seconds, settings.upload_timeout_seconds)
     return Target(
-        service.port, good_images()["png"], encoded(large, "JPEG"), patience=PATIENCE_SECONDS,
-        stall_seconds=closing + 1.0, closing_seconds=closing + 10.0, max_upload_bytes=settings.max_upload_bytes,
-    )  # fmt: skip
+        service.port,
+        good_images()["png"],
+        encoded(large, "JPEG"),
+        patience=PATIENCE_SECONDS,
+        stall_seconds=closing + 1.0,
+        closing_seconds=closing + 10.0,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
 
 
 async def drive(options: argparse.Namespace, service: Service, checkpoint: Path, settings: Settings) -> dict[str, Any]:
@@ -144,12 +145,18 @@ async def drive(options: argparse.Namespace, service: Service, checkpoint: Path,
     finally:
         watch.end()
     return {
-        "seconds": load_seconds, "ledger": ledger, "disturbances": operator.disturbances, "restarts": operator.restarts,
+        "seconds": load_seconds,
+        "ledger": ledger,
+        "disturbances": operator.disturbances,
+        "restarts": operator.restarts,
         "memory": {"rest": rest_bytes, "most": max(watch.memory), "end": end_bytes},
-        "descriptors": {"rest": rest_descriptors, "end": end_descriptors}, "clock_late_seconds": watch.latest,
-        "wrong_after": last, "stop_seconds": await asyncio.to_thread(service.stop, stop_seconds),
-        "stop_limit": stop_seconds, "stalls": stalls_of(service),
-    }  # fmt: skip
+        "descriptors": {"rest": rest_descriptors, "end": end_descriptors},
+        "clock_late_seconds": watch.latest,
+        "wrong_after": last,
+        "stop_seconds": await asyncio.to_thread(service.stop, stop_seconds),
+        "stop_limit": stop_seconds,
+        "stalls": stalls_of(service),
+    }
 
 
 async def after_the_load(port: int, answers: dict[str, bytes]) -> list[str]:

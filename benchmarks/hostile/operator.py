@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.hostile.client import LostError, Reply, ask
 from benchmarks.hostile.ledger import FAILED, HUNG, LOST, WRONG, Disturbance, Ledger
 from benchmarks.hostile.parts import encoded
-from benchmarks.hostile.roles import Question, ask_question, canonical
+from benchmarks.hostile.questions import Question, ask_question, canonical
 from benchmarks.hostile.server import HANG_SECONDS, MARKERS
 from benchmarks.hostile.target import BYTES
 from benchmarks.shared.process_tree import children
@@ -114,10 +114,19 @@ class Operator:
     async def run(self, over: Callable[[], bool], interval: float) -> None:
         """Run one disturbance after another until the load is over; each at least once."""
         steps: tuple[Callable[[], Awaitable[None]], ...] = (
-            self.fail, self.stop_worker, self.short_of_memory, self.kill_worker, self.not_finite, self.stop_service,
-            self.truncate_checkpoint, self.fail, self.replace_checkpoint, self.hang, self.overwrite_checkpoint,
+            self.fail,
+            self.stop_worker,
+            self.short_of_memory,
+            self.kill_worker,
+            self.not_finite,
+            self.stop_service,
+            self.truncate_checkpoint,
+            self.fail,
+            self.replace_checkpoint,
+            self.hang,
+            self.overwrite_checkpoint,
             self.exit,
-        )  # fmt: skip
+        )
         turn = 0
         while turn < len(steps) or not over():
             step = steps[turn % len(steps)]

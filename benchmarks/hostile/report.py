@@ -49,8 +49,10 @@ def judge(found: dict[str, Any], settings: Settings, inputs: int) -> tuple[dict[
     probes = {name: probe_figures(rows, disturbances, stopped) for name, rows in ledger.probes.items()}
     slowest = max((row["slowest_ms"] for row in probes.values()), default=0.0)
     memory, descriptors = found["memory"], found["descriptors"]
-    gates = [gate(f"requests {name}", sum(n for (_, outcome), n in ledger.counts.items() if outcome == name), 0)
-             for name in BAD]  # fmt: skip
+    gates = [
+        gate(f"requests {name}", sum(n for (_, outcome), n in ledger.counts.items() if outcome == name), 0)
+        for name in BAD
+    ]
     gates += [
         gate("good images with another answer after the load", len(found["wrong_after"]), 0),
         gate("inputs not sent", inputs - ledger.inputs, 0),
@@ -63,18 +65,26 @@ def judge(found: dict[str, Any], settings: Settings, inputs: int) -> tuple[dict[
         gate("seconds to shut down", found["stop_seconds"], found["stop_limit"]),
     ]
     result = {
-        "date": time.strftime("%Y-%m-%d"), "minutes": found["seconds"] / 60, "inputs": ledger.inputs,
+        "date": time.strftime("%Y-%m-%d"),
+        "minutes": found["seconds"] / 60,
+        "inputs": ledger.inputs,
         "requests": sum(ledger.counts.values()) + sum(row["count"] for row in probes.values()),
-        "outcomes": table_of(ledger), "statuses": dict(sorted(ledger.statuses.items())), "probes": probes,
-        "disturbances": dict(Counter(one.kind for one in disturbances)), "restarts": found["restarts"],
-        "memory": memory, "descriptors": descriptors, "idle_clock_late_ms": 1000 * found["clock_late_seconds"],
+        "outcomes": table_of(ledger),
+        "statuses": dict(sorted(ledger.statuses.items())),
+        "probes": probes,
+        "disturbances": dict(Counter(one.kind for one in disturbances)),
+        "restarts": found["restarts"],
+        "memory": memory,
+        "descriptors": descriptors,
+        "idle_clock_late_ms": 1000 * found["clock_late_seconds"],
         "stalls": {
             "over_limit": sum(one["seconds"] > MOST_STALL_SECONDS for one in stalls),
             "longest": sorted(stalls, key=lambda one: -one["seconds"])[:MOST_SHOWN],
             "busiest": sorted(stalls, key=lambda one: -one["own_seconds"])[:MOST_SHOWN],
         },
-        "wrong_after": found["wrong_after"], "left": [asdict(trouble) for trouble in left],
-    }  # fmt: skip
+        "wrong_after": found["wrong_after"],
+        "left": [asdict(trouble) for trouble in left],
+    }
     return result, gates
 
 
@@ -99,15 +109,19 @@ def probe_figures(
     failed = [row for row in rows if row[2] != 200 and not overlaps(row[0], row[0] + row[1], disturbances)]
     seconds = sorted(row[1] for row in awake) or [0.0]
     return {
-        "count": len(rows), "failed": len(failed), "median_ms": 1000 * statistics.median(seconds),
-        "p99_ms": 1000 * seconds[int(0.99 * (len(seconds) - 1))], "slowest_ms": 1000 * seconds[-1],
-    }  # fmt: skip
+        "count": len(rows),
+        "failed": len(failed),
+        "median_ms": 1000 * statistics.median(seconds),
+        "p99_ms": 1000 * seconds[int(0.99 * (len(seconds) - 1))],
+        "slowest_ms": 1000 * seconds[-1],
+    }
 
 
 def untold(ledger: Ledger, disturbances: Sequence[Disturbance]) -> int:
     """Number of hangs that ``/health/ready`` did not report."""
-    unready = [(start, start + seconds) for start, seconds, status in ledger.probes.get("/health/ready", ())
-               if status != 200]  # fmt: skip
+    unready = [
+        (start, start + seconds) for start, seconds, status in ledger.probes.get("/health/ready", ()) if status != 200
+    ]
     hangs = [one for one in disturbances if one.kind == "hang"]
     return sum(not any(overlaps(start, end, [hang]) for start, end in unready) for hang in hangs)
 
@@ -133,10 +147,16 @@ def markdown(result: dict[str, Any]) -> str:
         [activity, *(f"{row.get(name, 0):,}" for name in outcomes)] for activity, row in result["outcomes"].items()
     ]
     probes = [
-        [name, f"{row['count']:,}", f"{row['median_ms']:.1f}", f"{row['p99_ms']:.1f}", f"{row['slowest_ms']:.0f}",
-         row["failed"]]
+        [
+            name,
+            f"{row['count']:,}",
+            f"{row['median_ms']:.1f}",
+            f"{row['p99_ms']:.1f}",
+            f"{row['slowest_ms']:.0f}",
+            row["failed"],
+        ]
         for name, row in result["probes"].items()
-    ]  # fmt: skip
+    ]
     lines = [
         f"{result['requests']:,} requests in {result['minutes']:.1f} minutes, {result['inputs']:,} hostile inputs, "
         f"{sum(result['disturbances'].values())} disturbances, {result['restarts']} restarts; {result['date']}, "
@@ -146,13 +166,14 @@ def markdown(result: dict[str, Any]) -> str:
         markdown_table(["activity", *outcomes], activities, right_from=1),
         "",
         markdown_table(
-            ["probe", "number", "median ms", "p99 ms", "slowest ms", "failed without a disturbance"], probes,
+            ["probe", "number", "median ms", "p99 ms", "slowest ms", "failed without a disturbance"],
+            probes,
             right_from=1,
         ),
         "",
         "Disturbances: " + ", ".join(f"{kind} {n}" for kind, n in result["disturbances"].items()) + ".",
         "Statuses: " + ", ".join(f"{status}: {n:,}" for status, n in result["statuses"].items()) + ".",
-    ]  # fmt: skip
+    ]
     if result["left"]:
         lines += ["", "Unexplained:", ""]
         shown = result["left"][:MOST_SHOWN]

@@ -4,7 +4,6 @@ Each role runs in a process of its own, so that its work does not delay the othe
 """
 
 import asyncio
-import json
 import os
 import random
 import sys
@@ -12,13 +11,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
-from typing import Any
-
-import numpy as np
 
 from benchmarks.hostile import connections, requests
-from benchmarks.hostile.client import LostError, Reply, ask, form
-from benchmarks.hostile.images import KINDS, MEGABYTE, damaged, good_images
+from benchmarks.hostile.client import LostError, ask, form
+from benchmarks.hostile.images import KINDS, MEGABYTE, damaged
 from benchmarks.hostile.ledger import (
     FAILED,
     HUNG,
@@ -31,10 +27,10 @@ from benchmarks.hostile.ledger import (
     WRONG,
     Ledger,
 )
-from benchmarks.hostile.parts import encoded
+from benchmarks.hostile.questions import Question, ask_question, canonical, questions
 from benchmarks.hostile.target import BYTES, Attack, Target, attack
 
-__all__ = ["PROBES", "Question", "Role", "ask_question", "canonical", "expected_answers", "questions", "run_role"]
+__all__ = ["PROBES", "Role", "roles", "run_role", "start_role"]
 
 PROBES = ("/health/live", "/health/ready", "/metrics")
 
@@ -56,22 +52,8 @@ SIZES = (1, 8, 32)
 MOST_DELAY, PATIENCE_SECONDS = 1.2, 60.0
 """Inputs that are not sent after ``MOST_DELAY`` times the load's duration plus ``PATIENCE_SECONDS`` are left out."""
 
-ROUTING_DIGITS = 4
-"""Compared digits of the router's numbers; single precision has seven."""
-
 NICENESS = 10
 """Priority of the clients: on a real network they would not use the service's processors at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """One request with a known answer."""
-
-    name: str
-    image: bytes
-    query: str
-    accept: str = "application/json"
-    is_form: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,74 +81,16 @@ def start_role(over: Event) -> None:
 def run_role(role: Role) -> Ledger:
     """Run a role to its end."""
     work: dict[str, Callable[[Role, Ledger], Awaitable[None]]] = {
-        "probes": probe, "good": ask_for_ever, "inputs": send_inputs, "attacks": attack_for_ever
-    }  # fmt: skip
+        "probes": probe,
+        "good": ask_for_ever,
+        "inputs": send_inputs,
+        "attacks": attack_for_ever,
+    }
     if role.name != "probes":
         os.nice(NICENESS)
     ledger = Ledger()
     asyncio.run(work[role.name](role, ledger))  # type: ignore[arg-type]
     return ledger
-
-
-def questions() -> Iterator[Question]:
-    """Good images of every format and size, in every kind of request."""
-    noise = np.random.default_rng(2).integers(0, 255, (400, 600, 3), np.uint8)
-    images = good_images() | {"png_600": encoded(noise, "PNG"), "jpeg_600": encoded(noise, "JPEG")}
-    queries = (
-        "?map=none",
-        "?map=png",
-        "?map=npy&map_size=model",
-        "?map=none&task=noise0",
-        "?false_alarm_rate=0.1&map=none",
-    )
-    accepts = ("image/png", "application/x-npy")
-    for number, (name, data) in enumerate(images.items()):
-        for turn in (number, number + 2):
-            query = queries[turn % len(queries)]
-            yield Question(f"{name}{query}", data, query, is_form=turn % 3 == 0)
-        accept = accepts[number % len(accepts)]
-        yield Question(f"{name} {accept}", data, "", accept)
-
-
-async def ask_question(port: int, question: Question) -> Reply:
-    """Ask once."""
-    body, headers = form([("file", question.image)]) if question.is_form else (question.image, BYTES)
-    return await ask(port, "POST", "/predict" + question.query, body, headers | {"Accept": question.accept})
-
-
-def canonical(reply: Reply) -> bytes:
-    """What must be the same in every answer: the verdict's headers, and the body without the durations.
-
-    Scores and maps are compared bit by bit. The router's numbers are rounded: a matrix product may sum in another order
-    for another batch size.
-    """
-    if reply.headers.get("content-type", "").startswith("application/json"):
-        answer = reply.json()
-        answer.pop("timing_ms", None)
-        answer["routing"] = _rounded(answer.get("routing"))
-        return json.dumps(answer, sort_keys=True).encode()
-    told = sorted(item for item in reply.headers.items() if item[0].startswith("moleflow-"))
-    return repr(told).encode() + reply.body
-
-
-def _rounded(value: Any) -> Any:
-    """``value`` with every number in it at ``ROUTING_DIGITS`` digits."""
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
-    return float(f"{value:.{ROUTING_DIGITS}g}") if isinstance(value, float) else value
-
-
-async def expected_answers(port: int) -> dict[str, bytes]:
-    """The answers that a service gives without load."""
-    answers = {}
-    for question in questions():
-        reply = await ask_question(port, question)
-        if reply.status != 200:
-            raise LostError(f"{question.name}: a good image got {reply.status} {reply.body[:300]!r}")
-        answers[question.name] = canonical(reply)
-    return answers
 
 
 async def judge_question(role: Role, ledger: Ledger, activity: str, question: Question) -> None:

@@ -75,8 +75,17 @@ async def closes(
         ledger.judge(name, name, reply, start, right=right)
 
 
-async def post(target: Target, ledger: Ledger, name: str, body: bytes, headers: dict[str, str], query: str = "",
-               *, expected: frozenset[int] = REFUSALS, right: tuple[int, ...] = (200,)) -> Reply:  # fmt: skip
+async def post(
+    target: Target,
+    ledger: Ledger,
+    name: str,
+    body: bytes,
+    headers: dict[str, str],
+    query: str = "",
+    *,
+    expected: frozenset[int] = REFUSALS,
+    right: tuple[int, ...] = (200,),
+) -> Reply:
     """Send one request to ``/predict``, which must be refused or answered."""
     start = time.monotonic()
     reply = await ask(target.port, "POST", "/predict" + query, body, headers)

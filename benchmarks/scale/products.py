@@ -44,9 +44,12 @@ class Worker:
     def __init__(self, path: Path, precision: str, threads: int) -> None:
         variables = {**THREAD_POLICY, "MOLEFLOW_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
         self._process = subprocess.Popen(
-            module_command("benchmarks.scale.worker", path, precision), env=environment(variables),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            module_command("benchmarks.scale.worker", path, precision),
+            env=environment(variables),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
     def __enter__(self) -> Self:
         self._answer()
@@ -130,14 +133,18 @@ def gates(found: dict[str, Any], most: int, against: int) -> list[Gate]:
         Gate(f"latency, {most} / {against} products", spread(latency, 2), "≤ 1.1", median(latency) <= 1.1),
         Gate(
             f"loading without the prototypes, {most} / {against} products",
-            f"{spread(without, 2)}; with them {spread(whole, 2)}", "≤ 2", median(without) <= 2,
+            f"{spread(without, 2)}; with them {spread(whole, 2)}",
+            "≤ 2",
+            median(without) <= 2,
         ),
         Gate(
-            f"memory for adding a product to {most}", f"{growth / 1e6:.0f} MB", f"≤ {allowed / 1e6:.0f} MB",
+            f"memory for adding a product to {most}",
+            f"{growth / 1e6:.0f} MB",
+            f"≤ {allowed / 1e6:.0f} MB",
             growth <= allowed,
         ),
         Gate("older products after adding one", "unchanged" if same else "changed", "unchanged", same),
-    ]  # fmt: skip
+    ]
     for products, resident in found["visit"].items():
         half = len(resident) // 2
         grown = (resident[-1] - resident[half - 1]) / max(resident[half - 1] - resident[0], 1)
@@ -150,9 +157,19 @@ def gates(found: dict[str, Any], most: int, against: int) -> list[Gate]:
 def markdown(found: dict[str, Any]) -> str:
     """The table of all sizes."""
     headings = [
-        "products", "file", "per further product", "load", "of it prototypes", "resident after loading", "router",
-        "a prediction", "the first of a product", "resident, predicting", "add one", "memory for adding",
-    ]  # fmt: skip
+        "products",
+        "file",
+        "per further product",
+        "load",
+        "of it prototypes",
+        "resident after loading",
+        "router",
+        "a prediction",
+        "the first of a product",
+        "resident, predicting",
+        "add one",
+        "memory for adding",
+    ]
 
     def middle(rows: list[dict[str, Any]], key: str) -> float:
         return median(each[key] for each in rows)
@@ -163,20 +180,22 @@ def markdown(found: dict[str, Any]) -> str:
         load, add = found["load"][products], found["add"][products]
         each = (file_bytes - earlier[1]) / (products - earlier[0]) / 1e6 if earlier[0] else None
         earlier = products, file_bytes
-        rows.append([
-            f"{products:,}",
-            f"{file_bytes / 1e6:,.1f} MB",
-            "–" if each is None else f"{each:.2f} MB",
-            f"{middle(load, 'seconds'):.2f} s",
-            f"{middle(load, 'prototypes_seconds'):.2f} s",
-            f"{middle(load, 'resident_bytes') / 1e6:,.0f} MB",
-            f"{middle(load, 'router_bytes') / 1e6:.1f} MB",
-            f"{spread(found['predict_ms'][products], 0)} ms",
-            f"{found['first_ms'][products]:.0f} ms",
-            f"{found['resident_bytes'][products] / 1e6:,.0f} MB",
-            f"{middle(add, 'seconds'):.1f} s",
-            f"{max(each['peak_bytes'] for each in add) / 1e6:.0f} MB",
-        ])  # fmt: skip
+        rows.append(
+            [
+                f"{products:,}",
+                f"{file_bytes / 1e6:,.1f} MB",
+                "–" if each is None else f"{each:.2f} MB",
+                f"{middle(load, 'seconds'):.2f} s",
+                f"{middle(load, 'prototypes_seconds'):.2f} s",
+                f"{middle(load, 'resident_bytes') / 1e6:,.0f} MB",
+                f"{middle(load, 'router_bytes') / 1e6:.1f} MB",
+                f"{spread(found['predict_ms'][products], 0)} ms",
+                f"{found['first_ms'][products]:.0f} ms",
+                f"{found['resident_bytes'][products] / 1e6:,.0f} MB",
+                f"{middle(add, 'seconds'):.1f} s",
+                f"{max(each['peak_bytes'] for each in add) / 1e6:.0f} MB",
+            ]
+        )
     return markdown_table(headings, rows, right_from=0)
 
 
@@ -212,6 +231,9 @@ def main(arguments: Sequence[str]) -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     facts = {
-        "preset": options.preset, "precision": options.precision, "threads": options.threads, "processor": processor(),
-    }  # fmt: skip
+        "preset": options.preset,
+        "precision": options.precision,
+        "threads": options.threads,
+        "processor": processor(),
+    }
     return finish(options.output, facts | found, markdown(found), gates(found, max(wanted), options.against))

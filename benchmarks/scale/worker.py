@@ -108,8 +108,11 @@ class Worker:
             after.section(f"tasks.{index}.profile")
             after.section(f"tasks.{index}.expert")  # raises where the old digest does not match
         return {
-            "seconds": seconds, "peak_bytes": peak - resident, "file_bytes": self.path.stat().st_size, "same": same,
-        }  # fmt: skip
+            "seconds": seconds,
+            "peak_bytes": peak - resident,
+            "file_bytes": self.path.stat().st_size,
+            "same": same,
+        }
 
 
 def main() -> None:

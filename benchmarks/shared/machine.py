@@ -81,8 +81,12 @@ def commit() -> str:
     git = ["git", "-C", str(ROOT)]
     try:
         name = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True).stdout
-        changed = subprocess.run([*git, "status", "--porcelain", "--", *(f"{folder}/*.py" for folder in CODE)],
-                                 capture_output=True, text=True, check=True).stdout  # fmt: skip
+        changed = subprocess.run(
+            [*git, "status", "--porcelain", "--", *(f"{folder}/*.py" for folder in CODE)],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return name.strip() + ("+" if changed else "")

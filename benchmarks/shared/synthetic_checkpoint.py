@@ -50,9 +50,13 @@ def write_synthetic_checkpoint(path: Path, preset: Preset, products: int) -> Non
         infos.append(info)
         sections |= {f"tasks.{index}.profile": profile, f"tasks.{index}.expert": experts[number]}
     header = Header(
-        preset=preset.name, config=config, preprocessing=network.preprocessing,
-        backbone_sha256=digest_tensors(backbone), base_sha256=digest_tensors(base), tasks=tuple(infos),
-    )  # fmt: skip
+        preset=preset.name,
+        config=config,
+        preprocessing=network.preprocessing,
+        backbone_sha256=digest_tensors(backbone),
+        base_sha256=digest_tensors(base),
+        tasks=tuple(infos),
+    )
     write_checkpoint(path, header, sections)
 
 

@@ -204,8 +204,15 @@ def gates(result: Mapping[str, Any]) -> list[Gate]:
 def markdown(result: Mapping[str, Any]) -> str:
     """Machine and settings, the table of ratios, and where the time goes."""
     headings = [
-        "precision", "batch", "backbone", "products", "prediction", "/ lower bound", "products mixed", "/ one product",
-    ]  # fmt: skip
+        "precision",
+        "batch",
+        "backbone",
+        "products",
+        "prediction",
+        "/ lower bound",
+        "products mixed",
+        "/ one product",
+    ]
     rows = []
     for precision, batches in result["ms_per_image"].items():
         for batch, times in batches.items():

@@ -34,9 +34,16 @@ def job_of(detector: Detector, data: bytes, decoded: DecodedImage, finding: Find
     if isinstance(finding, Failure):
         raise finding.error
     return Job(
-        data=data, width=decoded.width, height=decoded.height, finding=finding, checkpoint=detector.checkpoint,
-        forced=False, decode_seconds=0.0, queue_seconds=0.0, inference_seconds=0.0,
-    )  # fmt: skip
+        data=data,
+        width=decoded.width,
+        height=decoded.height,
+        finding=finding,
+        checkpoint=detector.checkpoint,
+        forced=False,
+        decode_seconds=0.0,
+        queue_seconds=0.0,
+        inference_seconds=0.0,
+    )
 
 
 def images_per_second(

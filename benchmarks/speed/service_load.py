@@ -92,11 +92,13 @@ def judge(rows: Sequence[dict[str, Any]], memory: dict[str, Any] | None) -> list
     """The gates on throughput, on the queue of a lone client, and on memory."""
     gates = [
         Gate(
-            f"HTTP / process at concurrency {row['concurrency']}", f"{row['ratio']:.3f}", f"≥ {LEAST_RATIO:g}",
+            f"HTTP / process at concurrency {row['concurrency']}",
+            f"{row['ratio']:.3f}",
+            f"≥ {LEAST_RATIO:g}",
             row["ratio"] >= LEAST_RATIO,
         )
         for row in rows
-    ]  # fmt: skip
+    ]
     wait = float(_setting("max_batch_wait_ms"))
     for queue in (row["stages_ms"]["queue"]["p95"] for row in rows if row["concurrency"] == 1):
         gates.append(Gate("queue at concurrency 1, p95, ms", f"{queue:.3f}", f"≤ {wait:g}", queue <= wait))
@@ -109,17 +111,30 @@ def judge(rows: Sequence[dict[str, Any]], memory: dict[str, Any] | None) -> list
 def markdown(result: dict[str, Any]) -> str:
     """The settings, the table of concurrencies, and the memory."""
     headings = [
-        "concurrency", "HTTP, images/s", "process, images/s (batch)", "ratio (rounds)", "p50 ms", "p95 ms", "p99 ms",
+        "concurrency",
+        "HTTP, images/s",
+        "process, images/s (batch)",
+        "ratio (rounds)",
+        "p50 ms",
+        "p95 ms",
+        "p99 ms",
         "queue p50 / p95 ms",
-    ]  # fmt: skip
+    ]
     rows = []
     for row in result["load"]:
         latency, queue = row["latency_ms"], row["stages_ms"]["queue"]
-        rows.append([
-            row["concurrency"], f"{row['http_per_second']:.2f}", f"{row['process_per_second']:.2f} ({row['batch']})",
-            f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})", f"{latency['p50']:.0f}",
-            f"{latency['p95']:.0f}", f"{latency['p99']:.0f}", f"{queue['p50']:.2f} / {queue['p95']:.2f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                row["concurrency"],
+                f"{row['http_per_second']:.2f}",
+                f"{row['process_per_second']:.2f} ({row['batch']})",
+                f"{row['ratio']:.2f} ({min(row['ratios']):.2f}–{max(row['ratios']):.2f})",
+                f"{latency['p50']:.0f}",
+                f"{latency['p95']:.0f}",
+                f"{latency['p99']:.0f}",
+                f"{queue['p50']:.2f} / {queue['p95']:.2f}",
+            ]
+        )
     lines = [
         f"{result['date']}, {result['processors']} processors, {result['threads']} threads, {result['precision']}; "
         f"{len(result['images'])} images, map={result['map']}; load before {result['load_before']}; "
@@ -148,9 +163,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         if options.requests:
             with RunningService(options.memory_checkpoint or checkpoint, *_plugin(options)) as service:
                 memory = watch_memory(
-                    service, find_wrk(options.wrk), f"/predict?map={options.map}", images, options.requests,
+                    service,
+                    find_wrk(options.wrk),
+                    f"/predict?map={options.map}",
+                    images,
+                    options.requests,
                     options.memory_seconds,
-                )  # fmt: skip
+                )
         precision = Detector.load(checkpoint, plugin=options.plugin).precision
     return {
         "date": time.strftime("%Y-%m-%d"),

@@ -72,9 +72,7 @@ def worker(policy: str, checkpoint: Path, calls: int) -> Iterator["subprocess.Po
     variables = {name: value for name, value in environment().items() if name not in THREAD_POLICY}
     variables |= {name: value for name, value in POLICIES[policy].items() if value}
     command = [*COMMAND, str(checkpoint), str(calls)]
-    with subprocess.Popen(
-        command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:  # fmt: skip
+    with subprocess.Popen(command, env=variables, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         ask(process, None)
         yield process
 
@@ -150,8 +148,11 @@ def main(arguments: Sequence[str]) -> int:
             checkpoint = write_random_checkpoint(Path(folder) / "random.safetensors")
         policies = measure(checkpoint, options.busy, options.rounds, options.calls)
     result = {
-        "processors": available_processors(), "load_before": load_before, "busy": options.busy, "policies": policies,
-    }  # fmt: skip
+        "processors": available_processors(),
+        "load_before": load_before,
+        "busy": options.busy,
+        "policies": policies,
+    }
     return finish(options.output, result, markdown(result))
 
 

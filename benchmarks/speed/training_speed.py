@@ -83,9 +83,12 @@ class Ways:
         """The embeddings that our way trains on."""
         given = [Path(str(number)) for number in range(len(images))]  # an index in place of a file
         parts = extract(
-            self.features["ours"], given, lambda path, side: images[int(path.name)], device=CPU,
+            self.features["ours"],
+            given,
+            lambda path, side: images[int(path.name)],
+            device=CPU,
             precision=self.precision,
-        )  # fmt: skip
+        )
         return EmbeddingStore(torch.cat([values for _, values in parts]))
 
 
@@ -152,13 +155,21 @@ def markdown(result: Mapping[str, Any]) -> str:
     rows = [
         ["embedding once, ms per image", spread(times["embedding"], 1), "–", ""],
         ["a step, ms per image", spread(times["ours"], 1), spread(times["plain"], 1), ""],
-        ["images per second in an epoch", spread(rate["ours"], 2), spread(rate["plain"], 2),
-         spread(ratios(times["plain"], times["ours"]), 2)],
+        [
+            "images per second in an epoch",
+            spread(rate["ours"], 2),
+            spread(rate["plain"], 2),
+            spread(ratios(times["plain"], times["ours"]), 2),
+        ],
         [f"whole training, {epochs} epochs", "", "", spread(whole(times, epochs), 2)],
-        [f"held-out NLL / D after {result['short']['epochs']} epochs", f"{ours['nll']:.4f}", f"{plain['nll']:.4f}",
-         f"{ours['nll'] / plain['nll']:.4f}"],
+        [
+            f"held-out NLL / D after {result['short']['epochs']} epochs",
+            f"{ours['nll']:.4f}",
+            f"{plain['nll']:.4f}",
+            f"{ours['nll'] / plain['nll']:.4f}",
+        ],
         ["peak memory, MB", f"{memory[0] / 1e6:.0f}", f"{memory[1] / 1e6:.0f}", f"{memory[1] / memory[0]:.2f}"],
-    ]  # fmt: skip
+    ]
     settings = (
         f"{result['preset']}, {'first' if result['first'] else 'later'} product, {result['batch_size']} images "
         f"per step, {result['threads']} threads, ours in {result['precision']}"
@@ -174,10 +185,12 @@ def gates(result: Mapping[str, Any]) -> list[Gate]:
     return [
         Gate("speed-up of a whole training", f"{speed:.2f}", f"≥ {LEAST_RATIO:g}", speed >= LEAST_RATIO),
         Gate(
-            "difference of the held-out NLL", f"{difference:.2%}", f"≤ {MOST_NLL_DIFFERENCE:.0%}",
+            "difference of the held-out NLL",
+            f"{difference:.2%}",
+            f"≤ {MOST_NLL_DIFFERENCE:.0%}",
             difference <= MOST_NLL_DIFFERENCE,
         ),
-    ]  # fmt: skip
+    ]
 
 
 def in_a_process(options: argparse.Namespace, way: str) -> dict[str, float]:
@@ -196,12 +209,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     batch_size = options.batch or preset.training.batch_size
     short: dict[str, Any] = {way: in_a_process(options, way) for way in ("plain", "ours")}
     return {
-        "preset": preset.name, "first": not options.later, "batch_size": batch_size, "epochs": preset.training.epochs,
-        "threads": torch.get_num_threads(), "processors": available_processors(),
+        "preset": preset.name,
+        "first": not options.later,
+        "batch_size": batch_size,
+        "epochs": preset.training.epochs,
+        "threads": torch.get_num_threads(),
+        "processors": available_processors(),
         "precision": resolve_precision("auto", CPU),
         "ms_per_image": time_training(preset, first=not options.later, batch_size=batch_size, rounds=options.rounds),
         "short": short | {"epochs": options.epochs, "images": options.images},
-    }  # fmt: skip
+    }
 
 
 def main(arguments: Sequence[str]) -> int:

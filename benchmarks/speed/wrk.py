@@ -70,9 +70,14 @@ def drive(program: Sequence[str], url: str, path: str, images: Sequence[Path], c
     ``BenchmarkError`` when the generator fails or an answer's status is not 200.
     """
     command = [
-        *program, f"-t{concurrency}", f"-c{concurrency}", f"-d{seconds}s", f"--timeout={TIMEOUT_SECONDS}s",
-        f"-s{SCRIPT}", url,
-    ]  # fmt: skip
+        *program,
+        f"-t{concurrency}",
+        f"-c{concurrency}",
+        f"-d{seconds}s",
+        f"--timeout={TIMEOUT_SECONDS}s",
+        f"-s{SCRIPT}",
+        url,
+    ]
     variables = {"LOAD_IMAGES": "\n".join(str(image.resolve()) for image in images), "LOAD_PATH": path}
     done = subprocess.run(command, env=environment(variables), capture_output=True, text=True)
     if done.returncode:

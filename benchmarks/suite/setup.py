@@ -30,9 +30,14 @@ def run_logged(words: Sequence[str], log: Path, temporary: Path) -> int:
     temporary.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
-            words, cwd=ROOT, env=environment({"TMPDIR": str(temporary)}), stdin=subprocess.DEVNULL, stdout=output,
-            stderr=output, process_group=0,
-        )  # fmt: skip
+            words,
+            cwd=ROOT,
+            env=environment({"TMPDIR": str(temporary)}),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            process_group=0,
+        )
         try:
             return process.wait(LIMIT_SECONDS)
         finally:
@@ -59,9 +64,7 @@ def prepare_inputs(folder: Path, code: str) -> None:
     with contextlib.suppress(OSError):
         if made.read_text(encoding="utf-8") == code:
             return
-    status = run_logged(
-        module_command("benchmarks.suite.inputs", folder), folder / "inputs.log", folder / "temporary"
-    )  # fmt: skip
+    status = run_logged(module_command("benchmarks.suite.inputs", folder), folder / "inputs.log", folder / "temporary")
     if status:
         raise BenchmarkError(f"images and checkpoint could not be made: {last_lines(folder / 'inputs.log')}")
     made.write_text(code, encoding="utf-8")

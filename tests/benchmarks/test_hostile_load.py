@@ -19,8 +19,8 @@ from benchmarks.hostile.ledger import (
     settle,
 )
 from benchmarks.hostile.operator import marker_image
+from benchmarks.hostile.questions import canonical
 from benchmarks.hostile.report import probe_figures, untold
-from benchmarks.hostile.roles import canonical
 from benchmarks.hostile.server import MARKERS, marker_of
 from moleflow.model.images.decode import open_rgb
 from moleflow.model.images.preprocessing import Preprocessing

@@ -5,9 +5,11 @@ from benchmarks.speed import lower_bound
 
 def test_a_gate_is_the_median_of_the_ratios_within_each_round() -> None:
     times = {
-        "backbone": [1.0, 10.0, 2.0], "products": [1.0, 10.0, 2.0],
-        "prediction": [2.0, 30.0, 5.0], "mixed": [3.0, 30.0, 5.0],
-    }  # fmt: skip
+        "backbone": [1.0, 10.0, 2.0],
+        "products": [1.0, 10.0, 2.0],
+        "prediction": [2.0, 30.0, 5.0],
+        "mixed": [3.0, 30.0, 5.0],
+    }
     found = lower_bound.gates({"ms_per_image": {"bf16": {"8": times}}})
     assert [(gate.value, gate.limit, gate.passed) for gate in found] == [
         ("1.25", "≤ 1.25", True),
