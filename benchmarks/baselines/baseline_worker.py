@@ -12,7 +12,7 @@ import importlib.metadata
 import logging
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +136,7 @@ NAMES = ("patchcore", "padim", "fastflow", "cflow", "reverse-distillation", "stf
 """The baselines by the names that ``speed.py`` uses; ``-openvino`` is appended for the export."""
 
 
-def builders(folder: Path, threads: int) -> dict[str, Callable[[], Subject]]:
+def builders(folder: Path, threads: int) -> Mapping[str, Callable[[], Subject]]:
     """Every baseline in both forms; ``folder`` takes the exports."""
 
     def torch_subject(name: str) -> Subject:

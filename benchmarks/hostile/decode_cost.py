@@ -26,7 +26,7 @@ from benchmarks.shared.process_tree import reset_peaks, tree
 from benchmarks.shared.subprocesses import environment, module_command
 from moleflow.training.report.markdown import markdown_table
 
-__all__ = ["Bench", "judge", "markdown"]
+__all__ = ["DecodingProcess", "judge", "markdown"]
 
 MOST_SECONDS = 2.1
 """Limit for the processor time of one upload: two seconds of one core, as the kernel's timer counts them."""
@@ -52,7 +52,7 @@ SIDE = 224
 """The model's image size in pixels."""
 
 
-class Bench:
+class DecodingProcess:
     """A process that decodes files on request and is watched from here; replaced when it does not answer."""
 
     def __init__(self) -> None:
@@ -163,7 +163,7 @@ def upload_decoder() -> Callable[[bytes], str]:
 
 def measure(kinds: Sequence[str], sizes: Sequence[float]) -> list[dict[str, Any]]:
     """One row a kind and size."""
-    rows, bench = list[dict[str, Any]](), Bench()
+    rows, bench = list[dict[str, Any]](), DecodingProcess()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "upload"
         try:
