@@ -1,6 +1,6 @@
--- Drives wrk: every thread holds one connection and sends the images in turn, each from another one on.
--- LOAD_IMAGES: the files, one a line. LOAD_PATH: the request's path. Prints one line a response at the end:
--- end of the response (µs), latency (µs), status, bytes, and decode, queue, inference and encode (ms) as answered.
+-- Drives wrk: every thread holds one connection and sends the images in turn, starting with a different one.
+-- LOAD_IMAGES: the files, one per line. LOAD_PATH: the request's path. At the end it prints one line per response:
+-- end of the response (µs), latency (µs), status, bytes, and the answer's decode, queue, inference and encode (ms).
 
 local ffi = require("ffi")
 ffi.cdef([[
