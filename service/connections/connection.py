@@ -34,7 +34,7 @@ _MAX_HEADERS = 100
 _HEAD_END = re.compile(rb"\n\r?\n")
 
 _MIN_SEND_RATE = 64 * 1024
-"""Average bytes per second at which a client must read a response: half a megabit, less than any usable link."""
+"""Average bytes per second at which a client must read a response: half a megabit, less than any usable link has."""
 
 _LATE_HEAD_GRACE_SECONDS = 1.0
 """Time for a client with a late request head to read the error response."""

@@ -90,7 +90,7 @@ class ClosingTransport(asyncio.Transport):
             running.cancel()
         self._timers[name] = self._loop.call_later(seconds, self.abort)
 
-    # The protocol pauses reading while the application is behind, the parser holds it while itself is behind.
+    # The protocol pauses reading while the application is behind; the parser holds it while parsing is behind.
 
     def pause_reading(self) -> None:
         self._is_paused = True
