@@ -114,7 +114,7 @@ def test_predict_reports_an_unknown_product_and_writes_no_overlay(
     done = run(processes, *arguments, "--save-overlay", tmp_path / "out")
     assert done.status == 0, done.stderr
     assert re.search(r"foreign.png: UNKNOWN +no learned product; nearest (bolt|nut|gear)", done.stdout)
-    assert "no overlay of foreign" in done.stderr
+    assert "no overlay for foreign" in done.stderr
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["bolt_overlay.png"]
     assert "UNKNOWN" not in run(processes, *arguments, "--unknown-limit", 0).stdout
     assert "UNKNOWN" not in run(processes, *arguments, "--task", "nut").stdout
