@@ -92,7 +92,7 @@ def test_training_into_a_link_writes_its_target(
         ("fifo", "is a FIFO or a device"),
         ("/dev/null", "is a FIFO or a device"),
         ("file/below", "a part of it is a file"),
-        ("loop", "run in a circle"),
+        ("loop", "form a cycle"),
         ("x" * 300, "choose a shorter name"),
         ("x" * 250, "choose a shorter name"),
     ],
@@ -112,7 +112,7 @@ def test_an_unwritable_checkpoint_is_reported_before_training(
 def test_an_unwritable_cache_is_reported_before_training(processes: Processes, data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = run(processes, "train", data, "--checkpoint", tmp_path / "new", "--cache", tmp_path / "file", *TRAINING)
-    says(done, "the embedding cache", "it is no folder")
+    says(done, "the embedding cache", "it is not a folder")
     assert listed(tmp_path) == ["file"]
 
 
@@ -242,10 +242,10 @@ def test_no_output_may_be_an_input(processes: Processes, data: Path, checkpoint:
     link, before = tmp_path / "link", checkpoint.read_bytes()
     link.symlink_to(checkpoint)
     for option in ("--json", "--report"):
-        says(run(processes, "evaluate", checkpoint, data, option, link), "that is read")
+        says(run(processes, "evaluate", checkpoint, data, option, link), "would overwrite the input")
     assert checkpoint.read_bytes() == before
     (tmp_path / "a.json").write_text("{}")
-    says(run(processes, "summarise", tmp_path / "a.json", "--json", tmp_path / "a.json"), "that is read")
+    says(run(processes, "summarise", tmp_path / "a.json", "--json", tmp_path / "a.json"), "would overwrite the input")
 
 
 @pytest.mark.parametrize("where", [("evaluate", "--json"), ("evaluate", "--report"), ("ablate", "--markdown")])

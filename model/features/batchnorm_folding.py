@@ -1,11 +1,11 @@
-"""A frozen network as it predicts: batch normalisation folded into the convolutions, and what follows fused with them.
+"""Batch-normalisation folding and operator fusion for inference.
 
-In eval mode a batch normalisation is a fixed scale and shift of each channel, which multiply into the kernel and bias
-of the convolution before it: ``γ·(w∗x + b − μ)/√(σ² + ε) + β``. That is exact but for rounding. A ReLU behind it, and
-the sum that closes a residual block, join the convolution's own pass (``moleflow.model.runtime.onednn``).
+In eval mode, batch normalisation is a fixed scale and shift per channel that folds into the preceding convolution's
+kernel and bias: ``γ·(w∗x + b − μ)/√(σ² + ε) + β``; exact but for rounding. A following ReLU, and the addition that ends
+a residual block, are fused into the convolution (``moleflow.model.runtime.onednn``).
 
-Where the parts of a network meet is read from its graph, as ``torch.fx`` traces it. A network that cannot be traced,
-since its code asks for the values or sizes of tensors, stays as it is.
+Works on the graph traced by ``torch.fx``. A network that cannot be traced, because its code depends on tensor values or
+sizes, is left unchanged.
 """
 
 import copy
@@ -26,16 +26,16 @@ _ACTIVATIONS: dict[type[nn.Module], Activation] = {nn.ReLU: "relu", nn.ReLU6: "r
 
 
 def fold(net: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """A network of the same function whose plain convolutions compute in ``dtype``; ``net`` itself stays unchanged.
+    """An equivalent network whose plain convolutions compute in ``dtype``; ``net`` is not modified.
 
-    Layers that are no convolution are shared with ``net``, in their own type: run it under the matching
+    All other layers are shared with ``net`` and keep their type: run it under the matching
     ``moleflow.model.runtime.device.autocast``.
     """
     if isinstance(net, timm.models.FeatureHookNet):
-        return net  # its hooks are no part of a graph
+        return net  # hooks are not part of a graph
     try:
         graph = _Tracer().trace(net)
-    except Exception:  # a network is anybody's code, and may do with a tracer's proxies whatever it likes
+    except Exception:  # tracing runs arbitrary model code, which can raise anything
         return net
     with torch.no_grad():
         folded = fx.GraphModule(net, graph)
@@ -44,7 +44,7 @@ def fold(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Leaves convolutions and normalisations whole, also those that a library derived from PyTorch's."""
+    """Treats convolutions and batch normalisations as leaves, including subclasses of PyTorch's."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(module, name)
@@ -57,7 +57,7 @@ class _Folding:
         self.layers: dict[str, nn.Module] = dict(module.named_modules())
 
     def run(self) -> None:
-        """Rewrite the graph: normalisations first, then activations and sums, so that each finds what it joins."""
+        """Rewrite the graph: normalisations first, then activations, then residual additions."""
         for node in list(self.graph.nodes):
             if type(self._layer(node)) is nn.Identity and isinstance(node.args[0], fx.Node):
                 self._replace(node, node.args[0])
@@ -81,7 +81,7 @@ class _Folding:
             conv = _normalised(conv, norm)
         else:
             after, norm = None, None
-        activation: nn.Module | None = getattr(norm, "act", None)  # timm's normalisations bring theirs
+        activation: nn.Module | None = getattr(norm, "act", None)  # timm's norm layers include the activation
         joined: Activation = "none"
         if type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str):
             if activation is not None and type(activation) in _ACTIVATIONS:
@@ -119,7 +119,7 @@ class _Folding:
         if not (isinstance(first, fx.Node) and isinstance(second, fx.Node)):
             return
         order = {each: number for number, each in enumerate(self.graph.nodes)}
-        # What is added must be there when the convolution runs: so the later one takes the earlier one along.
+        # The summand must exist when the convolution runs, so the later convolution adds the earlier result.
         earlier, later = sorted((first, second), key=order.__getitem__)
         conv = self._free_convolution(later)
         if conv is None or earlier is later:
@@ -132,7 +132,7 @@ class _Folding:
             self._replace(after, later)
 
     def _free_convolution(self, node: fx.Node) -> FusedConv | None:
-        """The convolution of ``node``, if it can take along what comes next: there is one user, and nothing yet."""
+        """The convolution of ``node``, if the next operation can be fused: one user, and nothing fused yet."""
         conv = self._layer(node)
         if not isinstance(conv, FusedConv) or conv.activation != "none" or len(node.args) > 1:
             return None
@@ -163,8 +163,8 @@ class _Folding:
 
 
 def _normalised(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """A convolution that is ``norm`` after ``conv``; of the same class, since some pad in their own way."""
-    assert norm.running_mean is not None and norm.running_var is not None  # the caller looked
+    """``conv`` followed by ``norm`` as one convolution of the same class (subclasses may pad differently)."""
+    assert norm.running_mean is not None and norm.running_var is not None  # checked by the caller
     weight, bias = fuse_conv_bn_weights(
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )

@@ -1,12 +1,12 @@
 """Patch embeddings: a fixed linear map from the backbone's stages to one ``(B, H, W, D)`` grid.
 
-The definition (method, section 1): the 3×3 neighbourhood of each position (zero padding), flattened
-channel-major to ``9·C`` values, reduced to ``D`` by adaptive average pooling; coarser stages are upsampled
-bilinearly to the finest grid; the mean over stages is the embedding. After PatchCore, arXiv 2106.08265.
+Definition (method, section 1; after PatchCore, arXiv 2106.08265): the 3×3 neighbourhood of each position (zero
+padding), flattened channel-major to ``9·C`` values, is reduced to ``D`` by adaptive average pooling; coarser stages are
+upsampled bilinearly to the finest grid; the embedding is the mean over stages.
 
-All of it is linear and the pooling commutes with the upsampling, so each stage needs one fixed 3×3
-convolution at its own resolution, grouped wherever the pooling windows fall into equal blocks; the mean's division
-is in its kernel.
+All steps are linear and the pooling commutes with the upsampling, so each stage is one fixed 3×3 convolution at its own
+resolution, grouped where the pooling windows form equal blocks. The kernel includes the division by the number of
+stages.
 """
 
 import functools
@@ -20,18 +20,18 @@ from torch import nn
 __all__ = ["PatchEmbedder", "position_code", "with_position"]
 
 NEIGHBOURHOOD = 3
-"""Side of the neighbourhood that a patch embedding gathers (method, section 1)."""
+"""Side of a patch's neighbourhood (method, section 1)."""
 
 POSITION_BASE = 10_000.0
-"""Base of the wavelengths of the sine/cosine code (Vaswani et al., arXiv 1706.03762)."""
+"""Base of the wavelengths of the sinusoidal position code (Vaswani et al., arXiv 1706.03762)."""
 
 
 class PatchEmbedder(nn.Module):
-    """Backbone stages to patch embeddings; holds no learned parameters.
+    """Backbone stages to patch embeddings; no learned parameters.
 
     Args:
         channels: channels of each stage, finest first.
-        dim: D, width of an embedding.
+        dim: D, the embedding dimension.
     """
 
     def __init__(self, channels: tuple[int, ...], dim: int) -> None:
@@ -73,13 +73,13 @@ def _pooling_kernel(channels: int, dim: int, groups: int) -> torch.Tensor:
 
 
 def position_code(height: int, width: int, dim: int) -> torch.Tensor:
-    """The fixed 2-D sine/cosine code ``(height, width, dim)``: the first half of ``dim`` tells x, the second y."""
+    """The 2-D sinusoidal position code ``(height, width, dim)``: the first half of ``dim`` encodes x, the second y."""
     return torch.from_numpy(_position_values(height, width, dim))
 
 
 @functools.lru_cache(maxsize=8)
 def _position_values(height: int, width: int, dim: int) -> np.ndarray:
-    """The code's values, kept: every image of a model needs the same. An array, since tensors belong to a mode."""
+    """The cached values; as an array, since a tensor made in inference mode could not be used outside it."""
     half = dim // 2
     frequencies = np.exp(-math.log(POSITION_BASE) * np.arange(0, half, 2) / half)
 
@@ -93,6 +93,6 @@ def _position_values(height: int, width: int, dim: int) -> np.ndarray:
 
 
 def with_position(embeddings: torch.Tensor) -> torch.Tensor:
-    """Add the fixed position code to ``(B, H, W, D)``."""
+    """Add the position code to ``(B, H, W, D)``."""
     height, width, dim = embeddings.shape[1:]
     return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)

@@ -1,4 +1,4 @@
-"""Images to patch embeddings in one module: normalise, backbone once, fixed linear map."""
+"""From images to patch embeddings: normalisation, backbone, embedding."""
 
 from collections.abc import Callable
 from typing import Self
@@ -18,7 +18,7 @@ __all__ = ["FeatureExtractor", "as_levels", "stack_images"]
 
 
 class FeatureExtractor(nn.Module):
-    """``(B, S, S, 3)`` of values 0…255 to patch embeddings ``(B, H, W, D)`` float32; frozen, one backbone pass."""
+    """``(B, S, S, 3)`` in 0…255 to patch embeddings ``(B, H, W, D)`` float32; frozen."""
 
     scale: torch.Tensor
     offset: torch.Tensor
@@ -34,20 +34,20 @@ class FeatureExtractor(nn.Module):
 
     @classmethod
     def for_prediction(cls, config: ModelConfig, backbone: Backbone, precision: str) -> Self:
-        """Features as prediction computes them in the resolved ``precision``: of the folded backbone.
+        """An extractor on a folded copy of ``backbone``, in the resolved ``precision``.
 
-        Training takes the same: half precision rounds a folded and a plain network differently, by several percent of
-        an embedding, and what an expert was fitted to is what it must be shown. ``backbone`` stays unchanged.
+        Training uses the same: in half precision, embeddings of the folded and the plain network differ by several
+        percent, and an expert must see at prediction time what it was fitted to.
         """
         return cls(config, backbone.folded(matmul_dtype(precision)))
 
     @property
     def preprocessing(self) -> Preprocessing:
-        """Resolved input size, mean and std."""
+        """Input size, mean and std."""
         return self.backbone.preprocessing
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings of a batch; the products may run in a lower precision under autocast."""
+        """Embeddings of a batch; matrix products may run in lower precision under autocast."""
         x = torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
         return self.embedder(self.backbone(x)).float()
 
@@ -55,10 +55,9 @@ class FeatureExtractor(nn.Module):
 def stack_images(
     images: list[np.ndarray], resize: Callable[[np.ndarray], np.ndarray], device: torch.device
 ) -> torch.Tensor:
-    """Resize RGB images where needed and bring them to ``device`` as one ``(B, S, S, 3)`` tensor of values 0…255.
+    """Resize RGB images where needed and copy them to ``device`` as one ``(B, S, S, 3)`` tensor in 0…255.
 
-    It is uint8 where all images are; otherwise float32, see ``as_levels``. On CUDA the copy goes through pinned memory
-    and does not wait.
+    uint8 if all images are, else float32 (see ``as_levels``). On CUDA the copy is asynchronous, from pinned memory.
     """
     batch = torch.from_numpy(np.stack([as_levels(image, resize) for image in images]))
     if device.type != "cuda":
@@ -67,9 +66,9 @@ def stack_images(
 
 
 def as_levels(image: np.ndarray, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """An RGB image at the model's size over 0…255: uint8, or float32 where it has more bits.
+    """An RGB image at the model's size in 0…255: uint8, or float32 if it has more bits.
 
-    An image that ``moleflow.model.images.value_range.scale_values`` has brought to that range already, float32, is
-    returned as it is; of other 16-bit images the whole range counts.
+    A float32 image was already scaled by ``moleflow.model.images.value_range.scale_values`` and is returned unchanged;
+    a uint16 image is scaled by the full 16-bit range.
     """
     return image if image.dtype == np.float32 else scale_values(resize(image), None)

@@ -1,3 +1,3 @@
-"""Names, locks and writes of files: whole or not at all, and never the wrong one."""
+"""File names, locks, atomic writes and checked outputs."""
 
 __all__ = ["atomic", "file_lock", "file_names", "outputs", "regular_file"]

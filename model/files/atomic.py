@@ -1,8 +1,7 @@
-"""Write a file so that a kill at any instant leaves the old one or the new one, never half.
+"""Atomic file writes: a kill at any time leaves the complete old file or the complete new one.
 
-Every file that this program keeps is written so. A symbolic link stays one and the file that it leads to is replaced;
-a file that is replaced keeps its mode, owner, group and extended attributes. Other names of the same file (hard links)
-go on naming the old content, which is what snapshots made of hard links rely on.
+A symbolic link is kept and its target replaced. A replaced file keeps its mode, owner, group and extended attributes.
+Hard links keep the old content, as snapshots made of hard links rely on.
 """
 
 import contextlib
@@ -20,10 +19,10 @@ from moleflow.model.files.file_lock import has_no_locks, try_lock
 __all__ = ["atomic_write", "remove_stale_workspaces", "target_of", "workspace"]
 
 _LOCK = ".moleflow.lock"
-"""File inside a temporary folder that its writer holds locked: without a holder the folder was left behind."""
+"""Lock file inside a temporary folder; if nobody holds the lock, the folder is stale."""
 
 _STEM_BYTES = 100
-"""Bytes of a file's name that its temporary folder's name begins with; the whole of a long name would not fit."""
+"""Bytes of the file name used in the temporary folder's name, so that it is not too long."""
 
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -35,10 +34,10 @@ _KINDS = {
 
 
 def target_of(path: Path) -> Path:
-    """The file that writing to ``path`` changes: absolute, all symbolic links followed; it need not be there yet.
+    """The absolute path with all symbolic links resolved; the file need not exist.
 
     Raises:
-        OSError: the links run in a circle, or what is there is no regular file, which is never replaced.
+        OSError: the links form a cycle, or the target exists and is not a regular file.
     """
     try:
         mode = path.stat().st_mode
@@ -52,29 +51,29 @@ def target_of(path: Path) -> Path:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Give a temporary path; when the block ends well, sync the file there and rename it to ``path``'s target.
+    """Yield a temporary path; on success, fsync the file and rename it to ``path``'s target.
 
     Raises:
-        OSError: as ``target_of``, or a file cannot be written; the old one stays as it was.
+        OSError: as ``target_of``, or a file cannot be written; the old file is not changed.
     """
     target = target_of(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     with workspace(target) as folder:
         temporary = folder / target.name
         yield temporary
-        _sync(temporary)  # before it takes the old one's mode, which may forbid to open it
-        _take_after(target, temporary, folder)
+        _sync(temporary)  # before copying the mode, which may forbid opening it
+        _copy_metadata(target, temporary, folder)
         temporary.replace(target)
     _sync(target.parent)
 
 
 @contextmanager
 def workspace(target: Path) -> Iterator[Path]:
-    """An empty folder beside ``target`` that no other living writer uses; it is removed at the end.
+    """An empty folder beside ``target``, exclusive to this writer and removed at the end.
 
-    A folder of its own, since libraries that write files put temporary ones of their own next to them, which a kill
-    leaves behind. Folders are numbered and each is locked, so a writer takes the first that nobody holds, and what a
-    killed one left is found without listing the folder, which may hold 100,000 files.
+    A folder rather than a file, since libraries may create temporary files of their own next to their output, which a
+    kill would leave behind. Folders are numbered and locked, and a writer takes the first one that is not held: stale
+    ones are found without listing the parent, which may have 100,000 files.
     """
     stem = os.fsdecode(os.fsencode(target.name)[:_STEM_BYTES])
     folder, handle = next(
@@ -90,7 +89,7 @@ def workspace(target: Path) -> Iterator[Path]:
 
 
 def remove_stale_workspaces(folder: Path) -> None:
-    """Remove the temporary folders of killed writers anywhere below ``folder``; those in use stay."""
+    """Remove the temporary folders of killed writers anywhere below ``folder``, but not those in use."""
     for parent, names, _ in os.walk(folder):
         for name in names:
             if name.startswith(".") and name.endswith(".tmp"):
@@ -101,7 +100,7 @@ def remove_stale_workspaces(folder: Path) -> None:
 
 
 def _claim(folder: Path, *, make: bool = True) -> int | None:
-    """Lock a temporary folder: its open lock, or nothing where it is another's. It is made where it is missing."""
+    """Lock a temporary folder, creating it if ``make``; its lock's handle, or ``None`` if another process holds it."""
     while True:
         made = False
         with contextlib.suppress(FileExistsError):
@@ -115,18 +114,18 @@ def _claim(folder: Path, *, make: bool = True) -> int | None:
             return try_lock(folder / _LOCK)
         except FileNotFoundError:
             if not make:
-                return None  # its writer has just removed it
+                return None  # just removed by its writer
         except OSError as error:
             if not made:
                 return None
-            if has_no_locks(error):  # whoever finds it cannot tell that it is ours, and leaves it alone
+            if has_no_locks(error):  # others cannot tell whether it is in use, and leave it alone
                 return os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
             shutil.rmtree(folder, ignore_errors=True)
             raise
 
 
 def _empty(folder: Path) -> None:
-    """Remove what a killed writer left in the folder."""
+    """Remove everything in the folder but its lock."""
     for entry in list(folder.iterdir()):
         if entry.name != _LOCK and entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -135,19 +134,19 @@ def _empty(folder: Path) -> None:
 
 
 def _discard(folder: Path, handle: int) -> None:
-    """Remove a temporary folder that we hold, its lock last: from then on it may be another writer's."""
+    """Remove a temporary folder that we hold, the lock file last: after that another writer may take it."""
     with contextlib.suppress(OSError):
         _empty(folder)
         (folder / _LOCK).unlink()
-    with contextlib.suppress(OSError):  # another writer has it already
+    with contextlib.suppress(OSError):  # taken by another writer
         folder.rmdir()
     os.close(handle)
-    with contextlib.suppress(OSError):  # some network shares keep an open file, and so its folder, until it is closed
+    with contextlib.suppress(OSError):  # some network file systems keep an open file, and its folder, until it closes
         folder.rmdir()
 
 
-def _take_after(target: Path, temporary: Path, folder: Path) -> None:
-    """Give the new file what the old one had, or what an ordinary new file has: libraries may make private ones."""
+def _copy_metadata(target: Path, temporary: Path, folder: Path) -> None:
+    """Copy the old file's mode, owner and attributes, or a new file's default mode: libraries may create private files."""
     try:
         old = target.stat()
     except FileNotFoundError:
@@ -155,14 +154,14 @@ def _take_after(target: Path, temporary: Path, folder: Path) -> None:
         ordinary.touch()
         temporary.chmod(stat.S_IMODE(ordinary.stat().st_mode))
         return
-    # Where the owner may not be given away, the group may; where neither may be, the mode is kept all the same.
+    # Changing the group may be allowed where changing the owner is not.
     with contextlib.suppress(PermissionError):
         os.chown(temporary, -1, old.st_gid)
         os.chown(temporary, old.st_uid, -1)
     if hasattr(os, "listxattr"):
-        with contextlib.suppress(OSError):  # a file system without them
+        with contextlib.suppress(OSError):  # not supported by the file system
             for name in os.listxattr(target):
-                with contextlib.suppress(OSError):  # those that only the system may set
+                with contextlib.suppress(OSError):  # reserved for the system
                     os.setxattr(temporary, name, os.getxattr(target, name))
     temporary.chmod(stat.S_IMODE(old.st_mode))
 

@@ -1,4 +1,4 @@
-"""A lock on a file: it ends with the process that holds it, and a file that is left behind locks nobody out."""
+"""File locks that end with the process: a leftover lock file locks nobody out."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["has_no_locks", "lock_open_file", "release_lock", "try_lock"]
 
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS})
-"""What a file system answers that has no locks, such as a network share without its lock service."""
+"""Errors of file systems without locks, such as a network share without its lock service."""
 
 
 def has_no_locks(error: OSError) -> bool:
@@ -18,10 +18,10 @@ def has_no_locks(error: OSError) -> bool:
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock the file at ``path``, made where it is missing: its open handle, or nothing where another holds the lock.
+    """Lock the file at ``path``, creating it if missing; its open handle, or ``None`` if another process holds the lock.
 
     Raises:
-        OSError: the file cannot be made or opened, or its file system has no locks (``has_no_locks``).
+        OSError: the file cannot be created or opened, or its file system has no locks (``has_no_locks``).
     """
     while True:
         handle = _open(path)
@@ -29,8 +29,7 @@ def try_lock(path: Path) -> int | None:
             if not lock_open_file(handle):
                 os.close(handle)
                 return None
-            # Its last holder may have removed the file between our opening and our locking it: what we hold is then a
-            # file that nobody else can find.
+            # The last holder may have unlinked the file between open and lock; then nobody else can see our lock.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(handle), path.lstat()):
                     return handle
@@ -41,14 +40,14 @@ def try_lock(path: Path) -> int | None:
 
 
 def release_lock(path: Path, handle: int) -> None:
-    """Remove the file that ``try_lock`` locked, then let it go: whoever waits for it makes a new one."""
-    with contextlib.suppress(OSError):  # one that stays is only locked again
+    """Remove the file that ``try_lock`` locked, then release the lock: the next holder creates a new file."""
+    with contextlib.suppress(OSError):  # a leftover file is harmless
         path.unlink()
     os.close(handle)
 
 
 def lock_open_file(handle: int) -> bool:
-    """Lock an open file; false where another process holds it. ``OSError`` as ``try_lock``."""
+    """Lock an open file; false if another process holds the lock. ``OSError`` as ``try_lock``."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -57,10 +56,10 @@ def lock_open_file(handle: int) -> bool:
 
 
 def _open(path: Path) -> int:
-    # A link at a lock's place is not followed, and a FIFO does not hold us up.
+    # Do not follow a symbolic link, and do not block on a FIFO.
     flags = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         return os.open(path, flags | os.O_RDWR | os.O_CREAT, 0o666)
     except PermissionError:
-        # One that another user left may be readable only, which is enough.
+        # Another user's lock file may be read-only, which is enough.
         return os.open(path, flags | os.O_RDONLY)

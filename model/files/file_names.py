@@ -1,4 +1,4 @@
-"""Names of files, which may hold any bytes: as text that can be written anywhere, and in the order people expect."""
+"""File names, which may be any bytes, as printable text and in natural order."""
 
 import os
 import re
@@ -8,20 +8,20 @@ from pathlib import Path
 __all__ = ["as_line", "as_text", "natural_key"]
 
 _UNSHOWN = frozenset({"Cc", "Zl", "Zp"})
-"""Unicode categories of what would break a line or steer a terminal: controls, line and paragraph separators."""
+"""Unicode categories that break lines or control terminals: controls, line and paragraph separators."""
 
 
 def as_text(path: Path | str) -> str:
-    """A path as valid Unicode: bytes that are no UTF-8 appear as ``\\xNN``."""
+    """A path as valid Unicode: bytes that are not UTF-8 appear as ``\\xNN``."""
     try:
         raw = os.fsencode(path)
-    except UnicodeEncodeError:  # half a character, which no file system gives but JSON can
+    except UnicodeEncodeError:  # a lone surrogate, from JSON; file systems never give one
         raw = str(path).encode("utf-8", "backslashreplace")
     return raw.decode("utf-8", "backslashreplace")
 
 
 def as_line(path: Path | str) -> str:
-    """A path to be shown within a line: valid Unicode, control characters as ``\\n``, ``\\x1b`` and so on."""
+    """A path for display on one line: valid Unicode, control characters as ``\\n``, ``\\x1b`` and so on."""
     return "".join(
         character.encode("unicode_escape").decode() if unicodedata.category(character) in _UNSHOWN else character
         for character in as_text(path)
@@ -29,7 +29,7 @@ def as_line(path: Path | str) -> str:
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """Sorts names with numbers by value, capitals ignored; equal ones as they are, so that the order is always one."""
+    """Sort key for natural order: numbers by value, case-insensitive; ties by the name itself."""
     parts: list[str | int] = list(re.split("([0-9]+)", name.casefold()))
     parts[1::2] = map(int, parts[1::2])
     return parts, name

@@ -1,4 +1,4 @@
-"""Reading regular files only: a FIFO would hold the program up for ever, and a device never ends."""
+"""Reading of regular files only: a FIFO may block forever, and a device may never end."""
 
 import errno
 import os
@@ -9,10 +9,10 @@ __all__ = ["open_regular_file", "read_regular_file"]
 
 
 def open_regular_file(path: Path) -> int:
-    """Open a file to read from: its handle, which the caller closes. Never waits for another program.
+    """Open a file for reading without blocking; the caller closes the handle.
 
     Raises:
-        OSError: there is none, it may not be read, or it is a folder, a FIFO, a device or a socket.
+        OSError: it does not exist, may not be read, or is a folder, a FIFO, a device or a socket.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
@@ -25,12 +25,12 @@ def open_regular_file(path: Path) -> int:
 
 
 def read_regular_file(path: Path, limit: int | None = None) -> bytes:
-    """The whole content of a file; ``OSError`` as ``open_regular_file``, and where it exceeds ``limit`` bytes."""
+    """The content of a file; ``OSError`` as ``open_regular_file``, or if it has more than ``limit`` bytes."""
     with os.fdopen(open_regular_file(path), "rb") as file:
         if limit is None:
             return file.read()
         size = os.fstat(file.fileno()).st_size
-        data = b"" if size > limit else file.read(limit + 1)  # it may grow meanwhile
+        data = b"" if size > limit else file.read(limit + 1)  # the file may grow meanwhile
         if max(size, len(data)) > limit:
-            raise OSError(errno.EFBIG, f"it has {max(size, len(data)):,} bytes, of at most {limit:,}", str(path))
+            raise OSError(errno.EFBIG, f"it has {max(size, len(data)):,} bytes; the limit is {limit:,}", str(path))
         return data

@@ -1,3 +1,3 @@
-"""How work runs on this machine: device, precision, threads, memory, and what its failures mean."""
+"""Device, precision, threads, memory, fused operators, and the classification of failures."""
 
 __all__ = ["device", "faults", "lru", "memory", "onednn", "parallel", "soundness", "threads"]

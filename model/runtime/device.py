@@ -1,5 +1,4 @@
-"""Devices and precision: decided in one place, on purpose; see also ``moleflow.model.runtime.threads`` and
-``moleflow.model.runtime.memory``."""
+"""Device and precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
@@ -19,7 +18,7 @@ __all__ = [
 ]
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""Type of the matrix products. Sums that need it (NLL, log-determinant, router) are float32 always."""
+"""Type of matrix products. NLL, log-determinant and router always use float32."""
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -27,10 +26,10 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(device: str) -> torch.device:
-    """``auto`` takes CUDA where there is one, else the CPU; anything else must be a device that is there.
+    """``auto`` is CUDA if available, else the CPU.
 
     Raises:
-        DeviceError: the name is no device, or there is no such device.
+        DeviceError: the device is unknown, unsupported or not available.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -43,22 +42,21 @@ def resolve_device(device: str) -> torch.device:
     if resolved.type != "cuda":
         raise DeviceError(f"device {device!r} is not supported; use auto, cpu, cuda or cuda:N.")
     if not torch.cuda.is_available():
-        raise DeviceError(f"device {device!r} was asked for but no CUDA device is available; use --device cpu or auto.")
+        raise DeviceError(f"device {device!r} was requested but no CUDA device is available; use --device cpu or auto.")
     if (resolved.index or 0) >= torch.cuda.device_count():
         raise DeviceError(
-            f"device {device!r} is not there; this machine has {torch.cuda.device_count()} CUDA device(s)."
+            f"device {device!r} does not exist; this machine has {torch.cuda.device_count()} CUDA device(s)."
         )
     return resolved
 
 
 def resolve_precision(precision: str, device: torch.device) -> str:
-    """``auto`` takes bf16 where the hardware multiplies it natively, else fp32; the rest is taken as given.
+    """``auto`` is bf16 where the hardware supports it natively, else fp32.
 
-    A CPU without bf16 units emulates such products, up to a hundred times slower than fp32, so ``auto``
-    looks at the processor rather than at what would run.
+    A CPU without bf16 instructions emulates them, up to a hundred times slower than fp32.
 
     Raises:
-        ConfigurationError: an unknown name.
+        ConfigurationError: the name is unknown.
         DeviceError: fp16 on a CPU.
     """
     if precision not in PRECISIONS:
@@ -78,17 +76,17 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def matmul_dtype(precision: str) -> torch.dtype:
-    """The type of matrix products in the resolved ``precision``."""
+    """The type of matrix products at the resolved ``precision``."""
     return _DTYPES[precision]
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """Matrix products in the resolved ``precision``; nothing changes for fp32."""
+    """Autocast to the resolved ``precision``; a no-op for fp32."""
     if precision == "fp32":
         return nullcontext()
     return torch.autocast(device.type, dtype=matmul_dtype(precision))
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
-    """Half-precision values as float32, for the sums that need it; float32 and float64 stay as they are."""
+    """Half-precision values as float32; float32 and float64 unchanged."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

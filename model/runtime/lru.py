@@ -1,4 +1,4 @@
-"""Experts on the device: a bounded set, least recently used first out; the rest stay in the checkpoint's file."""
+"""An LRU cache for experts on the device; the rest stay in the checkpoint file."""
 
 import threading
 from collections import OrderedDict
@@ -12,29 +12,28 @@ from moleflow.model.errors import ExpertError
 __all__ = ["RETRY_SECONDS", "ExpertCache"]
 
 RETRY_SECONDS = 30.0
-"""An expert that was found damaged is not read again for so long: reading and checking one takes as long as judging
-several images. Somebody may have mended it since."""
+"""How long a damaged expert is not read again: reading and verifying one takes as long as scoring several images. After
+that it is retried, as the file may have been repaired."""
 
 E = TypeVar("E")
 
 
 class ExpertCache(Generic[E]):
-    """Experts by index, at most ``limit``. Safe between threads.
+    """At most ``limit`` experts by index. Thread-safe.
 
-    An expert that several threads ask for is made once, by the first; the others wait for it, and only they do. If
-    making it fails, all of them get the error, and the next to ask tries again; but an ``ExpertError`` is remembered,
-    and raised anew to whoever asks in the next ``retry_seconds``.
+    Concurrent requests for the same expert create it once; only those threads wait. If creation fails, all of them get
+    the error and the next request tries again, except that an ``ExpertError`` is raised again for ``retry_seconds``.
     """
 
     def __init__(self, make: Callable[[int], E], limit: int, retry_seconds: float = RETRY_SECONDS) -> None:
         self.limit = limit
         self._make, self._lock, self._retry_seconds = make, threading.Lock(), retry_seconds
         self._kept: OrderedDict[int, Future[E]] = OrderedDict()
-        # Name, reason and time only: the error itself would keep what its traceback refers to.
+        # Not the error itself: its traceback would keep tensors alive.
         self._damaged: dict[int, tuple[str, str, float]] = {}
 
     def get(self, index: int) -> E:
-        """The expert of the task at ``index``; whatever making it raises."""
+        """The expert of the task at ``index``. Raises whatever creating it raises."""
         with self._lock:
             if index in self._damaged:
                 name, reason, retry_at = self._damaged[index]
@@ -45,14 +44,14 @@ class ExpertCache(Generic[E]):
             if kept is not None:
                 self._kept.move_to_end(index)
             else:
-                # Room is made before the new one is, so that never more than the limit are there.
+                # Evict first, so that the limit is never exceeded.
                 while len(self._kept) >= self.limit:
                     self._kept.popitem(last=False)
                 made = self._kept[index] = Future()
         return kept.result() if kept is not None else self._fill(index, made)
 
     def clear(self) -> None:
-        """Let go of all experts; they are made again when they are asked for."""
+        """Drop all experts."""
         with self._lock:
             self._kept.clear()
 

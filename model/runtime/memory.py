@@ -1,4 +1,4 @@
-"""How the C library keeps memory that was freed, decided here for all commands. Imports neither PyTorch nor NumPy."""
+"""malloc tuning, shared by all commands. Imports neither PyTorch nor NumPy."""
 
 import ctypes
 import os
@@ -9,20 +9,18 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 """Parameters of ``mallopt(3)``."""
 
 _KEPT_BYTES = 2**30
-"""Freed blocks below this size stay with the process."""
+"""Freed blocks below this size stay in the process."""
 
 
 def keep_freed_memory() -> bool:
-    """Let the C library keep large freed blocks for the next operation, of whatever thread; says whether it does.
+    """Let glibc keep large freed blocks, in one heap for all threads. Returns whether it does.
 
-    By default glibc gives large blocks back to the kernel when they are freed and gets them again page by page: a
-    training step of MAIN took 343,000 page faults and 12 % of its time for that, a batch of eight predictions 7,000
-    and a tenth; with this they take none. And by default each thread keeps what it freed for itself: a service, whose
-    images go through one thread after another, grows by what lies idle in each. With this all threads share one
-    heap. The process stays as large as it once was.
+    By default glibc returns large blocks to the kernel and faults them in again page by page: 343,000 page faults and
+    12 % of the time of a training step of ``main``, 7,000 and a tenth for a batch of eight predictions. Each thread
+    also has an arena of its own, so a service whose images pass through several threads grows by what is idle in each.
+    The price: the process never shrinks.
 
-    To be called before there are other threads; one that has a heap of its own keeps it. Elsewhere than on glibc
-    nothing changes.
+    Call before starting threads; a thread that already has an arena keeps it. No effect without glibc.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     settings = {_M_MMAP_THRESHOLD: _KEPT_BYTES, _M_TRIM_THRESHOLD: _KEPT_BYTES, _M_ARENA_MAX: 1}

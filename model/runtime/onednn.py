@@ -1,8 +1,8 @@
-"""Frozen linear layers and convolutions that do what follows them in the same pass: bias, residual, activation.
+"""Frozen linear layers and convolutions with fused bias, residual addition and activation.
 
-On a CPU a layer's product is often quicker than the passes over its output that follow it, so oneDNN's fused operators
-take them along, with the weights kept in oneDNN's own order. PyTorch has these operators for its compiler; whether
-they are there, and agree with the plain ones, is tried once. Everywhere else the plain operators do the same.
+On a CPU the elementwise passes after a layer often cost more than its matrix product. oneDNN's fused operators avoid
+them, with weights prepacked in oneDNN's layout. PyTorch has these operators for its compiler; they are tested once
+against the plain ones, which are used everywhere else.
 """
 
 import functools
@@ -15,24 +15,24 @@ from torch import nn
 __all__ = ["Activation", "FusedConv", "FusedLinear"]
 
 Activation = Literal["none", "relu", "relu6"]
-"""What follows a layer in the same pass."""
+"""The fused activation."""
 
 _POST_OPERATIONS: dict[Activation, tuple[str, list[float]]] = {
     "none": ("none", []),
     "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
-"""Names and numbers by which oneDNN's operators know an activation."""
+"""oneDNN's name and parameters of each activation."""
 
 _ROWS = 784
-"""Rows of the product for which a linear weight is ordered: the patches of one image of MAIN. Others may come."""
+"""Number of rows that linear weights are prepacked for: the patches of one image of ``main``. Any number works."""
 
-_TRIED_WITHIN = 0.05
-"""How far apart fused and plain operators may be in the trial, of values about 1: bf16 has 2⁻⁸ of each."""
+_TOLERANCE = 0.05
+"""Tolerance of the test of fused against plain operators, for values near 1; bf16 rounds to 2⁻⁸."""
 
 
 class FusedLinear(nn.Module):
-    """``activation(W x + b)`` for ``x`` of ``(..., in)``, computed and returned in ``dtype``; never learns.
+    """``activation(W x + b)`` for ``x`` ``(..., in)``, computed and returned in ``dtype``; not trainable.
 
     ``weight`` is ``(out, in)``, ``bias`` ``(out,)`` or ``None``; both are copied.
     """
@@ -53,7 +53,7 @@ class FusedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype, copy=True))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(..., in)`` of any type to ``(..., out)`` of the layer's."""
+        """``(..., in)`` of any type to ``(..., out)`` of the layer's type."""
         x = x.to(self.dtype)
         if self._fused:
             name, numbers = _POST_OPERATIONS[self.activation]
@@ -62,10 +62,10 @@ class FusedLinear(nn.Module):
 
 
 class FusedConv(nn.Module):
-    """``activation(conv(x) + other)``, computed and returned in ``dtype``; never learns.
+    """``activation(conv(x) + other)``, computed and returned in ``dtype``; not trainable.
 
-    ``kernel`` is ``(out, in / groups, k, k)``, ``bias`` ``(out,)`` or ``None``; both are copied. ``geometry`` has
-    ``stride``, ``padding``, ``dilation`` and ``groups`` as ``nn.Conv2d`` has them.
+    ``kernel`` is ``(out, in / groups, k, k)``, ``bias`` ``(out,)`` or ``None``; both are copied. Other arguments
+    as in ``nn.Conv2d``.
     """
 
     kernel: torch.Tensor
@@ -91,7 +91,7 @@ class FusedConv(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype, copy=True))
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        """``(B, in, H, W)`` of any type, and what to add to the convolution, to ``(B, out, H', W')``."""
+        """``(B, in, H, W)`` of any type, and an optional summand, to ``(B, out, H', W')``."""
         x = x.to(self.dtype)
         if x.device.type == "cpu" and _operators_agree(self.dtype):
             return self._fused(x, other)
@@ -102,15 +102,15 @@ class FusedConv(nn.Module):
         geometry: tuple[Any, ...] = (self._padding, self._stride, self._dilation, self._groups)
         kernel = self.kernel
         if not kernel.is_mkldnn:
-            # The best order depends on the image's size; always for one image, so that it does not depend on the
-            # batch that happens to come first. Two threads may both do it, to the same end.
+            # The best layout depends on the input size. Always for a batch of one, so that the first batch does not
+            # decide. A race between threads is harmless.
             kernel = torch.ops.mkldnn._reorder_convolution_weight(kernel, *geometry, [1, *x.shape[1:]])
             self.kernel = kernel
         name, numbers = _POST_OPERATIONS[self.activation]
         operator = torch.ops.mkldnn._convolution_pointwise
         if other is None:
             return operator(x, kernel, self.bias, *geometry, name, numbers, "")
-        # PyTorch itself leaves oneDNN where the groups of a convolution meet a sum.
+        # PyTorch's operator does not fuse a sum into a grouped convolution.
         if self._groups == 1 and self.activation != "relu6" and other.shape == self._shape_of_output(x):
             after = None if name == "none" else name
             other = other.to(self.dtype)
@@ -134,9 +134,9 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
 
 
 @functools.cache
-@torch.autocast("cpu", enabled=False)  # whatever the first caller is doing
+@torch.autocast("cpu", enabled=False)  # the cached result must not depend on the first caller's mode
 def _operators_agree(dtype: torch.dtype) -> bool:
-    """Whether PyTorch and this processor have the fused operators for ``dtype``, and they compute what is meant."""
+    """Whether the fused operators exist for ``dtype`` here, and agree with the plain ones."""
     if dtype not in (torch.float32, torch.bfloat16) or not torch.backends.mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
@@ -150,10 +150,10 @@ def _operators_agree(dtype: torch.dtype) -> bool:
         packed = torch.ops.mkldnn._reorder_convolution_weight(kernel.to(dtype), *geometry, [1, *x.shape[1:]])
         given = x.to(dtype), x.to(dtype), packed, bias.to(dtype)
         residual = torch.ops.mkldnn._convolution_pointwise.binary(*given, *geometry, "add", None, "relu", [], None)
-    except (AttributeError, RuntimeError, TypeError):  # an operator is missing, or takes other arguments
+    except (AttributeError, RuntimeError, TypeError):  # an operator is missing, or has another signature
         return False
     expected = F.linear(rows, weight, bias).relu(), (F.conv2d(x, kernel, bias, padding=1) + x).relu()
     return all(
-        torch.allclose(one.float(), other, rtol=_TRIED_WITHIN, atol=_TRIED_WITHIN)
+        torch.allclose(one.float(), other, rtol=_TOLERANCE, atol=_TOLERANCE)
         for one, other in zip((found, residual), expected, strict=True)
     )

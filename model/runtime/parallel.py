@@ -1,9 +1,8 @@
-"""Pieces of work side by side, each on a thread of its own, instead of all threads on one operation after another.
+"""Inter-image parallelism: each thread takes one image through all operations.
 
-Threads that share every operation wait for each other at the end of each, and one that sleeps meanwhile, as ours do
-(``moleflow.model.runtime.threads``), takes longer to wake than many an operation takes. The images of a batch need
-nothing of each other: each thread takes one of its own through all operations, in its own processor's cache, and waits
-once.
+With intra-operation parallelism, threads synchronise after every operation, and sleeping threads
+(``moleflow.model.runtime.threads``) take longer to wake up than many operations take. The images of a batch are
+independent, so each thread processes its own, in its own cache, and synchronises once.
 """
 
 import functools
@@ -20,10 +19,10 @@ Result = TypeVar("Result")
 
 
 def parallel_map(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> list[Result]:
-    """``work`` of every piece, computed on the CPU, in the order of the pieces; they share the caller's threads.
+    """``[work(piece) for piece in pieces]`` on the CPU, in parallel on as many threads as PyTorch is set to.
 
-    As many pieces as there are threads run at once, each on one; those left over run last, each on as many threads as
-    there are for it. ``work`` runs in the caller's modes, inference and autocast. Raises what ``work`` raises.
+    Each piece runs on one thread; a remainder smaller than the number of threads runs last, on several threads each.
+    ``work`` runs in the caller's inference and autocast modes. Raises what ``work`` raises.
     """
     threads = torch.get_num_threads()
     rest = len(pieces) % threads
@@ -32,14 +31,14 @@ def parallel_map(work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> li
 
 
 def _run(work: Callable[[Piece], Result], pieces: Sequence[Piece], each: int, threads: int) -> list[Result]:
-    """Pieces that have ``each`` of ``threads`` for one."""
+    """Run pieces in parallel, on ``each`` of ``threads`` threads each."""
     if each == threads:
         return [work(piece) for piece in pieces]
     inference, autocast = torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
     dtype = torch.get_autocast_dtype("cpu")
 
     def run(piece: Piece) -> Result:
-        # PyTorch knows its threads and its modes for each of Python's threads.
+        # PyTorch's thread count and modes are thread-local.
         if torch.get_num_threads() != each:
             torch.set_num_threads(each)
         with torch.inference_mode(inference), torch.autocast("cpu", dtype, enabled=autocast):
@@ -48,7 +47,7 @@ def _run(work: Callable[[Piece], Result], pieces: Sequence[Piece], each: int, th
     try:
         return list(_workers(threads).map(run, pieces))
     finally:
-        torch.set_num_threads(threads)  # for threads that are yet to come, which begin with the last number set
+        torch.set_num_threads(threads)  # new threads start with the number set last
 
 
 @functools.cache

@@ -1,7 +1,7 @@
-"""Threads: how many there are and how they wait, decided here for service, trainer, commands and benchmarks alike.
+"""Thread counts and wait policy, shared by service, trainer, commands and benchmarks.
 
-A program calls ``prepare_threads`` before it imports PyTorch or NumPy, whose runtimes read the environment once, when
-they are loaded, and ``configure_threads`` before it computes. This module imports neither.
+Call ``prepare_threads`` before importing PyTorch or NumPy, whose runtimes read the environment on load, and
+``configure_threads`` before computing. This module imports neither.
 """
 
 import math
@@ -19,30 +19,29 @@ __all__ = [
 ]
 
 _OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
-"""Threads of OpenMP sleep while they have nothing to do. By default they spin, which takes the processor from whoever
-could use it: with one busy process beside it, a spinning forward pass is slowed many times over (``python -m benchmarks
-threads``). The first two are read by GNU's runtime, which PyTorch brings on Linux, the first and the last by LLVM's and
-Intel's."""
+"""Idle OpenMP threads sleep instead of spinning. Spinning threads compete for the CPU: with one other busy process, a
+forward pass becomes many times slower (``python -m benchmarks threads``). GNU's runtime, which PyTorch ships on Linux,
+reads the first two; LLVM's and Intel's read the first and the last."""
 
 _OPENBLAS = {"OPENBLAS_NUM_THREADS": "1"}
-"""NumPy's products are small here (an anomaly map), and several threads of ours make them at once; OpenBLAS's own
-threads would gain them nothing, and spin for 20 ms after each."""
+"""NumPy's matrix products are small here (anomaly maps) and already run on several threads; OpenBLAS's own threads gain
+nothing, and spin for 20 ms after each."""
 
 THREAD_POLICY = _OPENMP | _OPENBLAS
-"""Environment variables that say how threads wait."""
+"""Environment variables that set the wait policy."""
 
 _MOST_HELPERS = 4
-"""Past four threads that decode or encode, the model is the slower part on any machine tried."""
+"""With more than four threads to decode or encode, the model was the bottleneck on every machine tested."""
 
 _CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""A container's share of the processors, as a quota and its period in microseconds, or ``max`` (Linux, cgroup v2)."""
+"""A container's CPU quota and its period in microseconds, or ``max`` (Linux, cgroup v2)."""
 
 
 def prepare_threads() -> None:
-    """Set ``THREAD_POLICY`` for this process and its children; to be called before anything imports torch or NumPy.
+    """Set ``THREAD_POLICY`` for this process and its children; call before importing torch or NumPy.
 
-    Who sets one of OpenMP's variables outside keeps all of OpenMP's as they are: they overrule each other, so that a
-    value added here could undo the one that was set. The same holds for OpenBLAS.
+    If the environment sets any of OpenMP's variables, none of them is changed, as one could override another. The same
+    holds for OpenBLAS.
     """
     for group in (_OPENMP, _OPENBLAS):
         if not any(os.environ.get(name) for name in group):
@@ -50,13 +49,13 @@ def prepare_threads() -> None:
 
 
 def configure_threads(threads: int | None = None) -> int:
-    """Set how many threads a tensor operation may use: the argument, else ``MOLEFLOW_THREADS``, else
-    ``OMP_NUM_THREADS``, else all processors that this process may use.
+    """Set PyTorch's thread count: the argument, else ``MOLEFLOW_THREADS``, else ``OMP_NUM_THREADS``, else
+    ``available_processors()``.
 
-    Call once, before any work. Returns the number in force.
+    Call once, before any work. Returns the thread count.
 
     Raises:
-        ConfigurationError: a number below 1, or ``MOLEFLOW_THREADS`` is no number.
+        ConfigurationError: the number is below 1, or ``MOLEFLOW_THREADS`` is not a number.
     """
     import torch
 
@@ -72,24 +71,24 @@ def configure_threads(threads: int | None = None) -> int:
 
 
 def available_processors() -> int:
-    """How many processors this process may keep busy: those it is bound to, or a container's quota if that is less."""
+    """Processors that this process may use: its CPU affinity, or a container's quota if that is less."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(bound, _quota() or bound)
 
 
 def helper_threads() -> int:
-    """Threads that decode images beside the model's work, and as many that encode answers."""
+    """Number of threads that decode images while the model works, and of those that encode responses."""
     return min(_MOST_HELPERS, available_processors())
 
 
 def _openmp_threads() -> int | None:
-    """``OMP_NUM_THREADS``, or its first number where it lists one for each level of nesting."""
+    """``OMP_NUM_THREADS``, or its first number if it is a list for nested levels."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() and int(first) > 0 else None
 
 
 def _quota() -> int | None:
-    """The container's quota in whole processors, rounded up; ``None`` without one."""
+    """The container's quota in processors, rounded up, or ``None``."""
     try:
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
         return max(1, math.ceil(int(quota) / int(period)))

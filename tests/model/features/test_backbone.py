@@ -162,9 +162,9 @@ def test_weights_that_cannot_be_had_are_an_error_with_three_ways_out(offline: No
     with pytest.raises(BackboneError) as caught:
         Backbone.pretrained(BackboneConfig(name="test_resnet"))
     message = str(caught.value)
-    assert "'test_resnet' cannot be had" in message
+    assert "'test_resnet' are not available" in message
     for way in (
-        "(1) give a weight file with --backbone-weights",
+        "(1) pass a weight file with --backbone-weights",
         f"(2) use the embedded backbone, --backbone {EMBEDDED_BACKBONE}",
         "(3) run once",
     ):
@@ -245,7 +245,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(tmp_path: Path)
     pickle.loads(file.read_bytes())
     assert marker.exists()  # the code is real: an ordinary load runs it
     marker.unlink()
-    with pytest.raises(BackboneError, match="was refused: .*wants to run code") as caught:
+    with pytest.raises(BackboneError, match="was refused: .*contains code") as caught:
         Backbone.pretrained(BackboneConfig(name="test_resnet"), file)
     assert not marker.exists()
     assert "\n" not in str(caught.value)
@@ -272,7 +272,7 @@ def test_a_weight_file_that_is_none_is_refused_in_one_line(
 @pytest.mark.parametrize("content", [[1, 2], {"epoch": 3}, {}, torch.zeros(2)])
 def test_a_weight_file_without_a_state_dict_is_refused(tmp_path: Path, content: object) -> None:
     torch.save(content, tmp_path / "weights.pth")
-    with pytest.raises(BackboneError, match="holds no state dict"):
+    with pytest.raises(BackboneError, match="has no state dict"):
         Backbone.pretrained(BackboneConfig(name="test_resnet"), tmp_path / "weights.pth")
 
 

@@ -87,7 +87,7 @@ def test_a_plugin_may_import_its_neighbours(here: Path) -> None:
 
 def test_a_folder_that_is_no_package_is_refused(here: Path) -> None:
     (here / "plug").mkdir()
-    with pytest.raises(ConfigurationError, match=r"no package: it holds no __init__\.py"):
+    with pytest.raises(ConfigurationError, match=r"not a package: it has no __init__\.py"):
         import_plugin("./plug")
 
 
@@ -103,7 +103,7 @@ def test_what_is_not_there_is_refused(here: Path, name: str) -> None:
         ("\n\n1 / 0\n", r"ZeroDivisionError: .*plug_wrong\.py, line 3"),
         ("import math\ndef f(:\n", r"SyntaxError: .*plug_wrong\.py, line 2"),
         ("def f():\n    raise OSError('x')\nf()\n", r"OSError: x, in .*plug_wrong\.py, line 2"),
-        ("import a_module_that_is_not_there\n", r"ModuleNotFoundError: .*plug_wrong\.py, line 1\); mend the plugin"),
+        ("import a_module_that_is_not_there\n", r"ModuleNotFoundError: .*plug_wrong\.py, line 1\); fix the plugin"),
         ("import json\njson.loads('{')\n", r"JSONDecodeError"),
         ("def f(): f()\nf()\n", "RecursionError"),
     ],
@@ -118,7 +118,7 @@ def test_code_that_fails_is_named_with_its_line(here: Path, code: str, expected:
 
 def test_a_plugin_that_ends_the_program_is_an_error(here: Path) -> None:
     (here / "plug_exits.py").write_text("import sys\n\nsys.exit(0)\n")
-    with pytest.raises(ConfigurationError, match=r"ends the program .*sys\.exit\(0\).*plug_exits\.py, line 3"):
+    with pytest.raises(ConfigurationError, match=r"exits on import .*sys\.exit\(0\).*plug_exits\.py, line 3"):
         import_plugin("plug_exits")
 
 
@@ -132,7 +132,7 @@ def test_a_plugins_own_modules_may_have_any_name_that_is_no_librarys(here: Path,
 
 def test_a_name_of_two_modules_is_ambiguous(here: Path) -> None:
     put(here / "json.py", "net_json")
-    with pytest.raises(ConfigurationError, match="is both .* and .*json.py; give the path"):
+    with pytest.raises(ConfigurationError, match="is ambiguous: .* or .*json.py; pass the path"):
         import_plugin("json")
 
 

@@ -28,7 +28,7 @@ def test_a_check_leaves_what_is_there_as_it_is(tmp_path: Path) -> None:
         ("folder", "it is a folder"),
         ("fifo", "it is a FIFO"),
         ("file/below", "a part of it is a file"),
-        ("loop", "run in a circle"),
+        ("loop", "form a cycle"),
         ("x" * 300, "choose a shorter name"),
         ("link to device", "it is a device"),
     ],
@@ -51,7 +51,7 @@ def test_an_output_that_is_an_input_by_any_name_is_refused(tmp_path: Path) -> No
     (tmp_path / "link").symlink_to(checkpoint)
     (tmp_path / "hard").hardlink_to(checkpoint)
     for name in ("factory.safetensors", "link", "hard"):
-        with pytest.raises(ConfigurationError, match=r"is the file .*factory.safetensors' that is read"):
+        with pytest.raises(ConfigurationError, match=r"would overwrite the input .*factory.safetensors"):
             check_output("the figures", tmp_path / name, inputs=(checkpoint, tmp_path / "missing"))
 
 
@@ -101,7 +101,7 @@ CODE
         ("mount -t tmpfs -o ro tmpfs target", "Read-only file system"),
         ("mount -t tmpfs -o size=4k tmpfs target; head -c 4096 /dev/zero > target/full", "No space left on device"),
         ("mount -t tmpfs -o nr_inodes=1 tmpfs target", "No space left on device"),
-        ("touch target/file other; mount --bind other target/file", "mounted on its own"),
+        ("touch target/file other; mount --bind other target/file", "a mount point"),
     ],
 )
 def test_what_only_trying_finds_out_is_found_out(tmp_path: Path, mounts: str, hint: str) -> None:

@@ -18,7 +18,7 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path) ->
     path = tmp_path / "file"
     path.touch()
     os.truncate(path, 2**42)
-    with pytest.raises(OSError, match=r"it has 4,398,046,511,104 bytes, of at most 99"):
+    with pytest.raises(OSError, match=r"it has 4,398,046,511,104 bytes; the limit is 99"):
         read_regular_file(path, 99)
 
 

@@ -1,4 +1,4 @@
-"""Devices, precision and threads are decided on purpose, and what cannot be had is an error that says so."""
+"""Device and precision resolve as documented; what is not available is an error that says so."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, pre
 
 def test_cuda_that_is_not_there_is_an_error_and_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(DeviceError, match="'cuda' was asked for but no CUDA device is available; use --device cpu"):
+    with pytest.raises(DeviceError, match="'cuda' was requested but no CUDA device is available; use --device cpu"):
         resolve_device("cuda")
 
 
@@ -25,7 +25,7 @@ def test_a_cuda_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert resolve_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(DeviceError, match=r"'cuda:2' is not there; this machine has 2 CUDA"):
+    with pytest.raises(DeviceError, match=r"'cuda:2' does not exist; this machine has 2 CUDA"):
         resolve_device("cuda:2")
 
 

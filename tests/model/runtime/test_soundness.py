@@ -54,9 +54,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_section_and_tensor(
     checkpoint: Checkpoint, tmp_path: Path, key: str, section: str, value: float
 ) -> None:
     path = forged(checkpoint.path, tmp_path / "f", key, first_is(value))
-    with pytest.raises(
-        CheckpointFormatError, match=rf"section '{section}' of .* tensor '.*' holds numbers that are not"
-    ):
+    with pytest.raises(CheckpointFormatError, match=rf"section '{section}' of .* tensor '.*' has values that are not"):
         Checkpoint.open(path).verify()
 
 
@@ -72,18 +70,18 @@ def test_a_product_of_such_numbers_gets_no_verdict(checkpoint: Checkpoint, tmp_p
     ("key", "value", "fault"),
     [
         ("backbone.bn1.running_var", -1.0, "negative numbers"),
-        ("base.blocks.1.channel_scale", 0.0, "not above 0"),
-        ("base.blocks.0.permutation", 10**6, "is no permutation"),
-        ("base.blocks.0.permutation", -1, "is no permutation"),
-        ("tasks.0.profile.prototype.floor", 0.0, "not above 0"),
-        ("tasks.0.profile.prototype.variances", -2.0, "not above 0"),
+        ("base.blocks.1.channel_scale", 0.0, "not positive"),
+        ("base.blocks.0.permutation", 10**6, "is not a permutation"),
+        ("base.blocks.0.permutation", -1, "is not a permutation"),
+        ("tasks.0.profile.prototype.floor", 0.0, "not positive"),
+        ("tasks.0.profile.prototype.variances", -2.0, "not positive"),
     ],
 )
 def test_a_number_that_arithmetic_breaks_on_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, key: str, value: float, fault: str
 ) -> None:
     path = forged(checkpoint.path, tmp_path / "f", key, first_is(value))
-    with pytest.raises(CheckpointFormatError, match=rf"cannot be used: tensor '.*' {fault}|holds .*{fault}"):
+    with pytest.raises(CheckpointFormatError, match=rf"cannot be used: tensor '.*' {fault}|has .*{fault}"):
         Checkpoint.open(path).verify()
 
 
@@ -117,7 +115,7 @@ def test_backbone_weights_that_are_not_finite_are_refused(tmp_path: Path) -> Non
     state = {key: value.contiguous() for key, value in Backbone.pretrained(config).net.state_dict().items()}
     first_is(NAN)(state["conv1.weight"])
     save_file(state, tmp_path / "weights.safetensors")
-    with pytest.raises(BackboneError, match="weights of backbone 'tiny_backbone' hold numbers that are not finite"):
+    with pytest.raises(BackboneError, match="weights of backbone 'tiny_backbone' have values that are not finite"):
         Backbone.pretrained(config, tmp_path / "weights.safetensors")
 
 
