@@ -146,7 +146,7 @@ def _discard(folder: Path, handle: int) -> None:
 
 
 def _copy_metadata(target: Path, temporary: Path, folder: Path) -> None:
-    """Copy the old file's mode, owner and attributes, or a new file's default mode: libraries may create private files."""
+    """Copy the old file's metadata, or set a new file's default mode: libraries may create private files."""
     try:
         old = target.stat()
     except FileNotFoundError:

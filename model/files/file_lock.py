@@ -18,7 +18,7 @@ def has_no_locks(error: OSError) -> bool:
 
 
 def try_lock(path: Path) -> int | None:
-    """Lock the file at ``path``, creating it if missing; its open handle, or ``None`` if another process holds the lock.
+    """Lock the file at ``path``, created if missing; its open handle, or ``None`` if another process holds the lock.
 
     Raises:
         OSError: the file cannot be created or opened, or its file system has no locks (``has_no_locks``).
