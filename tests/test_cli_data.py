@@ -101,9 +101,9 @@ def test_train_prints_warnings_and_treats_them_as_errors_if_strict(processes: Pr
     Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "data" / "Old" / "batch" / "a.png")
     path = tmp_path / "factory.safetensors"
     arguments = ("train", tmp_path / "data", "--checkpoint", path, *NETWORK)
-    assert "folders with images that are no products: 1, such as Old" in errors(run(processes, *arguments, "--strict"))
+    assert "folders with images that are not products: 1, such as Old" in errors(run(processes, *arguments, "--strict"))
     told = errors(run(processes, *arguments, "--task", "bolt", "--strict"))
-    assert "bolt: training images that repeat another one: 1, such as bolt/copy.png" in told
+    assert "bolt: training images that are duplicates: 1, such as bolt/copy.png" in told
     assert not path.exists()
     done = run(processes, *arguments)
     assert done.status == 0, done.stderr

@@ -24,7 +24,7 @@ def find(*given: Path, outputs: Path | None = None) -> tuple[list[tuple[Path, st
     return [(image.path, str(image.overlay)) for image in found], problems
 
 
-def test_a_folder_is_read_to_its_depths_in_natural_order(tmp_path: Path) -> None:
+def test_a_folder_is_read_recursively_in_natural_order(tmp_path: Path) -> None:
     make(tmp_path, "10.png", "2.PNG", "a/x/1.jpg", "a/2.jpg", "b.png", "notes.txt", ".hidden.png", ".cache/1.png")
     found, problems = find(tmp_path)
     assert [str(path.relative_to(tmp_path)) for path, _ in found] == [
@@ -44,7 +44,7 @@ def test_a_folder_is_read_to_its_depths_in_natural_order(tmp_path: Path) -> None
     assert problems == []
 
 
-def test_images_that_differ_in_their_ending_get_overlays_of_their_own(tmp_path: Path) -> None:
+def test_images_that_differ_only_in_suffix_get_different_overlays(tmp_path: Path) -> None:
     make(tmp_path, "a.png", "A.jpg", "a.png.png")
     places = [place for _, place in find(tmp_path)[0]]
     assert len({place.casefold() for place in places}) == 3
@@ -72,7 +72,7 @@ def test_overlays_of_several_arguments_never_collide(tmp_path: Path, names: tupl
     assert not any(Path(place).is_absolute() or ".." in Path(place).parts for place in places)
 
 
-def test_the_same_argument_twice_is_taken_once(tmp_path: Path) -> None:
+def test_a_repeated_argument_is_used_once(tmp_path: Path) -> None:
     make(tmp_path, "a/0.png", "b.png")
     given = (tmp_path / "a", tmp_path / "b.png", tmp_path / "a" / "..", tmp_path / "a", tmp_path / "b.png")
     found, problems = find(*given)
@@ -80,7 +80,7 @@ def test_the_same_argument_twice_is_taken_once(tmp_path: Path) -> None:
     assert problems == []
 
 
-def test_links_are_followed_and_circles_of_them_end(tmp_path: Path) -> None:
+def test_links_are_followed_and_cycles_end(tmp_path: Path) -> None:
     make(tmp_path, "images/0.png", "elsewhere/1.png")
     folder = tmp_path / "images"
     (folder / "up").symlink_to(tmp_path / "images")
@@ -93,7 +93,7 @@ def test_links_are_followed_and_circles_of_them_end(tmp_path: Path) -> None:
     assert problems == []
 
 
-def test_folders_that_link_to_each_other_many_times_are_read_once_each(tmp_path: Path) -> None:
+def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
     for depth in range(30):  # 2^30 ways to the last one
         make(tmp_path, f"{depth}/0.png")
         if depth:
@@ -102,7 +102,7 @@ def test_folders_that_link_to_each_other_many_times_are_read_once_each(tmp_path:
     assert len(find(tmp_path / "0")[0]) == 30
 
 
-def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path) -> None:
     folder = tmp_path
     try:
         for _ in range(1500):
@@ -114,7 +114,7 @@ def test_folders_may_lie_deeper_than_calls_may(tmp_path: Path) -> None:
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 
-def test_a_folder_without_images_is_a_problem_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_folder_without_images_is_a_problem_and_others_are_still_read(tmp_path: Path) -> None:
     make(tmp_path, "a/notes.txt", "b/0.png")
     found, problems = find(tmp_path / "a", tmp_path / "b")
     assert [path.name for path, _ in found] == ["0.png"]
@@ -127,7 +127,7 @@ def test_the_folder_of_overlays_is_not_read(tmp_path: Path) -> None:
     assert [path.name for path, _ in find(tmp_path, outputs=tmp_path / "out")[0]] == ["0.png"]
 
 
-def test_entries_are_come_to_one_by_one(tmp_path: Path) -> None:
+def test_images_are_found_lazily(tmp_path: Path) -> None:
     make(tmp_path, "a/0.png", "b/1.png")
     files = find_images([tmp_path], SUFFIXES, lambda path, text: None)
     assert next(files).path.name == "0.png"
@@ -135,7 +135,7 @@ def test_entries_are_come_to_one_by_one(tmp_path: Path) -> None:
     assert next(files).path.name == "2.png"
 
 
-def test_a_folder_that_vanishes_while_it_is_read_is_a_problem(tmp_path: Path) -> None:
+def test_a_folder_removed_while_it_is_read_is_a_problem(tmp_path: Path) -> None:
     make(tmp_path, "a/0.png", "b/1.png", "c/2.png")
     problems: list[Path] = []
     files = find_images([tmp_path], SUFFIXES, lambda path, text: problems.append(path))
@@ -147,6 +147,6 @@ def test_a_folder_that_vanishes_while_it_is_read_is_a_problem(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["missing.png", "x" * 300, "with\nbreak.png"])
-def test_a_file_that_is_named_is_taken_whether_it_is_there_or_not(tmp_path: Path, name: str) -> None:
+def test_a_named_file_is_returned_even_if_it_is_missing(tmp_path: Path, name: str) -> None:
     found, _ = find(tmp_path / name)
     assert [path for path, _ in found] == [tmp_path / name]

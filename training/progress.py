@@ -1,4 +1,4 @@
-"""What training tells its user: progress bars on a terminal, log lines elsewhere, a history file always."""
+"""Progress of training: bars on a terminal, log lines elsewhere, and a history file."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ class Phase:
         self._start, self._done = time.perf_counter(), 0
 
     def advance(self, images: int, detail: str = "") -> None:
-        """``images`` more are done; ``detail`` is shown beside the rate."""
+        """Add ``images`` to those done; ``detail`` is shown next to the rate."""
         self._done += images
         if self._progress is not None and self._bar is not None:
             text = f"{self.rate:.1f} images/s {detail}"
@@ -44,32 +44,32 @@ class Phase:
 
     @property
     def rate(self) -> float:
-        """Images a second since the phase began."""
+        """Images per second since the phase started."""
         return self._done / max(time.perf_counter() - self._start, 1e-9)
 
     @property
     def shows_bar(self) -> bool:
-        """Whether a detail given to :meth:`advance` can be seen; where not, it need not be computed."""
+        """Whether details given to ``advance`` are shown; if not, they need not be computed."""
         return self._progress is not None
 
 
 class Reporter:
-    """Writes to ``console`` (standard error unless told otherwise) and appends JSON lines to ``history``."""
+    """Writes to ``console`` (standard error by default) and appends JSON lines to ``history``."""
 
     def __init__(self, history: Path | None = None, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)
         self.history = history
         self._warned: set[str] = set()
 
-    def beside(self, history: Path) -> Self:
-        """One that writes to the same console, and to another history; a warning is told once by both together."""
+    def with_history(self, history: Path) -> Self:
+        """A reporter on the same console with another history; each warning is shown once by both together."""
         other = type(self)(history, self.console)
         other._warned = self._warned
         return other
 
     @contextmanager
     def phase(self, title: str, total: int, done: int = 0) -> Iterator[Phase]:
-        """A bar over ``total`` images, ``done`` of them already; only a plain line when this is no terminal."""
+        """A progress bar over ``total`` images, ``done`` of them already; no output if this is not a terminal."""
         if not self.console.is_terminal:
             yield Phase(None, None)
             return
@@ -81,23 +81,23 @@ class Reporter:
             TextColumn("{task.fields[detail]}"),
             TimeRemainingColumn(),
         )
-        # Where standard output is no terminal, it is not for the bar's console to print.
+        # If standard output is not a terminal, rich must not redirect it to the bar's console.
         own = sys.stdout is not None and sys.stdout.isatty()
         with Progress(*columns, console=self.console, transient=True, redirect_stdout=own) as progress:
             yield Phase(progress, progress.add_task(escape(title), total=total, completed=done, detail=""))
 
     def line(self, text: str) -> None:
-        """One line for the user."""
+        """Print one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:
-        """One line that begins with ``warning:``, unless it was written before."""
+        """Print one line that starts with ``warning:``, once per text."""
         if text not in self._warned:
             self._warned.add(text)
             self.line(f"warning: {text}")
 
     def record(self, event: str, **values: object) -> None:
-        """Append one JSON line with the time and ``values`` to the history; ``ConfigurationError`` if it cannot be."""
+        """Append the time, ``event`` and ``values`` to the history; ``ConfigurationError`` if that fails."""
         if self.history is None:
             return
         entry = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "event": event, **values}
@@ -106,14 +106,14 @@ class Reporter:
 
 
 def epoch_seconds(history: Path) -> float:
-    """Seconds of all epochs, each counted once, whatever interruptions lay between them; no embedding, no saving."""
+    """Total seconds of all epochs, each counted once even if training was resumed; without embedding and saving."""
     seconds: dict[tuple[str, int], float] = {}
     try:
         lines = read_regular_file(history).decode("utf-8", "replace").splitlines()
     except OSError as error:
         raise ConfigurationError(
-            f"the history {str(history)!r} cannot be read ({reason(error)}), so how long training took is not known; "
-            "remove its folder to train the row anew."
+            f"the history {str(history)!r} cannot be read ({reason(error)}), so the training time is unknown; remove "
+            "its folder to train the row again."
         ) from error
     for line in lines:
         try:
@@ -121,5 +121,5 @@ def epoch_seconds(history: Path) -> float:
             if entry["event"] == "epoch":
                 seconds[entry["name"], entry["epoch"]] = float(entry["seconds"])
         except (ValueError, KeyError, TypeError):
-            continue  # a kill cut this line off
+            continue  # a line truncated by a kill
     return round(sum(seconds.values()), 3)

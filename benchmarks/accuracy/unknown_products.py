@@ -32,7 +32,7 @@ from moleflow.model.routing.novelty import effective_ratios
 from moleflow.model.routing.router import Prototype, Router, image_descriptor
 from moleflow.model.verdict.calibration import Calibration
 from moleflow.training.data.datasets import discover, load_category, read_image
-from moleflow.training.embeddings.augment import ALTERATIONS, chosen_images, descriptor_changes
+from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
 from moleflow.training.fit.cross_fitting import cross_fitted_distances
 from moleflow.training.report.markdown import markdown_table
 
@@ -63,7 +63,7 @@ class Described:
     @property
     def altered_rows(self) -> torch.Tensor:
         """The training image that each of the ``changes`` belongs to."""
-        return torch.tensor([*chosen_images(len(self.train))] * len(ALTERATIONS))
+        return torch.tensor([*augmented_indices(len(self.train))] * len(AUGMENTATIONS))
 
     @property
     def altered(self) -> torch.Tensor:

@@ -38,7 +38,7 @@ from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.training.config import preset
 from moleflow.training.data.datasets import discover, load_category, read_image
-from moleflow.training.embeddings.augment import ALTERATIONS
+from moleflow.training.embeddings.augment import AUGMENTATIONS
 from moleflow.training.fit.cross_fitting import split
 from moleflow.training.report.markdown import markdown_table
 
@@ -130,11 +130,11 @@ def thinned(paths: Sequence[Path], most: int) -> list[Path]:
 
 
 def altered(paths: Sequence[Path], side: int, resize: Callable[[np.ndarray], np.ndarray]) -> Iterator[np.ndarray]:
-    """Each image with each alteration, with random numbers by kind and name that differ from the router's."""
-    for kind, alteration in ALTERATIONS.items():
+    """Each image with each augmentation, with random numbers by kind and name that differ from the router's."""
+    for kind, augmentation in AUGMENTATIONS.items():
         for path in paths:
             seed = hashlib.sha256(f"judge|{kind}|{path.name}".encode()).digest()
-            yield alteration(resize(read_image(path, side)), np.random.default_rng(list(seed)))
+            yield augmentation(resize(read_image(path, side)), np.random.default_rng(list(seed)))
 
 
 def gather(factory: Factory, data: Path, most: int) -> dict[str, dict[str, Seen]]:

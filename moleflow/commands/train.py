@@ -84,8 +84,8 @@ def train(
     from moleflow.model.store.checkpoint import Checkpoint
     from moleflow.training.config import preset as find_preset
     from moleflow.training.continual.sequence import train_tasks
-    from moleflow.training.data.datasets import discover, passed_over
-    from moleflow.training.data.warnings import tell
+    from moleflow.training.data.datasets import discover, stray_images
+    from moleflow.training.data.warnings import report_warnings
     from moleflow.training.progress import Reporter
 
     configure_threads()
@@ -113,7 +113,7 @@ def train(
     chosen = chosen.with_changes(backbone=network, training=given(schedule))
     if not task:
         task = list(discover(data))
-        tell(passed_over(data), reporter, strict=strict)
+        report_warnings(stray_images(data), reporter, strict=strict)
     try:
         train_tasks(
             data, task, checkpoint, preset=chosen, backbone_weights=backbone_weights,

@@ -8,7 +8,7 @@ from moleflow.model.errors import ConfigurationError
 from moleflow.training.config import PRESETS, TrainingConfig, preset
 
 
-def test_the_defaults_are_the_main_configuration() -> None:
+def test_the_defaults_are_the_main_preset() -> None:
     config = ModelConfig()
     assert config.backbone == BackboneConfig(name="wide_resnet50_2", strides=(8, 16), image_size=224, embedding_dim=768)
     assert config.flow == FlowConfig(
@@ -39,12 +39,12 @@ def test_the_defaults_are_the_main_configuration() -> None:
         (lambda: TrainingConfig(held_out_fraction=1.0), "held_out_fraction"),
     ],
 )
-def test_what_cannot_work_is_refused_and_named(make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_invalid_configuration_is_refused_with_the_field(make, message: str) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValidationError, match=message):
         make()
 
 
-def test_a_configuration_survives_being_written_down() -> None:
+def test_a_configuration_survives_serialisation() -> None:
     for each in PRESETS.values():
         assert ModelConfig.model_validate_json(each.model.model_dump_json()) == each.model
 
@@ -54,7 +54,7 @@ def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
         preset("large")
 
 
-def test_changes_of_a_preset_touch_what_they_name_and_nothing_else() -> None:
+def test_overrides_of_a_preset_change_only_the_named_fields() -> None:
     changed = preset("main").with_changes(backbone={"image_size": 320}, training={"epochs": 3})
     assert changed.model.backbone.image_size == 320
     assert changed.training == preset("main").training.model_copy(update={"epochs": 3})
@@ -70,6 +70,6 @@ def test_changes_of_a_preset_touch_what_they_name_and_nothing_else() -> None:
         ({"embedding_dim": 18}, {}, "this configuration cannot be used: embedding_dim must be a multiple of 4"),
     ],
 )
-def test_a_change_that_cannot_work_is_an_error_that_names_it(backbone: dict, training: dict, message: str) -> None:
+def test_an_invalid_override_is_an_error_that_names_it(backbone: dict, training: dict, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         preset("main").with_changes(backbone=backbone, training=training)

@@ -46,7 +46,7 @@ def test_unseen_images_of_each_product_are_routed_to_it(detector: Detector) -> N
     assert [each.task.index for each in detector.predict(IMAGES)] == KINDS
 
 
-def test_a_mixed_batch_gives_what_one_at_a_time_gives(detector: Detector) -> None:
+def test_a_mixed_batch_gives_what_single_images_give(detector: Detector) -> None:
     alone = [detector.predict([image])[0] for image in IMAGES]
     assert all(alike(one, other) for one, other in zip(detector.predict(IMAGES), alone, strict=True))
 
@@ -56,7 +56,7 @@ def test_the_order_of_a_batch_is_kept(detector: Detector) -> None:
     assert all(alike(one, other) for one, other in zip(forwards, backwards, strict=True))
 
 
-def test_a_prediction_is_the_methods_arithmetic_step_by_step(checkpoint: Checkpoint, detector: Detector) -> None:
+def test_a_prediction_equals_the_method_computed_step_by_step(checkpoint: Checkpoint, detector: Detector) -> None:
     found = detector.predict([IMAGES[0]])[0]
     mean, std = (torch.tensor(values) for values in ((0.5, 0.45, 0.4), (0.25, 0.2, 0.3)))
     x = ((torch.from_numpy(IMAGES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
@@ -84,9 +84,7 @@ def test_candidates_are_all_products_nearest_first_with_the_margin_to_the_runner
         assert each.task == each.candidates[0]
 
 
-def test_of_many_products_the_nearest_few_are_candidates_and_a_named_one_is_known_all_the_same(
-    tmp_path: Path, detector: Detector
-) -> None:
+def test_candidates_are_the_nearest_products_and_a_named_one_may_be_another(tmp_path: Path, detector: Detector) -> None:
     names = tuple(f"product{number}" for number in range(MAX_CANDIDATES + 2))
     tiny_checkpoint(tmp_path / "many.safetensors", names=names)
     many = Detector.load(tmp_path / "many.safetensors", device="cpu", precision="fp32")
@@ -102,7 +100,7 @@ def test_of_many_products_the_nearest_few_are_candidates_and_a_named_one_is_know
     assert (routed.task, told.task) == (free.task, named.task)
 
 
-def test_a_named_product_is_used_whatever_the_router_says(detector: Detector) -> None:
+def test_a_named_product_overrides_the_router(detector: Detector) -> None:
     free, forced = detector.predict([IMAGES[0]] * 2, [None, "nut"])
     assert (free.task.name, forced.task.name) == ("gear", "nut")
     assert forced.candidates == free.candidates
@@ -122,22 +120,22 @@ def test_the_verdict_is_the_score_against_the_products_own_threshold(detector: D
         assert each.is_anomalous == (each.score > each.threshold)
 
 
-def test_no_images_give_no_results(detector: Detector) -> None:
+def test_an_empty_batch_gives_no_results(detector: Detector) -> None:
     assert detector.predict([]) == []
 
 
-def test_fewer_names_than_images_are_refused(detector: Detector) -> None:
+def test_the_numbers_of_names_and_images_must_match(detector: Detector) -> None:
     with pytest.raises(ValueError, match="got 1 for 2 images"):
         detector.predict(IMAGES[:2], ["bolt"])
 
 
-def test_what_is_no_image_is_refused(detector: Detector) -> None:
+def test_an_array_that_is_not_an_image_is_refused(detector: Detector) -> None:
     with pytest.raises(ValueError, match="must be .* uint8"):
         detector.predict([np.zeros((32, 32), np.uint8)])
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (47, 90), (10, 300)])
-def test_images_of_other_sizes_are_resized_as_the_checkpoint_says(detector: Detector, height: int, width: int) -> None:
+def test_images_of_other_sizes_are_resized(detector: Detector, height: int, width: int) -> None:
     large = np.asarray(Image.fromarray(IMAGES[1]).resize((width, height), Image.Resampling.BICUBIC))
     mixed = detector.predict([large, IMAGES[0]])
     assert alike(mixed[0], detector.predict([detector.preprocessing.resize(large)])[0])
@@ -146,7 +144,7 @@ def test_images_of_other_sizes_are_resized_as_the_checkpoint_says(detector: Dete
     assert mixed[0].pixel_map().shape == (32, 32)
 
 
-def test_the_backbone_runs_once_a_batch(detector: Detector) -> None:
+def test_the_backbone_runs_once_per_batch(detector: Detector) -> None:
     batches = []
     hook = detector._features.backbone.net.register_forward_hook(
         lambda module, given, out: batches.append(len(given[0]))
@@ -158,7 +156,7 @@ def test_the_backbone_runs_once_a_batch(detector: Detector) -> None:
     assert batches == [5]
 
 
-def test_predicting_both_ways_gives_what_each_gives_alone(detector: Detector) -> None:
+def test_predict_both_equals_two_predictions(detector: Detector) -> None:
     truth = ["gear", "bolt", "gear", "bolt", "nut"]  # the third and the fifth image are routed elsewhere
     both = detector.predict_both(IMAGES, truth)
     for (routed, named), free, forced in zip(
@@ -169,7 +167,7 @@ def test_predicting_both_ways_gives_what_each_gives_alone(detector: Detector) ->
         assert named.candidates == routed.candidates
 
 
-def test_predicting_both_ways_costs_one_backbone_pass_and_scores_again_only_what_is_routed_elsewhere(
+def test_predict_both_runs_the_backbone_once_and_rescores_only_misrouted_images(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes, scored = [], []
@@ -185,7 +183,7 @@ def test_predicting_both_ways_costs_one_backbone_pass_and_scores_again_only_what
     assert [routed is named for routed, named in both] == [True, True, False, True, True]
 
 
-def test_predicting_both_ways_needs_a_learned_name_for_each_image(detector: Detector) -> None:
+def test_predict_both_needs_a_learned_name_for_each_image(detector: Detector) -> None:
     with pytest.raises(UnknownTaskError, match="screw"):
         detector.predict_both(IMAGES[:1], ["screw"])
     with pytest.raises(ValueError, match="got 1 for 2 images"):
@@ -193,7 +191,7 @@ def test_predicting_both_ways_needs_a_learned_name_for_each_image(detector: Dete
     assert detector.predict_both([], []) == []
 
 
-def test_threads_on_different_products_get_what_they_get_alone(checkpoint: Checkpoint) -> None:
+def test_threads_on_different_products_do_not_affect_each_other(checkpoint: Checkpoint) -> None:
     detector = Detector.load(checkpoint.path, device="cpu", precision="fp32")
     names = ["bolt", "nut", "gear"]
     jobs = [([IMAGES[i % 5]] * (1 + i % 2), [names[i % 3]] * (1 + i % 2)) for i in range(30)]
@@ -205,7 +203,7 @@ def test_threads_on_different_products_get_what_they_get_alone(checkpoint: Check
         assert all(same_bits(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_grids_of_two_sizes_may_be_used_at_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_detectors_with_different_grids_can_run_at_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
     # The grid's shape is no state of a module: two detectors of one process differ in it.
     larger = tiny_checkpoint(tmp_path / "larger.safetensors", config=tiny_config(image_size=48))
     detectors = [Detector.load(each.path, device="cpu", precision="fp32") for each in (checkpoint, larger)]
@@ -217,16 +215,14 @@ def test_grids_of_two_sizes_may_be_used_at_once(checkpoint: Checkpoint, tmp_path
         assert same_bits(each, serial[index % 2])
 
 
-def test_a_cache_that_is_too_small_for_all_experts_changes_no_result(
-    checkpoint: Checkpoint, detector: Detector
-) -> None:
+def test_a_small_expert_cache_does_not_change_results(checkpoint: Checkpoint, detector: Detector) -> None:
     small = Detector(checkpoint, device="cpu", precision="fp32", max_experts=1)
     expected = detector.predict(IMAGES)
     for _ in range(2):
         assert all(same_bits(one, other) for one, other in zip(small.predict(IMAGES), expected, strict=True))
 
 
-def test_the_least_recently_used_expert_leaves_the_cache(
+def test_the_least_recently_used_expert_is_evicted_from_the_cache(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32", max_experts=2)
@@ -238,7 +234,7 @@ def test_the_least_recently_used_expert_leaves_the_cache(
     assert merged == [0, 1, 2, 1]
 
 
-def test_experts_are_not_read_before_they_are_used(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_are_read_on_first_use(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = Checkpoint.open(checkpoint.path)
     asked: list[str] = []
     read = opened.section
@@ -251,16 +247,14 @@ def test_experts_are_not_read_before_they_are_used(checkpoint: Checkpoint, monke
     assert asked == ["tasks.1.expert"]
 
 
-def test_warming_up_merges_the_experts_of_the_first_products_before_the_first_request(
-    checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_warming_up_merges_the_first_experts(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
     detector.warm_up(2)
     monkeypatch.setattr(checkpoint, "expert", lambda index: pytest.fail("an expert was read after warming up"))
     detector.predict(IMAGES)
 
 
-def test_an_image_that_no_product_explains_is_refused_and_the_others_of_its_batch_are_scored(
+def test_an_unknown_image_is_refused_and_the_rest_of_the_batch_scored(
     detector: Detector,
 ) -> None:
     batch = [IMAGES[1], FOREIGN, IMAGES[0], FOREIGN]
@@ -273,19 +267,19 @@ def test_an_image_that_no_product_explains_is_refused_and_the_others_of_its_batc
     assert {candidate.name for candidate in found[1].candidates} == {"bolt", "nut", "gear"}
 
 
-def test_a_batch_of_unknown_images_asks_no_expert(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_of_unknown_images_runs_no_expert(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(detector._experts, "get", lambda index: pytest.fail("an expert was asked"))
     assert [type(each) for each in detector.predict([FOREIGN] * 3)] == [Refusal] * 3
 
 
-def test_a_named_product_scores_even_what_would_be_refused(detector: Detector) -> None:
+def test_a_named_product_scores_images_that_would_be_refused(detector: Detector) -> None:
     found = detector.predict([FOREIGN, FOREIGN], ["nut", None])
     assert isinstance(found[0], Prediction)
     assert found[0].task.name == "nut"
     assert isinstance(found[1], Refusal)
 
 
-def test_refusing_can_be_left_to_the_caller_or_turned_off(checkpoint: Checkpoint, detector: Detector) -> None:
+def test_refusing_can_be_turned_off_per_call_or_for_the_detector(checkpoint: Checkpoint, detector: Detector) -> None:
     scored = detector.predict([FOREIGN], refuse_unknown=False)[0]
     never = Detector(checkpoint, device="cpu", precision="fp32", unknown_limit=0).predict([FOREIGN])[0]
     assert isinstance(never, Prediction)
@@ -298,7 +292,7 @@ def test_a_lower_limit_refuses_more(checkpoint: Checkpoint) -> None:
     assert [type(each) for each in strict.predict(IMAGES)] == [Refusal] * 5
 
 
-def test_what_the_router_takes_is_refused_where_its_expert_expects_no_patch_of_it(tmp_path: Path) -> None:
+def test_a_high_background_nll_refuses_what_the_router_accepts(tmp_path: Path) -> None:
     taken = Detector(tiny_checkpoint(tmp_path / "one.safetensors"), device="cpu", precision="fp32")
     result = taken.predict(IMAGES[:1])[0]
     assert isinstance(result, Prediction)
@@ -315,7 +309,7 @@ def test_what_the_router_takes_is_refused_where_its_expert_expects_no_patch_of_i
 
 
 @pytest.mark.parametrize("rates", [{"false_alarm_rate": 0.0}, {"false_alarm_rate": 1.0}, {"unknown_limit": -0.1}])
-def test_a_rate_or_limit_that_means_nothing_is_refused(checkpoint: Checkpoint, rates: dict[str, float]) -> None:
+def test_an_invalid_rate_or_limit_is_refused(checkpoint: Checkpoint, rates: dict[str, float]) -> None:
     with pytest.raises(ConfigurationError, match="cannot be"):
         Detector(checkpoint, device="cpu", precision="fp32", **rates)
 
@@ -348,7 +342,7 @@ def test_one_learned_product_has_an_infinite_margin(tmp_path: Path) -> None:
     assert each.margin == math.inf
 
 
-def test_bf16_products_give_float32_maps_near_the_full_ones_in_mixed_batches_too(
+def test_bf16_gives_float32_maps_near_those_of_fp32_in_mixed_batches(
     checkpoint: Checkpoint, detector: Detector
 ) -> None:
     half = Detector.load(checkpoint.path, device="cpu", precision="bf16")
@@ -360,7 +354,7 @@ def test_bf16_products_give_float32_maps_near_the_full_ones_in_mixed_batches_too
     assert alone.score == pytest.approx(half.predict(IMAGES)[0].score, rel=0.02)
 
 
-def test_predicting_leaves_no_trace_in_the_detector(detector: Detector) -> None:
+def test_predicting_does_not_change_the_detector(detector: Detector) -> None:
     first = detector.predict(IMAGES)
     detector.predict([np.zeros((32, 32, 3), np.uint8)] * 3, ["bolt", "nut", "gear"])
     assert all(same_bits(one, other) for one, other in zip(first, detector.predict(IMAGES), strict=True))

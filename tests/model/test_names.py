@@ -42,7 +42,7 @@ class Product:
         "...",
     ],
 )
-def test_plain_text_in_one_line_is_a_name(name: str) -> None:
+def test_plain_text_on_one_line_is_a_valid_name(name: str) -> None:
     assert product_name(name) == name
 
 
@@ -78,7 +78,7 @@ def test_plain_text_in_one_line_is_a_name(name: str) -> None:
         ("x" * 10**6, "1,000,000 characters"),
     ],
 )
-def test_what_hides_breaks_or_drives_anything_is_no_name(name: str, reason: str) -> None:
+def test_invisible_or_control_characters_and_paths_are_not_valid_names(name: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as caught:
         product_name(name)
     assert str(caught.value).isprintable()
@@ -92,7 +92,7 @@ def test_a_name_has_one_normal_form() -> None:
 
 
 @given(st.text(max_size=40))
-def test_a_normal_form_is_a_name_and_its_own_normal_form(name: str) -> None:
+def test_normalisation_is_idempotent(name: str) -> None:
     try:
         normal = product_name(name)
     except ValueError:
@@ -100,7 +100,7 @@ def test_a_normal_form_is_a_name_and_its_own_normal_form(name: str) -> None:
     assert product_name(normal) == normal == unicodedata.normalize("NFC", name)
 
 
-def test_a_product_is_found_in_every_spelling_and_no_other() -> None:
+def test_a_product_is_found_in_every_unicode_form_of_its_name() -> None:
     products = [Product("bolt"), Product(COMPOSED)]
     assert find_named(DECOMPOSED, products) is find_named(COMPOSED, products) is products[1]
     for name in ("nut", "", "a\nb", "\ud800", "x" * 10**6):
@@ -109,7 +109,7 @@ def test_a_product_is_found_in_every_spelling_and_no_other() -> None:
         assert len(str(caught.value)) < 500
 
 
-def test_a_long_name_of_many_accents_takes_no_time_to_refuse() -> None:
+def test_a_long_name_of_many_accents_is_refused_quickly() -> None:
     # Bringing accents into their order takes a time quadratic in their number.
     accents = "a" + "\u0301\u0327" * 500_000
     started = time.perf_counter()

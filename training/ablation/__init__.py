@@ -1,3 +1,3 @@
-"""The rows of the ablation study, trained and compared."""
+"""The ablation studies: definitions, runner and result tables."""
 
 __all__ = ["runner", "studies", "table"]

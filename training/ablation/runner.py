@@ -1,10 +1,10 @@
-"""Run the rows of a study: train what is missing, evaluate it, keep every result as soon as it is there.
+"""Running the rows of a study: train and evaluate what is missing, and save each result at once.
 
-Below the folder given: ``runs/DIGEST/`` holds what one training left (checkpoint, history), ``results/DIGEST.json``
-what one row came to, ``embeddings/`` the embedding cache unless another is named. The digests are taken over
-everything that decides the result: resolved configuration, tasks in their order, the content of every image and mask,
-the backbone's weights, precision and kind of device. So rows that say the same share one training, in whichever study
-they stand, and a study given again runs only what is missing. A change of the program is not seen: name a new folder.
+Output folder: ``runs/DIGEST/`` with the checkpoint and history of each training, ``results/DIGEST.json`` with each
+row's result, and ``embeddings/``, the default embedding cache. Digests cover everything that determines the result:
+resolved configuration, tasks in order, contents of images and masks, backbone weights, precision and device type. Equal
+rows of different studies share one training, and a repeated study runs only what is missing. Code changes are not
+detected: use a new folder.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ from moleflow.training.continual.journal import HISTORY, side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.selection import checked_for_testing
-from moleflow.training.data.warnings import tell
+from moleflow.training.data.warnings import report_warnings
 from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache, digest_image
 from moleflow.training.evaluation.cached import CachedEvaluation, CategoryMetrics
@@ -42,11 +42,11 @@ from moleflow.training.progress import Reporter, epoch_seconds
 __all__ = ["Ablation", "RowResult"]
 
 RESULT_FORMAT = 1
-"""Raised whenever a result would mean something else; part of every digest."""
+"""Part of every digest; raised whenever the meaning of a result changes."""
 
 
 class RowResult(BaseModel):
-    """What one row came to: metrics over the whole sequence after its last task, sizes and time."""
+    """The result of one row: metrics after the last task, parameter counts and time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -57,9 +57,8 @@ class RowResult(BaseModel):
     categories: tuple[CategoryMetrics, ...]
     after_learning: tuple[CategoryMetrics, ...] | None = None
     at_end: tuple[CategoryMetrics, ...] | None = None
-    """Of each task with the product named (a router that knows more products has more to confuse, which is no
-    forgetting): measured when it was the last one learned, and after the whole sequence. Only where a study asks what
-    is forgotten."""
+    """Metrics of each task just after it was learned and after the whole sequence, for studies of forgetting. With the
+    product named: routing gets harder with more products, which is not forgetting."""
     parameters: tuple[int, ...]
     base_parameters: int
     train_seconds: float
@@ -69,7 +68,7 @@ class RowResult(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """What every row works on."""
+    """Inputs shared by all rows."""
 
     categories: tuple[Category, ...]
     features: FeatureExtractor
@@ -78,14 +77,14 @@ class _Source:
 
 
 class Ablation:
-    """The rows of studies on one sequence of tasks, below one folder.
+    """Runs studies on one sequence of tasks in one output folder.
 
     Args:
-        data, tasks: the products, in the order of learning; each needs test images.
-        out: the folder of runs and results.
-        preset: the full configuration, as ``moleflow train`` would have it.
-        cache: folder of the embedding cache; ``out/embeddings`` where there is none.
-        strict: whether anything odd about the data is an error.
+        data, tasks: the products, in training order; each needs test images.
+        out: the output folder.
+        preset: the full configuration.
+        cache: folder of the embedding cache; ``out/embeddings`` by default.
+        strict: treat data warnings as errors.
 
     Raises:
         DuplicateTaskError: a task is named twice.
@@ -106,7 +105,7 @@ class Ablation:
         strict: bool = False,
     ) -> None:
         if len(set(tasks)) != len(tasks):
-            raise DuplicateTaskError(f"a task is named more than once in {', '.join(tasks)}; name each product once.")
+            raise DuplicateTaskError(f"a task is named twice in {', '.join(tasks)}; name each product once.")
         self.data, self.tasks, self.out, self.preset = data, tuple(tasks), out, preset
         self.backbone_weights, self.cache = backbone_weights, cache or out / "embeddings"
         self.device = resolve_device(device)
@@ -114,7 +113,7 @@ class Ablation:
         self.reporter, self.strict = reporter or Reporter(), strict
 
     def run(self, study: Study) -> list[tuple[Row, RowResult]]:
-        """Every row of ``study`` with its result, the full configuration first; trains and evaluates what is missing.
+        """Every row of ``study`` with its result, the full configuration first.
 
         Raises:
             DatasetError, BackboneError, CheckpointError, ConfigurationError: see ``moleflow.model.errors``.
@@ -128,19 +127,21 @@ class Ablation:
             self.reporter.line(f"{study.name}, row {number} of {len(rows)}: {row.name}")
             result = self._kept(preset, source)
             if result is not None:
-                self.reporter.line(f"{row.name}: measured before, on {result.finished_at:%Y-%m-%d}")
+                self.reporter.line(f"{row.name}: already measured on {result.finished_at:%Y-%m-%d}")
             results.append((row, result or self._measure(preset, source)))
         return results
 
     def _source(self) -> _Source:
-        """Check the data and open the cache; ``DatasetError`` where a product has nothing to test on."""
+        """Check the data and open the cache; ``DatasetError`` if a product lacks test images."""
         categories = checked_for_testing(load_categories(self.data, self.tasks))
-        tell((warning for each in categories for warning in each.warnings), self.reporter, strict=self.strict)
+        report_warnings(
+            (warning for each in categories for warning in each.warnings), self.reporter, strict=self.strict
+        )
         for category in categories:
             if len({sample.is_anomalous for sample in category.test}) < 2:
                 raise DatasetError(
-                    f"product {category.name!r} in {self.data} has no test images of both kinds, good and defective, "
-                    "so a row cannot be judged on it; leave it out, or give it test/good and test/DEFECT."
+                    f"product {category.name!r} in {self.data} lacks good or defective test images, so it cannot be "
+                    "evaluated; leave it out, or add test/good and test/DEFECT."
                 )
         config = self.preset.model.backbone
         backbone = Backbone.pretrained(config, self.backbone_weights)
@@ -160,25 +161,25 @@ class Ablation:
         return self.out / "results" / f"{_digest(preset, source)}.json"
 
     def _kept(self, preset: Preset, source: _Source) -> RowResult | None:
-        """The result of an earlier run; none where it is missing, damaged, or of another version of this program."""
+        """The saved result, or ``None`` if it is missing, damaged, or from another version."""
         try:
             return RowResult.model_validate_json(read_regular_file(self._result_path(preset, source)))
         except (FileNotFoundError, ValueError):
             return None
 
     def _measure(self, preset: Preset, source: _Source) -> RowResult:
-        """Train what is missing of the row that resolves to ``preset``, evaluate it and keep the result."""
-        # The scoring has no part in training, so rows that differ in it alone share one.
+        """Train and evaluate ``preset``, and save the result."""
+        # Rows that differ only in scoring share one training.
         weights = preset.with_changes(model={"score_top_k": self.preset.model.score_top_k})
         folder = self.out / "runs" / _digest(weights, source)
         after = self._train(weights, folder, source)
         if weights != preset:
-            after = None  # it was measured with another scoring
+            after = None  # measured with another scoring
         checkpoint = Checkpoint.open(folder / "factory.safetensors")
         categories = self._evaluate(checkpoint, preset, source.categories, source)
         at_end = None
         if after is not None:
-            all_routed = all(metrics.routing == 1 for metrics in categories)  # then naming the product changes nothing
+            all_routed = all(metrics.routing == 1 for metrics in categories)  # then naming the product has no effect
             at_end = categories if all_routed else self._evaluate(checkpoint, preset, source.categories, source, True)
         result = RowResult(
             digest=_digest(preset, source),
@@ -204,9 +205,9 @@ class Ablation:
         return result
 
     def _train(self, preset: Preset, folder: Path, source: _Source) -> tuple[CategoryMetrics, ...] | None:
-        """Learn the tasks that the run in ``folder`` lacks; the metrics of each just after it was learned, if wanted.
+        """Train the missing tasks of the run in ``folder``; the metrics of each just after it was learned, if needed.
 
-        They are wanted of every configuration that a study of forgetting has, whichever study trains it.
+        They are needed for every configuration that occurs in a study of forgetting, whichever study trains it.
         """
         wanted = any(
             preset == resolved
@@ -218,7 +219,7 @@ class Ablation:
         after = []
         for index, category in enumerate(source.categories):
             if index >= _learned(path):
-                reporter = self.reporter.beside(side_file(path, HISTORY))
+                reporter = self.reporter.with_history(side_file(path, HISTORY))
                 train_tasks(
                     self.data,
                     [category.name],
@@ -236,7 +237,7 @@ class Ablation:
         return found if wanted and len(found) == len(source.categories) else None
 
     def _just_learned(self, path: Path, index: int, preset: Preset, source: _Source) -> CategoryMetrics | None:
-        """The metrics of the task at ``index`` while it is the last one; kept, since later they can be had no more."""
+        """The metrics of the task at ``index`` while it is the last one; saved, as they cannot be measured later."""
         kept = path.with_name(f"after.{index}.json")
         try:
             return CategoryMetrics.model_validate_json(read_regular_file(kept))
@@ -285,14 +286,14 @@ def _learned(path: Path) -> int:
 
 
 def _digest(preset: Preset, source: _Source) -> str:
-    """Identifies one configuration on one source; short enough for a file's name."""
+    """Identifies one configuration on one source; short enough for a file name."""
     resolved = {"model": preset.model.model_dump(mode="json"), "training": preset.training.model_dump(mode="json")}
     document = json.dumps(source.identity | resolved, sort_keys=True)
     return hashlib.sha256(document.encode()).hexdigest()[:32]
 
 
 def _digest_category(category: Category) -> str:
-    """Over the content of every image and mask, and what each is; not where the data lie."""
+    """Digest of the contents and roles of all images and masks, independent of their folder."""
     digest = hashlib.sha256()
     entries: list[tuple[str, Path, tuple[Path, ...]]] = [("train", path, ()) for path in category.train]
     entries += [(sample.defect or "good", sample.path, sample.masks) for sample in category.test]

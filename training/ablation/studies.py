@@ -1,8 +1,8 @@
-"""The ablation study: every row of every table as a change of the full configuration, with the published figures.
+"""The ablation studies: each row as overrides of the full configuration, with published results.
 
-The figures are of the method's authors and collaborators: MVTec AD, its 15 categories in sequence, WideResNet-50-2, the
-preset ``main``. A row without them is a cell that the study leaves open. Runs of theirs differ by up to 0.4 points, so
-some values stand beside other figures in one table than in another.
+Published results are by the method's authors and collaborators: MVTec AD, its 15 categories in sequence,
+WideResNet-50-2, preset ``main``. Rows without them were not published. Their runs vary by up to 0.4 points, so the same
+configuration has different values in some tables.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ __all__ = ["STUDIES", "Published", "Row", "Study", "rows_for"]
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Published means over 15 categories, in percent; ``None`` where a cell is open."""
+    """Published means over 15 categories, in percent; ``None`` if not published."""
 
     image_auroc: float | None = None
     pixel_auroc: float | None = None
@@ -26,15 +26,15 @@ class Published:
 
 
 OPEN = Published()
-"""No cell of a row was published."""
+"""Nothing was published for a row."""
 
 MAIN = Published(98.29, 97.82, 99.31, 54.20, 100)
-"""The full configuration, as most tables have it."""
+"""The full configuration, as in most tables."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a table: the fields that it sets, of the flow, of the training, and of the scoring."""
+    """One row of a table: overrides of the flow, training and scoring configuration."""
 
     name: str
     flow: Mapping[str, Any] = field(default_factory=dict)
@@ -44,14 +44,14 @@ class Row:
     note: str = ""
 
     def resolve(self, preset: Preset) -> Preset:
-        """``preset`` with this row's fields set."""
+        """``preset`` with this row's overrides."""
         scoring = NO_CHANGES if self.score_top_k is None else {"score_top_k": self.score_top_k}
         return preset.with_changes(flow=self.flow, training=self.training, model=scoring)
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """One table. ``forgetting``: it also says what earlier products lose while later ones are learned."""
+    """One table. ``forgetting``: also measure the forgetting of earlier products."""
 
     name: str
     title: str
@@ -60,10 +60,9 @@ class Study:
 
 
 def rows_for(study: Study, preset: Preset) -> list[tuple[Row, Preset]]:
-    """Each row and what it makes of ``preset``, the full configuration first.
+    """Each row with its resolved preset, the full configuration first.
 
-    Where a row says what ``preset`` is anyway, that row is the full one (as rank 64 of ``main``); where none does (as
-    with a preset of another rank), the full one is put in front.
+    A row equal to ``preset`` (such as rank 64 of ``main``) is the full one; if there is none, a row is prepended.
     """
     resolved = [(row, row.resolve(preset)) for row in study.rows]
     full = next((pair for pair in resolved if pair[1] == preset), None)
@@ -73,7 +72,7 @@ def rows_for(study: Study, preset: Preset) -> list[tuple[Row, Preset]]:
 
 
 DIA_ONLY = {"coupling_blocks": 0, "dia_blocks": 12}
-"""No MoLE subnet, DIA alone; as many blocks as MAIN has of both kinds together."""
+"""DIA blocks only, as many as ``main`` has of both kinds."""
 
 _CORE = Study(
     "core",

@@ -1,4 +1,4 @@
-"""A study's results as one table: for people in a terminal, as Markdown for documents, as JSON for programs."""
+"""A study's results as a table for the terminal, Markdown or JSON."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,11 +19,10 @@ METRICS = {
     "pixel_ap": "pix AP",
     "routing": "routing",
 }
-"""Fields of ``CategoryMetrics`` that the tables have, and their headings; means over categories, in percent."""
+"""Fields of ``CategoryMetrics`` in the tables, and their headings; means over categories, in percent."""
 
 FORGETTING = {"image_auroc": "forgets img AUROC", "pixel_ap": "forgets pix AP"}
-"""What forgetting is told of: how much lower the earlier tasks are at the end than just after they were learned, with
-the product named."""
+"""Metrics of forgetting: the mean drop of earlier tasks from just after learning to the end, with the product named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +33,12 @@ class StudyTable:
     results: Sequence[tuple[Row, RowResult]]
 
     def headings(self) -> list[str]:
-        """One for each cell of a row."""
+        """Column headings."""
         forgetting = FORGETTING.values() if self.study.forgetting else ()
         return ["configuration", *METRICS.values(), *forgetting, "params / later task", "train s"]
 
     def cells(self) -> list[list[str]]:
-        """One list of texts a row: value and, but for the first row, the difference to the full one."""
+        """The cells of each row: values and, except in the first row, differences from the full configuration."""
         full = self.document()["rows"][0]
         rows = []
         for number, entry in enumerate(self.document()["rows"]):
@@ -53,7 +52,7 @@ class StudyTable:
         return rows
 
     def markdown(self) -> str:
-        """A Markdown table with the published figures beside the measured ones, and the rows' notes below it."""
+        """A Markdown table with the published results as a column, and the rows' notes below."""
         headings = [*self.headings(), "published: img / pix AUROC / pix AP"]
         rows = [[*cells, _published(row)] for cells, (row, _) in zip(self.cells(), self.results, strict=True)]
         first = self.results[0][1]
@@ -71,7 +70,7 @@ class StudyTable:
         return "\n".join([*lines, *([""] if notes else []), *notes]) + "\n"
 
     def document(self) -> dict[str, Any]:
-        """Everything, unrounded; shares are 0…1."""
+        """All values, unrounded; fractions in 0…1."""
         full = _means(self.results[0][1].categories)
         rows = []
         for row, result in self.results:
@@ -94,7 +93,7 @@ class StudyTable:
 
 
 def _means(categories: Sequence[CategoryMetrics]) -> dict[str, float | None]:
-    """Mean over the categories that have the metric."""
+    """Means over the categories that have the metric."""
     return {key: _mean([getattr(metrics, key) for metrics in categories]) for key in METRICS}
 
 
@@ -108,7 +107,7 @@ def _difference(one: float | None, other: float | None) -> float | None:
 
 
 def _forgetting(result: RowResult, key: str) -> float | None:
-    """Mean drop of the earlier tasks; nothing where there is one task, or it was not measured."""
+    """Mean drop of the earlier tasks; ``None`` with a single task, or if it was not measured."""
     if result.after_learning is None or result.at_end is None:
         return None
     value: Callable[[CategoryMetrics], float | None] = lambda metrics: getattr(metrics, key)  # noqa: E731

@@ -26,9 +26,9 @@ from moleflow.training.continual.journal import HISTORY, Journal, exclusive, sid
 from moleflow.training.continual.save import save_task, task_info
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.product_folders import checked_name
-from moleflow.training.data.warnings import tell
+from moleflow.training.data.warnings import report_warnings
 from moleflow.training.data.white_levels import Reader, find_white_level
-from moleflow.training.embeddings.augment import ALTERATIONS, chosen_images, descriptor_changes
+from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
 from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
 from moleflow.training.fit.cross_fitting import HeldOutScores, cross_fit, cross_fitted_distances, score_held_out, split
@@ -109,7 +109,7 @@ def train_tasks(
         trainer.check_names([name for name in tasks if name not in journal.done], replace=replace)
         categories = load_categories(data, [name for name in tasks if name not in journal.done])
         warnings = [warning for each in categories for warning in each.warnings_on("training")]
-        tell(warnings, trainer.reporter, strict=strict)
+        report_warnings(warnings, trainer.reporter, strict=strict)
         for category in categories:
             # Too few images are an error now, not after hours.
             split(category.name, len(category.train), preset.training)
@@ -236,7 +236,7 @@ class ContinualTrainer:
             descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
         with self.reporter.phase(
             f"{category.name}: altered images for the router",
-            len(ALTERATIONS) * len(chosen_images(len(category.train))),
+            len(AUGMENTATIONS) * len(augmented_indices(len(category.train))),
         ) as phase:
             changes = descriptor_changes(
                 shared.features, category.train, descriptors, Reader(white), device=self.device,

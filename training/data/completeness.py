@@ -1,9 +1,9 @@
-"""Image files that end too early though they decode: what is missing is made up by the decoder, without an error.
+"""Detection of truncated image files that still decode, because the decoder fills in what is missing.
 
-A JPEG that was cut off and given an end marker decodes to the end, its lower part in mid-grey; the library that Pillow
-decodes with warns of it, but Pillow does not pass that on. Whether the decoder ran out of data shows when there is
-more: bytes put in front of the marker that ends a scan are passed over once all blocks are decoded, and change pixels
-if not. A file whose end was never written, as by a copy that was interrupted, may end in zeros.
+A truncated JPEG with an end marker decodes without an error, its lower part mid-grey: libjpeg warns, but Pillow does
+not pass that on. To find out whether the decoder ran out of data, filler bytes are inserted before the marker that ends
+a scan: they are ignored if all blocks were decoded already, and change pixels if not. A file from an interrupted copy
+may end in zeros.
 """
 
 import io
@@ -20,30 +20,30 @@ from moleflow.model.images.decode import image_format
 __all__ = ["is_cut_off"]
 
 _MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
-"""A marker inside the data of a scan, where 0xFF is followed by 0x00, and 0xFFD0…0xFFD7 are restarts
+"""A marker that ends scan data, in which 0xFF is stuffed with 0x00 and 0xFFD0…0xFFD7 are restart markers
 (ITU-T T.81, B.1.1)."""
 
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-"""These restarts, numbered from 0 to 7 and again; after one, nothing that came before has an influence."""
+"""Restart markers, numbered 0 to 7 cyclically; they reset the decoder's state."""
 
 _EOI, _SOS, _DRI, _BASELINE = 0xD9, 0xDA, 0xDD, frozenset({0xC0, 0xC1})
 _FRAMES = frozenset({0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF})
-"""Markers that begin a frame; the first two are decoded block by block (ITU-T T.81, table B.1)."""
+"""Start-of-frame markers; the first two are sequential (ITU-T T.81, table B.1)."""
 
 _FILLER = bytes(range(0x11, 0x77)) * 8
-"""Data that decodes to something in any code: many different bits, and no marker."""
+"""Data that decodes to something with any Huffman table: varied bits, no marker."""
 
-_MADE_UP = (127, 128)
-"""Values of blocks that were never decoded: the middle, rounded down where the file stores inverted values (CMYK)."""
+_MISSING_LEVELS = (127, 128)
+"""Values of blocks that were never decoded: mid-grey, rounded down if the file stores inverted values (CMYK)."""
 
 _ZERO_TAIL = bytes(64)
-"""Compressed data do not end in as many zeros."""
+"""Compressed data never end in this many zeros."""
 
 
 def is_cut_off(data: bytes, values: np.ndarray) -> bool:
-    """Whether an image file was cut off before its end although it decodes to ``values``, ``(h, w)`` or ``(h, w, c)``.
+    """Whether an image file is truncated although it decodes to ``values``, ``(h, w)`` or ``(h, w, c)``.
 
-    Other faults are the decoder's to find.
+    Other faults are left to the decoder.
     """
     match image_format(data):
         case "JPEG":
@@ -57,7 +57,7 @@ def is_cut_off(data: bytes, values: np.ndarray) -> bool:
 
 @dataclass(slots=True)
 class _Scans:
-    """A JPEG's frame marker, where the data of each scan end with what could go on there, and how the file ends."""
+    """A JPEG's frame marker, the end of each scan's data with a filler for it, and how the file ends."""
 
     frame: int = 0
     ends: list[tuple[int, bytes]] = field(default_factory=list)
@@ -68,10 +68,10 @@ def _is_jpeg_cut_off(data: bytes, values: np.ndarray) -> bool:
     scans = _jpeg_scans(data)
     if scans.stops_in == "segment" or (scans.stops_in == "scan" and data.endswith(_ZERO_TAIL)):
         return True
-    # Baseline is decoded block by block, so what is missing is at the end: most files are done here. The image may have
-    # been turned since it was decoded.
+    # Sequential JPEGs are decoded block by block, so missing blocks are in the last corner: a fast path for most files.
+    # All corners, as the image may have been rotated.
     corners = (values[y, x] for y in (0, -1) for x in (0, -1))
-    if scans.frame in _BASELINE and not any(np.isin(corner, _MADE_UP).all() for corner in corners):
+    if scans.frame in _BASELINE and not any(np.isin(corner, _MISSING_LEVELS).all() for corner in corners):
         return False
     parts, start = [], 0
     for end, filler in scans.ends:
@@ -80,16 +80,16 @@ def _is_jpeg_cut_off(data: bytes, values: np.ndarray) -> bool:
     longer = b"".join([*parts, data[start:]])
     try:
         return not np.array_equal(_decoded(data), _decoded(longer))
-    except Exception:  # the filler was decoded and made nonsense
+    except Exception:  # the filler was decoded, to invalid data
         return True
 
 
 def _jpeg_scans(data: bytes) -> _Scans:
-    """Walk over a JPEG's segments and the data of its scans."""
+    """Walk through a JPEG's segments and scan data."""
     scans, position, has_restarts = _Scans(), 2, False
     while position + 2 <= len(data):
         kind = data[position + 1]
-        if data[position] != 0xFF:  # bytes between segments, which decoders pass over
+        if data[position] != 0xFF:  # stray bytes between segments, which decoders skip
             following = data.find(b"\xff", position)
             position = following if following >= 0 else len(data)
         elif kind == _EOI:
@@ -111,10 +111,10 @@ def _jpeg_scans(data: bytes) -> _Scans:
 
 
 def _pass_over_scan(data: bytes, start: int, has_restarts: bool, scans: _Scans) -> int:
-    """Note the scan whose data begin at ``start``; gives the position of the marker behind it."""
+    """Record the scan whose data begin at ``start``; returns the position of the marker after it."""
     found = _MARKER.search(data, start)
     position = end = found.start() if found else len(data)
-    while data[end - 1] == 0xFF:  # fill bytes before the marker; in data, 0x00 would follow
+    while data[end - 1] == 0xFF:  # fill bytes before the marker; in scan data 0xFF is followed by 0x00
         end -= 1
     filler = _FILLER
     if has_restarts:

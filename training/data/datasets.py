@@ -1,8 +1,7 @@
-"""Data sets of one product each: where its good images are, and which test images and masks belong to it.
+"""Loading the data of a product: its good images, and its labelled test images with masks.
 
-The layouts are those of ``moleflow.training.data.layouts``. Whatever in a product's folder is not used, or looks odd,
-is noted as a warning; ``moleflow.training.data.checks`` looks into the files themselves. Files are in natural order of
-their names (``2.png`` before ``10.png``).
+The layouts are described in ``moleflow.training.data.layouts``. Unused files and oddities become warnings; the files
+themselves are checked by ``moleflow.training.data.checks``. Files are in natural order (``2.png`` before ``10.png``).
 """
 
 from collections.abc import Sequence
@@ -16,18 +15,18 @@ from moleflow.model.errors import DatasetError, ImageError
 from moleflow.model.files.file_names import as_line
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import open_for_model, open_rgb
-from moleflow.training.data.checks import Checked, check_training, refuse_unusable
+from moleflow.training.data.checks import CheckResult, check_training, raise_problems
 from moleflow.training.data.folders import (
     SUFFIXES_LISTED,
-    Leftover,
     Reason,
+    UnusedFile,
     child,
+    describe_contents,
     entries,
     folders,
     images,
     is_folder,
-    leftovers,
-    what_is_in,
+    unused_files,
 )
 from moleflow.training.data.layouts import Files, layout_of, mvtec_files, plain_files, visa_files, visa_listed
 from moleflow.training.data.product_folders import checked_name, folders_by_name, product_folder
@@ -42,42 +41,42 @@ __all__ = [
     "discover",
     "load_categories",
     "load_category",
-    "passed_over",
     "read_image",
+    "stray_images",
     "with_warnings",
 ]
 
 _DEPTH_OF_PRODUCTS = 3
-"""How many folders lie at most between a product's folder and one that images are in (``Data/Images/Normal``)."""
+"""Levels of folders between a product and its images, at most (``Data/Images/Normal``)."""
 
 _PARTS = frozenset({"train", "test", "ground_truth", "validation"})
-"""Folders that a product's folder holds, as far as they are read, or known from published data."""
+"""Subfolders of a product in MVTec AD's layout."""
 
 _VISA_IMAGES = ["data", "images"]
 
 _TEST_FOLDERS = frozenset({"test", "ground_truth", "anomaly", "masks"})
-"""What lies in these concerns testing alone."""
+"""Folders whose contents are only used for testing."""
 
 _MEANINGS = {
-    Reason.SUFFIX: f"They are not read; image files end in {SUFFIXES_LISTED}.",
-    Reason.HIDDEN: "They are not read; rename them if they are images.",
-    Reason.DEEPER: "They are not used; move them one folder up, or away.",
-    Reason.UNLISTED: "They are not used.",
-    Reason.ELSEWHERE: "They are not used.",
-    Reason.NO_FILE: "They are not read; restore what they point to, or remove them.",
-    Reason.LINKED_FOLDER: "What they lead to is not used.",
-    Reason.BARRED: "What lies in them is not used; check their permissions.",
+    Reason.SUFFIX: f"They are ignored; supported suffixes are {SUFFIXES_LISTED}.",
+    Reason.HIDDEN: "They are ignored; rename them if they are images.",
+    Reason.DEEPER: "They are ignored; move them up one folder, or away.",
+    Reason.UNLISTED: "They are ignored.",
+    Reason.ELSEWHERE: "They are ignored.",
+    Reason.NO_FILE: "They are ignored; restore their targets, or remove them.",
+    Reason.LINKED_FOLDER: "Their contents are ignored.",
+    Reason.BARRED: "Their contents are ignored; check their permissions.",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Category:
-    """One product: its good images for training, and labelled images for testing (none in a plain folder).
+    """One product: good images for training, and labelled images for testing (none in a plain folder).
 
-    ``good_masks`` are masks of good images, which mark nothing where all is well. ``warnings`` say what is odd.
+    ``good_masks`` are masks of good images, which should be empty.
     """
 
-    name: str  # in Unicode's normal form, however its folder is spelled
+    name: str  # in Unicode normal form C, unlike its folder's name
     root: Path
     layout: Layout
     train: tuple[Path, ...]
@@ -86,7 +85,7 @@ class Category:
     warnings: tuple[DataWarning, ...] = ()
 
     def warnings_on(self, concern: Concern) -> list[DataWarning]:
-        """The warnings about one half of the data."""
+        """The warnings about training or testing data."""
         return [each for each in self.warnings if each.concerns == concern]
 
 
@@ -94,71 +93,73 @@ def discover(root: Path) -> tuple[str, ...]:
     """Names of the products below ``root``, in natural order.
 
     Raises:
-        DatasetError: there are none, two are called alike, one is called what no product can be, or ``root`` is itself
-            a product or lies inside one.
+        DatasetError: there are none, two have the same name, a name is invalid, or ``root`` is itself a product or
+            inside one.
     """
     _refuse_product(root)
     names = tuple(folders_by_name(folder for folder in folders(root) if layout_of(folder) is not None))
     if not names:
         deeper = [folder for folder in folders(root) if any(layout_of(each) is not None for each in folders(folder))]
-        hint = f"Products lie in {deeper[0]}: give that folder. " if deeper else ""
+        hint = f"There are products in {deeper[0]}: use that folder. " if deeper else ""
         raise DatasetError(
-            f"{root} holds no product; there should be one folder per product, in MVTec AD or VisA layout or with good "
-            f"images directly inside. {hint}{what_is_in(root)}"
+            f"{root} contains no product; there should be one folder per product, in MVTec AD or VisA layout or with "
+            f"good images directly inside. {hint}{describe_contents(root)}"
         )
     return names
 
 
-def passed_over(root: Path) -> list[DataWarning]:
-    """What ``discover`` passes over though there are images in it: folders without a layout, and single files."""
+def stray_images(root: Path) -> list[DataWarning]:
+    """Warnings about images that ``discover`` ignores: in folders without a known layout, or beside the products."""
     warnings = WarningList(root, root.resolve().name)
     others = [folder for folder in folders(root) if layout_of(folder) is None]
-    missed = [folder for folder in others if any(each.is_image for each in leftovers(folder, (), [folder]))]
+    missed = [folder for folder in others if any(each.is_image for each in unused_files(folder, (), [folder]))]
     warnings.add(
         "training",
-        "folders with images that are no products",
+        "folders with images that are not products",
         missed,
-        "They are left out; a product's folder holds train/good (MVTec AD), Data/Images (VisA), or images directly.",
+        "They are ignored; a product has train/good (MVTec AD), Data/Images (VisA), or images directly inside.",
     )
-    warnings.add("training", "images beside the products", images(root), "They are left out.")
+    warnings.add("training", "images beside the products", images(root), "They are ignored.")
     lost = [path for path in entries(root) if path.is_symlink() and not path.exists()]
-    warnings.add("training", "links beside the products that lead nowhere", lost, "Restore what they point to.")
+    warnings.add("training", "broken links beside the products", lost, "Restore their targets.")
     return warnings.found
 
 
 def load_category(root: Path, name: str, *, check: bool = True) -> Category:
-    """Find one product's images, and check them: every training image is decoded once, unless ``check`` is false.
+    """Find one product's files and, with ``check``, decode every training image once.
 
-    Raises ``DatasetError``, naming the path and what to do, when a folder is missing, when there are no good
-    images, when any of them cannot be read, or when a mask has no image. A test image of a defect may lack a
-    mask. Test images and masks are only looked up here; ``moleflow.training.data.checks`` decodes them.
+    Test images and masks are only listed here; ``moleflow.training.data.mask_checks`` checks them. A defective test
+    image may lack a mask.
+
+    Raises:
+        DatasetError: a folder is missing, there are no good images, one of them is unreadable, or a mask has no image.
     """
     category = _find(root, name)
     return load_checked([category])[0] if check else category
 
 
 def load_categories(root: Path, names: Sequence[str]) -> list[Category]:
-    """As ``load_category`` for several products; one ``DatasetError`` names every image that cannot be used."""
+    """``load_category`` for several products; one ``DatasetError`` names every unusable image."""
     return load_checked([_find(root, name) for name in names])
 
 
 def load_checked(categories: Sequence[Category]) -> list[Category]:
-    """``categories`` with the warnings that a look into their training images gives. Errors as ``load_category``."""
+    """``categories`` with the warnings about their training images. Errors as ``load_category``."""
     checked = [check_training(each.name, each.root, each.train, each.test) for each in categories]
-    refuse_unusable("training images", checked)
+    raise_problems("training images", checked)
     return [with_warnings(category, found) for category, found in zip(categories, checked, strict=True)]
 
 
-def with_warnings(category: Category, checked: Checked) -> Category:
-    """The same category, with what a check found behind what is known already."""
+def with_warnings(category: Category, checked: CheckResult) -> Category:
+    """The same category with further warnings."""
     return replace(category, warnings=(*category.warnings, *checked.warnings))
 
 
 def read_image(path: Path, side: int | None = None, *, white_level: int = FULL_SCALE) -> np.ndarray:
-    """Decode one image to RGB, ``(height, width, 3)`` uint8. ``DatasetError`` if it cannot be.
+    """Decode one image to RGB, ``(height, width, 3)``. ``DatasetError`` if that fails.
 
-    With the ``side`` of the model's input, it is decoded exactly as the service does, at that size, and 16-bit values
-    are uint16; else 0…``white_level`` of them becomes 0…255.
+    With ``side``, at the model's input size exactly as the service decodes it: uint8, or uint16 for 16-bit images. Else
+    at full size in uint8, with 16-bit values scaled from 0…``white_level``.
     """
     try:
         return open_rgb(path, white_level=white_level) if side is None else open_for_model(path, side).pixels
@@ -167,12 +168,12 @@ def read_image(path: Path, side: int | None = None, *, white_level: int = FULL_S
 
 
 def _find(root: Path, name: str) -> Category:
-    """One product's files, none of them opened. Errors as ``load_category``."""
+    """One product's files, without opening them. Errors as ``load_category``."""
     name = checked_name(name)
     _refuse_product(root)
     folder = product_folder(root, name)
     if not is_folder(folder):
-        raise DatasetError(f"There is no folder {folder}, where product {name!r} should be. {what_is_in(root)}")
+        raise DatasetError(f"There is no folder {folder} for product {name!r}. {describe_contents(root)}")
     warnings = WarningList(root, name)
     layout = layout_of(folder)
     match layout:
@@ -183,23 +184,23 @@ def _find(root: Path, name: str) -> Category:
             files = visa_listed(folder, visa_rows(root, name)) if by_table else visa_files(folder)
             if by_table and not files.train:
                 raise DatasetError(
-                    f"{root / VISA_TABLE} lists no normal image for training on object {name!r}; add such rows, or "
-                    "remove the table to train on every normal image."
+                    f"{root / VISA_TABLE} lists no normal training image of object {name!r}; add such rows, or remove "
+                    "the table to train on every normal image."
                 )
         case Layout.FOLDER:
             files = plain_files(folder)
         case None:
             raise DatasetError(
-                f"{folder} is no product: it holds neither train/good (MVTec AD), nor Data/Images (VisA), nor images "
-                f"ending in {SUFFIXES_LISTED}. {what_is_in(folder)}"
+                f"{folder} is not a product: it has neither train/good (MVTec AD), nor Data/Images (VisA), nor images "
+                f"with suffix {SUFFIXES_LISTED}. {describe_contents(folder)}"
             )
     if not files.train:
         source = child(folder, "train") / "good" if layout is Layout.MVTEC else folder / "Data/Images/Normal"
         raise DatasetError(
-            f"{source} holds no good images to train on; put some there, ending in {SUFFIXES_LISTED}. "
-            f"{what_is_in(source if is_folder(source) else source.parent)}"
+            f"{source} contains no good images to train on; add some, with suffix {SUFFIXES_LISTED}. "
+            f"{describe_contents(source if is_folder(source) else source.parent)}"
         )
-    _warn_of_leftovers(folder, files, warnings)
+    _warn_of_unused(folder, files, warnings)
     _warn_of_labels(files, warnings)
     return Category(
         name=name,
@@ -212,13 +213,13 @@ def _find(root: Path, name: str) -> Category:
     )
 
 
-def _warn_of_leftovers(folder: Path, files: Files, warnings: WarningList) -> None:
-    """Note what could be an image in a product's folder and is not used, one line for each reason and place."""
+def _warn_of_unused(folder: Path, files: Files, warnings: WarningList) -> None:
+    """Warn of unused files that could be images, once per reason and folder."""
 
-    def group(each: Leftover) -> tuple[str, str]:
+    def group(each: UnusedFile) -> tuple[str, str]:
         return str(each.place), each.reason
 
-    found = sorted(leftovers(folder, files.used(), files.read), key=group)  # stable: natural order within a group
+    found = sorted(unused_files(folder, files.used(), files.read), key=group)  # stable: natural order within a group
     for _, members in groupby(found, group):
         listed = list(members)
         first = listed[0]
@@ -233,41 +234,41 @@ def _warn_of_leftovers(folder: Path, files: Files, warnings: WarningList) -> Non
 
 
 def _warn_of_labels(files: Files, warnings: WarningList) -> None:
-    """Note what test images lack to be measured on."""
+    """Warn of labels and masks that an evaluation lacks."""
     unmarked = [sample.path for sample in files.bad if not sample.masks]
     warnings.add(
-        "testing", "defective images without a mask", unmarked, "They count for image figures only, not for pixels."
+        "testing", "defective images without a mask", unmarked, "They count for image metrics only, not pixel metrics."
     )
     if files.bad and not files.good:
         warnings.add(
             "testing",
             "test folders without good images",
             [files.bad[0].path.parent.parent],
-            "Without them there is no AUROC, no AP and no rate of false alarms; put some into test/good.",
+            "Without them there is no AUROC, no AP and no false-alarm rate; add some to test/good.",
         )
     if files.good and not files.bad:
         warnings.add(
             "testing",
             "test folders without defective images",
             [files.good[0].path.parent.parent],
-            "Without them there is no AUROC, no AP and no share of defects found.",
+            "Without them there is no AUROC, no AP and no recall of defects.",
         )
 
 
 def _refuse_product(root: Path) -> None:
-    """``DatasetError`` when ``root``, where one folder a product should be, is a product or a part of one."""
+    """Raise ``DatasetError`` if ``root``, which should contain products, is a product itself or inside one."""
     here = root.resolve()
     for product in (here, *here.parents[:_DEPTH_OF_PRODUCTS]):
         inside = [part.casefold() for part in here.relative_to(product).parts]
         if (not inside or inside[0] in _PARTS or inside[:2] == _VISA_IMAGES) and _is_marked_product(product):
-            what = "is a product itself" if not inside else f"lies inside the product {product}"
+            what = "is a product itself" if not inside else f"is inside the product {product}"
             raise DatasetError(
-                f"{root} {what}; give the folder that holds the products, {product.parent}, and name the product: "
+                f"{root} {what}; use the folder that contains the products, {product.parent}, with "
                 f"--task {product.name}."
             )
 
 
 def _is_marked_product(folder: Path) -> bool:
-    """Whether a folder has the layout of MVTec AD or VisA down to its good images."""
+    """Whether a folder has the layout of MVTec AD or VisA, including its folder of good images."""
     visa = child(child(child(folder, "Data"), "Images"), "Normal")
     return is_folder(visa) or any(is_good(each.name) for each in folders(child(folder, "train")))

@@ -1,9 +1,9 @@
-"""Images for the demonstration: three products cut from photographs that scikit-image ships inside its package.
+"""Demo data: three products cropped from photographs that come with scikit-image, without network access.
 
-``brick``, ``grass`` and ``gravel`` (512 × 512 grey, CC0, from https://cc0textures.com according to scikit-image's
-documentation) need no network. Training and test images are crops of the same photograph at other places, with their
-own brightness and noise, as the images of one production line show the same design again and again. So the test
-images flatter, and the defects are drawn on: the demonstration shows what a result looks like, and measures nothing.
+The photographs are ``brick``, ``grass`` and ``gravel`` (512 × 512 grey, CC0, from https://cc0textures.com according to
+scikit-image's documentation). Training and test images are different crops of the same photograph, with random
+brightness and noise; defects are drawn on. Results on this data are too optimistic to mean anything: it only shows what
+the output looks like.
 """
 
 import json
@@ -21,45 +21,46 @@ from moleflow.model.errors import DatasetError
 __all__ = ["DEFECTS", "PRODUCTS", "make_demo_data"]
 
 PRODUCTS = ("brick", "grass", "gravel")
-"""Names of scikit-image's photographs, and of the products."""
+"""Names of the photographs and of the products."""
 
 _VERSION = 2
-"""Raised when what is drawn changes, so that folders of an older program are drawn anew."""
+"""Raised when the drawing changes, so that older folders are drawn again."""
 
 _TRAIN_IMAGES = 60
 _GOOD_TEST_IMAGES = 12
 _IMAGES_PER_DEFECT = 8
-"""Enough for a held-out part and a fair look at the results, few enough to learn three products in two minutes."""
+"""Enough for calibration, and few enough to learn three products in two minutes."""
 
 _SIDE = 256
 """Side of every image, in pixels."""
 
 _CROP_SIDES = (160, 192)
-"""Crops are of this many pixels of the photograph, then enlarged: small enough for many different ones."""
+"""Range of crop sides in the photograph, before resizing: small enough for many different crops."""
 
 _GAIN = 0.04
-"""The brightness of every image varies by this share to either side, as in a real camera."""
+"""Brightness varies by this fraction either way, as with a real camera."""
 
 _NOISE = 1.5
-"""Standard deviation of the grey values' noise, out of 255."""
+"""Standard deviation of the noise, out of 255."""
 
 _MARKED = 0.2
-"""A pixel belongs to the mask where the defect covers more than this share of it."""
+"""Pixels are in the mask if the defect covers more than this fraction of them."""
 
 _DRAWING_SCALE = 4
-"""Lines are drawn this much larger and then reduced, for smooth edges."""
+"""Supersampling factor of drawn lines."""
 
 _MARKER = "demo.json"
-"""File inside each finished product's folder; says that this module made it, and from what."""
+"""File in each complete product's folder that records that this module made it, and its version and seed."""
 
 
 def make_demo_data(directory: Path, seed: int = 0) -> Path:
     """Write the three products below ``directory`` in MVTec AD's layout, and return ``directory``.
 
-    The same seed gives the same images. A product that is there already, complete and from the same seed, is
-    kept. Each is drawn in a hidden folder and renamed when it is complete, so that a run that was cut short leaves
-    nothing half done behind its final name. Raises ``DatasetError`` when a folder of that name was not made here,
-    rather than replace it, and when nothing can be written.
+    Deterministic for a seed. A complete product from the same seed is kept. Each is drawn in a hidden folder and
+    renamed when complete, so that an interrupted run leaves no incomplete product.
+
+    Raises:
+        DatasetError: a product's folder exists but was not made here, or writing fails.
     """
     recipe = {"version": _VERSION, "seed": seed}
     try:
@@ -68,20 +69,20 @@ def make_demo_data(directory: Path, seed: int = 0) -> Path:
             _make_product(directory / product, recipe, np.random.default_rng([seed, index]))
     except OSError as error:
         raise DatasetError(
-            f"{directory} cannot take the demonstration's images ({error}); name a folder that can be written to."
+            f"the demo images cannot be written to {directory} ({error}); choose a writable folder."
         ) from error
     return directory
 
 
 def _make_product(folder: Path, recipe: dict[str, int], rng: np.random.Generator) -> None:
-    """Draw one product unless it is there already."""
+    """Draw one product unless it exists already."""
     if folder.exists():
         found = _recipe_of(folder)
         if found == recipe:
             return
         if found is None:
             raise DatasetError(
-                f"{folder} is there already and was not made by the demonstration; name another folder, or move it."
+                f"{folder} exists already and was not made by the demo; choose another folder, or move it."
             )
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -92,7 +93,7 @@ def _make_product(folder: Path, recipe: dict[str, int], rng: np.random.Generator
 
 
 def _recipe_of(folder: Path) -> object:
-    """What the marker of a finished folder says, or ``None`` without a readable one."""
+    """The contents of a folder's marker, or ``None`` without a readable one."""
     try:
         return json.loads((folder / _MARKER).read_text())
     except (OSError, ValueError):
@@ -123,19 +124,19 @@ def _crop(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photographed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Vary brightness and add noise."""
+    """Random brightness and noise."""
     gain = 1 + rng.uniform(-_GAIN, _GAIN)
     return image * gain + rng.normal(0, _NOISE, image.shape)
 
 
 def _save(values: np.ndarray, path: Path) -> None:
-    """Write grey values as an 8-bit PNG, compressed lightly: noise does not compress, it only takes time."""
+    """Write grey values as an 8-bit PNG at low compression: noise does not compress."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8)).save(path, compress_level=1)
 
 
 def _scratch(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A thin bent line, thinner towards its ends, bright with a shadow beside it. Returns image and cover (0…1)."""
+    """A bright, thin, curved, tapering line with a shadow. Returns the image and the defect's coverage (0…1)."""
     length, heading, bend = rng.uniform(90, 160), rng.uniform(0, 2 * math.pi), rng.uniform(-0.14, 0.14)
     middle = rng.uniform(0.35 * _SIDE, 0.65 * _SIDE, 2)
     along = np.array([math.cos(heading), math.sin(heading)])
@@ -154,7 +155,7 @@ def _scratch(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, n
 
 
 def _blot(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A dark stain with a darker rim and a few drops beside it. Returns image and cover (0…1)."""
+    """A dark stain with a darker rim and a few drops. Returns the image and the defect's coverage (0…1)."""
     middle, radius = rng.uniform(0.3 * _SIDE, 0.7 * _SIDE, 2), rng.uniform(20, 34)
     cover, rim = _puddle(middle, radius, rng)
     for _ in range(int(rng.integers(1, 4))):
@@ -166,7 +167,7 @@ def _blot(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.n
 
 
 def _smear(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A stroke of thin mud: the texture drawn out along it and paled. Returns image and cover (0…1)."""
+    """A smear: motion-blurred, paler texture. Returns the image and the defect's coverage (0…1)."""
     middle, heading = rng.uniform(0.35 * _SIDE, 0.65 * _SIDE, 2), rng.uniform(0, math.pi)
     x, y = _offsets(middle)
     along, across = x * math.cos(heading) + y * math.sin(heading), y * math.cos(heading) - x * math.sin(heading)
@@ -181,7 +182,7 @@ def _smear(image: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 
 def _puddle(middle: np.ndarray, radius: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The cover (0…1) of a round area with an uneven edge, and that of its rim."""
+    """The coverage (0…1) of a round area with an uneven edge, and that of its rim."""
     x, y = _offsets(middle)
     angle = np.arctan2(y, x)
     edge = np.full_like(angle, radius)
@@ -192,7 +193,7 @@ def _puddle(middle: np.ndarray, radius: float, rng: np.random.Generator) -> tupl
 
 
 def _offsets(middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Each pixel's distance right of and below ``middle`` (x, y)."""
+    """Each pixel's offset from ``middle`` (x, y): to the right and down."""
     grid = np.arange(_SIDE, dtype=np.float32)
     return np.broadcast_to(grid - middle[0], (_SIDE, _SIDE)), np.broadcast_to(
         (grid - middle[1])[:, None], (_SIDE, _SIDE)
@@ -200,7 +201,7 @@ def _offsets(middle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _soft_step(values: np.ndarray, softness: float) -> np.ndarray:
-    """From 0 below zero to 1 above it, over about ``4 × softness``."""
+    """A sigmoid step from 0 to 1 at zero, about ``4 × softness`` wide."""
     return (0.5 + 0.5 * np.tanh(values / (2 * softness))).astype(np.float32)
 
 
@@ -209,4 +210,4 @@ DEFECTS: dict[str, Callable[[np.ndarray, np.random.Generator], tuple[np.ndarray,
     "scratch": _scratch,
     "smear": _smear,
 }
-"""What is drawn on test images: each gives the spoilt image and how much of each pixel the defect covers."""
+"""Drawing functions by defect: each returns the defective image and the coverage of each pixel."""

@@ -1,4 +1,4 @@
-"""Folders of images: what lies in them, in natural order, and what of it nobody uses."""
+"""Listing of image folders in natural order, and of files that are not used."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
@@ -12,45 +12,45 @@ from moleflow.model.files.file_names import as_line, natural_key
 from moleflow.model.images.decode import SUFFIXES
 
 __all__ = [
-    "MOST_LISTED",
+    "MAX_LISTED",
     "SUFFIXES_LISTED",
-    "Leftover",
     "Reason",
+    "UnusedFile",
     "child",
+    "describe_contents",
     "entries",
     "folders",
     "images",
     "is_folder",
-    "leftovers",
-    "naturally",
-    "what_is_in",
+    "natural_sort",
+    "unused_files",
 ]
 
-MOST_LISTED = 12
-"""Names that an error message lists before it only counts."""
+MAX_LISTED = 12
+"""Most names listed in an error message; further ones are counted."""
 
 SUFFIXES_LISTED = ", ".join(sorted(SUFFIXES))
 
 _COMPANIONS = frozenset(
     {".txt", ".md", ".json", ".jsonl", ".csv", ".tsv", ".xml", ".yaml", ".yml", ".db", ".ini", ".log", ".html", ".pdf"}
 )
-"""Names of files that nobody takes for images end like this: notes, labels, and what file managers leave."""
+"""Suffixes of files that are obviously not images, and need no warning: notes, labels, metadata."""
 
 _APPLE_DOUBLE = "._"
-"""macOS writes a file of this prefix beside each file on foreign disks. It holds no pixels."""
+"""Prefix of the metadata files that macOS writes beside each file on foreign file systems."""
 
 Item = TypeVar("Item")
 
 
 class Reason(StrEnum):
-    """Why a file is not used."""
+    """Why a file is not used; the value names the files in a warning."""
 
-    SUFFIX = "files whose name does not end like that of an image that is read"
+    SUFFIX = "files with an unsupported suffix"
     HIDDEN = "hidden image files"
-    DEEPER = "images in folders below"
-    UNLISTED = "images that the table of the split does not list"
+    DEEPER = "images in subfolders"
+    UNLISTED = "images that the split table does not list"
     ELSEWHERE = "images in folders that are not part of the layout"
-    NO_FILE = "broken links and other things that are no files"
+    NO_FILE = "broken links and other entries that are not files"
     LINKED_FOLDER = "links to folders, which are not followed"
     BARRED = "folders that cannot be listed"
 
@@ -78,12 +78,12 @@ _UNREAD_SUFFIXES = frozenset(
         ".dcm",
     }
 )
-"""How image files end that are not read."""
+"""Suffixes of unsupported image formats."""
 
 
 @dataclass(frozen=True, slots=True)
-class Leftover:
-    """Something in a product's folder that is not used; ``place`` is the folder that it is told for."""
+class UnusedFile:
+    """An unused entry of a product's folder; ``place`` is the folder that the warning names."""
 
     reason: Reason
     place: Path
@@ -91,54 +91,54 @@ class Leftover:
 
     @property
     def is_image(self) -> bool:
-        """Whether it is one by its name, be it of a kind that is not read."""
+        """Whether its suffix is that of an image, supported or not."""
         return self.path.suffix.lower() in SUFFIXES | _UNREAD_SUFFIXES
 
 
 def images(folder: Path) -> tuple[Path, ...]:
-    """The image files directly inside a folder, in natural order; none when there is no such folder."""
+    """The image files directly inside a folder, in natural order; empty if there is no such folder."""
     return tuple(path for path in entries(folder) if path.suffix.lower() in SUFFIXES and _holds(path.is_file))
 
 
 def folders(folder: Path) -> tuple[Path, ...]:
-    """The folders directly inside a folder, in natural order; none when there is no such folder."""
+    """The folders directly inside a folder, in natural order; empty if there is no such folder."""
     return tuple(path for path in entries(folder) if is_folder(path))
 
 
 def is_folder(path: Path) -> bool:
-    """Whether there is such a folder; not where a folder above bars the question."""
+    """Whether ``path`` is an accessible folder."""
     return _holds(path.is_dir)
 
 
 def child(folder: Path, name: str) -> Path:
-    """The folder called ``name`` inside ``folder``; where it is only there in other capitals, that one."""
+    """The folder called ``name`` inside ``folder``, ignoring case if there is no exact match; it may be missing."""
     exact = folder / name
     if is_folder(exact):
         return exact
     return next((each for each in folders(folder) if each.name.casefold() == name.casefold()), exact)
 
 
-def naturally(items: Iterable[Item], name: Callable[[Item], str]) -> tuple[Item, ...]:
-    """Sort by name with numbers by value, capitals ignored; equal names as bytes, so that the order is always one."""
+def natural_sort(items: Iterable[Item], name: Callable[[Item], str]) -> tuple[Item, ...]:
+    """Sort by ``name`` in natural order (``natural_key``)."""
     return tuple(sorted(items, key=lambda item: natural_key(name(item))))
 
 
-def what_is_in(folder: Path) -> str:
-    """For error messages: the names inside a folder, or which of its parents is missing."""
+def describe_contents(folder: Path) -> str:
+    """For error messages: the names inside a folder, or that it does not exist."""
     if not is_folder(folder):
         return f"There is no folder {folder}."
     names = [as_line(path.name) + ("/" if is_folder(path) else "") for path in entries(folder)]
     if not names:
         return f"{folder} is empty."
-    more = f" and {len(names) - MOST_LISTED} more" if len(names) > MOST_LISTED else ""
-    return f"There now: {', '.join(names[:MOST_LISTED])}{more}."
+    more = f" and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return f"It contains: {', '.join(names[:MAX_LISTED])}{more}."
 
 
-def leftovers(product: Path, used: Collection[Path], read: Collection[Path]) -> Iterator[Leftover]:
-    """Whatever in a product's folder could be an image and is not used, in natural order.
+def unused_files(product: Path, used: Collection[Path], read: Collection[Path]) -> Iterator[UnusedFile]:
+    """Entries of a product's folder that could be images but are not used, in natural order.
 
-    ``used`` are the image files that are, ``read`` the folders that images were looked for in. A link to a folder is
-    followed only where it leads to one of these, so that links in a circle, or to a whole disk, cost nothing.
+    ``used`` are the used files, ``read`` the folders that were searched for images. Links to folders are followed only
+    on the way to one of these, so that cycles, or a link to a whole disk, do no harm.
     """
     followed = {above for folder in read for above in (folder, *folder.parents)}
     pending: list[tuple[Path, Path | None]] = [(product, None)]
@@ -146,26 +146,26 @@ def leftovers(product: Path, used: Collection[Path], read: Collection[Path]) -> 
         folder, above = pending.pop()
         place = folder if folder in read else above
         try:
-            inside = naturally(folder.iterdir(), attrgetter("name"))
+            inside = natural_sort(folder.iterdir(), attrgetter("name"))
         except OSError:
-            yield Leftover(Reason.BARRED, folder, folder)
+            yield UnusedFile(Reason.BARRED, folder, folder)
             continue
         below: list[tuple[Path, Path | None]] = []
         for path in inside:
             if is_folder(path):
                 if path.is_symlink() and path not in followed:
-                    yield Leftover(Reason.LINKED_FOLDER, place or folder, path)
+                    yield UnusedFile(Reason.LINKED_FOLDER, place or folder, path)
                 elif not path.name.startswith("."):
                     below.append((path, place))
             elif path not in used:
                 reason = _reason(path, inside=folder in read, below=place is not None)
                 if reason is not None:
-                    yield Leftover(reason, place or _top(product, path), path)
+                    yield UnusedFile(reason, place or _top(product, path), path)
         pending += reversed(below)
 
 
 def _reason(path: Path, *, inside: bool, below: bool) -> Reason | None:
-    """Why a file is not used, ``inside`` a folder that is read or deeper ``below`` one; ``None`` for plain clutter."""
+    """Why a file is not used, if it is ``inside`` a searched folder or deeper ``below`` one; ``None`` for clutter."""
     is_image = path.suffix.lower() in SUFFIXES
     if path.name.startswith("."):
         return Reason.HIDDEN if is_image and below and not path.name.startswith(_APPLE_DOUBLE) else None
@@ -177,24 +177,24 @@ def _reason(path: Path, *, inside: bool, below: bool) -> Reason | None:
 
 
 def _top(product: Path, path: Path) -> Path:
-    """The folder directly inside ``product`` that ``path`` lies in, or ``product`` where it lies in none."""
+    """The subfolder of ``product`` that contains ``path``, or ``product`` itself."""
     parts = path.relative_to(product).parts
     return product / parts[0] if len(parts) > 1 else product
 
 
-def _holds(asks_the_disk: Callable[[], bool]) -> bool:
-    """The answer, or ``False`` where the disk bars it, as in a folder whose names may be read but nothing more."""
+def _holds(test: Callable[[], bool]) -> bool:
+    """``test()``, or ``False`` if it raises ``OSError``, as in a folder without search permission."""
     try:
-        return asks_the_disk()
+        return test()
     except OSError:
         return False
 
 
 def entries(folder: Path) -> tuple[Path, ...]:
-    """Everything directly inside a folder that is not hidden, in natural order. ``DatasetError`` if it is barred."""
+    """The entries of a folder that are not hidden, in natural order. ``DatasetError`` if it cannot be listed."""
     if not is_folder(folder):
         return ()
     try:
-        return naturally((path for path in folder.iterdir() if not path.name.startswith(".")), attrgetter("name"))
+        return natural_sort((path for path in folder.iterdir() if not path.name.startswith(".")), attrgetter("name"))
     except OSError as error:
         raise DatasetError(f"{folder} cannot be listed: {error.strerror or error}; check its permissions.") from error

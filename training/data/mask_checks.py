@@ -1,4 +1,4 @@
-"""A look into test images and their masks before they are measured on: each mask must fit the image that it marks."""
+"""Checks of test images and ground-truth masks before an evaluation: each mask must fit its image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,15 @@ import numpy as np
 from PIL import Image
 
 from moleflow.model.errors import DatasetError
-from moleflow.training.data.checks import Checked, Look, in_threads, look_at, repeats, warn_of_leaks, warn_of_looks
+from moleflow.training.data.checks import (
+    CheckResult,
+    ImageInfo,
+    inspect_images,
+    repeats,
+    thread_map,
+    warn_of_images,
+    warn_of_leaks,
+)
 from moleflow.training.data.masks import Trait, decode_mask, resized_mask
 from moleflow.training.data.samples import Sample
 from moleflow.training.data.warnings import WarningList
@@ -16,60 +24,60 @@ from moleflow.training.data.warnings import WarningList
 __all__ = ["check_testing"]
 
 _SHAPE_TOLERANCE = 0.02
-"""A mask's width may differ by this share, or by one pixel, from that of its image at the mask's height: rounding."""
+"""Allowed relative deviation of a mask's aspect ratio, or one pixel of its width, for rounding."""
 
 _ORIENTATION = 0x0112
-"""EXIF and TIFF tag of the camera's orientation (EXIF 2.32, section 4.6.4); 1 is upright."""
+"""EXIF and TIFF orientation tag (EXIF 2.32, section 4.6.4); 1 is upright."""
 
 _QUARTERS = frozenset({5, 6, 7, 8})
-"""Those that make rows of columns."""
+"""Orientations that swap width and height."""
 
 _TRAIT_MEANINGS = {
-    Trait.SOFT: "They are cut in the middle between black and their brightest level; store 0 and 255 alone.",
-    Trait.NO_BLACK: "Index 0 is taken for unmarked, whatever its colour; give what is unmarked the colour black.",
-    Trait.ALPHA: "What is opaque is taken for marked; store the mask as grey, black where it is unmarked.",
+    Trait.SOFT: "They are thresholded at half their maximum; store only 0 and 255.",
+    Trait.NO_BLACK: "Index 0 is treated as background, whatever its colour; make the background black.",
+    Trait.ALPHA: "Opaque pixels are treated as marked; store the mask as grey with a black background.",
 }
 
 
 @dataclass(frozen=True, slots=True)
-class _Marking:
-    """The masks of one image together: which share they mark, what they were read by, whether they are turned alike."""
+class _Marks:
+    """All masks of one image: the marked fraction, how they were interpreted, and whether orientations differ."""
 
-    share: float
+    fraction: float
     traits: frozenset[Trait]
-    is_turned_otherwise: bool
+    orientation_differs: bool
 
 
 def check_testing(
     name: str, root: Path, test: Sequence[Sample], train: Sequence[Path], good_masks: Sequence[Path]
-) -> Checked:
-    """Look into all test images and masks of a product, and for their like among its training images.
+) -> CheckResult:
+    """Check all test images and masks of a product, and warn of training images among them.
 
-    Training images that cannot be read are passed over: they take no part in testing.
+    Unreadable training images are ignored here: they are not needed for testing.
     """
     warnings = WarningList(root, name)
-    looks, problems = look_at([sample.path for sample in test])
-    learned = look_at(train)[0]
-    warn_of_looks(looks, "testing", warnings, learned)
-    _warn_of_contradictions(looks, test, warnings)
-    warn_of_leaks(learned, looks, "testing", warnings)
-    marked = [sample for sample in test if sample.masks and sample.path in looks]
-    markings = in_threads(lambda sample: _marking(sample, looks[sample.path]), marked)
-    _warn_of_markings({s.path: m for s, m in zip(marked, markings, strict=True) if isinstance(m, _Marking)}, warnings)
-    empty = in_threads(_is_empty, good_masks)
+    infos, problems = inspect_images([sample.path for sample in test])
+    learned = inspect_images(train)[0]
+    warn_of_images(infos, "testing", warnings, learned)
+    _warn_of_contradictions(infos, test, warnings)
+    warn_of_leaks(learned, infos, "testing", warnings)
+    marked = [sample for sample in test if sample.masks and sample.path in infos]
+    markings = thread_map(lambda sample: _marking(sample, infos[sample.path]), marked)
+    _warn_of_markings({s.path: m for s, m in zip(marked, markings, strict=True) if isinstance(m, _Marks)}, warnings)
+    empty = thread_map(_is_empty, good_masks)
     warnings.add(
         "testing",
-        "masks of good images that mark something",
+        "masks of good images that are not empty",
         [path for path, each in zip(good_masks, empty, strict=True) if each is False],
-        "They are not used; move the image to its defect, or remove the mask.",
+        "They are ignored; move the image to its defect, or remove the mask.",
     )
     problems += tuple(each for each in (*markings, *empty) if isinstance(each, str))
     files = len(test) + sum(len(sample.masks) for sample in test) + len(good_masks)
-    return Checked(problems, files, tuple(warnings.found))
+    return CheckResult(problems, files, tuple(warnings.found))
 
 
-def _marking(sample: Sample, image: Look) -> _Marking | str:
-    """What the masks of an image mark, or why one of them cannot be used."""
+def _marking(sample: Sample, image: ImageInfo) -> _Marks | str:
+    """The masks of an image, or why one of them cannot be used."""
     union: np.ndarray | None = None
     traits: frozenset[Trait] = frozenset()
     turned = False
@@ -84,26 +92,25 @@ def _marking(sample: Sample, image: Look) -> _Marking | str:
         if misfit is not None:
             return misfit
         if differs and (orientations[0] in _QUARTERS) != (orientations[1] in _QUARTERS):
-            # Lying across, it would not have fitted, unless the image is a square.
+            # Rotated by 90° it would not have fitted, unless the image is square.
             height, width = mask.marked.shape
             differs = _has_proportions(height, width, image.width, image.height)
         union = mask.marked if union is None else union | resized_mask(mask.marked, *union.shape)
         traits, turned = traits | mask.traits, turned or differs
-    return _Marking(0.0 if union is None else float(union.mean()), traits, turned)
+    return _Marks(0.0 if union is None else float(union.mean()), traits, turned)
 
 
-def _misfit(mask: Path, shape: tuple[int, ...], rgb_image: Path, image: Look, is_turned_otherwise: bool) -> str | None:
-    """Why a mask cannot lie on its image, or ``None`` when it can; ``shape`` is the mask's, upright."""
+def _misfit(
+    mask: Path, shape: tuple[int, ...], image_path: Path, image: ImageInfo, orientation_differs: bool
+) -> str | None:
+    """Why a mask does not fit its image, or ``None``; ``shape`` is the mask's, upright."""
     height, width = shape
     if _has_proportions(width, height, image.width, image.height):
         return None
-    sizes = f"{width} × {height} pixels, but {rgb_image} has {image.width} × {image.height}"
-    if is_turned_otherwise and _has_proportions(height, width, image.width, image.height):
-        return (
-            f"{mask} has {sizes}: one of them is turned by its EXIF orientation and the other is not, so that the mask "
-            "would lie across; store both upright."
-        )
-    return f"{mask} has {sizes}: other proportions; draw the mask on this very image."
+    sizes = f"{width} × {height} pixels, but {image_path} has {image.width} × {image.height}"
+    if orientation_differs and _has_proportions(height, width, image.width, image.height):
+        return f"{mask} has {sizes}: only one of them is rotated by its EXIF orientation; store both upright."
+    return f"{mask} has {sizes}: the aspect ratios differ; draw the mask on this image."
 
 
 def _has_proportions(width: int, height: int, of_width: int, of_height: int) -> bool:
@@ -112,57 +119,57 @@ def _has_proportions(width: int, height: int, of_width: int, of_height: int) -> 
 
 
 def _orientation(path: Path) -> int:
-    """The camera's orientation that a file states; upright where it states none that can be read."""
+    """A file's EXIF orientation; upright without a readable one."""
     try:
         with Image.open(path) as image:
             stated = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged metadata raises many kinds of errors, and then nothing is turned
+    except Exception:  # damaged metadata can raise anything; then the orientation is ignored
         return 1
     return stated if isinstance(stated, int) and 1 <= stated <= 8 else 1
 
 
 def _is_empty(mask: Path) -> bool | str:
-    """Whether a mask marks nothing, or why it cannot be read."""
+    """Whether a mask is empty, or why it cannot be read."""
     try:
         return not decode_mask(mask).marked.any()
     except DatasetError as error:
         return str(error)
 
 
-def _warn_of_markings(markings: dict[Path, _Marking], warnings: WarningList) -> None:
-    """Warn of masks that say nothing, or were read in a way that may not be meant. Told by their images."""
+def _warn_of_markings(markings: dict[Path, _Marks], warnings: WarningList) -> None:
+    """Warn of suspicious masks, by the paths of their images."""
 
     def add(kind: str, chosen: dict[Path, bool], meaning: str) -> None:
         warnings.add("testing", kind, [path for path, each in chosen.items() if each], meaning)
 
     add(
-        "defective images whose mask marks nothing",
-        {path: each.share == 0 for path, each in markings.items()},
+        "defective images with an empty mask",
+        {path: each.fraction == 0 for path, each in markings.items()},
         "All their pixels count as good; mark the defect, or remove the mask.",
     )
     add(
-        "defective images whose mask marks every pixel",
-        {path: each.share == 1 for path, each in markings.items()},
-        "No pixel of them counts as good; mark the defect alone.",
+        "defective images whose mask covers every pixel",
+        {path: each.fraction == 1 for path, each in markings.items()},
+        "None of their pixels counts as good; mark only the defect.",
     )
     add(
-        "defective images whose mask marks more than half of them",
-        {path: 0.5 < each.share < 1 for path, each in markings.items()},
-        "Black must be what is good: if the masks are inverted, turn them over.",
+        "defective images whose mask covers more than half of them",
+        {path: 0.5 < each.fraction < 1 for path, each in markings.items()},
+        "Good pixels must be black: if the masks are inverted, invert them.",
     )
     add(
-        "masks that are turned by another EXIF orientation than their images",
-        {path: each.is_turned_otherwise for path, each in markings.items()},
-        "They are laid on the upright image as they are; store both upright.",
+        "masks with another EXIF orientation than their images",
+        {path: each.orientation_differs for path, each in markings.items()},
+        "Each is rotated by its own orientation; store both upright.",
     )
     for trait, meaning in _TRAIT_MEANINGS.items():
         add(trait, {path: trait in each.traits for path, each in markings.items()}, meaning)
 
 
-def _warn_of_contradictions(looks: dict[Path, Look], test: Sequence[Sample], warnings: WarningList) -> None:
-    """Warn of test images that are there several times, and of those among them that are good and defective at once."""
+def _warn_of_contradictions(infos: dict[Path, ImageInfo], test: Sequence[Sample], warnings: WarningList) -> None:
+    """Warn of duplicate test images, and of duplicates that are labelled both good and defective."""
     defective = {sample.path: sample.is_anomalous for sample in test}
-    groups = repeats(looks)
+    groups = repeats(infos)
     both = [group for group in groups if len({defective[path] for path in group}) > 1]
     warnings.add(
         "testing",
@@ -172,7 +179,7 @@ def _warn_of_contradictions(looks: dict[Path, Look], test: Sequence[Sample], war
     )
     warnings.add(
         "testing",
-        "test images that repeat another one",
+        "test images that are duplicates",
         [path for group in groups for path in group[1:]],
-        "They weigh double; remove them.",
+        "They count twice; remove them.",
     )

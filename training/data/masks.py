@@ -1,13 +1,11 @@
-"""Masks: which pixels of a test image show the defect, in whatever way the file says so.
+"""Ground-truth masks: which pixels of a test image show the defect.
 
-Black is unmarked, everything else marked, since data sets write 1, 255 or the number of a defect. Where that would be
-wrong, the file itself tells:
+Zero is background and everything else is marked, since data sets use 1, 255 or defect numbers. Exceptions:
 
-- A palette's index says nothing of black. Index 0 is unmarked where its colour is black (as in PASCAL VOC), else
-  whatever index has the colour black (as after a conversion that chose its own colours). With no black among the
-  colours, or one colour alone, only the index is left to go by.
-- Masks with soft edges (resized, or drawn with smoothing), and those stored as JPEG, are cut in the middle.
-- Where all colours are the same and the alpha channel is not, the mask is in the alpha channel.
+- Palette images: index 0 is background if its colour is black (as in PASCAL VOC), else the index whose colour is black
+  (as after a conversion with an adaptive palette). Without black, or with a single colour, the index itself counts.
+- Masks with soft edges (resized or anti-aliased) are thresholded at half their maximum, JPEG masks at mid-grey.
+- If the colour is constant and the alpha channel is not, alpha is the mask.
 """
 
 from collections.abc import Sequence
@@ -24,37 +22,35 @@ from moleflow.model.images.decode import open_image
 __all__ = ["Mask", "Trait", "decode_mask", "read_mask", "resized_mask"]
 
 _JPEG_LEVEL = 127
-"""In a JPEG mask 0 and 255 are blurred by the compression; a pixel is marked above the middle."""
+"""Threshold of JPEG masks, whose 0 and 255 are blurred by compression."""
 
-_MOST_LABELS = 16
-"""More levels than this beside black are no numbers of defects but shades of a soft edge."""
+_MAX_LABELS = 16
+"""With more levels than this besides zero, they are shades of a soft edge, not defect numbers."""
 
-
-_FEWEST_SHADES = 3
-"""Black, the marked level and one or two between: what is no more could be two defects as thin as a line."""
+_MIN_SHADES = 3
+"""With no more levels than this, zero included, they could be labels of thin defects rather than shades."""
 
 
 class Trait(StrEnum):
-    """What a mask had to be read by, where that is not plain."""
+    """How an ambiguous mask was interpreted; the value names the masks in a warning."""
 
     SOFT = "masks with soft edges"
     NO_BLACK = "palette masks without black"
-    ALPHA = "masks whose colours say nothing and whose alpha channel varies"
+    ALPHA = "masks with constant colour and varying alpha channel"
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """The marked pixels, ``(height, width)`` bool, upright, and what they were told by."""
+    """The marked pixels, ``(height, width)`` bool, upright, and how they were interpreted."""
 
     marked: np.ndarray
     traits: frozenset[Trait]
 
 
 def read_mask(masks: Path | Sequence[Path], height: int | None = None, width: int | None = None) -> np.ndarray:
-    """Decode the mask or masks of one image to ``(height, width)`` bool, true on the defect.
+    """The union of the masks of one image, ``(height, width)`` bool, true on the defect.
 
-    Of several, a pixel is marked that any of them marks. At the first one's size unless told otherwise; resizing takes
-    the nearest pixel. ``DatasetError`` when a file cannot be read.
+    At the first mask's size by default; resizing is nearest-neighbour. ``DatasetError`` if a file cannot be read.
     """
     paths = [masks] if isinstance(masks, Path) else list(masks)
     first = decode_mask(paths[0]).marked
@@ -66,7 +62,7 @@ def read_mask(masks: Path | Sequence[Path], height: int | None = None, width: in
 
 
 def decode_mask(path: Path) -> Mask:
-    """Decode one mask at its own size. ``DatasetError`` when the file cannot be read."""
+    """Decode one mask at its own size. ``DatasetError`` if the file cannot be read."""
     try:
         image = open_image(path)
     except ImageError as error:
@@ -80,7 +76,7 @@ def decode_mask(path: Path) -> Mask:
 
 
 def resized_mask(marked: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask, ``(h, w)`` bool, brought to ``(height, width)`` by the nearest pixel."""
+    """A mask ``(h, w)`` bool, resized to ``(height, width)`` by nearest neighbour."""
     if marked.shape == (height, width):
         return marked
     image = Image.fromarray(marked.astype(np.uint8))
@@ -88,21 +84,19 @@ def resized_mask(marked: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _levels(image: Image.Image) -> tuple[np.ndarray, frozenset[Trait]]:
-    """The mask as numbers ``(height, width)``, 0 where it is unmarked."""
-    plain: frozenset[Trait] = frozenset()
+    """The mask as numbers ``(height, width)``, 0 for background."""
     if image.mode == "P" and "transparency" not in image.info:
         return _palette_levels(image)
     if image.mode in ("P", "PA", "LA", "La", "RGBA", "RGBa"):
-        # The palette of a mask with transparent parts is read by its colours.
         return _levels_with_alpha(np.asarray(image.convert("RGBA")))
     if image.mode in ("CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
         image = image.convert("RGB")
     values = np.asarray(image)
-    return (values.max(axis=2) if values.ndim == 3 else values), plain
+    return (values.max(axis=2) if values.ndim == 3 else values), frozenset()
 
 
 def _palette_levels(image: Image.Image) -> tuple[np.ndarray, frozenset[Trait]]:
-    """Brightness where the palette is grey and holds black, else the index or whether the colour is not black."""
+    """The brightness if the used colours include black; but the index if black is index 0, or there is no black."""
     indices = np.asarray(image)
     palette = np.zeros((256, 3), np.uint8)
     stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
@@ -119,7 +113,7 @@ def _palette_levels(image: Image.Image) -> tuple[np.ndarray, frozenset[Trait]]:
 
 
 def _levels_with_alpha(pixels: np.ndarray) -> tuple[np.ndarray, frozenset[Trait]]:
-    """The colours' brightness where they are visible; of one colour alone, the alpha channel instead."""
+    """The brightness of visible pixels; the alpha channel if the colour is constant."""
     colours, alpha = pixels[..., :3].max(axis=2), pixels[..., 3]
     if (alpha == alpha.flat[0]).all():
         return colours, frozenset()
@@ -129,14 +123,14 @@ def _levels_with_alpha(pixels: np.ndarray) -> tuple[np.ndarray, frozenset[Trait]
 
 
 def _is_soft(levels: np.ndarray) -> bool:
-    """Whether the levels are shades of edges: more than defects could have numbers, or none that fills an area."""
+    """Whether the levels are shades of soft edges: too many for defect numbers, or none of them fills an area."""
     shades = np.unique(levels)
     if shades[0] != 0 or len(shades) <= 2:
         return False
-    if len(shades) > _MOST_LABELS + 1:
+    if len(shades) > _MAX_LABELS + 1:
         return True
     inner = levels[1:-1, 1:-1]
     is_filled = (inner > 0) & (inner < shades[-1])
     for neighbour in (levels[:-2, 1:-1], levels[2:, 1:-1], levels[1:-1, :-2], levels[1:-1, 2:]):
         is_filled &= inner == neighbour
-    return len(shades) > _FEWEST_SHADES and not is_filled.any()
+    return len(shades) > _MIN_SHADES and not is_filled.any()

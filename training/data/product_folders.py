@@ -1,4 +1,4 @@
-"""Products by their folders: the name is Unicode's normal form of the folder's, however the disk spells it."""
+"""Product folders: a product's name is its folder's name in Unicode normal form C."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,32 +11,32 @@ __all__ = ["checked_name", "folders_by_name", "product_folder", "spelled_as_on_d
 
 
 def checked_name(name: str) -> str:
-    """A product's name in its normal form; ``DatasetError`` says why it cannot be one."""
+    """A product's name in normal form; ``DatasetError`` if it is invalid."""
     try:
         return product_name(name)
     except ValueError as error:
         raise DatasetError(
-            f"{one_line(repr(name))} cannot be a product's name: {one_line(error)}; give the name of one folder of the "
-            "data, and rename the folder where it has to be."
+            f"{one_line(repr(name))} cannot be a product's name: {one_line(error)}; use the name of a folder in the "
+            "data, and rename the folder if necessary."
         ) from error
 
 
 def folders_by_name(folders: Iterable[Path]) -> dict[str, Path]:
-    """Each product's folder by the product's name, in the order given. ``DatasetError`` where two are called alike."""
+    """Folders by product name, in the given order. ``DatasetError`` if two have the same name."""
     found: dict[str, Path] = {}
     for folder in folders:
         name = checked_name(folder.name)
         if name in found:
             raise DatasetError(
-                f"{folder.parent} holds two folders called {name!r} in different spellings, {found[name].name!a} and "
-                f"{folder.name!a}; rename or remove one."
+                f"{folder.parent} contains two folders called {name!r} in different Unicode forms, "
+                f"{found[name].name!a} and {folder.name!a}; rename or remove one."
             )
         found[name] = folder
     return found
 
 
 def product_folder(root: Path, name: str) -> Path:
-    """The folder of the product called ``name``, however the disk spells it; it may be missing.
+    """The folder of the product ``name``, in any Unicode form; it may be missing.
 
     Raises:
         DatasetError: there are two.
@@ -46,7 +46,7 @@ def product_folder(root: Path, name: str) -> Path:
 
 
 def spelled_as_on_disk(path: Path) -> Path:
-    """The same path as the disk spells it: a table may have a name composed that a folder has decomposed."""
+    """The path in the Unicode form used on disk, which may differ from that in a table."""
     if path.exists() or path.parent == path:
         return path
     folder = spelled_as_on_disk(path.parent)

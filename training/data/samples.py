@@ -1,4 +1,4 @@
-"""What a data set is made of: labelled images, and how they are laid out on disk."""
+"""Labelled test images, and the names of layouts."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -29,7 +29,7 @@ _GOOD_NAMES = frozenset(
         "non_anomalous",
     }
 )
-"""What data sets call good parts where they do not say ``good``; no defect is called so."""
+"""Synonyms of ``good`` in published data sets; none of them is the name of a defect."""
 
 
 class Layout(StrEnum):
@@ -42,7 +42,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One test image. ``defect`` names its defect, ``None`` on a good one; all ``masks`` together mark the defect."""
+    """One test image. ``defect`` is ``None`` for a good one; the union of all ``masks`` marks the defect."""
 
     path: Path
     defect: str | None
@@ -55,5 +55,5 @@ class Sample:
 
 
 def is_good(name: str) -> bool:
-    """Whether a folder or label of this name holds good parts."""
+    """Whether ``name`` is a folder or label of good images."""
     return name.strip().casefold().replace("-", "_").replace(" ", "_") in _GOOD_NAMES

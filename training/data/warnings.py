@@ -1,4 +1,4 @@
-"""What is odd about the data, though it can be used: collected while it is read, told once, an error if strict."""
+"""Warnings about usable but odd data: collected while loading, reported once, errors in strict mode."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,22 +10,22 @@ from moleflow.model.errors import DatasetError
 from moleflow.model.files.file_names import as_line
 from moleflow.training.progress import Reporter
 
-__all__ = ["Concern", "DataWarning", "WarningList", "tell"]
+__all__ = ["Concern", "DataWarning", "WarningList", "report_warnings"]
 
 Concern = Literal["training", "testing"]
 
 
 class DataWarning(BaseModel):
-    """One kind of oddity in the data of one product."""
+    """One kind of problem in the data of one product."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     product: str
-    concerns: Concern = Field(description="which half of the data: the images to learn from, or those to measure on")
-    kind: str = Field(description="what is odd, as a plural")
-    count: int = Field(ge=1, description="how many there are")
-    example: str = Field(description="the first of them, as a path below the data")
-    meaning: str = Field(description="what it does to the result, and what to do about it")
+    concerns: Concern = Field(description="whether it is about training or test images")
+    kind: str = Field(description="the files concerned, in the plural")
+    count: int = Field(ge=1, description="number of files")
+    example: str = Field(description="the first file, as a path relative to the data")
+    meaning: str = Field(description="the effect, and what to do about it")
 
     def __str__(self) -> str:
         return f"{self.product}: {self.kind}: {self.count}, such as {self.example}. {self.meaning}"
@@ -39,7 +39,7 @@ class WarningList:
         self.found: list[DataWarning] = []
 
     def add(self, concerns: Concern, kind: str, paths: Sequence[Path], meaning: str) -> None:
-        """Note that ``paths`` are all of one ``kind``; nothing where there are none."""
+        """Add a warning about ``paths``, unless there are none."""
         if paths:
             first = paths[0]
             example = first.relative_to(self._root) if first.is_relative_to(self._root) else first
@@ -55,12 +55,12 @@ class WarningList:
             )
 
 
-def tell(warnings: Iterable[DataWarning], reporter: Reporter | None, *, strict: bool = False) -> None:
-    """Write one line for each warning, once; ``DatasetError`` with all of them where ``strict`` and there are any."""
+def report_warnings(warnings: Iterable[DataWarning], reporter: Reporter | None, *, strict: bool = False) -> None:
+    """Report each warning once; if ``strict`` and there are any, raise ``DatasetError`` with all of them."""
     listed = list(warnings)
     if strict and listed:
         raise DatasetError(
-            f"the data give {len(listed)} warning(s), and --strict makes each an error: "
+            f"the data have {len(listed)} warning(s), which --strict treats as errors: "
             f"{' '.join(f'({number}) {each}' for number, each in enumerate(listed, 1))}"
         )
     for each in listed:

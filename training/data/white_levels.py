@@ -1,4 +1,4 @@
-"""What is white in a product's 16-bit images, found in its good images before anything is learned from them."""
+"""Estimating the white level of a product's 16-bit images from its good images, before training."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,17 +19,17 @@ __all__ = ["Reader", "find_white_level", "is_16_bit"]
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """Reads images of a product as its expert sees them: 16-bit values by the product's white level."""
+    """Reads images of a product as its expert sees them, scaling 16-bit values by its white level."""
 
     white_level: int | None
 
     def __call__(self, path: Path, side: int) -> np.ndarray:
-        """An RGB image: uint8, or float32 over 0…255 at ``side`` × ``side``. ``DatasetError`` if it cannot be read."""
+        """An RGB image at ``side`` × ``side``: uint8, or float32 in 0…255. ``DatasetError`` if it cannot be read."""
         return scale_values(read_image(path, side), self.white_level)
 
 
 def is_16_bit(path: Path) -> bool:
-    """Whether an image holds more than 8 bits a value. ``DatasetError`` if it cannot be read."""
+    """Whether an image has more than 8 bits per value. ``DatasetError`` if it cannot be read."""
     try:
         return has_deep_values(path)
     except ImageError as error:
@@ -37,11 +37,11 @@ def is_16_bit(path: Path) -> bool:
 
 
 def find_white_level(
-    name: str, paths: Sequence[Path], preprocessing: Preprocessing, tell: Callable[[str], None]
+    name: str, paths: Sequence[Path], preprocessing: Preprocessing, log: Callable[[str], None]
 ) -> int | None:
-    """The white level of product ``name`` by its good images at ``paths``, as the model sees them; ``None`` at 8 bits.
+    """The white level of product ``name``, from its good images at the model's size; ``None`` if all have 8 bits.
 
-    ``tell`` is told of it.
+    ``log`` is called with the result as text.
 
     Raises:
         DatasetError: an image cannot be read.
@@ -52,5 +52,5 @@ def find_white_level(
             return None
         peak = max(pool.map(lambda path: int(read_image(path, preprocessing.image_size).max()), deep))
     level = white_level(peak)
-    tell(f"{name}: {len(deep)} 16-bit images, largest value {peak}: {level} is taken for white")
+    log(f"{name}: {len(deep)} 16-bit images, largest value {peak}: white level {level}")
     return level

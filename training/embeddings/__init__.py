@@ -1,3 +1,3 @@
-"""Images to stored patch embeddings, extracted once, and alterations of normal images."""
+"""Extraction and caching of patch embeddings, and augmentation of good images."""
 
 __all__ = ["augment", "cache", "extraction"]

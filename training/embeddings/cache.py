@@ -1,13 +1,12 @@
-"""Embeddings on disk, found again by content: whoever needs those of an image that was seen before reads its file.
+"""A content-addressed embedding cache on disk.
 
-One file an image, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything but the image that decides
-an embedding: the backbone's weights and stages, the preprocessing, the embedding's width, the products' precision and
-the kind of device. The file's name is the SHA-256 of the image's bytes, with
-the white level behind it for an image of 16 bits. Files are written atomically, so a kill
-leaves whole ones only, and two processes that compute the same one merely repeat each other. A cache that cannot be
-written, as on a full disk, stops the command rather than let it compute for hours what it was told to keep; what is
-there already is found again. Nothing is ever removed: delete the folder, or a source in it, when it is no longer
-wanted.
+One file per image, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything else that determines an
+embedding: backbone weights and stages, preprocessing, embedding dimension, matmul precision and device type. The file
+name is the SHA-256 of the image's bytes, plus the white level for 16-bit images.
+
+Writes are atomic; concurrent writers only duplicate work. A cache that cannot be written, as on a full disk, is an
+error rather than hours of work lost. Nothing is ever removed: delete the folder, or one ``SOURCE``, when no longer
+needed.
 """
 
 import hashlib
@@ -35,13 +34,13 @@ from moleflow.training.embeddings.extraction import extract
 __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_image"]
 
 CACHE_FORMAT = 2
-"""Raised whenever the arithmetic from image to embedding changes: it is part of ``SOURCE``."""
+"""Part of ``SOURCE``; raised whenever the computation of embeddings changes."""
 
 
 class CachedEmbeddings:
-    """Embeddings ``(n, H, W, D)`` float32 of a sequence of images, each read from its file whenever it is wanted.
+    """Embeddings ``(n, H, W, D)`` float32 of a sequence of images, read from their files on demand.
 
-    They are not mapped into memory: touching a map of a file that another program cuts ends the process.
+    Not memory-mapped: if another program truncates a mapped file, touching it kills the process.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
@@ -60,7 +59,7 @@ class CachedEmbeddings:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``, a copy.
 
         Raises:
-            ConfigurationError: a file was removed or changed since it was found.
+            ConfigurationError: a file was removed or changed meanwhile.
         """
         rows = torch.stack([_read(self._files[index]) for index in indices.tolist()])
         if device.type != "cuda":
@@ -73,7 +72,7 @@ class CachedEmbeddings:
 
 
 class EmbeddingCache:
-    """The embeddings of one source in ``folder``; see this module."""
+    """The cache of one ``SOURCE``; see the module's docstring."""
 
     def __init__(self, folder: Path, source: str) -> None:
         self.folder = folder / source[:16]
@@ -82,7 +81,7 @@ class EmbeddingCache:
     def open(
         cls, folder: Path, config: BackboneConfig, backbone: Backbone, *, device: torch.device, precision: str
     ) -> Self:
-        """The cache below ``folder`` for what ``backbone`` computes on ``device`` in the resolved ``precision``."""
+        """The cache below ``folder`` for ``backbone`` on ``device`` at the resolved ``precision``."""
         source = {
             "format": CACHE_FORMAT,
             "backbone": config.model_dump(mode="json"),
@@ -110,16 +109,16 @@ class EmbeddingCache:
         white_level: int | None = None,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> CachedEmbeddings:
-        """The embeddings of ``paths`` in their order; images that were not seen before are embedded and kept.
+        """The embeddings of ``paths``, in order; missing ones are computed and stored.
 
-        ``white_level`` is the one that ``read`` uses: the same 16-bit image has other embeddings with another one.
+        ``white_level`` is the one that ``read`` uses; embeddings of 16-bit images depend on it.
 
         Raises:
-            ConfigurationError: a file cannot be written, as on a full disk.
+            ConfigurationError: a file cannot be written.
             DatasetError: an image cannot be read.
         """
         files = [self._file_of(path, white_level) for path in paths]
-        # Of images with the same bytes one is enough. What is damaged, as after a power cut, is missing too.
+        # Identical images share a file. Damaged files, as after a power failure, count as missing.
         missing = {file: path for file, path in zip(files, paths, strict=True) if _shape(file) is None}
         on_progress(len(paths) - len(missing))
         targets = list(missing)
@@ -144,17 +143,17 @@ class EmbeddingCache:
                 write(temporary)
         except OSError as error:
             raise ConfigurationError(
-                f"the embedding cache {str(path.parent)!r} cannot be written to ({reason(error)}); make room there, "
-                "or name another folder with --cache: the same command goes on from what is kept."
+                f"the embedding cache {str(path.parent)!r} cannot be written ({reason(error)}); make room there, or "
+                "choose another folder with --cache. The same command continues from what is cached."
             ) from error
 
 
 def digest_image(path: Path) -> str:
-    """SHA-256 of an image file's bytes; raises ``DatasetError`` when it cannot be read."""
+    """SHA-256 of an image file's bytes; ``DatasetError`` if it cannot be read."""
     try:
         return hashlib.sha256(read_regular_file(path)).hexdigest()
     except OSError as error:
-        raise DatasetError(f"{path} cannot be read: {reason(error)}; check that it is still there.") from error
+        raise DatasetError(f"{path} cannot be read: {reason(error)}; check that it still exists.") from error
 
 
 def _save(path: Path, value: np.ndarray) -> None:
@@ -163,9 +162,9 @@ def _save(path: Path, value: np.ndarray) -> None:
 
 
 def _shape(path: Path) -> tuple[int, ...] | None:
-    """The shape ``(H, W, D)`` of one image's embeddings; nothing where there is no whole file of them."""
+    """The shape ``(H, W, D)`` of one image's embeddings, or ``None`` without a complete file."""
     try:
-        # The map says whether the file is as long as it should be, and is given up without touching a byte of it.
+        # Mapping checks the file's length; the map is dropped without reading it.
         found = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError):
         return None
@@ -185,6 +184,6 @@ def _read(path: Path) -> torch.Tensor:
 
 def _changed(path: Path) -> ConfigurationError:
     return ConfigurationError(
-        f"{str(path)!r} was removed or changed while it was needed, or is of another network; remove it, and leave the "
-        "cache alone while it is used."
+        f"{str(path)!r} was removed or changed while in use, or is from another network; remove it, and do not change "
+        "the cache while it is in use."
     )

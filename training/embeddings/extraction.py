@@ -1,4 +1,4 @@
-"""A task's embeddings, computed once and kept: the backbone is frozen and there is no augmentation."""
+"""A task's embeddings, computed once: the backbone is frozen and training uses no augmentation."""
 
 import os
 import tempfile
@@ -19,14 +19,14 @@ from moleflow.model.runtime.threads import helper_threads
 __all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "extract"]
 
 MEMORY_LIMIT = 8 * 2**30
-"""Embeddings of one task up to this many bytes stay in memory; beyond it they go to a nameless file."""
+"""Embeddings of one task stay in memory up to this many bytes; larger ones go to an unnamed temporary file."""
 
 EXTRACTION_BATCH = 16
-"""Images a backbone pass. Fixed, so that the embeddings do not depend on the batch size of training."""
+"""Images per backbone pass. Fixed, so that embeddings do not depend on the training batch size."""
 
 
 class Embeddings(Protocol):
-    """Patch embeddings of ``len`` images, wherever they are kept; close them by ``with``."""
+    """Patch embeddings of a sequence of images, as a context manager."""
 
     def __len__(self) -> int: ...
 
@@ -38,14 +38,12 @@ class Embeddings(Protocol):
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)`` float32."""
 
     def subset(self, rows: Sequence[int]) -> "Embeddings":
-        """The images at ``rows``, sharing this one's memory and ending with it."""
+        """The images at ``rows``; shares storage with this one and is invalid once it is closed."""
 
 
 class EmbeddingStore:
-    """Patch embeddings ``(n, H, W, D)`` float32 of a task's images, in memory or memory-mapped from a file.
-
-    Close it (or use ``with``) to give the file back.
-    """
+    """Patch embeddings ``(n, H, W, D)`` float32 of a task's images, in memory or memory-mapped from a temporary file,
+    which leaving the context frees."""
 
     def __init__(self, values: torch.Tensor, file: IO[bytes] | None = None, rows: torch.Tensor | None = None) -> None:
         self.values, self._file, self._rows = values, file, rows
@@ -63,7 +61,7 @@ class EmbeddingStore:
 
     @property
     def on_disk(self) -> bool:
-        """Whether the values lie in a file."""
+        """Whether the values are in a file."""
         return self._file is not None
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -74,7 +72,7 @@ class EmbeddingStore:
         return rows.pin_memory().to(device, non_blocking=True)
 
     def subset(self, rows: Sequence[int]) -> "EmbeddingStore":
-        """The images at ``rows``, as a store that shares this one's memory and ends with it."""
+        """The images at ``rows``; shares storage with this one and is invalid once it is closed."""
         chosen = torch.tensor(rows)
         return EmbeddingStore(self.values, rows=chosen if self._rows is None else self._rows[chosen])
 
@@ -91,13 +89,12 @@ class EmbeddingStore:
         memory_limit: int = MEMORY_LIMIT,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> "EmbeddingStore":
-        """Decode, resize and embed ``paths``; ``on_progress`` is told how many more images are done.
+        """Decode, resize and embed ``paths``; ``on_progress`` gets the number of images done since its last call.
 
-        Decoding of the next batch runs beside the backbone's work on this one. ``folder`` takes the nameless file
-        when the embeddings exceed ``memory_limit`` bytes.
+        ``folder`` is where the temporary file goes if the embeddings exceed ``memory_limit`` bytes.
 
         Raises:
-            ConfigurationError: ``folder`` has no room for them.
+            ConfigurationError: ``folder`` has not enough space.
         """
         if not paths:
             raise ValueError("paths must not be empty")
@@ -107,7 +104,7 @@ class EmbeddingStore:
                 store = cls._empty((len(paths), *values.shape[1:]), folder, memory_limit)
             store.values[start : start + len(values)] = values
             on_progress(len(values))
-        assert store is not None  # there is a first batch
+        assert store is not None  # paths is not empty
         return store
 
     @classmethod
@@ -116,8 +113,8 @@ class EmbeddingStore:
         if size <= memory_limit:
             return cls(torch.empty(shape))
         try:
-            # Without a name, so that a kill leaves nothing behind and no other program can cut it; its room is taken
-            # at once: a disk that fills up under a memory map ends the process as well.
+            # Unnamed, so that a kill leaves nothing behind and no other program can truncate it; allocated at once, as
+            # a disk that fills up under a memory map kills the process.
             file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 - closed by __exit__
             try:
                 os.posix_fallocate(file.fileno(), 0, size)
@@ -140,10 +137,11 @@ def extract(
     device: torch.device,
     precision: str,
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Embed ``paths`` a few at a time: where the few begin, and their embeddings ``(b, H, W, D)`` on the CPU.
+    """Embed ``paths`` in batches: yields the index of each batch's first image, and embeddings ``(b, H, W, D)`` on the
+    CPU.
 
-    ``read`` decodes one, given its path and the side of the model's input. Decoding of the next images runs beside
-    the backbone's work on these.
+    ``read`` decodes one image, given its path and the side of the model's input. The next batch is decoded while the
+    backbone works on the current one.
 
     Raises:
         BackboneError: the features are not finite.
@@ -168,7 +166,7 @@ def extract(
 
 
 def _ahead(pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]], work: Callable[[Path], np.ndarray]):  # type: ignore[no-untyped-def]
-    """Yield the results of each batch while the next one is being worked on."""
+    """Yield the results of each batch, with the next one already submitted."""
     pending = [pool.submit(work, path) for path in batches[0]] if batches else []
     for following in [*batches[1:], ()]:
         current, pending = pending, [pool.submit(work, path) for path in following]

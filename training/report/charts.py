@@ -1,7 +1,7 @@
-"""The report's charts as SVG to stand inside HTML: score histograms, and curves over the false-positive rate.
+"""Inline SVG charts of the report: score histograms, and curves over the false-positive rate.
 
-Colours and fonts come from the page's style sheet by class (``good``, ``defect``, ``line-0`` …), so that one drawing
-serves a light and a dark page. Sizes are in the units of each drawing's own view box, and scale with the page.
+Colours and fonts come from the page's CSS by class (``good``, ``defect``, ``line-0`` …), for light and dark mode. Sizes
+are in units of each chart's view box.
 """
 
 import math
@@ -15,24 +15,24 @@ from moleflow.training.evaluation.curves import Curve
 __all__ = ["curve_chart", "histogram"]
 
 _BINS = 44
-"""Bars across a histogram, both kinds of images alike."""
+"""Number of bins of a histogram."""
 
 _TICK_GAP = 52.0
-"""Least distance of two labels on the score axis."""
+"""Smallest distance between two tick labels."""
 
 _ENOUGH_TICKS = 4
-"""No finer steps are looked at once there are as many labels."""
+"""Finer steps are tried until there are this many ticks."""
 
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom of the area between the axes."""
+"""Left, top, right and bottom of the plot area."""
 
 
 def histogram(good: Sequence[float], defective: Sequence[float], threshold: float) -> str:
-    """Scores of good images upwards and of defective ones downwards, each bar as a share of its own kind.
+    """A histogram with good images upwards and defective ones downwards, each normalised separately.
 
-    The axis is linear near the threshold and logarithmic far from it (asinh, in units of the good scores' spread):
-    defects may score a hundred times further from the threshold than good images do, and both should be seen. A
-    bar lies wholly on one side of the threshold. Empty text without images.
+    The axis is linear near the threshold and logarithmic far from it (asinh, in units of the good scores' spread),
+    since defects may score a hundred times further from the threshold than good images. No bin straddles the threshold.
+    An empty string without images.
     """
     scores = np.array([*good, *defective], dtype=np.float64)
     if not len(scores):
@@ -52,9 +52,9 @@ def histogram(good: Sequence[float], defective: Sequence[float], threshold: floa
     bar = (right - left) / (last - first)
     parts = [_svg_start(width, height, "Scores of good and defective images")]
     for kind, values, up in (("good", good, True), ("defect", defective, False)):
-        shares = _shares(np.arcsinh((np.array(values) - threshold) / unit) / step, first, last)
-        for number in np.flatnonzero(shares):
-            tall = float(shares[number] / shares.max()) * (middle - top - 4)
+        fractions = _fractions(np.arcsinh((np.array(values) - threshold) / unit) / step, first, last)
+        for number in np.flatnonzero(fractions):
+            tall = float(fractions[number] / fractions.max()) * (middle - top - 4)
             y = middle - 1 - tall if up else middle + 1
             parts.append(_rect(kind, left + number * bar + 0.6, y, bar - 1.2, tall))
     parts.append(_line("axis", left, middle, right, middle))
@@ -73,7 +73,7 @@ def histogram(good: Sequence[float], defective: Sequence[float], threshold: floa
 
 
 def curve_chart(curves: Sequence[tuple[str, Curve]], *, limit: float, rise: str) -> str:
-    """Labelled curves over false-positive rates from 0 to ``limit``; ``rise`` names the other axis."""
+    """Labelled curves over false-positive rates from 0 to ``limit``; ``rise`` is the label of the other axis."""
     if not curves:
         return ""
     width, height = 300.0, 260.0
@@ -102,7 +102,7 @@ def curve_chart(curves: Sequence[tuple[str, Curve]], *, limit: float, rise: str)
 
 
 def _placed(curve: Curve, limit: float, box: Box) -> list[tuple[float, float]]:
-    """Places of a curve's points, from 0 to the limit; the last step is cut there."""
+    """The positions of a curve's points from 0 to ``limit``, with the last segment interpolated."""
     left, top, right, bottom = box
     rates, found = np.array(curve.false_positive_rate), np.array(curve.found)
     kept = rates <= limit
@@ -112,13 +112,13 @@ def _placed(curve: Curve, limit: float, box: Box) -> list[tuple[float, float]]:
 
 
 def _spread(scores: np.ndarray) -> float:
-    """Half the width of the middle four fifths; never zero."""
+    """Half the range between the 10 % and 90 % quantiles; never zero."""
     low, high = np.quantile(scores, [0.1, 0.9])
     return float(max((high - low) / 2, 1e-6 * max(abs(low), abs(high)), 1e-9))
 
 
-def _shares(places: np.ndarray, first: int, last: int) -> np.ndarray:
-    """The share of values in each bar ``(last − first,)``; a bar has its upper end, so that 0 is not above 0."""
+def _fractions(places: np.ndarray, first: int, last: int) -> np.ndarray:
+    """The fraction of values in each bin ``(last − first,)``; bins include their upper end, so 0 is not above 0."""
     counts = np.zeros(last - first)
     if len(places):
         np.add.at(counts, np.clip(np.ceil(places - first).astype(int) - 1, 0, last - first - 1), 1 / len(places))
@@ -126,7 +126,7 @@ def _shares(places: np.ndarray, first: int, last: int) -> np.ndarray:
 
 
 def _ticks(low: float, high: float, x_of: Callable[[float], float]) -> list[float]:
-    """Round values between the ends, as many as have room: those of the coarsest steps first."""
+    """Round values between ``low`` and ``high`` with enough distance, coarsest steps first."""
     chosen: list[float] = []
     exponent = math.ceil(math.log10(max(high - low, abs(low), abs(high))))
     edges = x_of(low) + 12, x_of(high) - 12
@@ -141,7 +141,7 @@ def _ticks(low: float, high: float, x_of: Callable[[float], float]) -> list[floa
 
 
 def _number(value: float) -> str:
-    """A tick's label: thousands as k, and no noise of binary fractions."""
+    """A tick label, with k for thousands."""
     return f"{value / 1000:g}k".replace("-", "−") if abs(value) >= 10_000 else f"{value:.6g}".replace("-", "−")
 
 

@@ -1,4 +1,4 @@
-"""The images that a report shows: those that came closest to a wrong verdict, and those found most clearly."""
+"""Example images of a report: the hardest ones, and the clearest defects."""
 
 import base64
 import io
@@ -18,21 +18,21 @@ from moleflow.training.evaluation.evaluate import Outcome, judgement
 __all__ = ["Case", "CaseGroup", "case_groups"]
 
 _CASES = 3
-"""Images of each group."""
+"""Images per group."""
 
 _SIDE = 256
-"""Longer side of a shown image, in pixels."""
+"""Longer side of a thumbnail, in pixels."""
 
 _OUTLINE = (0, 220, 255)
-"""Colour of the mask's outline; the heat map's colours have no blue as bright."""
+"""Colour of the mask's outline, which stands out from the heat map's."""
 
 _QUALITY = 85
-"""JPEG quality, without reducing colours: thin outlines stay sharp."""
+"""JPEG quality; without chroma subsampling, so that thin outlines stay sharp."""
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One image for a report; ``image`` and ``heat_map`` are ``data:`` addresses of JPEG files."""
+    """One example; ``image`` and ``heat_map`` are JPEGs as ``data:`` URLs."""
 
     name: str
     defect: str | None
@@ -44,30 +44,30 @@ class Case:
 
     @property
     def is_right(self) -> bool:
-        """Whether the verdict is that of the label."""
+        """Whether the verdict matches the label."""
         return self.is_anomalous == (self.defect is not None)
 
 
 @dataclass(frozen=True, slots=True)
 class CaseGroup:
-    """Some images of one category that have something in common."""
+    """A titled group of examples from one category."""
 
     title: str
     cases: tuple[Case, ...]
 
 
 def case_groups(outcomes: Sequence[Outcome]) -> list[CaseGroup]:
-    """The good images that score highest, the defects that score lowest, and those that score highest (as routed).
+    """The highest-scoring good images, and the lowest-scoring and highest-scoring defective ones (as routed).
 
-    No image is in two groups. Groups without images are left out. ``DatasetError`` when an image cannot be read.
+    Groups are disjoint; empty groups are omitted. ``DatasetError`` if an image cannot be read.
     """
     good = sorted((each for each in outcomes if not each.sample.is_anomalous), key=_score, reverse=True)
     bad = sorted((each for each in outcomes if each.sample.is_anomalous), key=_score)
     missed, rest = bad[:_CASES], bad[_CASES:]
     chosen = {
-        "Good, but scored highest": good[:_CASES],
-        "Defective, but scored lowest": missed,
-        "Defective, and clearest": rest[: -_CASES - 1 : -1],
+        "Good, highest scores": good[:_CASES],
+        "Defective, lowest scores": missed,
+        "Defective, highest scores": rest[: -_CASES - 1 : -1],
     }
     return [CaseGroup(title, tuple(_case(each) for each in group)) for title, group in chosen.items() if group]
 

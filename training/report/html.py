@@ -1,4 +1,4 @@
-"""An evaluation as one HTML file for people: nothing in it asks another server, and it holds no script."""
+"""An evaluation as one self-contained HTML file, without scripts or external resources."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -17,11 +17,11 @@ from moleflow.training.report.tables import HEADINGS, percent
 __all__ = ["report_page"]
 
 _HEADLINES = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro", "false_alarm_rate", "defect_recall")
-"""Figures shown large on top, beside the routing accuracy."""
+"""Metrics shown at the top, after the routing accuracy."""
 
 
 def report_page(evaluation: Evaluation, measured: Sequence[Measured]) -> str:
-    """The page as text. ``DatasetError`` when an image that is shown cannot be read any more."""
+    """The page as HTML. ``DatasetError`` if an example image can no longer be read."""
     environment = Environment(
         loader=PackageLoader("moleflow.training.report", "page"),
         autoescape=True,
@@ -46,7 +46,7 @@ def report_page(evaluation: Evaluation, measured: Sequence[Measured]) -> str:
 
 
 def _matrix(confusion: Confusion) -> list[tuple[str, list[tuple[int, float, bool]]]]:
-    """Rows of the routing matrix: for each product the count, its share of the row, and whether it is right."""
+    """Rows of the confusion matrix: for each product the count, its fraction of the row, and whether it is correct."""
     return [
         (
             category,
@@ -60,7 +60,7 @@ def _matrix(confusion: Confusion) -> list[tuple[str, list[tuple[int, float, bool
 
 
 def _section(measured: Measured) -> dict[str, Any]:
-    """What the template draws of one category."""
+    """The template's data for one category."""
     figures, curves = measured.figures, measured.curves
     scores: dict[bool, list[float]] = {False: [], True: []}
     for outcome in measured.outcomes:
@@ -73,7 +73,7 @@ def _section(measured: Measured) -> dict[str, Any]:
     }
     return {
         "figures": figures,
-        # Text inside a drawing is escaped where it is drawn.
+        # Text in charts is escaped already.
         "charts": {title: Markup(drawing) for title, drawing in charts.items() if drawing},
         "groups": case_groups(measured.outcomes),
     }

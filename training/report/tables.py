@@ -26,24 +26,24 @@ HEADINGS = {
     "defective_refused": "defective refused",
     "sent_elsewhere": "sent elsewhere",
 }
-"""How each figure is called where people read it."""
+"""Column headings of the metrics."""
 
 
 def evaluation_tables(evaluation: Evaluation) -> Iterator[Table | Text]:
-    """Figures as routed and with the product named, the routing matrix, what is refused, and what was forgotten."""
+    """Metrics as routed and with the product named, confusion matrix, refusals, and forgetting."""
     yield _figures_table(evaluation, "As routed, in percent", named=False)
     if _differ(evaluation):
         yield _figures_table(evaluation, "With the true product named, in percent", named=True)
         yield _confusion_table(evaluation.confusion)
     else:
-        yield Text("Every image was routed to its own product: naming it changes nothing.\n")
+        yield Text("Every image was routed to its own product, so naming it changes nothing.\n")
     yield _service_table(evaluation)
     if evaluation.continual is not None:
         yield _continual_table(evaluation.continual)
 
 
 def summary_tables(summary: Summary) -> Iterator[Table]:
-    """Mean ± standard deviation of each figure over the runs."""
+    """Mean ± standard deviation of each metric over runs."""
     runs = len(summary.checkpoints)
     for named, title in ((False, "As routed"), (True, "With the true product named")):
         table = _table(f"{title}: mean ± standard deviation of {runs} runs, in percent")
@@ -63,10 +63,10 @@ def summary_tables(summary: Summary) -> Iterator[Table]:
         yield table
 
 
-def percent(share: float | None) -> str:
-    """A share in percent, or a dash."""
-    # Adding 0 turns a negative zero into a plain one.
-    return "–" if share is None else f"{round(100 * share, 2) + 0.0:.2f}".replace("-", "−")
+def percent(fraction: float | None) -> str:
+    """A fraction in percent, or a dash."""
+    # Adding 0 removes the sign of a negative zero.
+    return "–" if fraction is None else f"{round(100 * fraction, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def _table(title: str) -> Table:
@@ -96,7 +96,7 @@ def _cells(figures: Figures) -> list[str]:
 
 
 def _differ(evaluation: Evaluation) -> bool:
-    """Whether any image was routed to another product than its own."""
+    """Whether any image was routed to the wrong product."""
     return any(each.routing_accuracy < 1 for each in evaluation.categories)
 
 
@@ -111,8 +111,8 @@ def _confusion_table(confusion: Confusion) -> Table:
 
 
 def _service_table(evaluation: Evaluation) -> Table:
-    """Images that the service does not score as what they are."""
-    table = _table("With refusals, as the service answers, in percent")
+    """Images that the service refuses or scores as another product."""
+    table = _table("With refusals, as in the service, in percent")
     table.add_column("category")
     for name in ServiceAnswers.model_fields:
         table.add_column(HEADINGS[name], justify="right")

@@ -79,7 +79,7 @@ def lite0_by_hand(weights: dict[str, torch.Tensor], x: torch.Tensor) -> list[tor
     return [stages[2], stages[4]]
 
 
-def test_the_embedded_network_computes_what_its_packaged_weights_say(
+def test_embedded_weights_give_the_packaged_networks_features(
     embedded: Backbone, packaged: dict[str, torch.Tensor]
 ) -> None:
     with torch.inference_mode():
@@ -90,7 +90,7 @@ def test_the_embedded_network_computes_what_its_packaged_weights_say(
         assert (one - other).abs().max() < 1e-4
 
 
-def test_every_packaged_tensor_of_the_kept_blocks_is_used_once(
+def test_every_packaged_tensor_of_the_kept_blocks_is_loaded_once(
     embedded: Backbone, packaged: dict[str, torch.Tensor]
 ) -> None:
     def fingerprints(state: dict[str, torch.Tensor]) -> Counter[str]:
@@ -102,13 +102,13 @@ def test_every_packaged_tensor_of_the_kept_blocks_is_used_once(
     assert fingerprints(embedded.net.state_dict()) == fingerprints(source)
 
 
-def test_the_embedded_network_is_cut_after_the_last_stage_used(embedded: Backbone) -> None:
+def test_the_embedded_network_is_truncated_after_the_last_stage_used(embedded: Backbone) -> None:
     names = {key.split("blocks.")[1][0] for key in embedded.net.state_dict() if "blocks." in key}
     assert names == set("01234")
     assert not any("head" in key or "classifier" in key for key in embedded.net.state_dict())
 
 
-def test_the_embedded_network_is_normalised_as_it_was_trained(embedded: Backbone) -> None:
+def test_the_embedded_network_has_its_own_normalisation(embedded: Backbone) -> None:
     assert embedded.preprocessing == PREPROCESSING
 
 
@@ -128,7 +128,7 @@ def test_a_backbone_is_frozen_and_stays_in_eval_mode(embedded: Backbone) -> None
         pytest.param("test_maxvit", (64, 96), id="built for one size of image"),
     ],
 )
-def test_generic_timm_networks_give_their_stages_finest_first(name: str, channels: tuple[int, ...]) -> None:
+def test_timm_networks_return_their_stages_finest_first(name: str, channels: tuple[int, ...]) -> None:
     backbone = Backbone.empty(BackboneConfig(name=name, image_size=64), PREPROCESSING)
     assert backbone.channels == channels
     with torch.inference_mode():
@@ -136,7 +136,7 @@ def test_generic_timm_networks_give_their_stages_finest_first(name: str, channel
     assert [tuple(stage.shape) for stage in stages] == [(2, channels[0], 8, 8), (2, channels[1], 4, 4)]
 
 
-def test_three_stages_may_be_used() -> None:
+def test_three_stages_can_be_used() -> None:
     backbone = Backbone.empty(BackboneConfig(name="tiny_backbone", strides=(4, 8, 32)), PREPROCESSING)
     assert backbone.channels == (8, 12, 24)
 
@@ -146,7 +146,7 @@ def test_an_unknown_model_is_refused_with_similar_names_and_the_plugin_option() 
         Backbone.pretrained(BackboneConfig(name="resnet_huge"))
 
 
-def test_a_stage_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_a_missing_stage_is_refused_with_the_available_strides() -> None:
     with pytest.raises(
         BackboneError, match=r"'test_resnet' has no stage of stride 7; its strides are \[2, 4, 8, 16, 32\]"
     ):
@@ -158,7 +158,7 @@ def test_a_transformer_without_finer_stages_is_refused() -> None:
         Backbone.pretrained(BackboneConfig(name="test_vit"))
 
 
-def test_weights_that_cannot_be_had_are_an_error_with_three_ways_out(offline: None) -> None:
+def test_unavailable_weights_are_an_error_with_three_options(offline: None) -> None:
     with pytest.raises(BackboneError) as caught:
         Backbone.pretrained(BackboneConfig(name="test_resnet"))
     message = str(caught.value)
@@ -172,12 +172,12 @@ def test_weights_that_cannot_be_had_are_an_error_with_three_ways_out(offline: No
     assert "\n" not in message
 
 
-def test_a_weight_file_that_is_not_there_is_an_error_with_three_ways_out(tmp_path: Path) -> None:
+def test_a_missing_weight_file_is_an_error_with_three_options(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"no weight file '.*none.pth'.*\(1\).*\(2\).*\(3\)"):
         Backbone.pretrained(BackboneConfig(name="test_resnet"), tmp_path / "none.pth")
 
 
-def test_weights_that_were_read_are_there_whatever_happens_to_the_file(tmp_path: Path, processes: Processes) -> None:
+def test_loaded_weights_do_not_depend_on_the_file(tmp_path: Path, processes: Processes) -> None:
     for form in ("safetensors", "pth"):
         path = tmp_path / f"weights.{form}"
         # In a process of its own: touching a map of a file that was cut would end it by a signal.
@@ -194,7 +194,7 @@ def test_weights_that_were_read_are_there_whatever_happens_to_the_file(tmp_path:
 
 
 @pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped.pth"])
-def test_a_whole_networks_weight_file_gives_the_cut_network_the_same_features(tmp_path: Path, form: str) -> None:
+def test_full_weights_give_the_truncated_network_the_same_features(tmp_path: Path, form: str) -> None:
     torch.manual_seed(5)
     whole = timm.create_model("test_resnet").eval()
     for name, buffer in whole.named_buffers():
@@ -214,13 +214,13 @@ def test_a_whole_networks_weight_file_gives_the_cut_network_the_same_features(tm
         assert torch.allclose(one, other, atol=1e-5)
 
 
-def test_weights_of_another_network_are_refused_and_the_first_missing_tensor_named(tmp_path: Path) -> None:
+def test_weights_of_another_network_are_refused_with_the_first_missing_tensor(tmp_path: Path) -> None:
     save_file({"layer1.weight": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(BackboneError, match=r"do not fit the backbone: \d+ tensors are missing, first 'conv1"):
         Backbone.pretrained(BackboneConfig(name="test_resnet"), tmp_path / "other.safetensors")
 
 
-def test_weights_of_another_width_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_weights_of_another_width_are_refused_with_a_one_line_message(tmp_path: Path) -> None:
     state = timm.create_model("test_resnet").state_dict()
     state["bn1.weight"] = torch.zeros(7)
     save_file(state, tmp_path / "wide.safetensors")
@@ -260,7 +260,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(tmp_path: Path)
         ("cut.pth", b"PK\x03\x04" + bytes(40), "cannot be read"),
     ],
 )
-def test_a_weight_file_that_is_none_is_refused_in_one_line(
+def test_an_invalid_weight_file_is_refused_with_a_one_line_message(
     tmp_path: Path, name: str, content: bytes, message: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -276,7 +276,7 @@ def test_a_weight_file_without_a_state_dict_is_refused(tmp_path: Path, content: 
         Backbone.pretrained(BackboneConfig(name="test_resnet"), tmp_path / "weights.pth")
 
 
-def test_a_plugins_network_comes_with_its_own_normalisation() -> None:
+def test_a_plugins_network_has_its_own_normalisation() -> None:
     backbone = Backbone.pretrained(BackboneConfig(name="tiny_backbone", image_size=32))
     assert backbone.preprocessing.mean == (0.5, 0.45, 0.4)
     assert backbone.preprocessing.std == (0.25, 0.2, 0.3)

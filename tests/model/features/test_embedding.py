@@ -37,7 +37,9 @@ def gathered(stages: list[torch.Tensor], dim: int) -> torch.Tensor:
         pytest.param((4, 4), 36, (4, 2), id="one output a gathered value"),
     ],
 )
-def test_embeddings_equal_the_gathered_definition(channels: tuple[int, ...], dim: int, sides: tuple[int, ...]) -> None:
+def test_embeddings_equal_a_direct_implementation_of_the_definition(
+    channels: tuple[int, ...], dim: int, sides: tuple[int, ...]
+) -> None:
     generator = torch.Generator().manual_seed(0)
     stages = [torch.randn(2, c, side, side, generator=generator) for c, side in zip(channels, sides, strict=True)]
     embeddings = PatchEmbedder(channels, dim)(stages)
@@ -45,24 +47,24 @@ def test_embeddings_equal_the_gathered_definition(channels: tuple[int, ...], dim
     assert (embeddings - gathered(stages, dim)).abs().max() < 1e-5
 
 
-def test_a_grid_that_is_not_square_is_embedded_as_defined() -> None:
+def test_a_non_square_grid_is_embedded_as_defined() -> None:
     stages = [torch.randn(1, 6, 4, 6), torch.randn(1, 10, 2, 3)]
     assert (PatchEmbedder((6, 10), 12)(stages) - gathered(stages, 12)).abs().max() < 1e-5
 
 
-def test_the_convolutions_are_grouped_so_that_few_values_are_multiplied() -> None:
+def test_the_convolutions_are_grouped() -> None:
     embedder = PatchEmbedder((512, 1024), 768)
     assert embedder.get_buffer("kernel_0").shape == (768, 2, 3, 3)
     assert embedder.get_buffer("kernel_1").shape == (768, 4, 3, 3)
 
 
-def test_no_stages_are_refused() -> None:
+def test_an_empty_list_of_stages_is_refused() -> None:
     with pytest.raises(ValueError, match="stages must not be empty"):
         PatchEmbedder((), 8)([])
 
 
 @pytest.mark.parametrize("dim", [8, 160, 768])
-def test_the_position_code_is_the_sine_cosine_code_of_x_then_of_y(dim: int) -> None:
+def test_the_position_code_is_sinusoidal_in_x_then_y(dim: int) -> None:
     code = position_code(3, 5, dim)
     assert code.shape == (3, 5, dim)
     assert code.dtype == torch.float32
@@ -76,6 +78,6 @@ def test_the_position_code_is_the_sine_cosine_code_of_x_then_of_y(dim: int) -> N
         assert torch.allclose(code[y, x], torch.tensor(expected), atol=1e-6)
 
 
-def test_every_position_has_its_own_code() -> None:
+def test_every_position_has_a_unique_code() -> None:
     code = position_code(28, 28, 160).flatten(0, 1)
     assert torch.cdist(code, code).fill_diagonal_(1).min() > 1e-2

@@ -55,7 +55,7 @@ def test_a_package_and_a_module_in_it_are_found_by_name(here: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["plug.py", "./plug", "./plug.py", "sub/plug.py", "sub/../plug.py", "sub/plug", "{}/plug.py"]
 )
-def test_every_way_to_write_a_path_is_taken(here: Path, path: str) -> None:
+def test_every_form_of_path_is_accepted(here: Path, path: str) -> None:
     name = f"net_{abs(hash(path))}"
     put(here / "plug.py", name)
     put(here / "sub" / "plug.py", name)
@@ -63,7 +63,7 @@ def test_every_way_to_write_a_path_is_taken(here: Path, path: str) -> None:
     assert timm.is_model(name)
 
 
-def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_path_may_start_with_the_home_folder(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(here))
     put(here / "plug.py", "net_home")
     monkeypatch.chdir("/")
@@ -71,28 +71,28 @@ def test_a_path_may_begin_with_the_home_folder(here: Path, monkeypatch: pytest.M
     assert timm.is_model("net_home")
 
 
-def test_a_folder_with_a_package_is_taken_by_its_path(here: Path) -> None:
+def test_a_package_is_imported_by_the_path_of_its_folder(here: Path) -> None:
     put(here / "sub" / "plug" / "__init__.py", "net_folder", "from .inner import VALUE\n")
     put(here / "sub" / "plug" / "inner.py", "net_folder_inner", "VALUE = 1\n")
     import_plugin("sub/plug/")
     assert timm.is_model("net_folder_inner")
 
 
-def test_a_plugin_may_import_its_neighbours(here: Path) -> None:
+def test_a_plugin_may_import_modules_beside_it(here: Path) -> None:
     put(here / "sub" / "plug.py", "net_neighbour", "import its_neighbour_module\n")
     put(here / "sub" / "its_neighbour_module.py", "net_of_neighbour")
     import_plugin("sub/plug.py")
     assert timm.is_model("net_of_neighbour")
 
 
-def test_a_folder_that_is_no_package_is_refused(here: Path) -> None:
+def test_a_folder_that_is_not_a_package_is_refused(here: Path) -> None:
     (here / "plug").mkdir()
     with pytest.raises(ConfigurationError, match=r"not a package: it has no __init__\.py"):
         import_plugin("./plug")
 
 
 @pytest.mark.parametrize("name", ["plug_missing", "./plug_missing.py", "no/such/file.py", "", ".relative", "..", "/"])
-def test_what_is_not_there_is_refused(here: Path, name: str) -> None:
+def test_a_missing_plugin_is_refused(here: Path, name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be imported"):
         import_plugin(name)
 
@@ -109,40 +109,40 @@ def test_what_is_not_there_is_refused(here: Path, name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("given", ["plug_wrong", "plug_wrong.py"])
-def test_code_that_fails_is_named_with_its_line(here: Path, code: str, expected: str, given: str) -> None:
+def test_an_error_in_a_plugin_is_reported_with_its_line(here: Path, code: str, expected: str, given: str) -> None:
     (here / "plug_wrong.py").write_text(code)
     for _ in range(2):  # half of it is not taken for the whole the second time
         with pytest.raises(ConfigurationError, match=expected):
             import_plugin(given)
 
 
-def test_a_plugin_that_ends_the_program_is_an_error(here: Path) -> None:
+def test_a_plugin_that_exits_is_an_error(here: Path) -> None:
     (here / "plug_exits.py").write_text("import sys\n\nsys.exit(0)\n")
     with pytest.raises(ConfigurationError, match=r"exits on import .*sys\.exit\(0\).*plug_exits\.py, line 3"):
         import_plugin("plug_exits")
 
 
 @pytest.mark.parametrize("name", ["model", "training", "service"])
-def test_a_plugins_own_modules_may_have_any_name_that_is_no_librarys(here: Path, name: str) -> None:
+def test_a_plugins_own_modules_may_have_the_names_of_our_packages(here: Path, name: str) -> None:
     put(here / f"{name}.py", f"net_of_{name}")
     (here / f"plug_{name}.py").write_text(f"import {name}\nassert {name}.__file__ == {str(here / name) + '.py'!r}\n")
     import_plugin(f"plug_{name}.py")
     assert timm.is_model(f"net_of_{name}")
 
 
-def test_a_name_of_two_modules_is_ambiguous(here: Path) -> None:
+def test_a_name_that_matches_two_modules_is_ambiguous(here: Path) -> None:
     put(here / "json.py", "net_json")
     with pytest.raises(ConfigurationError, match="is ambiguous: .* or .*json.py; pass the path"):
         import_plugin("json")
 
 
-def test_a_fifo_does_not_hold_the_program_up(here: Path) -> None:
+def test_a_fifo_does_not_block(here: Path) -> None:
     os.mkfifo(here / "plug.py")
     with pytest.raises(ConfigurationError, match="a FIFO or a device"):
         import_plugin("plug.py")
 
 
-def test_nothing_that_is_installed_is_hidden_by_the_plugins_folder(here: Path) -> None:
+def test_the_plugins_folder_shadows_no_installed_module(here: Path) -> None:
     put(here / "plug_last.py", "net_last", "import colorsys\n")
     (here / "colorsys.py").write_text("raise AssertionError('taken for the installed one')\n")
     sys.modules.pop("colorsys", None)

@@ -22,7 +22,7 @@ def test_the_new_content_replaces_the_old(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_until_the_block_ends_the_old_file_is_there(tmp_path: Path) -> None:
+def test_the_old_file_stays_until_the_block_ends(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     with atomic_write(path) as temporary:
@@ -41,14 +41,14 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_file_has_the_mode_that_an_ordinary_one_has(tmp_path: Path) -> None:
+def test_a_new_file_has_the_default_mode(tmp_path: Path) -> None:
     (tmp_path / "ordinary").touch()
     with atomic_write(tmp_path / "file") as temporary:
         temporary.write_text("x")
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
 
 
-def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, processes: Processes) -> None:
+def test_the_next_writer_removes_what_a_killed_one_left_behind(tmp_path: Path, processes: Processes) -> None:
     path = tmp_path / "factory[1].safetensors"  # with characters that a pattern would read otherwise
     killed = processes.run(
         "import os, signal\nfrom pathlib import Path\nfrom moleflow.model.files.atomic import atomic_write\n"
@@ -63,7 +63,7 @@ def test_what_a_killed_writer_left_is_removed_by_the_next(tmp_path: Path, proces
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_temporary_files_of_a_longer_name_are_left_alone(tmp_path: Path) -> None:
+def test_temporary_files_of_a_longer_name_are_kept(tmp_path: Path) -> None:
     # `factory.v2` may be written by another process at this moment.
     with atomic_write(tmp_path / "factory.v2") as other:
         other.write_text("other")
@@ -72,7 +72,7 @@ def test_temporary_files_of_a_longer_name_are_left_alone(tmp_path: Path) -> None
     assert (tmp_path / "factory.v2").read_text() == "other"
 
 
-def test_kills_at_random_instants_never_leave_half_a_file(tmp_path: Path, processes: Processes) -> None:
+def test_kills_at_random_times_never_leave_a_partial_file(tmp_path: Path, processes: Processes) -> None:
     path = tmp_path / "file"
     code = (
         "from pathlib import Path\nfrom moleflow.model.files.atomic import atomic_write\n"
@@ -105,7 +105,7 @@ def write(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
-def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_kept_and_its_target_replaced(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     target, middle, link = tmp_path / "store" / "v1", tmp_path / "middle", tmp_path / "link"
     target.write_text("old")
@@ -119,7 +119,7 @@ def test_a_link_stays_a_link_and_what_it_leads_to_is_replaced(tmp_path: Path) ->
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "middle", "store"]
 
 
-def test_a_dangling_link_gets_the_file_that_it_names(tmp_path: Path) -> None:
+def test_writing_to_a_dangling_link_creates_its_target(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to("store/v1")
     write(link, "new")
@@ -141,7 +141,7 @@ def test_a_link_across_file_systems_is_followed(tmp_path: Path) -> None:
         assert list(Path(elsewhere).iterdir()) == [target]
 
 
-def test_links_that_run_in_a_circle_are_an_error(tmp_path: Path) -> None:
+def test_a_cycle_of_links_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
@@ -149,7 +149,7 @@ def test_links_that_run_in_a_circle_are_an_error(tmp_path: Path) -> None:
     assert (tmp_path / "a").is_symlink()
 
 
-def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
+def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     listening = socket.socket(socket.AF_UNIX)
@@ -165,7 +165,7 @@ def test_what_is_no_regular_file_is_never_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o660, 0o600, 0o444, 0o2640])
-def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+def test_a_replaced_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     path.chmod(mode)
@@ -174,7 +174,7 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path: Path, mode: int) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files away")
-def test_a_file_that_is_replaced_keeps_its_owner_and_group(tmp_path: Path) -> None:
+def test_a_replaced_file_keeps_its_owner_and_group(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     os.chown(path, 1234, 4321)
@@ -184,7 +184,7 @@ def test_a_file_that_is_replaced_keeps_its_owner_and_group(tmp_path: Path) -> No
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (1234, 4321, 0o640)
 
 
-def test_where_the_owner_may_not_be_kept_the_mode_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_mode_is_kept_even_if_the_owner_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise PermissionError
 
@@ -196,7 +196,7 @@ def test_where_the_owner_may_not_be_kept_the_mode_is(tmp_path: Path, monkeypatch
     assert (path.read_text(), stat.S_IMODE(path.stat().st_mode)) == ("new", 0o660)
 
 
-def test_extended_attributes_are_kept_where_the_file_system_has_them(tmp_path: Path) -> None:
+def test_extended_attributes_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
     try:
@@ -207,7 +207,7 @@ def test_extended_attributes_are_kept_where_the_file_system_has_them(tmp_path: P
     assert os.getxattr(path, "user.origin") == b"line 3"
 
 
-def test_another_name_of_the_same_file_keeps_the_old_content(tmp_path: Path) -> None:
+def test_a_hard_link_keeps_the_old_content(tmp_path: Path) -> None:
     path, snapshot = tmp_path / "file", tmp_path / "snapshot"
     path.write_text("old")
     snapshot.hardlink_to(path)
@@ -215,7 +215,7 @@ def test_another_name_of_the_same_file_keeps_the_old_content(tmp_path: Path) -> 
     assert (path.read_text(), snapshot.read_text()) == ("new", "old")
 
 
-def test_two_writers_of_one_file_do_not_remove_each_others_temporary_files(tmp_path: Path) -> None:
+def test_concurrent_writers_do_not_remove_each_others_temporary_files(tmp_path: Path) -> None:
     path = tmp_path / "file"
     with atomic_write(path) as one:
         one.write_text("one")
@@ -226,7 +226,7 @@ def test_two_writers_of_one_file_do_not_remove_each_others_temporary_files(tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_without_locks_what_may_be_anothers_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_locks_other_temporary_folders_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
     import fcntl
 
@@ -243,13 +243,13 @@ def test_without_locks_what_may_be_anothers_is_left_alone(tmp_path: Path, monkey
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_name_of_the_greatest_length_can_be_written(tmp_path: Path) -> None:
+def test_a_name_of_maximum_length_can_be_written(tmp_path: Path) -> None:
     path = tmp_path / ("é" * 127)  # 254 bytes, and the cut for the temporary name goes through a letter
     write(path, "new")
     assert path.read_text() == "new"
 
 
-def test_a_planted_link_in_place_of_the_temporary_folder_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_in_place_of_the_temporary_folder_is_not_followed(tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "data").touch()

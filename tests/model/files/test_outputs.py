@@ -10,7 +10,7 @@ from moleflow.model.errors import ConfigurationError
 from moleflow.model.files.outputs import check_output, check_output_folder, write_text
 
 
-def test_a_check_leaves_what_is_there_as_it_is(tmp_path: Path) -> None:
+def test_a_check_changes_no_existing_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("precious")
     before = path.stat()
@@ -33,7 +33,7 @@ def test_a_check_leaves_what_is_there_as_it_is(tmp_path: Path) -> None:
         ("link to device", "it is a device"),
     ],
 )
-def test_an_output_that_cannot_be_is_refused_with_the_reason(tmp_path: Path, name: str, hint: str) -> None:
+def test_an_unwritable_output_is_refused_with_the_reason(tmp_path: Path, name: str, hint: str) -> None:
     (tmp_path / "folder").mkdir()
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "file").touch()
@@ -45,7 +45,7 @@ def test_an_output_that_cannot_be_is_refused_with_the_reason(tmp_path: Path, nam
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def test_an_output_that_is_an_input_by_any_name_is_refused(tmp_path: Path) -> None:
+def test_an_output_that_is_an_input_under_any_name_is_refused(tmp_path: Path) -> None:
     checkpoint = tmp_path / "factory.safetensors"
     checkpoint.write_text("precious")
     (tmp_path / "link").symlink_to(checkpoint)
@@ -55,7 +55,7 @@ def test_an_output_that_is_an_input_by_any_name_is_refused(tmp_path: Path) -> No
             check_output("the figures", tmp_path / name, inputs=(checkpoint, tmp_path / "missing"))
 
 
-def test_a_folder_of_outputs_is_made_and_a_file_in_its_place_refused(tmp_path: Path) -> None:
+def test_an_output_folder_is_created_and_a_file_in_its_place_refused(tmp_path: Path) -> None:
     check_output_folder("the overlays", tmp_path / "a" / "b")
     assert list((tmp_path / "a" / "b").iterdir()) == []
     (tmp_path / "file").touch()
@@ -74,7 +74,7 @@ def test_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
         tmp_path.chmod(0o700)
 
 
-def test_odd_bytes_of_a_name_do_not_keep_a_report_from_being_written(tmp_path: Path) -> None:
+def test_a_report_may_contain_file_names_that_are_not_text(tmp_path: Path) -> None:
     write_text("the report", tmp_path / "report", os.fsdecode(b"images/\xff.png"))
     assert (tmp_path / "report").read_text() == r"images/\udcff.png"
 
@@ -104,7 +104,7 @@ CODE
         ("touch target/file other; mount --bind other target/file", "a mount point"),
     ],
 )
-def test_what_only_trying_finds_out_is_found_out(tmp_path: Path, mounts: str, hint: str) -> None:
+def test_a_trial_write_finds_a_full_disk_and_a_mounted_file(tmp_path: Path, mounts: str, hint: str) -> None:
     import sys
 
     (tmp_path / "target").mkdir()

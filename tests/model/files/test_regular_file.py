@@ -9,7 +9,7 @@ import pytest
 from moleflow.model.files.regular_file import read_regular_file
 
 
-def test_a_file_is_read_whole(tmp_path: Path) -> None:
+def test_a_file_is_read_completely(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"x" * 100)
     assert read_regular_file(tmp_path / "file") == read_regular_file(tmp_path / "file", 100) == b"x" * 100
 
@@ -31,7 +31,7 @@ def test_a_file_beyond_the_limit_is_refused_before_it_is_read(tmp_path: Path) ->
         ("gone", "No such file"),
     ],
 )
-def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, name: str, hint: str) -> None:
+def test_anything_but_a_regular_file_is_refused_without_blocking(tmp_path: Path, name: str, hint: str) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "folder").mkdir()
     (tmp_path / "device").symlink_to("/dev/zero")

@@ -45,7 +45,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(("kind", "options"), [("PNG", {}), ("BMP", {}), ("TIFF", {}), ("WebP", {"lossless": True})])
-def test_a_lossless_rgb_image_comes_back_exactly(kind: str, options: dict[str, object]) -> None:
+def test_a_lossless_rgb_image_is_decoded_exactly(kind: str, options: dict[str, object]) -> None:
     pixels = gradient()
     result = open_rgb(encode(Image.fromarray(pixels), kind, **options))
     assert result.dtype == np.uint8
@@ -58,17 +58,17 @@ def test_the_result_is_writable_and_contiguous() -> None:
     assert result.flags.c_contiguous
 
 
-def test_a_jpeg_comes_back_nearly_the_same() -> None:
+def test_a_jpeg_is_decoded_to_similar_pixels() -> None:
     pixels = np.full((16, 24, 3), (200, 90, 30), np.uint8)
     assert np.abs(open_rgb(encode(Image.fromarray(pixels), "JPEG", quality=95)).astype(int) - pixels).max() <= 3
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_each_format_is_known_by_its_first_bytes(kind: str) -> None:
+def test_each_format_is_detected_by_its_signature(kind: str) -> None:
     assert image_format(encode(Image.fromarray(gradient()), kind)) == kind
 
 
-def test_a_path_reads_as_its_bytes_do(tmp_path: Path) -> None:
+def test_a_path_and_its_bytes_give_the_same_pixels(tmp_path: Path) -> None:
     data = encode(Image.fromarray(gradient()), "PNG")
     path = tmp_path / "named_wrongly.jpg"
     path.write_bytes(data)
@@ -108,7 +108,7 @@ def test_a_rotated_phone_jpeg_is_turned_upright() -> None:
     assert result[20:].mean() > 245
 
 
-def test_damaged_exif_does_not_spoil_the_image() -> None:
+def test_damaged_exif_is_ignored() -> None:
     pixels = gradient()
     data = encode(Image.fromarray(pixels), "PNG", exif=b"Exif\0\0II*\0" + b"\xff" * 20)
     assert np.array_equal(open_rgb(data), pixels)
@@ -119,7 +119,7 @@ def test_grey_becomes_three_equal_channels() -> None:
     assert np.array_equal(open_rgb(encode(Image.fromarray(grey), "PNG")), np.stack([grey] * 3, axis=2))
 
 
-def test_black_and_white_becomes_0_and_255() -> None:
+def test_bilevel_becomes_0_and_255() -> None:
     bits = np.array([[True, False, True], [False, False, True]])
     result = open_rgb(encode(Image.fromarray(bits), "PNG"))
     assert np.array_equal(result[..., 0], bits * 255)
@@ -133,34 +133,34 @@ def test_a_palette_image_gets_the_colours_of_its_palette(kind: str) -> None:
     assert open_rgb(encode(image, kind)).tolist() == [[[255, 0, 0], [0, 255, 0], [0, 0, 255]]]
 
 
-def test_a_transparent_palette_entry_is_laid_on_white() -> None:
+def test_a_transparent_palette_entry_is_composited_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 255, 0])
     image.putdata([0, 1])
     assert open_rgb(encode(image, "PNG", transparency=0)).tolist() == [[[255, 255, 255], [0, 255, 0]]]
 
 
-def test_palette_transparency_by_the_byte_is_laid_on_white() -> None:
+def test_per_entry_palette_alpha_is_composited_on_white() -> None:
     image = Image.new("P", (2, 1))
     image.putpalette([255, 0, 0, 0, 0, 0])
     image.putdata([0, 1])
     assert open_rgb(encode(image, "PNG", transparency=b"\xff\x80")).tolist() == [[[255, 0, 0], [127, 127, 127]]]
 
 
-def test_a_transparent_colour_is_laid_on_white() -> None:
+def test_a_colour_key_is_composited_on_white() -> None:
     pixels = np.array([[[10, 20, 30], [40, 50, 60]]], np.uint8)
     data = encode(Image.fromarray(pixels), "PNG", transparency=(10, 20, 30))
     assert open_rgb(data).tolist() == [[[255, 255, 255], [40, 50, 60]]]
 
 
-def test_alpha_is_laid_on_white() -> None:
+def test_alpha_is_composited_on_white() -> None:
     pixels = np.array([[[100, 0, 0, 0], [100, 0, 0, 255], [0, 0, 0, 51]]], np.uint8)
     assert open_rgb(encode(Image.fromarray(pixels), "PNG")).tolist() == [
         [[255, 255, 255], [100, 0, 0], [204, 204, 204]]
     ]
 
 
-def test_grey_with_alpha_is_laid_on_white() -> None:
+def test_grey_with_alpha_is_composited_on_white() -> None:
     image = Image.new("LA", (2, 1))
     image.putdata([(40, 255), (40, 0)])
     assert open_rgb(encode(image, "PNG"))[..., 0].tolist() == [[40, 255]]
@@ -172,7 +172,7 @@ def test_16_bit_grey_is_scaled_over_its_full_range(kind: str) -> None:
     assert open_rgb(encode(Image.fromarray(values), kind))[..., 0].tolist() == [[0, 0, 1, 1, 128, 255]]
 
 
-def test_16_bit_grey_of_the_other_byte_order_reads_alike() -> None:
+def test_16_bit_grey_reads_the_same_in_both_byte_orders() -> None:
     values = np.array([[0, 32768, 65535]], np.uint16)
     image = Image.frombytes("I;16B", (3, 1), values.astype(">u2").tobytes())
     assert open_rgb(encode(image, "TIFF"))[..., 0].tolist() == [[0, 128, 255]]
@@ -185,7 +185,7 @@ def test_cmyk_becomes_rgb(kind: str) -> None:
     assert np.abs(result - (255, 0, 0)).max() <= 3
 
 
-def test_of_an_animation_the_first_frame_is_read() -> None:
+def test_the_first_frame_of_an_animation_is_read() -> None:
     first, second = Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("RGB", (4, 3), (0, 0, 255))
     for kind in ("GIF", "PNG"):
         data = encode(first, kind, save_all=True, append_images=[second])
@@ -198,19 +198,19 @@ def test_floating_point_values_are_refused() -> None:
         open_rgb(data)
 
 
-def test_a_colour_space_without_conversion_is_refused() -> None:
+def test_an_unsupported_colour_space_is_refused() -> None:
     data = encode(Image.new("LAB", (4, 4)), "TIFF")
     with pytest.raises(UnsupportedImageError, match="mode LAB"):
         open_rgb(data)
 
 
-def test_no_bytes_are_refused() -> None:
+def test_an_empty_file_is_refused() -> None:
     with pytest.raises(UnsupportedImageError, match="is empty"):
         open_rgb(b"")
 
 
 @pytest.mark.parametrize("data", [b"hello, world", b"%PDF-1.7", b"<svg/>", b"\0\0\0\x1cftypheic", b"P5 2 2 255 abcd"])
-def test_what_is_no_image_of_a_known_format_is_refused(data: bytes) -> None:
+def test_bytes_of_an_unknown_format_are_refused(data: bytes) -> None:
     with pytest.raises(UnsupportedImageError, match="save it as PNG or JPEG"):
         open_rgb(data)
 
@@ -235,13 +235,13 @@ def test_a_missing_file_is_an_image_error_that_names_it(tmp_path: Path) -> None:
         open_rgb(tmp_path / "absent.png")
 
 
-def test_pixels_are_counted_before_decoding() -> None:
+def test_the_pixel_limit_is_checked_before_decoding() -> None:
     # The file ends after its header, so that only a check before decoding can give this answer.
     with pytest.raises(ImageTooLargeError, match=r"30000 × 20000 = 600,000,000 pixels; at most 1,000 are"):
         open_rgb(png_header(30_000, 20_000), max_pixels=1_000)
 
 
-def test_an_image_of_just_the_limit_is_read() -> None:
+def test_an_image_exactly_at_the_limit_is_read() -> None:
     data = encode(Image.fromarray(gradient(5, 7)), "PNG")
     assert open_rgb(data, max_pixels=35).shape == (5, 7, 3)
     with pytest.raises(ImageTooLargeError):
@@ -255,13 +255,13 @@ def test_open_image_keeps_palette_indices() -> None:
     assert np.asarray(open_image(encode(image, "PNG"))).tolist() == [[0, 1, 2]]
 
 
-def test_pillows_settings_are_left_alone() -> None:
+def test_pillows_global_settings_are_not_changed() -> None:
     before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, len(Image.OPEN)
     open_rgb(encode(Image.fromarray(gradient()), "PNG"))
     assert (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES, len(Image.OPEN)) == before
 
 
-def test_damaged_metadata_prints_no_warning() -> None:
+def test_damaged_metadata_gives_no_warning() -> None:
     outcome = run(
         "import io; from PIL import Image; from moleflow.model.images.decode import open_rgb; buffer = io.BytesIO();"
         "Image.new('RGB', (4, 4)).save(buffer, 'PNG', exif=b'Exif\\0\\0II*\\0\\x08\\0\\0\\0' + b'\\xff' * 20);"
@@ -270,7 +270,7 @@ def test_damaged_metadata_prints_no_warning() -> None:
     assert (outcome.stdout, outcome.stderr) == ("(4, 4, 3)\n", "")
 
 
-def test_many_threads_decode_alike() -> None:
+def test_threads_decode_to_the_same_pixels() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)
     data = encode(Image.fromarray(pixels), "PNG")
     with ThreadPoolExecutor(8) as pool:
@@ -280,9 +280,7 @@ def test_many_threads_decode_alike() -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 @settings(max_examples=60, deadline=None)
 @given(damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=12))
-def test_whatever_is_damaged_the_answer_is_an_image_or_an_image_error(
-    kind: str, damage: list[tuple[float, int]]
-) -> None:
+def test_a_damaged_file_gives_an_image_or_an_image_error(kind: str, damage: list[tuple[float, int]]) -> None:
     data = bytearray(encode(Image.fromarray(gradient(9, 11)), kind))
     for position, value in damage:
         data[int(position * len(data))] = value
@@ -303,7 +301,7 @@ def detailed(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_large_jpeg_is_reduced_and_keeps_its_size_and_its_way_up(orientation: int) -> None:
+def test_a_large_jpeg_decoded_at_reduced_scale_keeps_its_size_and_orientation(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encode(Image.fromarray(detailed(512, 768)), "JPEG", quality=95, exif=exif.tobytes())
@@ -314,7 +312,7 @@ def test_a_large_jpeg_is_reduced_and_keeps_its_size_and_its_way_up(orientation: 
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_large_jpegs_of_other_colours_are_reduced_too(mode: str) -> None:
+def test_large_jpegs_in_other_colour_spaces_are_reduced_too(mode: str) -> None:
     data = encode(Image.fromarray(detailed(256, 256)).convert(mode), "JPEG", quality=95)
     difference = np.abs(open_for_model(data, 32).pixels.astype(int) - RESIZE(open_rgb(data)))
     assert 0 < difference.max() <= 2
@@ -323,7 +321,7 @@ def test_large_jpegs_of_other_colours_are_reduced_too(mode: str) -> None:
 @pytest.mark.parametrize(
     ("height", "width"), [(255, 512), (254, 512), (256, 257), (2 * 32 * MIN_OVERSAMPLING - 2, 1024)]
 )
-def test_a_jpeg_that_would_become_too_small_or_does_not_divide_is_decoded_whole(height: int, width: int) -> None:
+def test_a_jpeg_that_is_too_small_or_not_divisible_is_decoded_at_full_scale(height: int, width: int) -> None:
     data = encode(Image.fromarray(detailed(height, width)), "JPEG")
     small = open_for_model(data, 32)
     assert np.array_equal(small.pixels, RESIZE(open_rgb(data)))
@@ -336,13 +334,13 @@ def test_only_jpegs_are_reduced(kind: str) -> None:
     assert np.array_equal(open_for_model(data, 32).pixels, RESIZE(open_rgb(data)))
 
 
-def test_the_pixel_limit_counts_the_pixels_of_the_file_not_the_reduced_ones() -> None:
+def test_the_pixel_limit_applies_to_the_full_size_not_the_reduced_one() -> None:
     data = encode(Image.fromarray(detailed(256, 256)), "JPEG")
     with pytest.raises(ImageTooLargeError, match="65,536 pixels"):
         open_for_model(data, 32, max_pixels=65_535)
 
 
-def test_a_large_jpeg_that_ends_early_is_refused() -> None:
+def test_a_large_truncated_jpeg_is_refused() -> None:
     data = encode(Image.fromarray(detailed(256, 256)), "JPEG")
     with pytest.raises(UnsupportedImageError):
         open_for_model(data[: len(data) // 2], 32)

@@ -54,7 +54,7 @@ def encoded(kind: str) -> bytes:
     "kind",
     ["turned PNG with alpha", "turned JPEG", "progressive CMYK JPEG", "WebP with alpha", "PNG of 16-bit RGB"],
 )
-def test_decoding_takes_a_bounded_number_of_bytes_a_pixel(tmp_path: Path, kind: str) -> None:
+def test_decoding_takes_a_bounded_number_of_bytes_per_pixel(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "image"
     path.write_bytes(encoded(kind))
     done = subprocess.run([sys.executable, "-c", MEASURE, path], capture_output=True, text=True, check=True)

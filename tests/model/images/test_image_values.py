@@ -169,14 +169,14 @@ def test_a_bmp_or_gif_has_the_values_of_its_specification(name: str) -> None:
 @pytest.mark.parametrize(
     ("bits", "colour", "channels"), [(8, RGB, 3), (16, GREY, 1), (16, RGB, 3), (16, GREY_ALPHA, 2)]
 )
-def test_an_interlaced_png_reads_as_a_plain_one(bits: int, colour: int, channels: int) -> None:
+def test_an_interlaced_png_reads_like_a_plain_one(bits: int, colour: int, channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 1 << bits, (11, 13, channels))
     assert np.array_equal(open_rgb(png(values, bits, colour, interlaced=True)), open_rgb(png(values, bits, colour)))
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits"])
 @pytest.mark.parametrize("mode", ["I;16", "I;16B"])
-def test_a_compressed_tiff_of_16_bit_grey_reads_as_a_plain_one(compression: str, mode: str) -> None:
+def test_a_compressed_16_bit_grey_tiff_reads_like_a_plain_one(compression: str, mode: str) -> None:
     values = np.array([[0, 300, 40_000, 65_535]], "<u2" if mode == "I;16" else ">u2")
     buffer = io.BytesIO()
     Image.frombytes(mode, (4, 1), values.tobytes()).save(buffer, "TIFF", compression=compression)
@@ -184,7 +184,7 @@ def test_a_compressed_tiff_of_16_bit_grey_reads_as_a_plain_one(compression: str,
 
 
 @pytest.mark.parametrize("order", ["<", ">"])
-def test_a_compressed_tiff_of_16_bit_rgb_reads_as_a_plain_one(order: str) -> None:
+def test_a_compressed_16_bit_rgb_tiff_reads_like_a_plain_one(order: str) -> None:
     data = zlib.compress(u2(order, 300, 301, 40_000, 0, 128, 65_535))
     pixels = open_rgb(tiff(2, 1, data, [16] * 3, order=order, t262=2, t259=8))
     assert pixels.tolist() == [[eight(300, 301, 40_000), eight(0, 128, 65_535)]]
@@ -220,13 +220,13 @@ def jpeg(mode: str, colour: tuple[int, ...], **options: Any) -> bytearray:
     return bytearray(buffer.getvalue())
 
 
-def test_a_jpeg_of_inverted_cmyk_as_adobe_writes_it_becomes_rgb() -> None:
+def test_an_inverted_cmyk_jpeg_by_adobe_becomes_rgb() -> None:
     # Pillow writes ink amounts inverted and says so in Adobe's segment.
     pixels = open_rgb(bytes(jpeg("CMYK", (255, 102, 0, 51))))
     assert np.abs(pixels[0, 0].astype(int) - [0, 122, 204]).max() <= 2
 
 
-def test_a_jpeg_of_ycck_becomes_rgb() -> None:
+def test_a_ycck_jpeg_becomes_rgb() -> None:
     data = jpeg("CMYK", (90, 140, 200, 30))
     transform = data.index(b"Adobe") + 11
     data[transform] = 2  # the stored values are now Y, Cb, Cr, and inverted black
@@ -237,12 +237,12 @@ def test_a_jpeg_of_ycck_becomes_rgb() -> None:
     assert np.abs(open_rgb(bytes(data))[0, 0] - expected).max() <= 3
 
 
-def test_a_jpeg_whose_transform_says_rgb_is_not_converted() -> None:
+def test_an_rgb_jpeg_is_not_converted() -> None:
     data = jpeg("RGB", (200, 90, 30), keep_rgb=True)
     assert np.abs(open_rgb(bytes(data))[0, 0].astype(int) - [200, 90, 30]).max() <= 1
 
 
-def test_a_webp_of_grey_with_alpha_is_laid_on_white() -> None:
+def test_a_grey_webp_with_alpha_is_composited_on_white() -> None:
     image = Image.new("LA", (2, 1))
     image.putdata([(40, 255), (40, 0)])
     buffer = io.BytesIO()
@@ -250,7 +250,7 @@ def test_a_webp_of_grey_with_alpha_is_laid_on_white() -> None:
     assert open_rgb(buffer.getvalue()).tolist() == [grey(40, 255)]
 
 
-def test_a_pngs_exif_orientation_counts_at_16_bits() -> None:
+def test_exif_orientation_applies_to_16_bit_pngs() -> None:
     exif = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # to be turned clockwise
     data = png([[0, 20_000, 40_000]], 16, GREY, png_chunk(b"eXIf", exif))
     assert open_rgb(data)[:, 0, 0].tolist() == eight(0, 20_000, 40_000)
@@ -259,7 +259,7 @@ def test_a_pngs_exif_orientation_counts_at_16_bits() -> None:
     assert found.pixels[:, 0, 0].tolist() == [0, 20_000, 40_000]
 
 
-def test_the_width_of_a_turned_tiff_is_that_of_the_upright_image() -> None:
+def test_the_width_of_a_rotated_tiff_is_that_of_the_upright_image() -> None:
     for data in (
         tiff(3, 1, b"\1\2\3", [8], t262=1, t274=6),
         tiff(3, 1, u2("<", 1, 2, 3), [16], t262=1, t274=6),
@@ -272,12 +272,12 @@ def test_the_width_of_a_turned_tiff_is_that_of_the_upright_image() -> None:
 
 @pytest.mark.parametrize(("bits", "expected"), [(8, False), (16, True)])
 @pytest.mark.parametrize(("colour", "channels"), [(GREY, 1), (RGB, 3), (GREY_ALPHA, 2), (RGBA, 4)])
-def test_the_depth_is_told_by_the_header(bits: int, colour: int, channels: int, expected: bool) -> None:
+def test_the_bit_depth_is_read_from_the_header(bits: int, colour: int, channels: int, expected: bool) -> None:
     assert has_deep_values(png(np.zeros((1, 1, channels)), bits, colour)) is expected
 
 
 @pytest.mark.parametrize(("colour", "channels"), [(GREY, 1), (RGB, 3), (GREY_ALPHA, 2), (RGBA, 4)])
-def test_16_bit_values_reach_the_model_whole(colour: int, channels: int) -> None:
+def test_16_bit_values_reach_the_model_unrounded(colour: int, channels: int) -> None:
     values = np.random.default_rng(0).integers(0, 1 << 16, (32, 32, channels))
     if channels in (2, 4):
         values[..., -1] = 65_535
@@ -286,7 +286,7 @@ def test_16_bit_values_reach_the_model_whole(colour: int, channels: int) -> None
     assert np.array_equal(pixels, np.broadcast_to(values[..., : 1 if channels < 3 else 3], (32, 32, 3)))
 
 
-def test_a_large_16_bit_image_is_resized_in_strips_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resizing_in_strips_equals_resizing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).integers(0, 1 << 16, (90, 70))
     data = png(values, 16, GREY)
     whole = Image.fromarray(values.astype(np.float32)).resize((32, 32), Image.Resampling.BILINEAR)

@@ -16,23 +16,23 @@ def rgb_image(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (20, 90), (31, 33)])
-def test_the_whole_image_is_resized_without_a_crop(height: int, width: int) -> None:
+def test_the_whole_image_is_resized_without_cropping(height: int, width: int) -> None:
     expected = Image.fromarray(rgb_image(height, width)).resize((32, 32), Image.Resampling.BILINEAR)
     assert np.array_equal(RECORD.resize(rgb_image(height, width)), np.asarray(expected))
 
 
-def test_an_image_of_the_right_size_is_taken_as_it_is() -> None:
+def test_an_image_of_the_right_size_is_not_copied() -> None:
     image = rgb_image(32, 32)
     assert RECORD.resize(image) is image
 
 
-def test_fine_stripes_are_averaged_and_make_no_false_pattern() -> None:
+def test_fine_stripes_are_averaged_without_aliasing() -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[::2] = 255
     assert np.ptp(RECORD.resize(stripes).astype(int)[2:-2]) <= 2
 
 
-def test_normalisation_is_one_multiply_and_add_of_bytes() -> None:
+def test_normalisation_is_one_multiply_add_of_byte_values() -> None:
     scale, offset = map(torch.from_numpy, RECORD.scale_and_offset())
     values = torch.arange(256)[:, None].float()
     expected = (values / 255 - torch.tensor(RECORD.mean)) / torch.tensor(RECORD.std)
@@ -49,15 +49,15 @@ def test_normalisation_is_one_multiply_and_add_of_bytes() -> None:
         pytest.param(np.zeros((1, 4, 4, 3), np.uint8), id="batch"),
     ],
 )
-def test_what_is_no_rgb_image_is_refused_with_its_shape(image: np.ndarray) -> None:
+def test_an_array_that_is_not_rgb_is_refused_with_its_shape(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"must be \(height, width, 3\) uint8 or uint16 and not empty; got shape"):
         RECORD.resize(image)
 
 
-def test_the_record_survives_being_written_down() -> None:
+def test_the_record_survives_serialisation() -> None:
     assert Preprocessing.model_validate_json(RECORD.model_dump_json()) == RECORD
 
 
-def test_an_unknown_field_is_refused_so_that_a_newer_record_is_not_misread() -> None:
+def test_an_unknown_field_of_a_newer_record_is_refused() -> None:
     with pytest.raises(ValidationError, match="crop"):
         Preprocessing.model_validate(RECORD.model_dump() | {"crop": 0.9})

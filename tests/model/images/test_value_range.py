@@ -35,32 +35,32 @@ def deep(kind: int, white: int) -> np.ndarray:
     ("peak", "expected"),
     [(0, 255), (255, 255), (256, 1023), (1023, 1023), (1024, 4095), (4095, 4095), (9000, 16383), (65535, 65535)],
 )
-def test_the_white_level_is_the_largest_value_of_the_least_depth_that_fits(peak: int, expected: int) -> None:
+def test_the_white_level_is_the_maximum_of_the_smallest_fitting_bit_depth(peak: int, expected: int) -> None:
     assert white_level(peak) == expected
 
 
-def test_values_are_scaled_without_rounding_and_cut_off_at_white() -> None:
+def test_values_are_scaled_without_rounding_and_clipped_at_white() -> None:
     image = np.array([[[0, 1, 512], [1022, 1023, 5000]]], np.uint16)
     assert np.allclose(scale_values(image, 1023), image.clip(max=1023) * (255 / 1023), atol=1e-4)
     assert scale_values(image, 1023).dtype == np.float32
 
 
-def test_without_a_white_level_all_sixteen_bits_are_the_range() -> None:
+def test_without_a_white_level_the_full_16_bit_range_is_used() -> None:
     assert scale_values(np.full((1, 1, 3), 65_535, np.uint16), None).max() == pytest.approx(255)
 
 
-def test_an_8_bit_image_is_passed_on_as_it_is() -> None:
+def test_an_8_bit_image_is_unchanged() -> None:
     image = product_image(0, 1)
     assert scale_values(image, 1023) is image
 
 
-def test_all_115_levels_of_a_10_bit_image_stay_apart() -> None:
+def test_all_115_levels_of_a_10_bit_image_stay_distinct() -> None:
     values = np.broadcast_to(np.arange(200, 315, dtype=np.uint16)[:, None, None], (115, 1, 3))
     assert len(np.unique(scale_values(np.ascontiguousarray(values), white_level(int(values.max()))))) == 115
 
 
 @pytest.mark.parametrize("product", [0, 2])
-def test_a_product_judges_its_deep_images_as_it_judges_8_bit_ones(detector: Detector, product: int) -> None:
+def test_a_product_scores_16_bit_images_like_8_bit_ones(detector: Detector, product: int) -> None:
     white = LEVELS[product]
     assert white
     (found,) = detector.predict([deep(product, white)], refuse_unknown=False)
@@ -71,7 +71,7 @@ def test_a_product_judges_its_deep_images_as_it_judges_8_bit_ones(detector: Dete
     assert (found.white_level, found.warnings) == (white, ())
 
 
-def test_a_batch_of_all_ranges_is_judged_as_its_images_alone_are(detector: Detector) -> None:
+def test_a_batch_of_mixed_ranges_gives_what_single_images_give(detector: Detector) -> None:
     images = [deep(0, 1023), product_image(1, 50), deep(2, 4095), deep(1, 65_535), product_image(0, 50)]
     together = detector.predict(images, refuse_unknown=False)
     assert [each.task.name for each in together] == ["bolt", "nut", "gear", "nut", "bolt"]
@@ -81,7 +81,9 @@ def test_a_batch_of_all_ranges_is_judged_as_its_images_alone_are(detector: Detec
         assert found.warnings == alone.warnings
 
 
-def test_8_bit_images_are_judged_bit_by_bit_as_without_levels(detector: Detector, without_levels: Detector) -> None:
+def test_8_bit_images_get_the_same_bits_with_and_without_white_levels(
+    detector: Detector, without_levels: Detector
+) -> None:
     images = [product_image(kind, 60) for kind in (0, 1, 2)]
     for found, expected in zip(
         detector.predict(images, refuse_unknown=False),
@@ -93,7 +95,7 @@ def test_8_bit_images_are_judged_bit_by_bit_as_without_levels(detector: Detector
         assert found.candidates == expected.candidates
 
 
-def test_a_named_product_sees_the_image_by_its_own_level(detector: Detector) -> None:
+def test_a_named_product_uses_its_own_white_level(detector: Detector) -> None:
     (found,) = detector.predict([deep(0, 1023)], ["gear"], refuse_unknown=False)
     (expected,) = detector.predict([scaled_back(deep(0, 1023), 4095)], ["gear"], refuse_unknown=False)
     assert found.score == pytest.approx(expected.score, rel=0.02)
@@ -117,7 +119,7 @@ def test_an_evaluation_sees_what_the_service_sees(detector: Detector) -> None:
             assert named.score == pytest.approx(forced.score, rel=1e-4)
 
 
-def test_a_refusal_tells_too(detector: Detector) -> None:
+def test_a_refusal_has_warnings_too(detector: Detector) -> None:
     (found,) = detector.predict([np.full((32, 32, 3), 60_000, np.uint16)])
     assert not isinstance(found, Prediction)
     assert found.warnings
@@ -134,13 +136,13 @@ def test_a_refusal_tells_too(detector: Detector) -> None:
         (np.full((2, 2, 3), 9, np.uint16), None, "has 16-bit values, but 'bolt' has no white level"),
     ],
 )
-def test_what_does_not_fit_is_told(image: np.ndarray, white: int | None, told: str | None) -> None:
+def test_a_mismatched_value_range_gives_a_warning(image: np.ndarray, white: int | None, told: str | None) -> None:
     found = range_warnings(image, white, "bolt")
     assert len(found) == (told is not None)
     assert told is None or told in found[0]
 
 
-def test_only_deep_images_have_more_than_one_view() -> None:
+def test_only_16_bit_images_have_more_than_one_view() -> None:
     plain, sixteen = product_image(0, 1), deep(0, 1023)
     assert Views.of([plain, plain], LEVELS, [None, None]).rows is None
     views = Views.of([plain, sixteen], LEVELS, [None, None])

@@ -17,14 +17,12 @@ from moleflow.model.routing.novelty import (
     ("distance", "ratio", "counted"),
     [(1.0, 0.4, 0.4), (1.0, 1.6, 1.6), (FAR_MULTIPLE * 2 + 1, 0.1, 1.0), (FAR_MULTIPLE * 2 + 1, 1.6, 1.6)],
 )
-def test_a_distance_ratio_counts_as_one_at_least_where_the_image_is_far(
-    distance: float, ratio: float, counted: float
-) -> None:
+def test_the_effective_ratio_of_a_far_image_is_at_least_one(distance: float, ratio: float, counted: float) -> None:
     found = effective_ratios(torch.tensor([distance]), torch.tensor([ratio]), torch.tensor([2.0]))
     assert found.tolist() == pytest.approx([counted])
 
 
-def test_the_background_nll_is_that_of_the_calmest_tenth_whatever_the_rest_is() -> None:
+def test_the_background_nll_is_a_low_quantile_that_a_defect_does_not_change() -> None:
     values = np.random.default_rng(0).permutation(100).astype(np.float32)
     calm = background_nll(values.reshape(10, 10))
     assert (values < calm).mean() == pytest.approx(BACKGROUND_QUANTILE)
@@ -32,19 +30,19 @@ def test_the_background_nll_is_that_of_the_calmest_tenth_whatever_the_rest_is() 
     assert background_nll(defect) == calm
 
 
-def test_what_its_expert_expects_everywhere_is_as_strange_as_the_router_finds_it() -> None:
+def test_without_excess_the_novelty_score_is_the_distance_ratio() -> None:
     assert novelty_score(0.4, background=-3.0, typical_background=-3.0, dim=160) == 0.4
     assert novelty_score(0.4, background=-90.0, typical_background=-3.0, dim=160) == 0.4
 
 
-def test_the_less_its_expert_expects_any_patch_the_stranger_an_image_is() -> None:
+def test_the_novelty_score_rises_with_the_background_nll() -> None:
     found = [novelty_score(0.4, background=10.0 + more, typical_background=10.0, dim=160) for more in (0, 1, 10, 100)]
     assert found == sorted(set(found))
 
 
-def test_the_excess_is_counted_for_each_dimension() -> None:
+def test_the_excess_is_per_embedding_dimension() -> None:
     assert novelty_score(0.4, 100.0, 20.0, dim=160) == pytest.approx(novelty_score(0.4, 400.0, 80.0, dim=640))
 
 
-def test_with_a_single_product_nothing_but_distance_is_strange() -> None:
+def test_with_a_distance_ratio_of_zero_the_novelty_score_is_zero() -> None:
     assert novelty_score(0.0, background=1e4, typical_background=0.0, dim=160) == 0.0

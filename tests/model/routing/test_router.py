@@ -31,7 +31,7 @@ def test_the_descriptor_is_the_median_over_the_grid() -> None:
     assert image_descriptor(embeddings.bfloat16()).dtype == torch.float32
 
 
-def test_a_defect_of_a_quarter_of_the_image_hardly_moves_the_descriptor() -> None:
+def test_a_defect_in_a_quarter_of_the_image_hardly_moves_the_descriptor() -> None:
     embeddings = torch.randn(1, 8, 8, DIM, generator=torch.Generator().manual_seed(0))
     defective = embeddings.clone()
     defective[:, :4, :4] += 1000
@@ -41,7 +41,7 @@ def test_a_defect_of_a_quarter_of_the_image_hardly_moves_the_descriptor() -> Non
 
 
 @pytest.mark.parametrize("axes", [0, 3, 8])
-def test_distances_equal_the_dense_mahalanobis_form(axes: int) -> None:
+def test_distances_equal_the_dense_mahalanobis_distance(axes: int) -> None:
     prototype = Prototype.fit(descriptors(30), RouterConfig(axes=axes, relative_floor=0.001))
     points = descriptors(6, seed=1)
     expected = [dense_distance(point, prototype).item() for point in points]
@@ -60,7 +60,7 @@ def test_prototypes_of_different_rank_share_one_router() -> None:
         assert distances[:, index].tolist() == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_kept_axes_are_the_principal_ones_with_their_variances() -> None:
+def test_the_axes_are_the_principal_components() -> None:
     points = descriptors(40)
     prototype = Prototype.fit(points, RouterConfig(axes=3, relative_floor=0.0))
     values, vectors = torch.linalg.eigh(torch.cov(points.double().T))
@@ -72,7 +72,7 @@ def test_the_kept_axes_are_the_principal_ones_with_their_variances() -> None:
     assert prototype.floor.item() == pytest.approx(values.flip(0)[3:].mean().item(), rel=1e-4)
 
 
-def test_no_direction_varies_less_than_the_least_share_of_the_mean_square() -> None:
+def test_no_variance_is_below_the_relative_floor() -> None:
     points = 5 + 1e-4 * torch.randn(20, DIM)
     prototype = Prototype.fit(points, RouterConfig(axes=4, relative_floor=0.03))
     assert prototype.floor.item() == pytest.approx(0.03 * 25, rel=1e-3)
@@ -80,7 +80,7 @@ def test_no_direction_varies_less_than_the_least_share_of_the_mean_square() -> N
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_a_product_of_very_few_images_has_a_prototype_that_knows_them(count: int) -> None:
+def test_a_product_with_very_few_images_gets_a_usable_prototype(count: int) -> None:
     points = descriptors(count)
     router = Router([Prototype.fit(points, RouterConfig()), Prototype.fit(points + 20, RouterConfig())])
     distances, _ = router(points)
@@ -88,7 +88,7 @@ def test_a_product_of_very_few_images_has_a_prototype_that_knows_them(count: int
     assert (distances.argmin(1) == 0).all()
 
 
-def test_images_that_are_all_alike_even_black_ones_have_a_finite_prototype() -> None:
+def test_identical_black_images_give_a_finite_prototype() -> None:
     distances, _ = Router([Prototype.fit(torch.zeros(4, DIM), RouterConfig())])(torch.zeros(2, DIM))
     assert not distances.any()
 
@@ -100,7 +100,7 @@ def test_one_product_is_always_the_nearest() -> None:
     assert not ratios.any()  # there is no other product to measure the way by
 
 
-def test_unseen_images_of_separated_products_are_routed_home() -> None:
+def test_unseen_images_of_separated_products_are_routed_correctly() -> None:
     centres = 3 * torch.randn(5, DIM, generator=torch.Generator().manual_seed(3))
     prototypes = [Prototype.fit(descriptors(12, seed=k) * 0.2 + c, RouterConfig()) for k, c in enumerate(centres)]
     for index, centre in enumerate(centres):
@@ -108,12 +108,12 @@ def test_unseen_images_of_separated_products_are_routed_home() -> None:
         assert (Router(prototypes)(unseen)[0].argmin(1) == index).all()
 
 
-def test_a_fit_is_the_same_bits_each_time() -> None:
+def test_fitting_is_deterministic() -> None:
     one, other = (Prototype.fit(descriptors(20), RouterConfig()).state_dict() for _ in range(2))
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_a_prototype_costs_160_kilobytes_at_full_width() -> None:
+def test_a_prototype_takes_less_than_160_kilobytes_at_full_width() -> None:
     prototype = Prototype.fit(torch.randn(30, 768), RouterConfig(), torch.randn(96, 768))
     assert sum(4 * value.numel() for value in prototype.state_dict().values()) < 160_000
 
@@ -124,7 +124,7 @@ def separated(count: int = 4, distance: float = 50.0) -> list[Prototype]:
     return [Prototype.fit(descriptors(30, seed=k) + centre, RouterConfig()) for k, centre in enumerate(centres)]
 
 
-def test_whitened_lengths_are_the_distances() -> None:
+def test_norms_of_whitened_differences_are_the_distances() -> None:
     prototype = separated()[0]
     points = descriptors(5, seed=3)
     lengths = prototype.whiten(points - prototype.mean).norm(dim=1)
@@ -140,7 +140,7 @@ def test_the_distance_ratio_is_0_at_a_product_and_1_at_the_nearest_other() -> No
         assert min(others) == pytest.approx(1.0, rel=1e-4)
 
 
-def test_what_leads_to_no_other_product_adds_to_the_distance_and_not_to_the_ratio() -> None:
+def test_a_shift_towards_no_other_product_changes_the_distance_but_not_the_ratio() -> None:
     prototypes = separated()
     first = prototypes[0]
     router = Router(prototypes)
@@ -165,14 +165,14 @@ def test_a_thousand_products_need_little_more_memory_than_their_prototypes() -> 
         assert torch.isfinite(ratios).all()
 
 
-def test_two_names_of_one_product_push_none_of_its_images_out() -> None:
+def test_two_names_for_one_product_do_not_make_its_images_unknown() -> None:
     points = descriptors(40)
     twins = [Prototype.fit(points, RouterConfig()), Prototype.fit(points, RouterConfig())]
     _, ratios = Router(twins)(points)
     assert ratios.max() < 1
 
 
-def test_what_altering_a_product_does_counts_little_for_every_product() -> None:
+def test_augmentations_of_one_product_lower_the_ratio_for_every_product() -> None:
     centres = torch.zeros(3, DIM)
     centres[1, 0], centres[2, 1] = 40, 40
     groups = [descriptors(30, seed=k) * 0.1 + centre for k, centre in enumerate(centres)]
@@ -190,7 +190,7 @@ def test_what_altering_a_product_does_counts_little_for_every_product() -> None:
         assert after[0] / after[1] < 0.5 * before[0] / before[1]
 
 
-def test_the_discriminant_directions_maximise_what_lies_between_products_over_what_lies_within() -> None:
+def test_the_discriminant_directions_maximise_between_over_within_variance() -> None:
     generator = torch.Generator().manual_seed(2)
     groups = [descriptors(60, seed=k) + 4 * torch.randn(DIM, generator=generator) for k in range(3)]
     config = RouterConfig(axes=0, spread_axes=DIM)

@@ -20,7 +20,7 @@ def found(distances: torch.Tensor, ratios: torch.Tensor, **options: object) -> l
     return shortlist(distances, ratios, **given)  # type: ignore[arg-type]
 
 
-def test_the_nearest_few_are_given_in_order_with_their_numbers() -> None:
+def test_the_nearest_products_are_listed_in_order_with_their_distances() -> None:
     distances, ratios = torch.rand(3, PRODUCTS), torch.rand(3, PRODUCTS)
     for row, each in enumerate(found(distances, ratios)):
         order = sorted(range(PRODUCTS), key=lambda task, row=row: distances[row, task].item())[:MAX_CANDIDATES]
@@ -30,17 +30,17 @@ def test_the_nearest_few_are_given_in_order_with_their_numbers() -> None:
         assert each.task == expected[0]
 
 
-def test_of_products_at_the_same_distance_the_one_learned_first_comes_first() -> None:
+def test_ties_go_to_the_product_learned_first() -> None:
     (each,) = found(torch.ones(1, PRODUCTS), torch.zeros(1, PRODUCTS))
     assert [route.index for route in each.nearest] == list(range(MAX_CANDIDATES))
 
 
-def test_fewer_products_than_candidates_are_all_given() -> None:
+def test_with_few_products_all_are_listed() -> None:
     (each,) = found(torch.tensor([[3.0, 1.0]]), torch.zeros(1, 2))
     assert [route.index for route in each.nearest] == [1, 0]
 
 
-def test_a_named_product_is_given_though_it_is_far_and_whatever_its_index() -> None:
+def test_a_named_product_is_listed_even_if_it_is_far() -> None:
     distances = torch.arange(float(PRODUCTS)).expand(3, -1)
     each = found(distances, distances / 100, named=[None, 33, 0])
     assert [one.named and one.named.index for one in each] == [None, 33, 0]
@@ -49,7 +49,7 @@ def test_a_named_product_is_given_though_it_is_far_and_whatever_its_index() -> N
     assert each[2].named is not None
 
 
-def test_the_least_ratio_is_that_of_all_products_the_far_ones_too() -> None:
+def test_the_least_ratio_covers_all_products() -> None:
     distances = torch.arange(1.0, PRODUCTS + 1).repeat(2, 1)
     ratios = torch.full((2, PRODUCTS), 0.9)
     ratios[1, -1] = 0.1  # the farthest product takes it: its good images lie that far from it
@@ -60,13 +60,13 @@ def test_the_least_ratio_is_that_of_all_products_the_far_ones_too() -> None:
     )
 
 
-def test_the_ratio_of_what_is_far_counts_as_one() -> None:
+def test_the_ratio_of_a_far_image_is_raised_to_one() -> None:
     distances = torch.tensor([[FAR_MULTIPLE * 2 - 0.1], [FAR_MULTIPLE * 2 + 0.1]])
     each = found(distances, torch.zeros(2, 1), median_distances=torch.tensor([2.0]))
     assert [one.least_ratio for one in each] == [0.0, 1.0]
 
 
-def test_numbers_that_are_not_finite_stay_what_they_are() -> None:
+def test_values_that_are_not_finite_are_passed_through() -> None:
     (each,) = found(torch.tensor([[math.inf, 1.0]]), torch.tensor([[0.0, math.inf]]))
     assert [(route.index, route.distance, route.ratio) for route in each.nearest] == [
         (1, 1.0, math.inf),
@@ -74,7 +74,7 @@ def test_numbers_that_are_not_finite_stay_what_they_are() -> None:
     ]
 
 
-def test_there_is_one_read_however_many_images_and_products_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_one_device_read_for_any_number_of_images(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     plain = torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: reads.append(tensor.shape) or plain(tensor))

@@ -10,12 +10,12 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(("present", "expected"), [(False, "cpu"), (True, "cuda")])
-def test_auto_takes_cuda_where_there_is_one(monkeypatch: pytest.MonkeyPatch, present: bool, expected: str) -> None:
+def test_auto_is_cuda_if_available(monkeypatch: pytest.MonkeyPatch, present: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
     assert resolve_device("auto").type == expected
 
 
-def test_cuda_that_is_not_there_is_an_error_and_no_silent_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unavailable_cuda_is_an_error_not_a_fallback_to_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(DeviceError, match="'cuda' was requested but no CUDA device is available; use --device cpu"):
         resolve_device("cuda")
@@ -30,29 +30,27 @@ def test_a_cuda_device_beyond_the_last_is_refused(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "meta", "cuda:x"])
-def test_a_name_that_is_no_usable_device_is_refused(name: str) -> None:
+def test_an_unsupported_device_is_refused(name: str) -> None:
     with pytest.raises(DeviceError, match="use auto, cpu, cuda or cuda:N"):
         resolve_device(name)
 
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
-def test_auto_takes_bf16_only_where_the_processor_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
-) -> None:
+def test_auto_is_bf16_only_with_hardware_support(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: native, raising=False)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
     assert resolve_precision("auto", CPU) == expected
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((9, 0), "bf16"), ((8, 0), "bf16"), ((7, 5), "fp32")])
-def test_auto_takes_bf16_on_cuda_from_ampere_on(
+def test_auto_is_bf16_on_cuda_from_ampere_on(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: str
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert resolve_precision("auto", CUDA) == expected
 
 
-def test_a_precision_that_was_asked_for_is_taken() -> None:
+def test_an_explicit_precision_is_used() -> None:
     assert [resolve_precision(name, CUDA) for name in ("fp32", "bf16", "fp16")] == ["fp32", "bf16", "fp16"]
     assert resolve_precision("bf16", CPU) == "bf16"
 
@@ -68,12 +66,12 @@ def test_an_unknown_precision_is_refused_with_the_known_ones() -> None:
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
-def test_products_run_in_the_resolved_precision(precision: str, dtype: torch.dtype) -> None:
+def test_matrix_products_run_in_the_resolved_precision(precision: str, dtype: torch.dtype) -> None:
     with autocast(CPU, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 
-def test_only_half_types_are_widened() -> None:
+def test_only_half_precision_is_widened() -> None:
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     widened = [at_least_float32(torch.ones(1, dtype=kind)).dtype for kind in kinds]
     assert widened == [torch.float32, torch.float32, torch.float32, torch.float64]

@@ -23,12 +23,12 @@ class UnprintableError(RuntimeError):
         RuntimeError("std::bad_alloc"),
     ],
 )
-def test_a_lack_of_memory_is_told(error: BaseException) -> None:
+def test_out_of_memory_errors_are_recognised(error: BaseException) -> None:
     assert is_out_of_memory(error)
     assert not is_device_lost(error)
 
 
-def test_the_real_lack_of_memory_is_told() -> None:
+def test_a_real_out_of_memory_error_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**50)
     assert is_out_of_memory(caught.value)
@@ -48,19 +48,19 @@ def test_the_real_lack_of_memory_is_told() -> None:
         "CUDA error: misaligned address",
     ],
 )
-def test_a_device_that_only_a_new_process_can_use_is_told(said: str) -> None:
+def test_a_lost_device_is_recognised(said: str) -> None:
     error = torch.AcceleratorError(said)
     assert is_device_lost(error)
     assert not is_out_of_memory(error)
 
 
 @pytest.mark.parametrize("error", [ValueError("out of memory"), RuntimeError("shapes differ"), UnprintableError()])
-def test_any_other_error_is_neither(error: BaseException) -> None:
+def test_other_errors_are_neither(error: BaseException) -> None:
     assert not is_out_of_memory(error)
     assert not is_device_lost(error)
 
 
-def test_an_error_is_described_in_one_short_line_whatever_it_is() -> None:
+def test_any_error_is_described_on_one_short_line() -> None:
     assert describe(ValueError("two\nlines")) == "ValueError: two lines"
     assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert describe(UnprintableError()) == "UnprintableError"

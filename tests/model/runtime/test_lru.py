@@ -11,7 +11,7 @@ from moleflow.model.runtime.lru import ExpertCache
 PATIENCE_SECONDS = 30
 
 
-def test_the_least_recently_used_leaves_when_there_is_no_room() -> None:
+def test_the_least_recently_used_expert_is_evicted() -> None:
     made: list[int] = []
     cache = ExpertCache(lambda index: made.append(index) or index, 2)
     for index in (0, 1, 0, 2, 0, 1, 2):
@@ -19,7 +19,7 @@ def test_the_least_recently_used_leaves_when_there_is_no_room() -> None:
     assert made == [0, 1, 2, 1, 2]
 
 
-def test_no_more_than_the_limit_are_ever_alive() -> None:
+def test_the_limit_is_never_exceeded() -> None:
     alive: set[int] = set()
     most = 0
 
@@ -39,7 +39,7 @@ def test_no_more_than_the_limit_are_ever_alive() -> None:
     assert most == len(alive) == 3
 
 
-def test_threads_that_ask_for_the_same_expert_share_one_making_and_others_do_not_wait_for_it() -> None:
+def test_concurrent_requests_create_an_expert_once_and_others_do_not_wait() -> None:
     begun, may_end = threading.Event(), threading.Event()
     made: list[int] = []
 
@@ -63,7 +63,7 @@ def test_threads_that_ask_for_the_same_expert_share_one_making_and_others_do_not
     assert made == [0, 1]
 
 
-def test_an_expert_that_is_pushed_out_while_it_is_made_still_reaches_those_who_wait() -> None:
+def test_an_expert_evicted_during_creation_still_reaches_waiting_threads() -> None:
     begun, may_end = threading.Event(), threading.Event()
 
     def make(index: int) -> int:
@@ -81,7 +81,7 @@ def test_an_expert_that_is_pushed_out_while_it_is_made_still_reaches_those_who_w
         assert first.result(PATIENCE_SECONDS) == 0
 
 
-def test_a_failure_reaches_all_who_wait_and_the_next_to_ask_tries_again() -> None:
+def test_a_failure_reaches_all_waiting_threads_and_the_next_request_retries() -> None:
     begun, may_end = threading.Event(), threading.Event()
     attempts: list[int] = []
 
@@ -107,7 +107,7 @@ def test_a_failure_reaches_all_who_wait_and_the_next_to_ask_tries_again() -> Non
     assert cache.get(7) == 7
 
 
-def test_a_damaged_expert_is_remembered_for_a_while_and_then_tried_again() -> None:
+def test_a_damaged_expert_is_retried_after_a_while() -> None:
     attempts: list[int] = []
 
     def make(index: int) -> int:

@@ -11,7 +11,7 @@ from forked import Processes
 ROOT = Path(__file__).parents[3]
 
 
-def test_kept_memory_is_used_again_without_asking_the_kernel(processes: Processes) -> None:
+def test_freed_memory_is_reused_without_page_faults(processes: Processes) -> None:
     code = (
         "import resource, torch\n"
         "from moleflow.model.runtime.memory import keep_freed_memory\n"
@@ -57,7 +57,7 @@ with tempfile.NamedTemporaryFile() as file:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_all_threads_share_one_heap_and_by_default_they_do_not() -> None:
+def test_all_threads_share_one_arena_unlike_by_default() -> None:
     heaps = [
         int(subprocess.run([sys.executable, "-c", HEAPS, how], cwd=ROOT, capture_output=True, check=True).stdout)
         for how in ("kept", "default")

@@ -32,7 +32,7 @@ def with_operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_linear_layer_is_product_bias_and_activation(
+def test_a_fused_linear_layer_equals_the_plain_operators(
     with_operators: None, dtype: torch.dtype, activation: str
 ) -> None:
     weight, bias, x = noise(12, 20) / 4, noise(12), 3 * noise(2, 5, 7, 20)
@@ -45,7 +45,7 @@ def test_a_linear_layer_is_product_bias_and_activation(
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("added", [None, (2, 8, 4, 4), (2, 8, 1, 1)], ids=["alone", "residual", "one value a channel"])
-def test_a_convolution_is_convolution_sum_and_activation(
+def test_a_fused_convolution_equals_the_plain_operators(
     with_operators: None, dtype: torch.dtype, activation: str, added: tuple[int, ...] | None
 ) -> None:
     geometry: dict[str, Any] = {"stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "groups": 2}
@@ -60,7 +60,7 @@ def test_a_convolution_is_convolution_sum_and_activation(
         assert torch.allclose(found.double(), expected, rtol=TOLERANCES[dtype], atol=4 * TOLERANCES[dtype])
 
 
-def test_a_convolution_takes_images_and_batches_of_any_size() -> None:
+def test_a_fused_convolution_accepts_any_image_and_batch_size() -> None:
     kernel = noise(8, 3, 3, 3)
     layer = FusedConv(kernel, None, torch.float32, padding=(1, 1))
     for shape in ((1, 3, 8, 8), (5, 3, 8, 8), (2, 3, 5, 11), (1, 3, 8, 8)):
@@ -84,7 +84,7 @@ def with_statistics(net: nn.Module) -> nn.Module:
 
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "regnetx_002", "seresnet18", "convnext_atto"])
 @torch.inference_mode()
-def test_a_folded_network_has_the_same_features_and_leaves_the_first_one_as_it_was(name: str) -> None:
+def test_a_folded_network_has_the_same_features_and_leaves_the_original_unchanged(name: str) -> None:
     if name not in timm.list_models():
         pytest.skip(f"this timm has no {name}")
     getter = {"feature_cls": "getter"} if "efficientnet" in name else {}
@@ -102,7 +102,7 @@ def test_a_folded_network_has_the_same_features_and_leaves_the_first_one_as_it_w
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
 
-def test_a_residual_block_is_three_convolutions_and_nothing_else() -> None:
+def test_a_folded_residual_block_is_three_convolutions() -> None:
     net = with_statistics(timm.create_model("resnet50", features_only=True, out_indices=(1,)))
     folded = fold(net, torch.float32)
     calls = [node for node in folded.graph.nodes if node.op.startswith("call")]  # type: ignore[union-attr]
@@ -121,7 +121,7 @@ class Counting(nn.Module):
         return [self.norm(self.conv(x)) if x.sum() > 0 else x]
 
 
-def test_a_network_that_cannot_be_traced_stays_as_it_is() -> None:
+def test_a_network_that_cannot_be_traced_is_unchanged() -> None:
     net = Counting().eval()
     assert fold(net, torch.bfloat16) is net
 
@@ -140,7 +140,7 @@ class Twice(nn.Module):
 
 
 @torch.inference_mode()
-def test_what_is_used_elsewhere_is_not_folded_away() -> None:
+def test_outputs_with_several_users_are_not_folded() -> None:
     net = with_statistics(Twice())
     x = noise(2, 3, 9, 9).float()
     for one, other in zip(fold(net, torch.float32)(x), net(x), strict=True):
@@ -148,7 +148,7 @@ def test_what_is_used_elsewhere_is_not_folded_away() -> None:
 
 
 @torch.inference_mode()
-def test_a_folded_backbone_shares_nothing_that_it_changes() -> None:
+def test_a_folded_backbone_does_not_modify_the_original() -> None:
     import_plugin(str(PLUGIN))
     backbone = Backbone.pretrained(BackboneConfig(name="tiny_backbone", image_size=32))
     folded = backbone.folded(torch.float32)

@@ -18,12 +18,12 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 7, 8, 17])
-def test_results_come_in_the_order_of_the_pieces(threads: int, count: int) -> None:
+def test_results_are_in_the_order_of_the_pieces(threads: int, count: int) -> None:
     assert parallel_map(lambda piece: piece**2, range(count)) == [piece**2 for piece in range(count)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
-def test_the_pieces_share_the_callers_threads_and_the_caller_keeps_them(threads: int, count: int) -> None:
+def test_pieces_share_the_callers_threads_and_restore_their_number(threads: int, count: int) -> None:
     used = parallel_map(lambda _: torch.get_num_threads(), range(count))
     rest = count % threads
     assert used == [1] * (count - rest) + [threads // max(rest, 1)] * rest
@@ -35,7 +35,7 @@ def test_the_pieces_share_the_callers_threads_and_the_caller_keeps_them(threads:
     assert fresh == [threads]
 
 
-def test_as_many_pieces_as_there_are_threads_run_at_once() -> None:
+def test_as_many_pieces_run_at_once_as_there_are_threads() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     meeting = threading.Barrier(3, timeout=60)
@@ -47,7 +47,7 @@ def test_as_many_pieces_as_there_are_threads_run_at_once() -> None:
 
 @pytest.mark.parametrize("inference", [True, False])
 @pytest.mark.parametrize("half", [True, False])
-def test_the_callers_modes_hold_for_every_piece(threads: int, inference: bool, half: bool) -> None:
+def test_the_callers_modes_apply_to_every_piece(threads: int, inference: bool, half: bool) -> None:
     def modes(_: int) -> tuple[bool, torch.dtype]:
         return torch.is_inference_mode_enabled(), (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
 
@@ -56,7 +56,7 @@ def test_the_callers_modes_hold_for_every_piece(threads: int, inference: bool, h
     assert found == [(inference, torch.bfloat16 if half else torch.float32)] * 9
 
 
-def test_what_a_piece_raises_reaches_the_caller_who_keeps_the_threads(threads: int) -> None:
+def test_an_error_in_a_piece_reaches_the_caller_and_restores_the_threads(threads: int) -> None:
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda piece: 1 // (piece - 4), range(8))
     assert torch.get_num_threads() == threads

@@ -50,7 +50,7 @@ def first_is(value: float) -> Callable[[torch.Tensor], object]:
     ],
 )
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
-def test_a_number_that_is_not_finite_is_refused_with_its_section_and_tensor(
+def test_a_value_that_is_not_finite_is_refused_with_its_section_and_tensor(
     checkpoint: Checkpoint, tmp_path: Path, key: str, section: str, value: float
 ) -> None:
     path = forged(checkpoint.path, tmp_path / "f", key, first_is(value))
@@ -58,7 +58,7 @@ def test_a_number_that_is_not_finite_is_refused_with_its_section_and_tensor(
         Checkpoint.open(path).verify()
 
 
-def test_a_product_of_such_numbers_gets_no_verdict(checkpoint: Checkpoint, tmp_path: Path) -> None:
+def test_an_expert_with_such_values_gives_no_verdict(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = forged(checkpoint.path, tmp_path / "f", "tasks.1.expert.adapter.beta_logit", first_is(NAN))
     detector = Detector.load(path, device="cpu")
     (found,) = detector.predict([product_image(1, 5)], ["nut"])
@@ -69,7 +69,7 @@ def test_a_product_of_such_numbers_gets_no_verdict(checkpoint: Checkpoint, tmp_p
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("backbone.bn1.running_var", -1.0, "negative numbers"),
+        ("backbone.bn1.running_var", -1.0, "negative values"),
         ("base.blocks.1.channel_scale", 0.0, "not positive"),
         ("base.blocks.0.permutation", 10**6, "is not a permutation"),
         ("base.blocks.0.permutation", -1, "is not a permutation"),
@@ -77,7 +77,7 @@ def test_a_product_of_such_numbers_gets_no_verdict(checkpoint: Checkpoint, tmp_p
         ("tasks.0.profile.prototype.variances", -2.0, "not positive"),
     ],
 )
-def test_a_number_that_arithmetic_breaks_on_is_refused(
+def test_an_invalid_value_is_refused(
     checkpoint: Checkpoint, tmp_path: Path, key: str, value: float, fault: str
 ) -> None:
     path = forged(checkpoint.path, tmp_path / "f", key, first_is(value))
@@ -87,7 +87,7 @@ def test_a_number_that_arithmetic_breaks_on_is_refused(
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
-def test_it_is_found_in_every_type_at_every_place(dtype: torch.dtype, value: float) -> None:
+def test_it_is_found_in_every_dtype_at_every_position(dtype: torch.dtype, value: float) -> None:
     for place in (0, 500, 999):
         tensor = torch.randn(10, 100).to(dtype)
         assert not_finite({"a": tensor}) is None
@@ -96,9 +96,7 @@ def test_it_is_found_in_every_type_at_every_place(dtype: torch.dtype, value: flo
     assert not_finite({"none": torch.empty(0), "whole": torch.tensor([1])}) is None
 
 
-def test_nothing_that_cannot_be_used_is_written_and_the_older_file_stays(
-    checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_unusable_values_are_not_written_and_the_old_file_stays(checkpoint: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "factory.safetensors"
     path.write_bytes(checkpoint.path.read_bytes())
     sections = {name: checkpoint.stored(name) for name in checkpoint.header.digests()}
@@ -119,5 +117,5 @@ def test_backbone_weights_that_are_not_finite_are_refused(tmp_path: Path) -> Non
         Backbone.pretrained(config, tmp_path / "weights.safetensors")
 
 
-def test_what_training_makes_is_sound(checkpoint: Checkpoint) -> None:
+def test_trained_tensors_pass_the_checks(checkpoint: Checkpoint) -> None:
     assert all(fault_of(checkpoint.section(name)) is None for name in checkpoint.header.digests())

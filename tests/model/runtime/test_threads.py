@@ -27,13 +27,13 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def test_idle_threads_sleep_unless_told_otherwise(bare: pytest.MonkeyPatch) -> None:
+def test_idle_threads_sleep_by_default(bare: pytest.MonkeyPatch) -> None:
     prepare_threads()
     assert {name: os.environ[name] for name in THREAD_POLICY} == THREAD_POLICY
 
 
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
-def test_a_waiting_policy_from_outside_is_left_alone_as_a_whole(bare: pytest.MonkeyPatch, name: str) -> None:
+def test_a_wait_policy_in_the_environment_is_not_changed(bare: pytest.MonkeyPatch, name: str) -> None:
     bare.setenv(name, "mine")
     prepare_threads()
     assert os.environ[name] == "mine"
@@ -41,14 +41,14 @@ def test_a_waiting_policy_from_outside_is_left_alone_as_a_whole(bare: pytest.Mon
     assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
 
 
-def test_threads_of_openblas_from_outside_are_left_alone(bare: pytest.MonkeyPatch) -> None:
+def test_openblas_threads_in_the_environment_are_not_changed(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("OPENBLAS_NUM_THREADS", "3")
     prepare_threads()
     assert os.environ["OPENBLAS_NUM_THREADS"] == "3"
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
-def test_threads_are_set_by_argument_then_by_environment_then_to_all_processors(
+def test_the_thread_count_is_the_argument_then_the_environment_then_all_processors(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MOLEFLOW_THREADS", "2")
@@ -62,13 +62,13 @@ def test_threads_are_set_by_argument_then_by_environment_then_to_all_processors(
 
 
 @pytest.mark.parametrize("value", ["many", "-1", "1.5"])
-def test_threads_that_are_no_number_of_threads_are_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_an_invalid_thread_count_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("MOLEFLOW_THREADS", value)
     with pytest.raises(ConfigurationError, match=value):
         configure_threads()
 
 
-def test_no_threads_at_all_are_refused() -> None:
+def test_zero_threads_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="at least 1; got 0"):
         configure_threads(0)
 
@@ -76,7 +76,7 @@ def test_no_threads_at_all_are_refused() -> None:
 @pytest.mark.parametrize(
     ("quota", "most"), [("150000 100000", 2), ("10000 100000", 1), ("max 100000", 10**6), ("100000000 100000", 1000)]
 )
-def test_a_container_with_a_quota_gets_no_more_threads_than_that(
+def test_a_container_quota_limits_the_thread_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, most: int
 ) -> None:
     (tmp_path / "cpu.max").write_text(f"{quota}\n")

@@ -19,14 +19,14 @@ def exponential(count: int, seed: int = 0) -> Calibration:
 
 
 @pytest.mark.parametrize("count", [3, 5, 20, 200])
-def test_the_false_alarm_rate_is_met_on_average_whatever_the_number_of_scores(count: int) -> None:
+def test_the_false_alarm_rate_holds_on_average_for_any_number_of_scores(count: int) -> None:
     # The rate of one calibration is known exactly, since the distribution is: exp(−threshold).
     thresholds = np.array([exponential(count, seed).threshold(0.01) for seed in range(4000)])
     assert np.exp(-thresholds).mean() == pytest.approx(0.01, rel=0.15)
 
 
 @pytest.mark.parametrize("count", [5, 20, 200])
-def test_lighter_tails_than_the_exponential_raise_fewer_alarms_than_wanted(count: int) -> None:
+def test_tails_lighter_than_exponential_give_fewer_false_alarms(count: int) -> None:
     rng, reference = np.random.default_rng(1), np.sort(np.random.default_rng(2).normal(size=200_000))
     thresholds = [Calibration.fit(rng.normal(size=count)).threshold(0.01) for _ in range(1000)]
     rates = 1 - np.searchsorted(reference, thresholds) / len(reference)
@@ -59,27 +59,27 @@ def test_the_threshold_is_where_the_p_value_equals_the_rate(count: int, rate: fl
 
 
 @given(SCORES)
-def test_a_lower_rate_has_a_threshold_at_least_as_high(scores: list[float]) -> None:
+def test_the_threshold_never_falls_with_a_lower_rate(scores: list[float]) -> None:
     calibration = Calibration.fit(scores)
     thresholds = [calibration.threshold(rate) for rate in RATES]
     assert np.isfinite(thresholds).all()
     assert thresholds == sorted(thresholds, reverse=True)
 
 
-def test_at_a_held_out_score_below_the_tail_the_p_value_is_the_conformal_one() -> None:
+def test_below_the_tail_the_p_value_of_a_held_out_score_is_conformal() -> None:
     calibration = Calibration.fit(range(100))
     for rank in (30, 50, 100):  # from the top
         assert calibration.p_value(100 - rank) == pytest.approx(rank / 101)
 
 
-def test_few_scores_put_the_threshold_far_beyond_the_highest_and_many_within() -> None:
+def test_the_threshold_is_far_above_few_scores_and_within_many() -> None:
     few, many = exponential(3), exponential(2000)
     assert few.threshold(0.01) > few.scores[-1] + (few.scores[-1] - few.scores[0])
     assert many.threshold(0.01) < many.scores[-1]
 
 
 @pytest.mark.parametrize(("count", "tail"), [(2, 1), (3, 2), (5, 4), (20, 9), (200, 28)])
-def test_the_tail_grows_as_the_root_of_the_number_of_scores(count: int, tail: int) -> None:
+def test_the_tail_grows_with_the_square_root_of_the_number_of_scores(count: int, tail: int) -> None:
     assert tail_count(count) == tail
 
 
@@ -89,25 +89,25 @@ def test_shifting_and_scaling_all_scores_shifts_and_scales_the_threshold() -> No
     assert Calibration.fit(3 * scores - 700).threshold(0.01) == pytest.approx(3 * plain - 700)
 
 
-def test_scores_that_are_all_alike_still_have_a_threshold_above_them() -> None:
+def test_equal_scores_have_a_threshold_above_them() -> None:
     calibration = Calibration.fit([-250.0] * 6)
     assert -250 < calibration.threshold(0.01) < -249
     assert calibration.p_value(-200) < 1e-6
 
 
 @pytest.mark.parametrize("scores", [[], [1.0], [1.0, float("nan")], [1.0, float("inf")]])
-def test_what_has_no_spread_is_refused(scores: list[float]) -> None:
+def test_too_few_or_non_finite_scores_are_refused(scores: list[float]) -> None:
     with pytest.raises(ValueError, match="at least 2 finite scores"):
         Calibration.fit(scores)
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0, float("nan")])
-def test_a_rate_that_is_no_probability_is_refused_with_its_value(rate: float) -> None:
+def test_an_invalid_rate_is_refused_with_its_value(rate: float) -> None:
     with pytest.raises(ConfigurationError, match=f"cannot be {rate!r}"):
         check_rate(rate, "the false-alarm rate")
 
 
-def test_a_product_is_calibrated_in_scores_peaks_and_distances() -> None:
+def test_a_product_has_a_calibration_of_each_statistic() -> None:
     values = {"scores": [1.0, 2.0], "peaks": [3.0, 4.0], "grounds": [0.0, 1.0], "distances": [5.0, 6.0]}
     calibration = TaskCalibration.fit(values)
     found = {name: getattr(calibration, name).scores.tolist() for name in values}

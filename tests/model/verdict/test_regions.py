@@ -23,7 +23,7 @@ def test_a_rectangle_is_found_with_box_area_and_peak() -> None:
     assert (region.peak, region.peak_x, region.peak_y) == (9.0, 12, 5)
 
 
-def test_nothing_above_the_threshold_is_no_region() -> None:
+def test_without_pixels_above_the_threshold_there_are_no_regions() -> None:
     assert find_regions(spotted((slice(3, 7), slice(10, 15), 1.0)), 1.0, 20, 30) == ()
 
 
@@ -32,21 +32,21 @@ def test_negative_maps_have_regions_too() -> None:
     assert len(find_regions(values, -480, 20, 30)) == 1
 
 
-def test_regions_come_with_the_highest_peak_first() -> None:
+def test_regions_are_sorted_by_peak() -> None:
     values = spotted(
         (slice(0, 2), slice(0, 2), 2.0), (slice(10, 12), slice(0, 2), 5.0), (slice(0, 2), slice(20, 22), 3.0)
     )
     assert [region.peak for region in find_regions(values, 1.0, 20, 30)] == [5.0, 3.0, 2.0]
 
 
-def test_areas_that_touch_at_a_corner_are_one() -> None:
+def test_regions_are_8_connected() -> None:
     values = spotted((slice(0, 3), slice(0, 3), 2.0), (slice(3, 6), slice(3, 6), 2.0))
     [region] = find_regions(values, 1.0, 20, 30)
     assert (region.width, region.height) == (6, 6)
     assert region.area_fraction == pytest.approx(18 / 600)
 
 
-def test_a_neighbour_inside_the_box_does_not_lend_its_peak() -> None:
+def test_the_peak_ignores_another_region_inside_the_box() -> None:
     values = spotted((slice(0, 9), slice(0, 1), 2.0), (slice(8, 9), slice(0, 9), 2.0), (slice(2, 4), slice(5, 7), 8.0))
     inner, outer = find_regions(values, 1.0, 20, 30)
     assert (inner.peak, outer.peak) == (8.0, 2.0)
@@ -54,7 +54,7 @@ def test_a_neighbour_inside_the_box_does_not_lend_its_peak() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 30), (200, 300), (45, 61), (7, 11)])
-def test_boxes_and_peaks_lie_in_the_image_whatever_its_size(height: int, width: int) -> None:
+def test_boxes_and_peaks_are_inside_images_of_any_size(height: int, width: int) -> None:
     values = spotted((slice(0, 3), slice(0, 4), 2.0), (slice(17, 20), slice(25, 30), 3.0))
     for region in find_regions(values, 1.0, height, width):
         assert 0 <= region.x <= region.peak_x < region.x + region.width <= width
@@ -63,14 +63,14 @@ def test_boxes_and_peaks_lie_in_the_image_whatever_its_size(height: int, width: 
         assert region.height >= 1
 
 
-def test_a_larger_image_has_larger_boxes_and_the_same_shares() -> None:
+def test_a_larger_image_has_larger_boxes_and_the_same_area_fractions() -> None:
     values = spotted((slice(4, 8), slice(10, 16), 2.0))
     [small], [large] = find_regions(values, 1.0, 20, 30), find_regions(values, 1.0, 200, 300)
     assert (large.x, large.y, large.width, large.height) == (100, 40, 60, 40)
     assert small.area_fraction == large.area_fraction
 
 
-def test_the_number_of_regions_is_bounded_and_the_strongest_stay() -> None:
+def test_the_strongest_regions_are_kept_up_to_the_limit() -> None:
     values = np.zeros((100, 100), np.float32)
     values[::4, ::4] = np.arange(1, 626).reshape(25, 25)
     found = find_regions(values, 0.5, 100, 100)

@@ -11,7 +11,7 @@ from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.verdict.scoring import image_score, pixel_map
 
 
-def test_the_likelihood_is_that_of_a_standard_normal_and_the_flows_change_of_volume() -> None:
+def test_the_nll_is_a_standard_normal_with_the_log_determinant() -> None:
     z, log_det = torch.randn(2, 3, 4, 16, dtype=torch.float64), torch.randn(2, 3, 4, dtype=torch.float64)
     expected = -(Normal(0.0, 1.0).log_prob(z).sum(-1) + log_det)
     assert torch.allclose(negative_log_likelihood(z, log_det), expected, atol=1e-12)
@@ -22,7 +22,7 @@ def test_the_image_score_is_the_mean_of_the_three_highest_patches() -> None:
     assert image_score(nll).tolist() == pytest.approx([6.0, -10 / 3])
 
 
-def test_more_patches_than_there_are_means_all_of_them() -> None:
+def test_top_k_above_the_number_of_patches_averages_all() -> None:
     assert image_score(torch.tensor([[[1.0, 2.0]]]), top_k=5).tolist() == [1.5]
 
 
@@ -58,11 +58,11 @@ def test_the_pixel_map_equals_interpolation_then_gaussian_then_interpolation(
     assert np.abs(found - reference(values, model_size, height, width)).max() < 1e-3  # of values in the hundreds
 
 
-def test_a_map_that_is_constant_stays_constant_up_to_its_edges() -> None:
+def test_a_constant_map_stays_constant_up_to_its_edges() -> None:
     assert pixel_map(np.full((4, 4), 7.0), 32, 50, 40) == pytest.approx(np.full((50, 40), 7.0), rel=1e-6)
 
 
-def test_the_hottest_patch_stays_the_hottest_place() -> None:
+def test_the_maximum_stays_at_the_highest_patch() -> None:
     grid = np.zeros((8, 8), np.float32)
     grid[2, 5] = 100
     row, column = np.unravel_index(pixel_map(grid, 64, 128, 128).argmax(), (128, 128))

@@ -109,7 +109,7 @@ def test_each_row_trains_its_own_configuration_on_every_task(
         assert result.train_seconds > 0
 
 
-def test_a_row_is_judged_as_the_detector_judges(data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]]) -> None:
+def test_a_row_is_evaluated_like_the_detector(data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]]) -> None:
     out, results = finished
     full = next(path for path in checkpoints(out) if Checkpoint.open(path).header.config == PRESET.model)
     detector = Detector.load(full, device="cpu", precision="fp32")
@@ -132,7 +132,7 @@ def test_a_row_is_judged_as_the_detector_judges(data: Path, finished: tuple[Path
         assert found.routing == pytest.approx(np.mean(routed))
 
 
-def test_given_again_nothing_is_run_and_the_results_are_the_same(
+def test_a_repeated_study_runs_nothing_and_gives_the_same_results(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, results = finished
@@ -142,7 +142,7 @@ def test_given_again_nothing_is_run_and_the_results_are_the_same(
     assert counter.fits == []
 
 
-def test_another_study_shares_the_full_row_and_the_scoring_shares_its_weights(
+def test_studies_share_the_full_row_and_scoring_rows_share_its_weights(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, results = finished
@@ -158,7 +158,7 @@ def test_another_study_shares_the_full_row_and_the_scoring_shares_its_weights(
 
 
 @pytest.mark.parametrize("change", ["epochs", "seed", "an image", "a mask", "the order"])
-def test_whatever_decides_a_result_makes_it_another_row(
+def test_everything_that_determines_a_result_changes_its_digest(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path, change: str
 ) -> None:
     out, _ = finished
@@ -182,7 +182,7 @@ def test_whatever_decides_a_result_makes_it_another_row(
     assert usual._kept(PRESET, usual._source()) is not None
 
 
-def test_where_the_data_lie_does_not_matter(
+def test_the_location_of_the_data_does_not_matter(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path
 ) -> None:
     shutil.copytree(data, tmp_path / "moved")
@@ -195,7 +195,7 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize(("task", "epoch"), [("bolt", 1), ("nut", 0), ("nut", 1)])
-def test_a_study_killed_inside_a_row_goes_on_and_ends_with_the_same_result(
+def test_a_study_killed_inside_a_row_resumes_to_the_same_result(
     data: Path,
     finished: tuple[Path, list[tuple[Row, RowResult]]],
     tmp_path: Path,
@@ -224,7 +224,7 @@ def test_a_study_killed_inside_a_row_goes_on_and_ends_with_the_same_result(
     assert all(entry["seconds"] > 0 for entry in epochs)
 
 
-def test_a_study_killed_before_a_row_was_judged_trains_nothing_again(
+def test_a_study_killed_before_an_evaluation_trains_nothing_again(
     data: Path, finished: tuple[Path, list[tuple[Row, RowResult]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object, **__: object) -> None:
@@ -259,7 +259,7 @@ def test_a_damaged_result_is_measured_again_without_training(
     assert [result.categories for _, result in again] == [result.categories for _, result in expected]
 
 
-def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_the_base_that_learns_on_forgets(
+def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_a_sequential_base_forgets(
     data: Path, tmp_path: Path
 ) -> None:
     results = ablation(data, tmp_path, PRESET.with_changes(training={"learning_rate": 0.03})).run(SHARING)
@@ -283,7 +283,7 @@ def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_the_base_that_lea
     assert moved["forgetting"]["pixel_ap"] != 0
 
 
-def test_a_forgetting_that_was_not_measured_is_not_told(
+def test_forgetting_that_was_not_measured_is_not_shown(
     finished: tuple[Path, list[tuple[Row, RowResult]]],
 ) -> None:
     _, results = finished
@@ -293,7 +293,7 @@ def test_a_forgetting_that_was_not_measured_is_not_told(
     assert table.cells()[0][6:8] == ["–", "–"]
 
 
-def test_the_table_has_differences_to_the_first_row_and_the_published_figures(
+def test_the_table_has_differences_to_the_first_row_and_published_results(
     finished: tuple[Path, list[tuple[Row, RowResult]]],
 ) -> None:
     table = StudyTable(PAIR, finished[1])

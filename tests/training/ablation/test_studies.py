@@ -85,24 +85,24 @@ def fields(chosen: Preset) -> dict[str, Any]:
     return {key: value for part in parts for key, value in part.items()}
 
 
-def test_the_studies_are_those_of_the_document_and_of_the_command_line() -> None:
+def test_the_studies_match_the_documentation_and_the_command_line() -> None:
     assert list(STUDIES) == list(CHANGES) == [name.value for name in StudyName]
 
 
 @pytest.mark.parametrize("study", CHANGES)
-def test_the_rows_are_those_of_the_document_with_the_full_configuration_first(study: str) -> None:
+def test_the_rows_match_the_documentation_with_the_full_configuration_first(study: str) -> None:
     assert [row.name for row, _ in rows_for(STUDIES[study], MAIN)] == list(CHANGES[study])
 
 
 @pytest.mark.parametrize(("study", "name"), [(study, name) for study, rows in CHANGES.items() for name in rows])
-def test_a_row_differs_from_main_in_exactly_the_fields_it_says(study: str, name: str) -> None:
+def test_a_row_differs_from_main_in_exactly_its_overrides(study: str, name: str) -> None:
     resolved = next(resolved for row, resolved in rows_for(STUDIES[study], MAIN) if row.name == name)
     before, after = fields(MAIN), fields(resolved)
     assert {key: value for key, value in after.items() if value != before[key]} == CHANGES[study][name]
 
 
 @pytest.mark.parametrize(("study", "name"), [(study, name) for study, rows in CHANGES.items() for name in rows])
-def test_the_published_figures_stand_beside_their_rows_and_the_open_cells_are_open(study: str, name: str) -> None:
+def test_published_results_are_in_their_rows_and_others_are_open(study: str, name: str) -> None:
     row = next(row for row in STUDIES[study].rows if row.name == name)
     figures = row.published
     found = (figures.image_auroc, figures.pixel_auroc, figures.image_ap, figures.pixel_ap)
@@ -110,30 +110,30 @@ def test_the_published_figures_stand_beside_their_rows_and_the_open_cells_are_op
     assert (figures == Published()) == ((study, name) not in FIGURES)
 
 
-def test_the_row_whose_published_figure_has_other_causes_too_says_so() -> None:
+def test_a_row_published_with_other_changes_has_a_note() -> None:
     row = next(row for row in STUDIES["lora_rank"].rows if row.name == "128")
     assert "80 epochs, 5 DIA and 10 coupling blocks" in row.note
 
 
-def test_only_the_study_of_sharing_tells_of_forgetting() -> None:
+def test_only_the_sharing_study_measures_forgetting() -> None:
     assert [study.name for study in STUDIES.values() if study.forgetting] == ["sharing"]
 
 
 @pytest.mark.parametrize("study", STUDIES)
 @pytest.mark.parametrize("name", ["main", "small"])
-def test_with_any_preset_the_first_row_is_the_preset_and_no_configuration_comes_twice(study: str, name: str) -> None:
+def test_the_first_row_is_the_preset_and_no_configuration_occurs_twice(study: str, name: str) -> None:
     chosen = preset(name).with_changes(training={"epochs": 3})
     resolved = [resolved for _, resolved in rows_for(STUDIES[study], chosen)]
     assert resolved[0] == chosen
     assert all(one != other for number, one in enumerate(resolved) for other in resolved[:number])
 
 
-def test_a_preset_that_no_row_says_is_put_in_front() -> None:
+def test_a_preset_that_equals_no_row_is_prepended() -> None:
     chosen = MAIN.with_changes(flow={"lora_rank": 48})
     rows = rows_for(STUDIES["lora_rank"], chosen)
     assert [row.name for row, _ in rows] == ["full", "16", "32", "64", "128"]
     assert rows[0] == (Row("full"), chosen)
 
 
-def test_the_small_presets_own_rank_is_its_full_row() -> None:
+def test_the_rank_of_the_small_preset_is_its_full_row() -> None:
     assert [row.name for row, _ in rows_for(STUDIES["lora_rank"], preset("small"))] == ["16", "32", "64", "128"]

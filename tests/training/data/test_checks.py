@@ -11,7 +11,7 @@ from tiny_model import product_image, write_tested_product
 from moleflow.model.errors import DatasetError
 from moleflow.training.data.datasets import load_categories, load_category
 from moleflow.training.data.selection import checked_for_testing, load_test_categories
-from moleflow.training.data.warnings import DataWarning, tell
+from moleflow.training.data.warnings import DataWarning, report_warnings
 from moleflow.training.progress import Reporter
 
 ORIENTATION = 0x0112
@@ -53,49 +53,49 @@ def only(found: dict[str, DataWarning], kind: str, count: int, example: str) -> 
     assert [(each.kind, each.count, each.example) for each in found.values()] == [(kind, count, example)]
 
 
-def test_there_is_nothing_to_tell_of_a_product_in_order(bolt: Path) -> None:
+def test_a_correct_product_has_no_warnings(bolt: Path) -> None:
     assert warned_on_training(bolt) == warned_on_testing(bolt) == {}
 
 
-def test_identical_training_images_are_told_however_they_are_stored(bolt: Path) -> None:
+def test_duplicate_training_images_are_found_in_any_format(bolt: Path) -> None:
     good = bolt / "train" / "good"
     with Image.open(good / "0.png") as image:
         write(good / "2.bmp", image)
-    only(warned_on_training(bolt), "training images that repeat another one", 1, "bolt/train/good/2.bmp")
+    only(warned_on_training(bolt), "training images that are duplicates", 1, "bolt/train/good/2.bmp")
 
 
-def test_a_test_image_that_was_trained_on_is_told_on_both_sides(bolt: Path) -> None:
+def test_a_test_image_among_the_training_images_gives_warnings_on_both_sides(bolt: Path) -> None:
     with Image.open(bolt / "train" / "good" / "1.png") as image:
         write(bolt / "test" / "good" / "copy.tif", image)
-    kind, example = "test images that are training images too", "bolt/test/good/copy.tif"
+    kind, example = "test images that are also training images", "bolt/test/good/copy.tif"
     only(warned_on_training(bolt), kind, 1, example)
     only(warned_on_testing(bolt), kind, 1, example)
 
 
-def test_an_image_that_is_labelled_both_ways_is_told(bolt: Path) -> None:
+def test_an_image_labelled_good_and_defective_gives_a_warning(bolt: Path) -> None:
     with Image.open(bolt / "test" / "good" / "100.png") as image:
         write(bolt / "test" / "spot" / "200.png", image)
     assert warned_on_testing(bolt)["test images that are labelled both good and defective"].count == 1
 
 
 @pytest.mark.parametrize("side", ["training", "testing"])
-def test_an_image_of_one_colour_is_told(bolt: Path, side: str) -> None:
+def test_an_image_of_a_single_colour_gives_a_warning(bolt: Path, side: str) -> None:
     folder = bolt / ("train" if side == "training" else "test") / "good"
     write(folder / "black.png", Image.new("L", (32, 32)))
     found = warned_on_training(bolt) if side == "training" else warned_on_testing(bolt)
-    only(found, f"{side} images of one single colour", 1, str((folder / "black.png").relative_to(bolt.parent)))
+    only(found, f"{side} images of a single colour", 1, str((folder / "black.png").relative_to(bolt.parent)))
 
 
 @pytest.mark.parametrize("side", ["training", "testing"])
-def test_a_jpeg_that_was_cut_off_is_told(bolt: Path, side: str) -> None:
+def test_a_truncated_jpeg_gives_a_warning(bolt: Path, side: str) -> None:
     folder = bolt / ("train" if side == "training" else "test") / "good"
     path = write(folder / "cut.jpg", image_of(7), quality=95)
     path.write_bytes(path.read_bytes()[:-150] + b"\xff\xd9")
     found = warned_on_training(bolt) if side == "training" else warned_on_testing(bolt)
-    only(found, f"{side} images that were cut off before their end", 1, str(path.relative_to(bolt.parent)))
+    only(found, f"{side} images that are truncated", 1, str(path.relative_to(bolt.parent)))
 
 
-def test_training_images_unlike_the_others_are_told(bolt: Path) -> None:
+def test_training_images_unlike_the_others_give_a_warning(bolt: Path) -> None:
     good = bolt / "train" / "good"
     write(good / "a.png", image_of(5, 64).resize((64, 32)))
     write(good / "b.png", image_of(6, 128))
@@ -104,13 +104,13 @@ def test_training_images_unlike_the_others_are_told(bolt: Path) -> None:
         write(good / f"{number}.png", image_of(number))
     found = warned_on_training(bolt)
     assert {kind: each.example for kind, each in found.items()} == {
-        "training images of other proportions than most": "bolt/train/good/a.png",
+        "training images with another aspect ratio than most": "bolt/train/good/a.png",
         "training images that are much larger or smaller than most": "bolt/train/good/b.png",
         "training images in grey where most are in colour": "bolt/train/good/c.png",
     }
 
 
-def test_test_images_unlike_those_that_were_learned_are_told(bolt: Path) -> None:
+def test_test_images_unlike_the_training_images_give_a_warning(bolt: Path) -> None:
     for path in sorted((bolt / "test").rglob("*.png")):
         with Image.open(path) as image:
             write(path, image.convert("L").resize((64, 32)))
@@ -118,29 +118,29 @@ def test_test_images_unlike_those_that_were_learned_are_told(bolt: Path) -> None
         path.unlink()
     found = {kind: each.count for kind, each in warned_on_testing(bolt).items() if "training" in kind}
     assert found == {
-        "testing images of other proportions than most training images": 7,
+        "testing images with another aspect ratio than most training images": 7,
         "testing images in grey where most training images are in colour": 7,
     }
 
 
-def test_pages_that_are_not_read_are_told(bolt: Path) -> None:
+def test_unread_pages_give_a_warning(bolt: Path) -> None:
     path = write(bolt / "train" / "good" / "pages.tif", image_of(3), save_all=True, append_images=[image_of(4)])
-    only(warned_on_training(bolt), "training images of several pages or frames", 1, "bolt/train/good/pages.tif")
+    only(warned_on_training(bolt), "training images with several pages or frames", 1, "bolt/train/good/pages.tif")
     assert path.exists()
 
 
-def test_16_bit_training_images_among_8_bit_ones_are_told(bolt: Path) -> None:
+def test_16_bit_training_images_among_8_bit_ones_give_a_warning(bolt: Path) -> None:
     values = np.full((32, 32), 3000, np.uint16)
     values[0] = 0
     for number in range(3):
         write(bolt / "train" / "good" / f"more{number}.png", image_of(300 + number).convert("L").convert("RGB"))
     write(bolt / "train" / "good" / "deep.png", Image.fromarray(values))
     found = warned_on_training(bolt)
-    told = found["training images of 16 bits where most are of 8 bits"]
+    told = found["training images with 16 bits where most are with 8 bits"]
     assert (told.count, told.example.endswith("deep.png")) == (1, True)
 
 
-def test_twelve_bit_images_in_sixteen_bits_are_not_taken_for_repeats(bolt: Path) -> None:
+def test_distinct_12_bit_images_are_not_duplicates(bolt: Path) -> None:
     good = bolt / "train" / "good"
     rng = np.random.default_rng(0)
     for path in good.iterdir():
@@ -155,16 +155,16 @@ def mask_of(bolt: Path, name: str = "200") -> Path:
 
 
 MASKS: dict[str, tuple[Callable[[Image.Image], Image.Image], str]] = {
-    "black": (lambda mask: mask.point(lambda value: 0), "defective images whose mask marks nothing"),
-    "white": (lambda mask: mask.point(lambda value: 255), "defective images whose mask marks every pixel"),
+    "black": (lambda mask: mask.point(lambda value: 0), "defective images with an empty mask"),
+    "white": (lambda mask: mask.point(lambda value: 255), "defective images whose mask covers every pixel"),
     "inverted": (lambda mask: mask.point(lambda value: 255 - value), "more than half of them"),
     "soft": (lambda mask: mask.resize((13, 11)).resize((32, 32)), "masks with soft edges"),
-    "alpha": (lambda mask: Image.merge("RGBA", [mask.point(lambda value: 0)] * 3 + [mask]), "alpha channel varies"),
+    "alpha": (lambda mask: Image.merge("RGBA", [mask.point(lambda value: 0)] * 3 + [mask]), "varying alpha channel"),
 }
 
 
 @pytest.mark.parametrize("name", MASKS)
-def test_a_mask_that_says_nothing_or_may_mean_something_else_is_told(bolt: Path, name: str) -> None:
+def test_an_empty_or_ambiguous_mask_gives_a_warning(bolt: Path, name: str) -> None:
     change, kind = MASKS[name]
     with Image.open(mask_of(bolt)) as mask:
         changed = change(mask)
@@ -174,49 +174,49 @@ def test_a_mask_that_says_nothing_or_may_mean_something_else_is_told(bolt: Path,
     assert (found.count, found.example) == (1, "bolt/test/spot/200.png")
 
 
-def test_defective_images_without_mask_are_counted(bolt: Path) -> None:
+def test_defective_images_without_a_mask_are_counted(bolt: Path) -> None:
     mask_of(bolt, "201").unlink()
     mask_of(bolt, "202").unlink()
     only(warned_on_testing(bolt), "defective images without a mask", 2, "bolt/test/spot/201.png")
 
 
-def test_a_mask_of_other_proportions_is_refused(bolt: Path) -> None:
+def test_a_mask_with_another_aspect_ratio_is_refused(bolt: Path) -> None:
     write(mask_of(bolt), Image.new("L", (32, 24), 255))
-    with pytest.raises(DatasetError, match=r"200_mask\.png has 32 × 24 pixels, but .*200\.png has 32 × 32: other prop"):
+    with pytest.raises(
+        DatasetError, match=r"200_mask\.png has 32 × 24 pixels, but .*200\.png has 32 × 32: the aspect ratios"
+    ):
         warned_on_testing(bolt)
 
 
-def test_a_smaller_mask_of_the_same_proportions_is_fine(bolt: Path) -> None:
+def test_a_smaller_mask_with_the_same_aspect_ratio_is_accepted(bolt: Path) -> None:
     with Image.open(mask_of(bolt)) as mask:
         write(mask_of(bolt), mask.resize((16, 16), Image.Resampling.NEAREST))
     assert warned_on_testing(bolt) == {}
 
 
 @pytest.mark.parametrize("which", ["image", "mask"])
-def test_a_mask_that_would_lie_across_its_image_is_refused(bolt: Path, which: str) -> None:
+def test_a_mask_rotated_by_90_degrees_is_refused(bolt: Path, which: str) -> None:
     image, mask = image_of(1).resize((48, 32)), Image.new("L", (48, 32))
     mask.paste(255, (0, 0, 9, 9))
     write(bolt / "test" / "spot" / "200.png", image, **(turned(image, 6) if which == "image" else {}))
     write(mask_of(bolt), mask, **(turned(mask, 6) if which == "mask" else {}))
-    with pytest.raises(DatasetError, match=r"1 of 10 test images and masks.*turned by its EXIF orientation"):
+    with pytest.raises(DatasetError, match=r"1 of 10 test images and masks.*rotated by its EXIF orientation"):
         warned_on_testing(bolt)
 
 
 @pytest.mark.parametrize("orientation", [3, 6])
-def test_a_mask_that_is_turned_otherwise_than_its_image_is_told_where_the_sides_do_not_show_it(
-    bolt: Path, orientation: int
-) -> None:
+def test_a_mask_with_another_orientation_of_the_same_size_gives_a_warning(bolt: Path, orientation: int) -> None:
     image = image_of(1)
     write(bolt / "test" / "spot" / "200.png", image, **turned(image, orientation))
     only(
         warned_on_testing(bolt),
-        "masks that are turned by another EXIF orientation than their images",
+        "masks with another EXIF orientation than their images",
         1,
         "bolt/test/spot/200.png",
     )
 
 
-def test_a_mask_that_was_drawn_on_the_upright_image_is_fine(bolt: Path) -> None:
+def test_a_mask_drawn_on_the_upright_image_is_accepted(bolt: Path) -> None:
     mask = Image.new("L", (32, 48))
     mask.paste(255, (0, 0, 9, 9))
     image = image_of(1).resize((48, 32))
@@ -225,7 +225,7 @@ def test_a_mask_that_was_drawn_on_the_upright_image_is_fine(bolt: Path) -> None:
     assert not [kind for kind in warned_on_testing(bolt) if "mask" in kind]
 
 
-def test_a_mask_that_is_turned_like_its_image_is_fine(bolt: Path) -> None:
+def test_a_mask_with_the_orientation_of_its_image_is_accepted(bolt: Path) -> None:
     image, mask = image_of(1).resize((48, 32)), Image.new("L", (48, 32))
     mask.paste(255, (0, 0, 9, 9))
     write(bolt / "test" / "spot" / "200.png", image, **turned(image, 6))
@@ -233,14 +233,14 @@ def test_a_mask_that_is_turned_like_its_image_is_fine(bolt: Path) -> None:
     assert not [kind for kind in warned_on_testing(bolt) if "mask" in kind]
 
 
-def test_a_mask_of_a_good_image_is_told_if_it_marks_something(bolt: Path) -> None:
+def test_a_mask_of_a_good_image_that_is_not_empty_gives_a_warning(bolt: Path) -> None:
     write(bolt / "ground_truth" / "good" / "100_mask.png", Image.new("L", (32, 32)))
     assert warned_on_testing(bolt) == {}
     path = write(bolt / "ground_truth" / "good" / "101_mask.png", Image.new("L", (32, 32), 255))
-    only(warned_on_testing(bolt), "masks of good images that mark something", 1, str(path.relative_to(bolt.parent)))
+    only(warned_on_testing(bolt), "masks of good images that are not empty", 1, str(path.relative_to(bolt.parent)))
 
 
-def test_all_that_cannot_be_used_is_named_over_all_products(bolt: Path) -> None:
+def test_all_unusable_files_of_all_products_are_named(bolt: Path) -> None:
     nut = write_tested_product(bolt.parent, "nut", 1)
     (bolt / "test" / "good" / "100.png").write_bytes(b"")
     mask_of(bolt).write_bytes(b"")
@@ -253,18 +253,18 @@ def test_all_that_cannot_be_used_is_named_over_all_products(bolt: Path) -> None:
         load_categories(bolt.parent, ["bolt", "nut"])
 
 
-def test_a_warning_is_one_line_with_count_and_example_told_once(
+def test_a_warning_is_one_line_with_count_and_example_shown_once(
     bolt: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     mask_of(bolt, "201").unlink()
     reporter = Reporter()
     load_test_categories(bolt.parent, ["bolt"], reporter=reporter)
-    load_test_categories(bolt.parent, ["bolt"], reporter=reporter.beside(tmp_path / "history.jsonl"))
+    load_test_categories(bolt.parent, ["bolt"], reporter=reporter.with_history(tmp_path / "history.jsonl"))
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: bolt: defective images without a mask: 1, such as bolt/test/spot/201.png. ")
 
 
-def test_strict_makes_one_error_of_all_warnings(bolt: Path) -> None:
+def test_strict_turns_all_warnings_into_one_error(bolt: Path) -> None:
     mask_of(bolt, "201").unlink()
     write(bolt / "test" / "good" / "black.png", Image.new("L", (32, 32)))
     with pytest.raises(DatasetError, match=r"2 warning\(s\).*--strict.*\(1\) bolt: .*\(2\) bolt: "):
@@ -272,5 +272,5 @@ def test_strict_makes_one_error_of_all_warnings(bolt: Path) -> None:
 
 
 def test_without_warnings_strict_changes_nothing(bolt: Path) -> None:
-    tell([], None, strict=True)
+    report_warnings([], None, strict=True)
     assert load_test_categories(bolt.parent, ["bolt"], strict=True)

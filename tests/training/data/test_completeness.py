@@ -36,7 +36,7 @@ JPEG_KINDS = [
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
-def test_a_jpeg_that_was_cut_and_given_an_end_is_found(options: dict[str, object], mode: str) -> None:
+def test_a_truncated_jpeg_with_an_end_marker_is_found(options: dict[str, object], mode: str) -> None:
     data = encoded("JPEG", mode, **options)
     for share in (0.3, 0.7, 0.97):
         assert found(data[: int(share * len(data))] + END), share
@@ -44,13 +44,13 @@ def test_a_jpeg_that_was_cut_and_given_an_end_is_found(options: dict[str, object
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
-def test_a_whole_jpeg_is_not_suspected(options: dict[str, object], mode: str) -> None:
+def test_a_complete_jpeg_is_not_reported(options: dict[str, object], mode: str) -> None:
     data = encoded("JPEG", mode, **options)
     for padded in (data, data + b"maker's notes", data[:-2] + bytes(9) + END, data[:-2] + b"\xff" * 3 + END):
         assert not found(padded)
 
 
-def test_a_jpeg_with_a_thumbnail_is_not_taken_for_its_thumbnail() -> None:
+def test_a_jpeg_is_not_confused_with_its_thumbnail() -> None:
     data = encoded("JPEG")
     thumbnail = encoded("JPEG", size=(32, 24))
     segment = b"\xff\xe1" + (len(thumbnail) + 2).to_bytes(2, "big") + thumbnail
@@ -59,7 +59,7 @@ def test_a_jpeg_with_a_thumbnail_is_not_taken_for_its_thumbnail() -> None:
 
 
 @pytest.mark.parametrize("colour", [(128, 128, 128), (0, 0, 0), (255, 255, 255)])
-def test_a_lower_part_that_really_is_of_one_colour_is_not_suspected(colour: tuple[int, int, int]) -> None:
+def test_a_lower_part_of_a_single_colour_is_not_reported(colour: tuple[int, int, int]) -> None:
     pixels = np.full((200, 200, 3), colour, np.uint8)
     pixels[:50] = np.random.default_rng(0).integers(0, 256, (50, 200, 3))
     buffer = io.BytesIO()
@@ -67,12 +67,12 @@ def test_a_lower_part_that_really_is_of_one_colour_is_not_suspected(colour: tupl
     assert not found(buffer.getvalue())
 
 
-def test_a_png_whose_end_was_never_written_is_found() -> None:
+def test_a_png_without_its_end_is_found() -> None:
     data = encoded("PNG")
     assert not found(data)
     assert found(data[: len(data) // 2] + bytes(len(data) // 2))
 
 
-def test_a_jpeg_whose_end_was_never_written_is_found() -> None:
+def test_a_jpeg_without_its_end_is_found() -> None:
     data = encoded("JPEG")
     assert found(data[: len(data) // 2] + bytes(len(data)))

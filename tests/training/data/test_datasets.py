@@ -8,7 +8,7 @@ from PIL import Image
 
 from moleflow.model.errors import DatasetError
 from moleflow.model.images.decode import open_rgb
-from moleflow.training.data.datasets import Layout, Sample, discover, load_category, passed_over, read_image
+from moleflow.training.data.datasets import Layout, Sample, discover, load_category, read_image, stray_images
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
@@ -62,7 +62,7 @@ VISA_ROWS = [
 ]
 
 
-def test_the_mvtec_layout_gives_good_images_defects_and_masks(mvtec: Path) -> None:
+def test_the_mvtec_layout_is_read(mvtec: Path) -> None:
     category = load_category(mvtec, "nut")
     nut = mvtec / "nut"
     assert category.layout is Layout.MVTEC
@@ -76,7 +76,7 @@ def test_the_mvtec_layout_gives_good_images_defects_and_masks(mvtec: Path) -> No
     assert [sample.is_anomalous for sample in category.test] == [False, True, True, True]
 
 
-def test_masks_named_as_their_images_are_found_too(mvtec: Path) -> None:
+def test_masks_named_like_their_images_are_found_too(mvtec: Path) -> None:
     mask = put(mvtec / "nut" / "ground_truth" / "crack" / "001.png", 255)
     assert load_category(mvtec, "nut").test[2].masks == (mask,)
 
@@ -115,7 +115,7 @@ def test_a_plain_folder_is_for_training_only(tmp_path: Path) -> None:
     assert category.test == ()
 
 
-def test_names_are_ordered_as_people_count(tmp_path: Path) -> None:
+def test_names_are_in_natural_order(tmp_path: Path) -> None:
     names = ["10.png", "2.png", "1.png", "b.png", "A1.png", "a10.png", "a9.png"]
     for name in names:
         put(tmp_path / "mug" / name)
@@ -124,13 +124,13 @@ def test_names_are_ordered_as_people_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.JPG", "a.PNG", "a.jpeg", "a.bmp", "a.tif", "a.TIFF", "a.webp", "a.gif"])
-def test_every_usual_ending_is_an_image(tmp_path: Path, name: str) -> None:
+def test_every_supported_suffix_is_an_image(tmp_path: Path, name: str) -> None:
     put(tmp_path / "mug" / name)
     assert [path.name for path in load_category(tmp_path, "mug").train] == [name]
 
 
 @pytest.mark.parametrize("name", [".hidden.png", "._a.png", "Thumbs.db", "notes.txt", ".DS_Store"])
-def test_other_files_are_passed_over(tmp_path: Path, name: str) -> None:
+def test_other_files_are_ignored(tmp_path: Path, name: str) -> None:
     kept = put(tmp_path / "mug" / "a.png")
     (tmp_path / "mug" / name).write_bytes(b"no image")
     assert load_category(tmp_path, "mug").train == (kept,)
@@ -144,9 +144,9 @@ def test_products_of_every_layout_are_discovered_in_natural_order(mvtec: Path, v
     assert discover(mvtec) == ("candle", "mug9", "mug10", "nut")
 
 
-def test_a_folder_without_products_is_refused_with_what_is_there(tmp_path: Path) -> None:
+def test_a_folder_without_products_is_refused_with_its_contents(tmp_path: Path) -> None:
     put(tmp_path / "a.png")
-    with pytest.raises(DatasetError, match=r"holds no product.*There now: a\.png\."):
+    with pytest.raises(DatasetError, match=r"contains no product.*It contains: a\.png\."):
         discover(tmp_path)
 
 
@@ -155,32 +155,32 @@ def test_a_missing_root_is_named(tmp_path: Path) -> None:
         discover(tmp_path / "absent")
 
 
-def test_a_missing_product_is_named_with_what_is_there(mvtec: Path) -> None:
-    with pytest.raises(DatasetError, match=r"There is no folder .*bolt, where product 'bolt'.*There now: nut/\."):
+def test_a_missing_product_is_named_with_the_folders_contents(mvtec: Path) -> None:
+    with pytest.raises(DatasetError, match=r"There is no folder .*bolt for product 'bolt'.*It contains: nut/\."):
         load_category(mvtec, "bolt")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/nut"])
-def test_a_name_that_is_no_single_folder_is_refused(mvtec: Path, name: str) -> None:
+def test_a_name_that_is_a_path_is_refused(mvtec: Path, name: str) -> None:
     with pytest.raises(DatasetError, match="cannot be a product's name"):
         load_category(mvtec, name)
 
 
 def test_a_product_folder_without_any_layout_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mug" / "inner").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"mug is no product: .*There now: inner/\."):
+    with pytest.raises(DatasetError, match=r"mug is not a product: .*It contains: inner/\."):
         load_category(tmp_path, "mug")
 
 
 def test_a_missing_train_good_folder_is_refused(tmp_path: Path) -> None:
     put(tmp_path / "nut" / "train" / "bad" / "a.png")
-    with pytest.raises(DatasetError, match=r"train/good holds no good images.*There now: bad/\."):
+    with pytest.raises(DatasetError, match=r"train/good contains no good images.*It contains: bad/\."):
         load_category(tmp_path, "nut")
 
 
 def test_an_empty_train_good_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "nut" / "train" / "good").mkdir(parents=True)
-    with pytest.raises(DatasetError, match=r"train/good holds no good images.*is empty\."):
+    with pytest.raises(DatasetError, match=r"train/good contains no good images.*is empty\."):
         load_category(tmp_path, "nut")
 
 
@@ -194,9 +194,9 @@ def test_unreadable_training_images_are_all_named(mvtec: Path) -> None:
 
 
 @pytest.mark.parametrize("defect", ["crack", "dent"])
-def test_a_mask_without_image_is_refused(mvtec: Path, defect: str) -> None:
+def test_a_mask_without_an_image_is_refused(mvtec: Path, defect: str) -> None:
     put(mvtec / "nut" / "ground_truth" / defect / "007_mask.png", 255)
-    with pytest.raises(DatasetError, match=rf"{defect}/007_mask\.png is a mask without image: .*test/{defect} holds"):
+    with pytest.raises(DatasetError, match=rf"{defect}/007_mask\.png is a mask without an image: .*test/{defect} has"):
         load_category(mvtec, "nut")
 
 
@@ -207,37 +207,37 @@ def test_two_masks_of_one_image_are_refused(mvtec: Path) -> None:
 
 
 @pytest.mark.parametrize("with_table", [False, True])
-def test_a_visa_mask_without_image_is_refused(visa: Path, with_table: bool) -> None:
+def test_a_visa_mask_without_an_image_is_refused(visa: Path, with_table: bool) -> None:
     put(visa / "candle" / "Data" / "Masks" / "Anomaly" / "005.png", 1)
     if with_table:
         write_split(visa, VISA_ROWS)
-    with pytest.raises(DatasetError, match=r"005\.png is a mask without image"):
+    with pytest.raises(DatasetError, match=r"005\.png is a mask without an image"):
         load_category(visa, "candle")
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("candle,train,normal,candle/Data/Images/Normal/9.JPG,", r"line 2: .*Normal/9\.JPG is listed but not there"),
-        ("candle,train,anomaly,candle/Data/Images/Anomaly/001.JPG,", "split 'train' with label 'anomaly' is not used"),
-        ("candle,valid,normal,candle/Data/Images/Normal/0001.JPG,", "split 'valid' with label 'normal' is not used"),
-        ("pcb1,train,normal,pcb1/a.JPG,", "lists no normal image for training on object 'candle'"),
-        ("candle,test,normal,candle/Data/Images/Normal/0000.JPG,", "lists no normal image for training"),
+        ("candle,train,normal,candle/Data/Images/Normal/9.JPG,", r"line 2: .*Normal/9\.JPG is listed but missing"),
+        ("candle,train,anomaly,candle/Data/Images/Anomaly/001.JPG,", "split 'train' with label 'anomaly' is invalid"),
+        ("candle,valid,normal,candle/Data/Images/Normal/0001.JPG,", "split 'valid' with label 'normal' is invalid"),
+        ("pcb1,train,normal,pcb1/a.JPG,", "lists no normal training image of object 'candle'"),
+        ("candle,test,normal,candle/Data/Images/Normal/0000.JPG,", "lists no normal training image"),
     ],
 )
-def test_a_visa_table_that_cannot_be_followed_is_refused(visa: Path, row: str, message: str) -> None:
+def test_an_invalid_visa_table_is_refused(visa: Path, row: str, message: str) -> None:
     write_split(visa, [row])
     with pytest.raises(DatasetError, match=message):
         load_category(visa, "candle")
 
 
 def test_a_visa_table_without_its_columns_is_refused(visa: Path) -> None:
-    write_split(visa, [], header="object,split,image")
+    write_split(visa, [], header="object,split,path")
     with pytest.raises(DatasetError, match=r"lacks the column\(s\) label, image, mask"):
         load_category(visa, "candle")
 
 
-def test_a_visa_table_that_is_no_text_is_refused(visa: Path) -> None:
+def test_a_visa_table_that_is_not_text_is_refused(visa: Path) -> None:
     write_split(visa, []).write_bytes(b"\xff\xfe\x00\xd8")
     with pytest.raises(DatasetError, match="cannot be read as a table"):
         load_category(visa, "candle")
@@ -268,7 +268,7 @@ def whole(mvtec: Path) -> Path:
     return mvtec
 
 
-def test_masks_in_a_folder_of_their_images_name_belong_to_it_together(whole: Path) -> None:
+def test_several_masks_of_an_image_may_be_in_a_folder_of_its_name(whole: Path) -> None:
     truth = whole / "nut" / "ground_truth" / "scratch"
     (truth / "000_mask.png").unlink()
     masks = tuple(put(truth / "000" / name, 255) for name in ("000.png", "001.png"))
@@ -277,13 +277,13 @@ def test_masks_in_a_folder_of_their_images_name_belong_to_it_together(whole: Pat
 
 
 @pytest.mark.parametrize("name", ["0", "000_masks"])
-def test_a_folder_of_masks_that_names_no_image_is_refused(whole: Path, name: str) -> None:
+def test_a_folder_of_masks_without_an_image_is_refused(whole: Path, name: str) -> None:
     put(whole / "nut" / "ground_truth" / "scratch" / name / "000.png", 255)
-    with pytest.raises(DatasetError, match=rf"scratch/{name} is a mask without image"):
+    with pytest.raises(DatasetError, match=rf"scratch/{name} is a mask without an image"):
         load_category(whole, "nut")
 
 
-def test_images_and_masks_are_paired_in_either_form_of_unicode(whole: Path) -> None:
+def test_images_and_masks_are_matched_in_any_unicode_form(whole: Path) -> None:
     composed, decomposed = "rayé", "raye\u0301"
     put(whole / "nut" / "test" / composed / f"{decomposed}.png")
     mask = put(whole / "nut" / "ground_truth" / decomposed / f"{composed}_mask.png", 255)
@@ -301,17 +301,17 @@ def test_one_mask_for_two_images_is_refused(whole: Path) -> None:
 
 @pytest.mark.parametrize("name", ["Good", "GOOD", "ok", "OK", "normal", "defect-free"])
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_good_images_in_a_folder_of_another_name_are_good_and_told(whole: Path, part: str, name: str) -> None:
+def test_a_synonym_of_good_is_accepted_with_a_warning(whole: Path, part: str, name: str) -> None:
     before = load_category(whole, "nut")
     (whole / "nut" / part / "good").rename(whole / "nut" / part / name)
     after = load_category(whole, "nut")
     assert [path.name for path in after.train] == [path.name for path in before.train]
     assert [sample.is_anomalous for sample in after.test] == [sample.is_anomalous for sample in before.test]
-    kind = f"folders in {part} that are taken for {part}/good"
+    kind = f"folders in {part} that are treated as {part}/good"
     assert warned(whole, "nut") == {kind: ("training" if part == "train" else "testing", 1, f"nut/{part}/{name}")}
 
 
-def test_the_folders_of_a_layout_are_found_in_any_capitals(whole: Path, visa: Path) -> None:
+def test_the_folders_of_a_layout_are_found_ignoring_case(whole: Path, visa: Path) -> None:
     nut, images = whole / "nut", visa / "candle" / "Data" / "Images"
     for folder in (nut / "train", nut / "test", nut / "ground_truth"):
         folder.rename(nut / folder.name.title())
@@ -323,22 +323,22 @@ def test_the_folders_of_a_layout_are_found_in_any_capitals(whole: Path, visa: Pa
 
 
 LEFT_OVER = {
-    "train/good/deeper/a.png": ("training", "images in folders below (train/good)"),
-    "test/crack/deeper/a/b.JPG": ("testing", "images in folders below (test/crack)"),
+    "train/good/deeper/a.png": ("training", "images in subfolders (train/good)"),
+    "test/crack/deeper/a/b.JPG": ("testing", "images in subfolders (test/crack)"),
     "train/bad/a.png": ("training", "images in folders that are not part of the layout (train)"),
     "train/a.png": ("training", "images in folders that are not part of the layout (train)"),
     "test/a.png": ("testing", "images in folders that are not part of the layout (test)"),
     "validation/good/a.png": ("training", "images in folders that are not part of the layout (validation)"),
     "a.png": ("training", "images in folders that are not part of the layout (nut)"),
     "train/good/.a.png": ("training", "hidden image files (train/good)"),
-    "train/good/a.heic": ("training", "files whose name does not end like that of an image that is read (train/good)"),
-    "train/good/a": ("training", "files whose name does not end like that of an image that is read (train/good)"),
-    "test/good/a.jp2": ("testing", "files whose name does not end like that of an image that is read (test/good)"),
+    "train/good/a.heic": ("training", "files with an unsupported suffix (train/good)"),
+    "train/good/a": ("training", "files with an unsupported suffix (train/good)"),
+    "test/good/a.jp2": ("testing", "files with an unsupported suffix (test/good)"),
 }
 
 
 @pytest.mark.parametrize("path", LEFT_OVER)
-def test_what_could_be_an_image_and_is_not_used_is_told(whole: Path, path: str) -> None:
+def test_an_unused_file_that_could_be_an_image_gives_a_warning(whole: Path, path: str) -> None:
     before = load_category(whole, "nut")
     put(whole / "nut" / "b.png").rename(whole / "nut" / "b")
     target = whole / "nut" / path
@@ -350,7 +350,7 @@ def test_what_could_be_an_image_and_is_not_used_is_told(whole: Path, path: str) 
     assert (after.train, after.test) == (before.train, before.test)
 
 
-def test_what_is_not_used_is_counted_in_one_line_for_each_place(whole: Path) -> None:
+def test_unused_files_are_counted_per_folder(whole: Path) -> None:
     for number in (2, 10, 1):
         put(whole / "nut" / "validation" / "good" / f"{number}.png")
     kind = "images in folders that are not part of the layout (validation)"
@@ -358,26 +358,26 @@ def test_what_is_not_used_is_counted_in_one_line_for_each_place(whole: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["._a.png", ".DS_Store", "Thumbs.db", "readme.txt", "labels.csv"])
-def test_what_nobody_takes_for_an_image_is_not_told(whole: Path, name: str) -> None:
+def test_obvious_non_images_give_no_warning(whole: Path, name: str) -> None:
     for folder in ("train/good", "test/crack", "."):
         (whole / "nut" / folder / name).write_bytes(b"no image")
     assert warned(whole, "nut") == {}
 
 
-def test_images_in_folders_below_a_plain_folder_are_told(tmp_path: Path) -> None:
+def test_images_in_subfolders_of_a_plain_folder_give_a_warning(tmp_path: Path) -> None:
     put(tmp_path / "mug" / "a.png")
     put(tmp_path / "mug" / "more" / "b.png")
-    assert warned(tmp_path, "mug") == {"images in folders below (mug)": ("training", 1, "mug/more/b.png")}
+    assert warned(tmp_path, "mug") == {"images in subfolders (mug)": ("training", 1, "mug/more/b.png")}
 
 
-def test_links_in_a_circle_and_links_to_nothing_are_told_and_not_followed(whole: Path) -> None:
+def test_cyclic_and_broken_links_give_a_warning_and_are_not_followed(whole: Path) -> None:
     good = whole / "nut" / "train" / "good"
     (good / "circle").symlink_to(whole)
     (good / "self.png").symlink_to(good / "self.png")
     (good / "gone.png").symlink_to(whole / "gone.png")
     assert warned(whole, "nut") == {
         "links to folders, which are not followed (train/good)": ("training", 1, "nut/train/good/circle"),
-        "broken links and other things that are no files (train/good)": ("training", 2, "nut/train/good/gone.png"),
+        "broken links and other entries that are not files (train/good)": ("training", 2, "nut/train/good/gone.png"),
     }
 
 
@@ -387,10 +387,10 @@ def test_links_to_the_folders_of_a_layout_are_followed(whole: Path) -> None:
     (whole / "nut" / "test").symlink_to(elsewhere)
     put(elsewhere / "crack" / "deeper" / "a.png")
     assert len(load_category(whole, "nut").test) == 4
-    assert set(warned(whole, "nut")) == {"images in folders below (test/crack)"}
+    assert set(warned(whole, "nut")) == {"images in subfolders (test/crack)"}
 
 
-def test_an_empty_defect_and_a_missing_half_of_the_test_are_told(whole: Path) -> None:
+def test_an_empty_defect_and_a_missing_kind_of_test_images_give_a_warning(whole: Path) -> None:
     test = whole / "nut" / "test"
     (test / "dent").mkdir()
     (test / "good" / "000.png").unlink()
@@ -401,43 +401,43 @@ def test_an_empty_defect_and_a_missing_half_of_the_test_are_told(whole: Path) ->
 
 
 @pytest.mark.parametrize("inside", [".", "test", "train", "ground_truth", "test/crack", "validation"])
-def test_a_product_or_a_part_of_one_is_not_taken_for_a_folder_of_products(whole: Path, inside: str) -> None:
+def test_a_product_or_its_subfolder_is_refused_as_a_folder_of_products(whole: Path, inside: str) -> None:
     (whole / "nut" / "validation").mkdir()
-    with pytest.raises(DatasetError, match=rf"product.*; give the folder .*{whole.name}, and name .*--task nut\."):
+    with pytest.raises(DatasetError, match=rf"product.*; use the folder that contains the products, .*{whole.name}, with --task nut\."):
         discover(whole / "nut" / inside)
     with pytest.raises(DatasetError, match=r"--task nut\."):
         load_category(whole / "nut" / inside, "good")
 
 
-def test_parts_of_a_visa_product_are_no_folder_of_products_either(visa: Path) -> None:
-    with pytest.raises(DatasetError, match=r"lies inside the product .*candle; .*--task candle\."):
+def test_a_subfolder_of_a_visa_product_is_refused_too(visa: Path) -> None:
+    with pytest.raises(DatasetError, match=r"is inside the product .*candle; .*--task candle\."):
         discover(visa / "candle" / "Data" / "Images")
 
 
-def test_products_one_folder_deeper_are_pointed_at(whole: Path) -> None:
+def test_products_one_folder_deeper_are_suggested(whole: Path) -> None:
     (whole / "mvtec").mkdir()
     (whole / "nut").rename(whole / "mvtec" / "nut")
-    with pytest.raises(DatasetError, match=r"holds no product; .*Products lie in .*mvtec: give that folder"):
+    with pytest.raises(DatasetError, match=r"contains no product; .*There are products in .*mvtec: use that folder"):
         discover(whole)
 
 
-def test_what_lies_beside_the_products_is_told(whole: Path) -> None:
+def test_images_beside_the_products_give_a_warning(whole: Path) -> None:
     put(whole / "loose.png")
     put(whole / "old" / "batch" / "a.png")
     put(whole / "phone" / "a.png").rename(whole / "phone" / "a.heic")
     (whole / "bracket").symlink_to(whole / "unplugged" / "bracket")
     (whole / "split_csv").mkdir()
     (whole / "split_csv" / "1cls.csv").write_text("object,split,label,image,mask\n")
-    found = {each.kind: (each.count, each.example) for each in passed_over(whole)}
+    found = {each.kind: (each.count, each.example) for each in stray_images(whole)}
     assert found == {
-        "folders with images that are no products": (2, "old"),
-        "links beside the products that lead nowhere": (1, "bracket"),
+        "folders with images that are not products": (2, "old"),
+        "broken links beside the products": (1, "bracket"),
         "images beside the products": (1, "loose.png"),
     }
 
 
 @pytest.mark.parametrize("label", ["Normal", "good", "OK"])
-def test_a_good_label_in_other_words_is_good_in_visas_table(visa: Path, label: str) -> None:
+def test_a_synonym_of_good_is_accepted_in_visas_table(visa: Path, label: str) -> None:
     write_split(visa, [row.replace("normal", label) for row in VISA_ROWS])
     category = load_category(visa, "candle")
     assert ([len(category.train)], [sample.is_anomalous for sample in category.test]) == ([1], [False, True])
@@ -446,20 +446,20 @@ def test_a_good_label_in_other_words_is_good_in_visas_table(visa: Path, label: s
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("candle,test,,candle/Data/Images/Normal/0002.JPG,", "with label '' is not used"),
-        ("candle,test,normal,candle/Data/Images/Normal/0001.JPG,", r"line 6: .*0001\.JPG is listed in line 2 already"),
+        ("candle,test,,candle/Data/Images/Normal/0002.JPG,", "with label '' is invalid"),
+        ("candle,test,normal,candle/Data/Images/Normal/0001.JPG,", r"line 6: .*0001\.JPG is also listed in line 2"),
     ],
 )
-def test_a_row_that_says_nothing_or_says_it_twice_is_refused(visa: Path, row: str, message: str) -> None:
+def test_an_empty_or_repeated_row_is_refused(visa: Path, row: str, message: str) -> None:
     write_split(visa, [*VISA_ROWS, row])
     with pytest.raises(DatasetError, match=message):
         load_category(visa, "candle")
 
 
-def test_images_that_visas_table_does_not_list_are_told(visa: Path) -> None:
+def test_images_missing_from_visas_table_give_a_warning(visa: Path) -> None:
     write_split(visa, VISA_ROWS)
     found = warned(visa, "candle")
-    kind = "images that the table of the split does not list (Data/Images/Normal)"
+    kind = "images that the split table does not list (Data/Images/Normal)"
     assert found[kind] == (
         "training",
         1,

@@ -34,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_three_products_are_there_in_the_mvtec_layout(made: Path) -> None:
+def test_three_products_are_written_in_the_mvtec_layout(made: Path) -> None:
     assert discover(made) == PRODUCTS
     for name in PRODUCTS:
         category = load_category(made, name)
@@ -46,7 +46,7 @@ def test_three_products_are_there_in_the_mvtec_layout(made: Path) -> None:
 
 
 @pytest.mark.parametrize("product", PRODUCTS)
-def test_every_defect_covers_a_small_but_visible_part(made: Path, product: str) -> None:
+def test_every_defect_covers_a_small_but_visible_area(made: Path, product: str) -> None:
     for sample in load_category(made, product).test:
         if sample.masks:
             assert 0.002 < read_mask(sample.masks).mean() < 0.12
@@ -85,16 +85,14 @@ def test_another_seed_gives_other_images_in_the_same_folder(few: None, tmp_path:
     assert all(first[name] != second[name] for name in first if "train" in name)
 
 
-def test_finished_products_are_kept(few: None, tmp_path: Path) -> None:
+def test_complete_products_are_kept(few: None, tmp_path: Path) -> None:
     make_demo_data(tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     make_demo_data(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
-def test_a_run_that_is_killed_leaves_only_finished_products_and_the_next_completes_them(
-    few: None, tmp_path: Path
-) -> None:
+def test_a_killed_run_leaves_only_complete_products_and_the_next_adds_the_rest(few: None, tmp_path: Path) -> None:
     # The process kills itself while the second product is being drawn.
     code = (
         "import os, signal, sys; from pathlib import Path; from moleflow.training.data import demo\n"
@@ -113,16 +111,16 @@ def test_a_run_that_is_killed_leaves_only_finished_products_and_the_next_complet
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(PRODUCTS)
 
 
-def test_a_folder_that_was_not_made_here_is_left_alone(few: None, tmp_path: Path) -> None:
+def test_a_folder_that_was_not_made_here_is_kept(few: None, tmp_path: Path) -> None:
     kept = tmp_path / "grass" / "mine.txt"
     kept.parent.mkdir()
     kept.write_text("mine")
-    with pytest.raises(DatasetError, match="grass is there already and was not made by the demonstration"):
+    with pytest.raises(DatasetError, match="grass exists already and was not made by the demo"):
         make_demo_data(tmp_path)
     assert kept.read_text() == "mine"
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DatasetError, match="file/data cannot take the demonstration's images"):
         make_demo_data(tmp_path / "file" / "data")

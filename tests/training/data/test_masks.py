@@ -11,7 +11,7 @@ from moleflow.training.data.masks import Trait, decode_mask, read_mask
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "I;16", "1"])
-def test_whatever_differs_from_0_is_marked_in_a_mask(tmp_path: Path, mode: str) -> None:
+def test_every_nonzero_value_is_marked(tmp_path: Path, mode: str) -> None:
     marked = np.array([[False, True, True], [True, False, False]])
     if mode == "1":
         image = Image.fromarray(marked)
@@ -26,14 +26,14 @@ def test_whatever_differs_from_0_is_marked_in_a_mask(tmp_path: Path, mode: str) 
     assert np.array_equal(read_mask(tmp_path / "mask.png"), marked)
 
 
-def test_a_jpeg_mask_is_cut_in_the_middle(tmp_path: Path) -> None:
+def test_a_jpeg_mask_is_thresholded_at_mid_grey(tmp_path: Path) -> None:
     marked = np.zeros((32, 32), bool)
     marked[5:20, 7:23] = True
     Image.fromarray(marked.astype(np.uint8) * 255).save(tmp_path / "mask.jpg", quality=80)
     assert np.array_equal(read_mask(tmp_path / "mask.jpg"), marked)
 
 
-def test_a_mask_is_brought_to_the_wanted_size_by_the_nearest_pixel(tmp_path: Path) -> None:
+def test_a_mask_is_resized_by_nearest_neighbour(tmp_path: Path) -> None:
     marked = np.array([[True, False], [False, True]])
     Image.fromarray(marked.astype(np.uint8) * 255).save(tmp_path / "mask.png")
     expected = np.kron(marked, np.ones((3, 2), bool))
@@ -69,7 +69,7 @@ def saved(image: Image.Image, path: Path, **options: object) -> Path:
     return path
 
 
-def test_a_palette_of_two_chosen_colours_is_read_by_its_colours(tmp_path: Path) -> None:
+def test_an_adaptive_palette_is_read_by_its_colours(tmp_path: Path) -> None:
     marked = blob()
     for number, shown in enumerate((marked, ~marked)):
         image = grey(shown).convert("P", palette=Image.Palette.ADAPTIVE, colors=2)
@@ -85,13 +85,13 @@ def test_a_voc_palette_marks_every_class_and_not_the_black_background(tmp_path: 
     assert np.array_equal(read_mask(path), indices > 0)
 
 
-def test_a_coloured_palette_in_another_order_leaves_black_unmarked(tmp_path: Path) -> None:
+def test_black_is_background_at_any_palette_index(tmp_path: Path) -> None:
     indices = np.array([[0, 1, 1], [2, 1, 0]])
     path = saved(palette_mask(indices, [255, 0, 0, 0, 0, 0, 0, 255, 0]), tmp_path / "mask.gif")
     assert np.array_equal(read_mask(path), indices != 1)
 
 
-def test_a_palette_without_black_is_read_by_index_and_told(tmp_path: Path) -> None:
+def test_a_palette_without_black_is_read_by_index_with_a_warning(tmp_path: Path) -> None:
     indices = np.array([[0, 1, 1], [0, 0, 1]])
     path = saved(palette_mask(indices, [255, 255, 255, 200, 0, 0]), tmp_path / "mask.png")
     mask = decode_mask(path)
@@ -99,7 +99,7 @@ def test_a_palette_without_black_is_read_by_index_and_told(tmp_path: Path) -> No
     assert mask.traits == {Trait.NO_BLACK}
 
 
-def test_a_mask_in_the_alpha_channel_alone_is_found_and_told(tmp_path: Path) -> None:
+def test_a_mask_in_the_alpha_channel_is_read_with_a_warning(tmp_path: Path) -> None:
     marked = blob()
     for number, colour in enumerate(((0, 0, 0), (255, 0, 0))):
         image = Image.new("RGB", (32, 24), colour)
@@ -109,19 +109,19 @@ def test_a_mask_in_the_alpha_channel_alone_is_found_and_told(tmp_path: Path) -> 
         assert mask.traits == {Trait.ALPHA}
 
 
-def test_what_is_transparent_is_not_marked(tmp_path: Path) -> None:
+def test_transparent_pixels_are_not_marked(tmp_path: Path) -> None:
     pixels = np.full((24, 32, 4), (255, 255, 255, 0), np.uint8)
     pixels[blob()] = (200, 0, 0, 255)
     assert np.array_equal(read_mask(saved(Image.fromarray(pixels), tmp_path / "mask.png")), blob())
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "RGB"])
-def test_black_is_unmarked_in_every_colour_space(tmp_path: Path, mode: str) -> None:
+def test_black_is_background_in_every_colour_space(tmp_path: Path, mode: str) -> None:
     image = grey(blob()).convert("RGB").convert(mode)
     assert np.array_equal(read_mask(saved(image, tmp_path / "mask.tif")), blob())
 
 
-def test_a_bilevel_tiff_that_stores_white_as_0_is_read_as_it_is_shown(tmp_path: Path) -> None:
+def test_a_bilevel_tiff_with_inverted_values_is_read_as_displayed(tmp_path: Path) -> None:
     path = saved(grey(blob()).convert("1"), tmp_path / "mask.tif", compression="group4", tiffinfo={262: 0})
     with Image.open(path) as image:
         assert image.tag_v2[262] == 0
@@ -129,7 +129,7 @@ def test_a_bilevel_tiff_that_stores_white_as_0_is_read_as_it_is_shown(tmp_path: 
     assert np.array_equal(read_mask(path), shown)
 
 
-def test_a_soft_edge_is_cut_in_the_middle_and_told(tmp_path: Path) -> None:
+def test_a_soft_edge_is_thresholded_with_a_warning(tmp_path: Path) -> None:
     large = grey(blob(240, 320)).resize((160, 120), Image.Resampling.NEAREST)
     soft = large.resize((32, 24), Image.Resampling.BICUBIC).resize((160, 120), Image.Resampling.BICUBIC)
     mask = decode_mask(saved(soft, tmp_path / "mask.png"))
@@ -147,21 +147,21 @@ def test_an_edge_drawn_with_few_shades_is_soft_too(tmp_path: Path) -> None:
     assert np.array_equal(mask.marked, np.asarray(soft) > 127)
 
 
-def test_greys_that_fill_areas_are_defects_of_their_own(tmp_path: Path) -> None:
+def test_greys_that_fill_areas_are_labels(tmp_path: Path) -> None:
     numbers = np.kron([[0, 60, 120], [0, 180, 255]], np.ones((5, 5))).astype(np.uint8)
     mask = decode_mask(saved(Image.fromarray(numbers), tmp_path / "mask.png"))
     assert mask.traits == frozenset()
     assert np.array_equal(mask.marked, numbers > 0)
 
 
-def test_numbers_of_defects_are_no_soft_edge(tmp_path: Path) -> None:
+def test_defect_numbers_are_not_a_soft_edge(tmp_path: Path) -> None:
     numbers = np.kron(np.arange(17).reshape(1, 17), np.ones((3, 3))).astype(np.uint8)
     mask = decode_mask(saved(Image.fromarray(numbers), tmp_path / "mask.png"))
     assert mask.traits == frozenset()
     assert np.array_equal(mask.marked, numbers > 0)
 
 
-def test_several_masks_of_one_image_mark_what_any_of_them_marks(tmp_path: Path) -> None:
+def test_several_masks_of_one_image_are_united(tmp_path: Path) -> None:
     one, other = np.zeros((4, 6), bool), np.zeros((8, 12), bool)
     one[0, 0] = other[6:, 10:] = True
     paths = [saved(grey(one), tmp_path / "a.png"), saved(grey(other), tmp_path / "b.png")]

@@ -19,7 +19,7 @@ from moleflow.training.config import Preset
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.data.white_levels import Reader, find_white_level
-from moleflow.training.embeddings.augment import ALTERATIONS
+from moleflow.training.embeddings.augment import AUGMENTATIONS
 from moleflow.training.embeddings.cache import EmbeddingCache
 from moleflow.training.evaluation.evaluate import evaluate
 from moleflow.training.evaluation.metrics import image_ranking
@@ -46,7 +46,7 @@ def learn(data: Path, path: Path, preset: Preset, *names: str) -> Reporter:
 
 
 @pytest.mark.parametrize(("white", "expected"), [(255, 255), (1000, 1023), (4000, 4095), (65_535, 65_535)])
-def test_the_white_level_is_found_in_the_good_images_and_told(tmp_path: Path, white: int, expected: int) -> None:
+def test_the_white_level_is_estimated_from_good_images_and_logged(tmp_path: Path, white: int, expected: int) -> None:
     folder = tmp_path / "bolt"
     folder.mkdir()
     paths = []
@@ -55,7 +55,7 @@ def test_the_white_level_is_found_in_the_good_images_and_told(tmp_path: Path, wh
         paths[-1].write_bytes(png(np.full((32, 32), white - number), 16, 0))
     told: list[str] = []
     assert find_white_level("bolt", paths, SIDE, told.append) == expected
-    assert told == [f"bolt: 3 16-bit images, largest value {white}: {expected} is taken for white"]
+    assert told == [f"bolt: 3 16-bit images, largest value {white}: white level {expected}"]
 
 
 def test_8_bit_images_have_no_white_level(products: Path) -> None:
@@ -64,7 +64,7 @@ def test_8_bit_images_have_no_white_level(products: Path) -> None:
     assert not told
 
 
-def test_a_product_is_learned_from_10_bit_images_as_from_8_bit_ones(tmp_path: Path, tiny_preset: Preset) -> None:
+def test_a_product_is_learned_from_10_bit_images_like_8_bit_ones(tmp_path: Path, tiny_preset: Preset) -> None:
     write_product(tmp_path / "plain", "bolt", 0, count=10)
     write_deep(tmp_path / "deep", "bolt", 0, 1023)
     learn(tmp_path / "plain", tmp_path / "plain.safetensors", tiny_preset, "bolt")
@@ -74,7 +74,7 @@ def test_a_product_is_learned_from_10_bit_images_as_from_8_bit_ones(tmp_path: Pa
     assert deep.threshold == pytest.approx(plain.threshold, rel=0.02)
 
 
-def test_held_out_images_score_in_prediction_what_they_scored_in_training(tmp_path: Path, tiny_preset: Preset) -> None:
+def test_held_out_images_have_the_same_scores_in_training_and_prediction(tmp_path: Path, tiny_preset: Preset) -> None:
     write_deep(tmp_path, "bolt", 0, 4095)
     path = tmp_path / "factory.safetensors"
     learn(tmp_path, path, tiny_preset, "bolt")
@@ -86,7 +86,7 @@ def test_held_out_images_score_in_prediction_what_they_scored_in_training(tmp_pa
     assert not any(each.warnings for each in found)
 
 
-def test_defects_of_few_grey_levels_are_found_at_10_bits(tmp_path: Path, tiny_preset: Preset) -> None:
+def test_low_contrast_defects_are_found_at_10_bits(tmp_path: Path, tiny_preset: Preset) -> None:
     folder = tmp_path / "sheet"
     folder.mkdir()
 
@@ -110,7 +110,7 @@ def test_defects_of_few_grey_levels_are_found_at_10_bits(tmp_path: Path, tiny_pr
     assert image_ranking([each.score for each in found], [seed % 2 == 1 for seed in range(100, 116)]).auroc == 1.0
 
 
-def test_a_deep_product_leaves_the_older_ones_as_they_are(tmp_path: Path, tiny_preset: Preset) -> None:
+def test_a_16_bit_product_does_not_change_earlier_ones(tmp_path: Path, tiny_preset: Preset) -> None:
     write_product(tmp_path, "bolt", 0, count=10)
     write_deep(tmp_path, "nut", 1, 1023)
     path = tmp_path / "factory.safetensors"
@@ -124,7 +124,7 @@ def test_a_deep_product_leaves_the_older_ones_as_they_are(tmp_path: Path, tiny_p
     assert found.score == expected.score  # type: ignore[union-attr]
 
 
-def test_the_cache_keeps_one_embedding_a_white_level(tmp_path: Path) -> None:
+def test_the_cache_keeps_one_embedding_per_white_level(tmp_path: Path) -> None:
     folder = write_deep(tmp_path, "bolt", 0, 1023, count=2)
     paths = sorted(folder.iterdir())
     config, cpu = tiny_config(), torch.device("cpu")
@@ -141,17 +141,17 @@ def test_the_cache_keeps_one_embedding_a_white_level(tmp_path: Path) -> None:
     assert torch.equal(bright, first(1023))
 
 
-@pytest.mark.parametrize("name", ALTERATIONS)
-def test_alterations_keep_the_values_between_whole_grey_levels(name: str) -> None:
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_augmentations_keep_fractional_grey_levels(name: str) -> None:
     image = np.random.default_rng(0).uniform(20, 21, (32, 32, 3)).astype(np.float32)
-    altered = ALTERATIONS[name](image, np.random.default_rng(1))
+    altered = AUGMENTATIONS[name](image, np.random.default_rng(1))
     assert altered.dtype == np.float32
     assert len(np.unique(altered)) > 100
     assert altered.min() >= 0
     assert altered.max() <= 255
 
 
-def test_an_evaluation_tells_of_test_images_that_do_not_fit(tmp_path: Path, tiny_detector: Detector) -> None:
+def test_an_evaluation_warns_of_mismatched_test_images(tmp_path: Path, tiny_detector: Detector) -> None:
     folder = tmp_path / "bolt" / "test" / "good"
     folder.mkdir(parents=True)
     (tmp_path / "bolt" / "train" / "good").mkdir(parents=True)

@@ -60,7 +60,7 @@ class Unused(FeatureExtractor):
         raise AssertionError("embedded again")
 
 
-def test_the_embeddings_are_the_bits_of_those_computed_without_a_cache(
+def test_cached_embeddings_have_the_same_bits_as_uncached_ones(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     options = {"device": CPU, "precision": "fp32", "folder": tmp_path}
@@ -72,7 +72,7 @@ def test_the_embeddings_are_the_bits_of_those_computed_without_a_cache(
         assert torch.equal(found.batch(indices, CPU), store.batch(indices, CPU))
 
 
-def test_what_is_there_is_not_computed_again_whatever_the_order_and_the_name(
+def test_cached_embeddings_are_found_in_any_order_and_under_any_name(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     first = values(embed(opened(tmp_path / "cache", features), features, paths))
@@ -114,7 +114,7 @@ def test_an_image_changed_in_place_is_another_image(
 
 
 @pytest.mark.parametrize("change", ["weights", "stages", "width", "size", "precision", "preprocessing"])
-def test_whatever_decides_an_embedding_decides_where_it_is_kept(
+def test_everything_that_determines_an_embedding_is_part_of_its_source(
     features: FeatureExtractor, tmp_path: Path, change: str
 ) -> None:
     usual = opened(tmp_path, features).folder
@@ -139,9 +139,7 @@ def files(cache: EmbeddingCache) -> list[Path]:
     return sorted(cache.folder.rglob("*.npy"))
 
 
-def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(
-    features: FeatureExtractor, tmp_path: Path
-) -> None:
+def test_stale_temporary_files_are_removed_and_those_in_use_are_not(features: FeatureExtractor, tmp_path: Path) -> None:
     folder = opened(tmp_path, features).folder
     left = folder / "ab" / ".old.npy.0.tmp"
     left.mkdir(parents=True)
@@ -154,7 +152,7 @@ def test_what_a_killed_writer_left_is_removed_and_what_another_writes_is_not(
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.999])
-def test_half_a_file_is_as_good_as_none(
+def test_a_partial_file_counts_as_missing(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, share: float
 ) -> None:
     cache = opened(tmp_path, features)
@@ -176,7 +174,7 @@ def test_using_the_embeddings_does_not_change_the_files(
     assert [path.read_bytes() for path in files(cache)] == before
 
 
-def test_what_was_found_stays_readable_when_another_process_writes_it_anew(
+def test_a_file_stays_readable_while_another_process_rewrites_it(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     cache = opened(tmp_path, features)
@@ -188,7 +186,7 @@ def test_what_was_found_stays_readable_when_another_process_writes_it_anew(
 
 
 @pytest.mark.parametrize("change", ["cut", "emptied", "removed", "of other numbers"])
-def test_a_file_that_is_changed_after_it_was_found_is_an_error_and_no_crash(
+def test_a_file_changed_while_in_use_is_an_error_and_not_a_crash(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, change: str
 ) -> None:
     cache = opened(tmp_path, features)
@@ -203,7 +201,7 @@ def test_a_file_that_is_changed_after_it_was_found_is_an_error_and_no_crash(
                 path.unlink()
             case _:
                 np.save(path, np.array([{}]), allow_pickle=True)
-    with pytest.raises(ConfigurationError, match="removed or changed while it was needed"):
+    with pytest.raises(ConfigurationError, match="removed or changed while in use"):
         values(found)
 
 
@@ -217,7 +215,7 @@ def test_a_file_of_another_shape_is_an_error_that_names_it(
         embed(cache, features, paths)
 
 
-def test_an_image_that_has_gone_is_an_error_that_names_it(features: FeatureExtractor, tmp_path: Path) -> None:
+def test_a_removed_image_is_an_error_that_names_it(features: FeatureExtractor, tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match=r"gone\.png cannot be read"):
         embed(opened(tmp_path, features), features, (tmp_path / "gone.png",))
 
@@ -226,19 +224,19 @@ def test_a_cache_that_cannot_be_written_is_an_error_that_says_what_to_do(
     features: FeatureExtractor, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigurationError, match="embedding cache .* cannot be written to .*--cache"):
+    with pytest.raises(ConfigurationError, match="embedding cache .* cannot be written .*--cache"):
         opened(tmp_path / "file", features)
 
 
-def test_a_cache_emptied_while_it_is_filled_is_an_error(
+def test_a_cache_emptied_while_in_use_is_an_error(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_save", lambda path, value: path.write_bytes(b""))
-    with pytest.raises(ConfigurationError, match="was removed or changed while it was needed"):
+    with pytest.raises(ConfigurationError, match="was removed or changed while in use"):
         embed(opened(tmp_path, features), features, paths)
 
 
-def test_what_was_embedded_before_an_interruption_is_kept(
+def test_embeddings_from_before_an_interruption_are_kept(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(moleflow.training.embeddings.extraction, "EXTRACTION_BATCH", 4)
@@ -290,7 +288,7 @@ def writer_code(products: Path, folder: Path, times: int) -> str:
     return WRITER.format(support=support, folder=str(folder), data=str(products), times=times)
 
 
-def test_two_processes_that_fill_a_cache_at_once_both_end_with_the_embeddings(
+def test_two_processes_can_fill_a_cache_at_once(
     features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
 ) -> None:
     writers = [processes.start(writer_code(products, tmp_path, times=4)) for _ in range(2)]
@@ -303,7 +301,7 @@ def test_two_processes_that_fill_a_cache_at_once_both_end_with_the_embeddings(
     assert not list(tmp_path.rglob("*.tmp"))
 
 
-def test_a_kill_of_two_writers_at_once_leaves_whole_files_only(
+def test_killing_two_writers_leaves_only_complete_files(
     features: FeatureExtractor, paths: tuple[Path, ...], products: Path, tmp_path: Path, processes: Processes
 ) -> None:
     writers = [processes.start(writer_code(products, tmp_path, times=10**6)) for _ in range(2)]

@@ -34,7 +34,7 @@ def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, *
     return EmbeddingStore.compute(features, paths, read_image, device=CPU, precision="fp32", folder=folder, **options)
 
 
-def test_the_embeddings_are_those_of_the_images_in_their_order(
+def test_embeddings_are_in_the_order_of_the_images(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     with torch.inference_mode():
@@ -48,7 +48,7 @@ def test_the_embeddings_are_those_of_the_images_in_their_order(
         assert torch.equal(store.batch(indices, CPU), store.values[indices])
 
 
-def test_past_the_limit_they_lie_in_a_file_and_are_the_same_bits(
+def test_above_the_limit_they_are_in_a_file_with_the_same_bits(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     with compute(features, paths, tmp_path) as memory, compute(features, paths, tmp_path, memory_limit=1000) as disk:
@@ -58,21 +58,19 @@ def test_past_the_limit_they_lie_in_a_file_and_are_the_same_bits(
         assert torch.equal(memory.batch(indices, CPU), disk.batch(indices, CPU))
 
 
-def test_the_limit_is_counted_in_bytes(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+def test_the_limit_is_in_bytes(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
     size = 10 * 4 * 4 * 16 * 4
     for limit, on_disk in ((size, False), (size - 1, True)):
         with compute(features, paths, tmp_path, memory_limit=limit) as store:
             assert store.on_disk is on_disk
 
 
-def test_the_file_has_no_name_so_that_a_kill_leaves_nothing_behind(
-    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
-) -> None:
+def test_the_temporary_file_is_unnamed(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
     with compute(features, paths, tmp_path, memory_limit=0):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_an_error_before_the_work_and_names_the_folder(
+def test_a_full_disk_is_an_error_before_any_work_and_names_the_folder(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*_: int) -> None:
@@ -118,6 +116,6 @@ def test_images_are_resized_to_the_models_size(features: FeatureExtractor, tmp_p
         assert torch.allclose(store.values[0], store.values[1], atol=1e-5)
 
 
-def test_no_images_are_refused(features: FeatureExtractor, tmp_path: Path) -> None:
+def test_an_empty_list_of_images_is_refused(features: FeatureExtractor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="paths must not be empty"):
         compute(features, (), tmp_path)

@@ -19,7 +19,7 @@ def labels(drawing: str) -> list[str]:
 
 
 @pytest.mark.parametrize("far", [1.0, 1e3, 1e6])
-def test_bars_on_the_right_of_the_line_are_scores_above_the_threshold(far: float) -> None:
+def test_bars_right_of_the_line_are_scores_above_the_threshold(far: float) -> None:
     rng = np.random.default_rng(0)
     good, bad = rng.normal(100, 5, 50), 110 + far * rng.random(40)
     drawing = histogram(good, bad, 110.0)
@@ -69,7 +69,7 @@ def test_without_images_there_is_no_histogram() -> None:
     assert histogram([], [], 1.0) == ""
 
 
-def test_a_curve_is_cut_at_the_end_of_the_axis() -> None:
+def test_a_curve_is_clipped_at_the_end_of_the_axis() -> None:
     curve = Curve((0.0, 0.0, 0.2, 0.4), (0.0, 0.5, 0.5, 1.0))
     drawing = curve_chart([("pixels", curve)], limit=0.3, rise="overlap")
     points = [tuple(map(float, each.split(","))) for each in parts(drawing, "polyline", "line-0")[0]["points"].split()]
@@ -79,7 +79,7 @@ def test_a_curve_is_cut_at_the_end_of_the_axis() -> None:
     assert right == max(x for x, _ in points) == 290.0
 
 
-def test_labels_are_escaped_and_in_the_drawing() -> None:
+def test_labels_are_escaped() -> None:
     curve = Curve((0.0, 1.0), (0.0, 1.0))
     drawing = curve_chart([("a<b", curve), ("pixels", curve)], limit=1.0, rise="found")
     assert {"a<b", "pixels", "found", "false-positive rate"} <= set(labels(drawing))

@@ -56,7 +56,7 @@ def page(evaluated: Evaluated) -> str:
     return report_page(evaluation.model_copy(update={"continual": continual}), measured)
 
 
-def test_nothing_in_it_asks_another_server_or_runs(page: str) -> None:
+def test_the_page_has_no_scripts_or_external_resources(page: str) -> None:
     for tag, attributes in Elements(page).found:
         assert tag not in {"script", "iframe", "object", "form"}
         for name in ("src", "href", "srcset", "style"):
@@ -65,7 +65,7 @@ def test_nothing_in_it_asks_another_server_or_runs(page: str) -> None:
     assert not re.search(r"url\(|@import", page)
 
 
-def test_every_figure_is_in_it(page: str, evaluated: Evaluated) -> None:
+def test_every_metric_is_shown(page: str, evaluated: Evaluated) -> None:
     text = Elements(page).text
     for each in evaluated[0].categories:
         assert each.category in text
@@ -75,20 +75,20 @@ def test_every_figure_is_in_it(page: str, evaluated: Evaluated) -> None:
     assert "Forgetting over 2 states" in text
 
 
-def test_every_product_has_its_charts_and_drawings_are_well_formed(page: str) -> None:
+def test_every_product_has_its_charts_as_well_formed_svg(page: str) -> None:
     drawings = [ET.fromstring(each) for each in re.findall(r"<svg.*?</svg>", page, re.DOTALL)]
     assert len(drawings) == 3 + 3 + 2  # gear has no masks, so no PRO curve
     for product in ("bolt", "nut", "gear"):
         assert f'id="{product}"' in page
 
 
-def test_a_wrong_verdict_and_a_wrong_route_are_marked(page: str, evaluated: Evaluated) -> None:
+def test_wrong_verdicts_and_wrong_routing_are_marked(page: str, evaluated: Evaluated) -> None:
     text = Elements(page).text
     shown = [case for each in evaluated[1] for group in case_groups(each.outcomes) for case in group.cases]
     wrong = [case for case in shown if not case.is_right]
     assert wrong
     assert len(re.findall("false alarm(?!s)|missed", text)) == len(wrong)
-    assert "taken for nut" in text
+    assert "routed to nut" in text
 
 
 def test_names_are_escaped(evaluated: Evaluated) -> None:
@@ -99,7 +99,7 @@ def test_names_are_escaped(evaluated: Evaluated) -> None:
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium")
 @pytest.mark.parametrize("width", [1440, 375])
-def test_a_browser_shows_every_image_within_the_screens_width(page: str, tmp_path: Path, width: int) -> None:
+def test_a_browser_shows_every_image_within_the_screen_width(page: str, tmp_path: Path, width: int) -> None:
     sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
