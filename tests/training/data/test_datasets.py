@@ -403,7 +403,9 @@ def test_an_empty_defect_and_a_missing_kind_of_test_images_give_a_warning(whole:
 @pytest.mark.parametrize("inside", [".", "test", "train", "ground_truth", "test/crack", "validation"])
 def test_a_product_or_its_subfolder_is_refused_as_a_folder_of_products(whole: Path, inside: str) -> None:
     (whole / "nut" / "validation").mkdir()
-    with pytest.raises(DatasetError, match=rf"product.*; use the folder that contains the products, .*{whole.name}, with --task nut\."):
+    with pytest.raises(
+        DatasetError, match=rf"product.*; use the folder that contains the products, .*{whole.name}, with --task nut\."
+    ):
         discover(whole / "nut" / inside)
     with pytest.raises(DatasetError, match=r"--task nut\."):
         load_category(whole / "nut" / inside, "good")

@@ -211,7 +211,7 @@ def test_a_file_of_another_shape_is_an_error_that_names_it(
     cache = opened(tmp_path, features)
     embed(cache, features, paths)
     np.save(files(cache)[0], np.zeros((2, 2, 2), np.float32))
-    with pytest.raises(ConfigurationError, match="is of another network"):
+    with pytest.raises(ConfigurationError, match="is from another network"):
         embed(cache, features, paths)
 
 
