@@ -2,8 +2,8 @@
 
 They show the router (``moleflow.model.routing.router``) how descriptors of a product may vary. No expert is fitted to
 them and nothing is calibrated with them. Kinds and strengths were chosen on good training images
-(``python -m benchmarks unknown_products``): occlusion of up to a third of the image, lighting and focus all help; CutPaste
-patches (Li et al., CVPR 2021) and small shifts add nothing.
+(``python -m benchmarks unknown_products``): occlusion of up to a third of the image, lighting and focus all help;
+CutPaste patches (Li et al., CVPR 2021) and small shifts add nothing.
 """
 
 import hashlib
