@@ -141,6 +141,16 @@ def test_settings_that_are_named_exist() -> None:
     assert named - elsewhere == {name.upper() for name in Settings.model_fields}, ENVIRONMENT_PREFIX
 
 
+@pytest.mark.parametrize("folder", ["model", "training", "service"])
+def test_the_architecture_shows_every_room(folder: str) -> None:
+    rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+    text, picture = read(ROOT / "docs" / "architecture.md"), read(ROOT / "docs" / "images" / "architecture.svg")
+    assert rooms
+    assert {room for room in rooms if f"`{room}`" not in text} == set()
+    unseen = {"runtime", "files"}  # no image and no product passes through them
+    assert {room for room in rooms - unseen if f">{room}<" not in picture} == set()
+
+
 def test_the_command_says_what_there_is() -> None:
     help_text = CliRunner().invoke(app, ["--help"]).output
     named = {words[1] for words in commands(ROOT / "docs" / "quickstart.md") if words[:1] == ["moleflow"] and words[1:]}
