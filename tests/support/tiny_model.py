@@ -1,5 +1,7 @@
 """Small parts for tests of the model and of its training: every size tiny, every parameter different from its start."""
 
+import functools
+import tempfile
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,8 +147,16 @@ def tiny_checkpoint(
 
     ``white_levels`` are what the products record, as if these images had been of 16 bits.
     """
+    path.write_bytes(_checkpoint_bytes(names, config or tiny_config(), typical_background, white_levels))
+    return Checkpoint.open(path)
+
+
+@functools.cache
+def _checkpoint_bytes(
+    names: tuple[str, ...], config: ModelConfig, typical_background: float, white_levels: tuple[int | None, ...]
+) -> bytes:
+    """The same for the same arguments, so each is made once."""
     import_plugin(str(PLUGIN))
-    config = config or tiny_config()
     backbone = Backbone.pretrained(config.backbone)
     base = tiny_base(config)
     features = FeatureExtractor(config, backbone)
@@ -192,8 +202,10 @@ def tiny_checkpoint(
         base_sha256=digest_tensors(parts[1]),
         tasks=tuple(infos),
     )
-    write_checkpoint(path, header, sections)
-    return Checkpoint.open(path)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tiny.safetensors"
+        write_checkpoint(path, header, sections)
+        return path.read_bytes()
 
 
 def damage(path: Path, section: str) -> None:
