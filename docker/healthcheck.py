@@ -48,7 +48,5 @@ if __name__ == "__main__":
     try:
         port = chosen_port(os.environ.get("MOLEFLOW_PORT", ""))
     except ValueError:
-        sys.exit(
-            f"MOLEFLOW_PORT cannot be {os.environ['MOLEFLOW_PORT']!r}: it must be a number such as {DEFAULT_PORT}"
-        )
+        sys.exit(f"MOLEFLOW_PORT cannot be {os.environ['MOLEFLOW_PORT']!r}: it must be a number such as {DEFAULT_PORT}")
     sys.exit(0 if is_ready(os.environ.get("MOLEFLOW_HOST", "0.0.0.0"), port) else 1)

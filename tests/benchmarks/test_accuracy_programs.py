@@ -32,8 +32,10 @@ def test_verdicts_are_counted_by_product_and_together(
 
 
 def test_the_router_alone_is_measured_with_each_category_left_out(
-    judged_products: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    judged_products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for name, few in (("AXES", (4,)), ("FLOORS", (0.01,)), ("WEIGHTS", (2.0,)), ("SPREAD_AXES", (16,))):
+        monkeypatch.setattr(unknown_products, name, few)
     options = ["--backbone", "tiny_backbone", "--image-size", "32", "--plugin", str(PLUGIN)]
     command = [str(judged_products), *options, "--descriptors", str(tmp_path)]
     assert unknown_products.main(command) == 0
