@@ -89,7 +89,7 @@ moleflow.training.evaluation.evaluate.measure = measure
     done = processes.run(moleflow_code(*arguments, before=before))
     assert "103.png cannot be read" in errors(done)
     assert "bolt" in done.stdout
-    assert "ended early; not measured: nut" in done.stderr
+    assert "ended early; not evaluated: nut" in done.stderr
     kept = json.loads((tmp_path / "a.json").read_text())
     assert ([each["category"] for each in kept["categories"]], kept["unmeasured"]) == (["bolt"], ["nut"])
 
@@ -115,5 +115,5 @@ def test_a_preset_other_than_that_of_the_checkpoint_is_rejected(
 ) -> None:
     before = checkpoint.read_bytes()
     done = run(processes, "train", data, "--task", "nut", "--checkpoint", checkpoint, "--preset", "main")
-    assert "--preset main differs from small, with which" in errors(done)
+    assert "--preset main differs from small, the preset of" in errors(done)
     assert checkpoint.read_bytes() == before
