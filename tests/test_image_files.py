@@ -1,4 +1,4 @@
-"""Which files a command takes of folders that it is given, in what order, and where their overlays go."""
+"""Which files a command reads from folders, in what order, and where their overlays go."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Configurations refuse what cannot work, and the presets are what they say."""
+"""Invalid configurations are refused, and the presets are as documented."""
 
 import pytest
 from pydantic import ValidationError

@@ -1,4 +1,4 @@
-"""The detector: mixed batches, forced and unknown products, threads, a small cache, and one backbone pass a batch."""
+"""The detector: mixed batches, named and unknown products, threads, the expert cache, and one backbone pass."""
 
 import math
 from concurrent.futures import ThreadPoolExecutor

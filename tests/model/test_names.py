@@ -1,4 +1,4 @@
-"""One rule says what a product may be called, and which spellings are one name."""
+"""Valid product names, and names that are equal after normalisation."""
 
 import time
 import unicodedata

@@ -1,4 +1,4 @@
-"""Damaged files for the reader of checkpoints, and what must hold of each; for tests and for a longer benchmark."""
+"""Damaged checkpoints and containers, and the invariants that must hold; for tests and a longer benchmark."""
 
 import copy
 import json
@@ -30,12 +30,12 @@ _ODD = st.one_of(
     st.just({}),
     st.just([[1]]),
 )
-"""Values that a field may be given instead of its own."""
+"""Replacement values for a field."""
 
 
 @st.composite
 def containers(draw: st.DrawFn) -> bytes:
-    """A safetensors file: whole, or with a little damage to its table or its bytes."""
+    """A safetensors file, valid or with some damage to its table or bytes."""
     table: dict[str, Any] = {}
     position = 0
     names = draw(
@@ -59,7 +59,7 @@ def containers(draw: st.DrawFn) -> bytes:
 
 @st.composite
 def damaged(draw: st.DrawFn, content: bytes) -> bytes:
-    """A checkpoint with a little damage: to its header, its table, or its bytes."""
+    """A checkpoint with some damage to its header, table or bytes."""
     (length,) = struct.unpack("<Q", content[:8])
     table, data = json.loads(content[8 : 8 + length]), content[8 + length :]
     document = json.loads(table["__metadata__"]["moleflow"])
@@ -75,7 +75,7 @@ def damaged(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def _change(draw: st.DrawFn, value: Any) -> None:
-    """Put something else at a random place inside ``value``, take it away, or copy it to another key."""
+    """Replace, remove or duplicate a random entry inside ``value``."""
     while isinstance(value, dict | list) and value:
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key = draw(st.sampled_from(keys))
@@ -110,7 +110,7 @@ def _flipped(draw: st.DrawFn, content: bytes) -> bytes:
 
 
 def check_container(content: bytes, path: Path) -> bool:
-    """Whether ``content`` is accepted, having checked that the library does as well and reads the same."""
+    """Whether ``content`` is accepted; if so, checks that safetensors accepts it and reads the same."""
     path.write_bytes(content)
     try:
         file = TensorFile.open(path)
@@ -137,7 +137,7 @@ def check_container(content: bytes, path: Path) -> bool:
 
 
 def check_checkpoint(content: bytes, path: Path) -> bool:
-    """Whether every section of ``content`` can be used; what cannot is refused, in one line of bounded length."""
+    """Whether every section of ``content`` is usable; refusals must be one line of bounded length."""
     path.write_bytes(content)
     try:
         checkpoint = Checkpoint.open(path)

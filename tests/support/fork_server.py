@@ -1,7 +1,7 @@
-"""Runs pieces of code in processes of their own, without importing PyTorch anew for each: imports once, then forks.
+"""Runs code in new processes without importing PyTorch each time: imports once, then forks.
 
-Reads one JSON request a line, answers with one JSON value a line: ``{"code", "stdout", "stderr", "environment"}``
-starts a process and gives its number; ``{"poll": number}`` gives its exit status, or null while it runs.
+Reads one JSON request per line and writes one JSON response per line: ``{"code", "stdout", "stderr", "environment"}``
+starts a process and returns its PID; ``{"poll": pid}`` returns its exit status, or null while it runs.
 """
 
 import json
@@ -29,7 +29,7 @@ def main() -> None:
 
 
 def run(request: dict) -> None:
-    """Become the process that was asked for; never returns."""
+    """Run the request in this process; never returns."""
     for target, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), target)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

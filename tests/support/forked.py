@@ -17,21 +17,21 @@ __all__ = ["ENVIRONMENT", "ROOT", "Finished", "Process", "Processes", "moleflow_
 ROOT = Path(__file__).resolve().parents[2]
 
 ENVIRONMENT = {"MOLEFLOW_THREADS": "1", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
-"""For every process: one thread, so that results are the same bits on every machine, and no network."""
+"""For every process: one thread, for reproducible results, and no network."""
 
 _PATIENCE_SECONDS = 240
-"""After this long a process is taken to hang; generous, since the machine may be busy."""
+"""After this long a process counts as hung; generous, since the machine may be busy."""
 
 
 def moleflow_code(*arguments: object, before: str = "") -> str:
-    """Code that does what ``python -m moleflow ARGUMENTS`` does, after the code ``before``."""
+    """Code equivalent to ``python -m moleflow ARGUMENTS``, preceded by the code ``before``."""
     argv = ["moleflow", *map(str, arguments)]
     return f"{before}\nimport runpy, sys\nsys.argv = {argv!r}\nrunpy.run_module('moleflow', run_name='__main__')\n"
 
 
 @dataclass(frozen=True)
 class Finished:
-    """How a process ended: its exit status (negative: the signal that killed it) and what it wrote."""
+    """A finished process: exit status (negative: the signal that killed it) and output."""
 
     status: int
     stdout: str
@@ -56,7 +56,7 @@ class Process:
         self._status: int | None = None
 
     def running(self) -> bool:
-        """Whether it has not ended yet."""
+        """Whether it is still running."""
         if self._status is None:
             self._status = self._server.ask({"poll": self.pid})
         return self._status is None
@@ -79,7 +79,7 @@ class Process:
         return lines[number]
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send a signal, if it still runs."""
+        """Send a signal, if it is still running."""
         if self.running():
             os.kill(self.pid, number)
 
@@ -91,7 +91,7 @@ class Process:
 
 
 class Processes:
-    """Starts processes by forking one that has everything imported."""
+    """Starts processes by forking a server that has everything imported."""
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory()
@@ -111,7 +111,7 @@ class Processes:
         self._folder.cleanup()
 
     def ask(self, request: dict[str, Any]) -> Any:
-        """One request to the server, and its answer."""
+        """Send a request to the server and return its response."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(json.dumps(request) + "\n")
@@ -119,9 +119,9 @@ class Processes:
         return json.loads(self._server.stdout.readline())
 
     def start(self, code: str) -> Process:
-        """Run ``code`` in a process of its own."""
+        """Start ``code`` in a new process."""
         return Process(self, code)
 
     def run(self, code: str) -> Finished:
-        """Run ``code`` in a process of its own, to its end."""
+        """Run ``code`` in a new process and wait for it."""
         return self.start(code).finish()

@@ -1,4 +1,4 @@
-"""Image files put together by hand, as their formats' specifications say: variants that Pillow does not write."""
+"""Hand-made image files by the formats' specifications: variants that Pillow does not write."""
 
 import struct
 import zlib

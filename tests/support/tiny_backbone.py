@@ -1,4 +1,4 @@
-"""A small network, registered with timm as a user's own module registers his: fixed weights, strides 2 to 32."""
+"""A small network with fixed weights and strides 2 to 32, registered with timm like a user's plugin."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Fixtures that the tests of the model and of its training share; their ``conftest`` modules import them."""
+"""Fixtures shared by the tests of the model and of training; their ``conftest`` modules import them."""
 
 from collections.abc import Iterator
 

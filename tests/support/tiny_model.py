@@ -1,4 +1,4 @@
-"""Small parts for tests of the model and of its training: every size tiny, every parameter different from its start."""
+"""Tiny configurations, checkpoints and products for tests; every parameter is randomised."""
 
 import functools
 import tempfile
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 HELD_OUT = 20
-"""Good images that calibrate each product of the tiny checkpoint."""
+"""Held-out images of each product in the tiny checkpoint."""
 
 PLUGIN = Path(__file__).with_name("tiny_backbone.py")
 
@@ -61,7 +61,7 @@ def tiny_config(*, dim: int = 16, image_size: int = 32, **flow: Any) -> ModelCon
 
 
 def randomized(module: M, seed: int, spread: float = 0.3) -> M:
-    """``module`` with every parameter drawn anew, so that nothing is zero as it is at the start of training."""
+    """``module`` with random noise on every parameter, so that nothing is zero as at the start of training."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -73,17 +73,17 @@ def randomized(module: M, seed: int, spread: float = 0.3) -> M:
 
 
 def tiny_base(config: ModelConfig, seed: int = 1) -> Base:
-    """A base as if it had been learned."""
+    """A base with random parameters, as after training."""
     return randomized(Base(config, seed=seed), seed)
 
 
 def tiny_expert(config: ModelConfig, seed: int = 2, *, first: bool = False) -> Expert:
-    """An expert as if it had been learned."""
+    """An expert with random parameters, as after training."""
     return randomized(Expert(config, first=first, seed=seed), seed)
 
 
 def product_image(kind: int, seed: int, side: int = 32) -> np.ndarray:
-    """An image of product number ``kind``: its own colour and stripes, and noise from ``seed``; RGB uint8."""
+    """An image of product ``kind``: colour and stripes by ``kind``, noise by ``seed``; RGB uint8."""
     rng = np.random.default_rng([kind, seed])
     colour = np.random.default_rng(kind).uniform(40, 215, 3)
     stripes = 30 * np.sin(np.arange(side) * (0.4 + 0.5 * kind))[:, None, None]
@@ -121,11 +121,11 @@ def write_tested_product(root: Path, name: str, kind: int, *, good: int = 4, bad
 
 
 TYPICAL_BACKGROUND = 45.0
-"""Ground level of the tiny products' held-out images: random experts find no image stranger than that."""
+"""Median background NLL of the tiny products' held-out images: above that of any image under random experts."""
 
 
 def tiny_held_out(index: int, typical_background: float = TYPICAL_BACKGROUND) -> dict[str, torch.Tensor]:
-    """What the held-out images of product number ``index`` came to: by the names of ``TaskCalibration``'s fields."""
+    """Random held-out statistics of product ``index``, by the field names of ``TaskCalibration``."""
     generator = torch.Generator().manual_seed(index)
     draws = -torch.rand(3, HELD_OUT, generator=generator).log()
     return {
@@ -143,9 +143,9 @@ def tiny_checkpoint(
     typical_background: float = TYPICAL_BACKGROUND,
     white_levels: tuple[int | None, ...] = (),
 ) -> Checkpoint:
-    """Write a checkpoint whose router knows the images of products 0, 1, …, and whose experts are random.
+    """Write a checkpoint with prototypes of products 0, 1, … and random experts.
 
-    ``white_levels`` are what the products record, as if these images had been of 16 bits.
+    ``white_levels`` are recorded as if the products had 16-bit images.
     """
     path.write_bytes(_checkpoint_bytes(names, config or tiny_config(), typical_background, white_levels))
     return Checkpoint.open(path)
@@ -209,7 +209,7 @@ def _checkpoint_bytes(
 
 
 def damage(path: Path, section: str) -> None:
-    """Change one byte of a section in place."""
+    """Flip a bit of a section in place."""
     offset = next(begin for _, begin, end in Checkpoint.open(path)._file.spans(section) if end > begin)
     with path.open("r+b") as file:
         file.seek(offset)

@@ -1,4 +1,4 @@
-"""The variants of the network that the ablation study asks for, as changes of a tiny flow's configuration."""
+"""The network variants of the ablation studies, as overrides of a tiny flow's configuration."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Three tiny products on disk, a preset that learns one in a moment, and test images with an evaluation of them."""
+"""Three tiny products on disk, a preset that trains in a moment, and test images with their evaluation."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Backbones: embedded weights sit where they belong, any timm network will do, every failure says the way out."""
+"""Backbones: embedded weights, timm networks, weight files, and errors that say what to do."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""The fixed convolutions equal the definition: gather every neighbourhood, flatten, pool, upsample, average."""
+"""The fixed convolutions equal the definition of the embedding, and the position code its formula."""
 
 import math
 

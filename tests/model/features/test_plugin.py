@@ -1,4 +1,4 @@
-"""A user's module is found by name, in the current folder and by path; what is wrong with it is said in one line."""
+"""Plugins are imported by name and by path; errors are one line."""
 
 import os
 import sys

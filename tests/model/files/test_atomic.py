@@ -1,4 +1,4 @@
-"""A file is the old one or the new one, never half: also when the writer is killed, at any instant."""
+"""A file is the complete old one or the complete new one, even if the writer is killed at any time."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Names of files are shown as valid text in one line, and sorted as people count."""
+"""File names are displayed as valid text on one line, and sorted in natural order."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Outputs are tried before the work that fills them: what cannot be written is told at once, and nothing is touched."""
+"""Outputs are checked before any work: what cannot be written is reported at once, and nothing is changed."""
 
 import os
 import subprocess

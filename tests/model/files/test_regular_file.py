@@ -1,4 +1,4 @@
-"""Only regular files are read: whatever else has a name is refused at once, and nobody is waited for."""
+"""Only regular files are read; anything else is refused without blocking."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""Every kind of image that arrives in practice becomes the same RGB array, or one clear error."""
+"""Every supported image becomes the right RGB array; everything else is one clear error."""
 
 import io
 import struct

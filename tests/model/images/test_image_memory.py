@@ -1,4 +1,4 @@
-"""Decoding takes a bounded number of bytes a pixel, whatever the kind of the file."""
+"""Decoding takes a bounded number of bytes per pixel, for every kind of file."""
 
 import io
 import subprocess

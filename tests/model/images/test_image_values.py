@@ -1,4 +1,4 @@
-"""Every kind of file against the values that its format's specification gives, computed here by hand."""
+"""Every kind of file against the values in its format's specification, computed by hand."""
 
 import io
 import struct

@@ -1,4 +1,4 @@
-"""Which files are refused by their structure alone, before a decoder spends time or memory on them."""
+"""Files that are refused by their structure, before a decoder spends time or memory on them."""
 
 import contextlib
 import io

@@ -1,4 +1,4 @@
-"""16-bit images are seen by each product's own white level, and whatever does not fit is told."""
+"""16-bit images are scaled by each product's white level, and mismatches give warnings."""
 
 import numpy as np
 import pytest

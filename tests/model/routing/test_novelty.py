@@ -1,4 +1,4 @@
-"""When an image is of a product that was never learned."""
+"""The novelty score, the background NLL and effective distance ratios."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The router: a low-rank Gaussian for each product, and the distance of an image's descriptor to every one."""
+"""The router: low-rank Gaussian prototypes, distances and distance ratios."""
 
 import pytest
 import torch

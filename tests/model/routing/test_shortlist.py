@@ -1,4 +1,4 @@
-"""The shortlist: a few products of many, the verdict on all of them, and one wait for the device."""
+"""The shortlist: the nearest products of each image, in one device read."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What a failure of the model means for the next image."""
+"""Out-of-memory errors and lost devices are told apart from other errors."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""The bounded set of experts: which leave, who waits for whom, and what a failure leaves behind."""
+"""The expert cache: eviction, concurrent creation, and failures."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, in one heap that all threads share."""
+"""Freed memory stays in the process, in one arena for all threads."""
 
 import platform
 import subprocess

@@ -1,4 +1,4 @@
-"""Fused layers and folded networks are the same functions as the plain ones, to rounding."""
+"""Fused layers and folded networks equal the plain ones up to rounding."""
 
 from typing import Any
 

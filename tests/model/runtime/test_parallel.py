@@ -1,4 +1,4 @@
-"""Pieces side by side give what they give one after another, whatever the number of threads."""
+"""Parallel results equal sequential ones, for any number of threads."""
 
 import threading
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Numbers that cannot be used are refused wherever they are read or written; a forged digest does not help them."""
+"""Unusable values are refused wherever they are read or written, even if the digest is right."""
 
 import json
 from collections.abc import Callable

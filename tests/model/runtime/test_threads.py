@@ -1,4 +1,4 @@
-"""Thread counts and the waiting policy: what the user set wins, and all is decided before PyTorch is loaded."""
+"""Thread counts and wait policy: the user's settings win, before PyTorch is loaded."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""Calibration: p-values that hold, thresholds that invert them, and honesty with few scores."""
+"""Calibration: valid p-values, thresholds that invert them, and few scores."""
 
 from itertools import pairwise
 

@@ -1,4 +1,4 @@
-"""Regions: connected areas above a threshold, in pixels of the image."""
+"""Regions: connected components above a threshold, in pixels of the image."""
 
 import numpy as np
 import pytest

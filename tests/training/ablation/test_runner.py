@@ -1,4 +1,4 @@
-"""A study's rows are run once each, go on after an interruption, and are judged as prediction would judge them."""
+"""Each row of a study runs once, resumes after an interruption, and is evaluated like a prediction."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""Every row of the ablation study is there, says what the study says, and differs from MAIN in the fields it names."""
+"""The rows of the studies match the documentation, and differ from ``main`` only in their overrides."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What is odd about images and masks is told with count and example, or an error where that is wanted."""
+"""Oddities of images and masks give warnings with count and example, or errors in strict mode."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An image file that was cut off is found though it decodes; a whole one never is."""
+"""Truncated image files are found although they decode; complete ones are never reported."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""Every layout is read as documented, in one order, and whatever is wrong is said before any training."""
+"""Every layout is read as documented, in natural order, and problems are reported before training."""
 
 from pathlib import Path
 

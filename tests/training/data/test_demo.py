@@ -1,4 +1,4 @@
-"""The demonstration's images need no network, are the same each time, and are never left half drawn."""
+"""The demo images need no network, are deterministic, and are never left incomplete."""
 
 import signal
 import subprocess

@@ -1,4 +1,4 @@
-"""A mask marks the same pixels whatever way its file says so, or it is told."""
+"""A mask marks the same pixels in every file format; ambiguous ones give a warning."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Products have one name, however their folders and tables spell it."""
+"""Products have one name in every Unicode form of their folders and tables."""
 
 from pathlib import Path
 

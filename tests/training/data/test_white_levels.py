@@ -1,4 +1,4 @@
-"""A product of 16-bit images is learned by its own white level, and judged with it."""
+"""A product of 16-bit images is trained and scored with its own white level."""
 
 import io
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Good images altered as a defect or another light would: what the router learns from them."""
+"""Augmentations of good images, from which the router learns."""
 
 from pathlib import Path
 

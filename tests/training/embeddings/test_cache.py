@@ -1,4 +1,4 @@
-"""Embeddings are kept by content: found again, never mistaken for others, and whole or not there."""
+"""Embeddings are cached by content: found again, never mixed up, and complete or missing."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""Embeddings are computed once, in the order of the images, and kept in memory or in a nameless file."""
+"""Embeddings are computed once, in order, and kept in memory or in an unnamed file."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""Histograms keep the two sides of the threshold apart; curves end where the axis does."""
+"""Histograms keep the sides of the threshold apart; curves end at the axis."""
 
 import re
 import xml.etree.ElementTree as ET

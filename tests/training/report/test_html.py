@@ -1,4 +1,4 @@
-"""The report stands alone, shows what was measured, and draws in a real browser without asking anybody."""
+"""The report is self-contained, shows every metric, and renders in a real browser."""
 
 import re
 import shutil
