@@ -18,7 +18,7 @@ def make(root: Path, *names: str) -> None:
 
 
 def find(*given: Path, outputs: Path | None = None) -> tuple[list[tuple[Path, str]], list[tuple[Path, str]]]:
-    """Paths and places of overlays; problems."""
+    """Paths with their overlays, and problems."""
     problems: list[tuple[Path, str]] = []
     found = find_images(given, SUFFIXES, lambda path, text: problems.append((path, text)), outputs)
     return [(image.path, str(image.overlay)) for image in found], problems
@@ -94,7 +94,7 @@ def test_links_are_followed_and_cycles_end(tmp_path: Path) -> None:
 
 
 def test_folders_that_link_to_each_other_are_read_once(tmp_path: Path) -> None:
-    for depth in range(30):  # 2^30 ways to the last one
+    for depth in range(30):  # 2^30 paths to the last one
         make(tmp_path, f"{depth}/0.png")
         if depth:
             for name in ("a", "b"):
@@ -110,7 +110,7 @@ def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path: Path) -
             folder.mkdir()
         (folder / "0.png").touch()
         assert len(find(tmp_path)[0]) == 1
-    finally:  # nothing written in Python could remove it
+    finally:  # too deep for shutil.rmtree
         subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)
 
 

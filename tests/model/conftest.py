@@ -16,5 +16,5 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture(scope="session")
 def detector(checkpoint: Checkpoint) -> Detector:
-    """The same, ready to predict."""
+    """A detector for it."""
     return Detector.load(checkpoint.path, device="cpu", precision="fp32")

@@ -33,13 +33,13 @@ CALIBRATION = TaskCalibration(*[Calibration.fit([1.0, 2.0, 3.0])] * 4)
 
 
 def converted(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> nn.Module:
-    """What ``nn.Module._apply`` does, for fake parameters, which it cannot exchange in place."""
+    """``nn.Module._apply`` for fake parameters, which it cannot swap in place."""
     for child in module.children():
         converted(child, convert)
     with torch.no_grad():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                parameter.constant = None  # a known value would be moved in earnest
+                parameter.constant = None  # a constant would be moved for real
                 module._parameters[name] = nn.Parameter(convert(parameter), parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -57,7 +57,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 class Unread:
-    """A checkpoint with the real one's header whose modules are made on the spot: fake tensors cannot be read."""
+    """A checkpoint with the real header whose modules are created directly, as fake tensors cannot be read."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.header = checkpoint.header
@@ -202,7 +202,7 @@ with FakeTensorMode(allow_non_fake_inputs=False):
 
 
 def test_forward_backward_and_optimizer_stay_on_an_accelerator(processes: Processes) -> None:
-    # In a process of its own, since a device once made up cannot be taken back.
+    # In a separate process, since a registered device cannot be removed.
     from forked import ROOT
 
     paths = [str(ROOT / "tests" / "model"), str(ROOT / "tests" / "support")]

@@ -24,11 +24,11 @@ IMAGES = [product_image(kind, seed) for kind, seed in ((2, 60), (0, 61), (1, 62)
 KINDS = [2, 0, 1, 0, 2]
 
 FOREIGN = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-"""Noise: an image of no product."""
+"""Noise, as an image of an unknown product."""
 
 
 def alike(one: Prediction, other: Prediction) -> bool:
-    """Equal to what the rounding of products in batches of another size may change."""
+    """Equal up to rounding, which depends on the batch size."""
     return (
         one.task.name == other.task.name
         and [c.name for c in one.candidates] == [c.name for c in other.candidates]
@@ -157,7 +157,7 @@ def test_the_backbone_runs_once_per_batch(detector: Detector) -> None:
 
 
 def test_predict_both_equals_two_predictions(detector: Detector) -> None:
-    truth = ["gear", "bolt", "gear", "bolt", "nut"]  # the third and the fifth image are routed elsewhere
+    truth = ["gear", "bolt", "gear", "bolt", "nut"]  # the third and fifth image are routed to another product
     both = detector.predict_both(IMAGES, truth)
     for (routed, named), free, forced in zip(
         both, detector.predict(IMAGES), detector.predict(IMAGES, truth), strict=True
@@ -204,7 +204,7 @@ def test_threads_on_different_products_do_not_affect_each_other(checkpoint: Chec
 
 
 def test_detectors_with_different_grids_can_run_at_once(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    # The grid's shape is no state of a module: two detectors of one process differ in it.
+    # Modules do not store the grid's shape, in which these two detectors differ.
     larger = tiny_checkpoint(tmp_path / "larger.safetensors", config=tiny_config(image_size=48))
     detectors = [Detector.load(each.path, device="cpu", precision="fp32") for each in (checkpoint, larger)]
     serial = [each.predict(IMAGES[:1])[0] for each in detectors]
@@ -297,7 +297,7 @@ def test_a_high_background_nll_refuses_what_the_router_accepts(tmp_path: Path) -
     result = taken.predict(IMAGES[:1])[0]
     assert isinstance(result, Prediction)
     assert not result.is_unknown
-    # The same experts, whose good images are said to have been far likelier.
+    # The same experts, but with a far lower background NLL recorded for their good images.
     calm = tiny_checkpoint(tmp_path / "two.safetensors", typical_background=-1e9)
     refused = Detector(calm, device="cpu", precision="fp32").predict(IMAGES[:1])[0]
     assert isinstance(refused, Refusal)

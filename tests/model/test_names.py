@@ -110,7 +110,7 @@ def test_a_product_is_found_in_every_unicode_form_of_its_name() -> None:
 
 
 def test_a_long_name_of_many_accents_is_refused_quickly() -> None:
-    # Bringing accents into their order takes a time quadratic in their number.
+    # Sorting combining accents takes quadratic time.
     accents = "a" + "\u0301\u0327" * 500_000
     started = time.perf_counter()
     with pytest.raises(ValueError, match="characters"):

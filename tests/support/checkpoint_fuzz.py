@@ -117,7 +117,7 @@ def check_container(content: bytes, path: Path) -> bool:
     except CheckpointFormatError as error:
         assert "\n" not in str(error) and len(str(error)) < 1000
         return False
-    theirs = dict(deserialize(content))  # raises where the library refuses
+    theirs = dict(deserialize(content))  # raises if safetensors refuses it
     ours = {
         ".".join(filter(None, (section, key))): value
         for section in file.sections()

@@ -25,7 +25,7 @@ def main() -> None:
             if answer == 0:
                 run(request)
         print(json.dumps(answer), flush=True)
-    os._exit(0)  # PyTorch takes its time to leave in order
+    os._exit(0)  # an orderly exit of PyTorch takes long
 
 
 def run(request: dict) -> None:

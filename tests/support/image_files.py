@@ -98,7 +98,7 @@ def gif(
     """A GIF of one frame at ``place`` (left, top, width, height) with four colours; codes are not compressed."""
     screen = struct.pack("<HHBBB", *canvas, 0x80 | 1, background, 0) + palette
     control = b"" if transparent is None else struct.pack("<BBBBHBB", 0x21, 0xF9, 4, 1, 0, transparent, 0)
-    # Three bits a code: clear (4) before every two pixels keeps the codes that short, and 5 ends the image.
+    # Three bits per code: a clear code (4) before every two pixels keeps them short; 5 ends the image.
     codes = [code for start in range(0, len(indices), 2) for code in (4, *indices[start : start + 2])] + [5]
     number = sum(code << 3 * position for position, code in enumerate(codes))
     data = number.to_bytes(-(-3 * len(codes) // 8), "little")

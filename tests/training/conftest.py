@@ -16,14 +16,14 @@ from moleflow.training.evaluation.records import Evaluation
 
 @pytest.fixture(scope="session")
 def tiny_preset() -> Preset:
-    """Two epochs of a tiny model, and some images held out: one fit a product."""
+    """Two epochs of a tiny model with a held-out split: one fit per product."""
     training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1)
     return Preset(name="tiny", description="for tests", model=tiny_config(), training=training)
 
 
 @pytest.fixture(scope="session")
 def products(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bolt, nut and gear, ten images each; not to be changed."""
+    """Bolt, nut and gear, ten images each; read-only."""
     root = tmp_path_factory.mktemp("data")
     for kind, name in enumerate(("bolt", "nut", "gear")):
         write_product(root, name, kind, count=10)
@@ -47,13 +47,13 @@ def tested_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_detector(tmp_path_factory: pytest.TempPathFactory) -> Detector:
-    """Knows bolt, nut and gear."""
+    """A detector of bolt, nut and gear."""
     path = tiny_checkpoint(tmp_path_factory.mktemp("detector") / "factory.safetensors").path
     return Detector.load(path, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="session")
 def evaluated(tiny_detector: Detector, tested_products: Path) -> tuple[Evaluation, list[Measured]]:
-    """All test images, measured."""
+    """The evaluation of all test images."""
     categories = load_test_categories(tested_products, ["bolt", "nut", "gear"])
     return evaluate(tiny_detector, categories, batch_size=3)

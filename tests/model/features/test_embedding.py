@@ -10,7 +10,7 @@ from moleflow.model.features.embedding import PatchEmbedder, position_code
 
 
 def gathered(stages: list[torch.Tensor], dim: int) -> torch.Tensor:
-    """The definition, with every value of every neighbourhood in memory: ``(B, H, W, D)``."""
+    """Direct implementation of the definition: ``(B, H, W, D)``."""
     size = stages[0].shape[-2:]
     parts = []
     for stage in stages:

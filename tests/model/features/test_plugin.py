@@ -21,7 +21,7 @@ def {name}(pretrained=False, **options):
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty current folder; what a test imports is forgotten afterwards."""
+    """An empty current folder; modules imported by a test are removed afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     before = set(sys.modules)
@@ -111,7 +111,7 @@ def test_a_missing_plugin_is_refused(here: Path, name: str) -> None:
 @pytest.mark.parametrize("given", ["plug_wrong", "plug_wrong.py"])
 def test_an_error_in_a_plugin_is_reported_with_its_line(here: Path, code: str, expected: str, given: str) -> None:
     (here / "plug_wrong.py").write_text(code)
-    for _ in range(2):  # half of it is not taken for the whole the second time
+    for _ in range(2):  # the second time must not find a half-imported module
         with pytest.raises(ConfigurationError, match=expected):
             import_plugin(given)
 

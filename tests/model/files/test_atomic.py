@@ -28,7 +28,7 @@ def test_the_old_file_stays_until_the_block_ends(tmp_path: Path) -> None:
     with atomic_write(path) as temporary:
         temporary.write_text("half of the ne")
         assert path.read_text() == "old"
-        assert temporary.parent.parent == path.parent  # a rename between file systems would be a copy
+        assert temporary.parent.parent == path.parent  # a rename must stay on one file system
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_a_new_file_has_the_default_mode(tmp_path: Path) -> None:
 
 
 def test_the_next_writer_removes_what_a_killed_one_left_behind(tmp_path: Path, processes: Processes) -> None:
-    path = tmp_path / "factory[1].safetensors"  # with characters that a pattern would read otherwise
+    path = tmp_path / "factory[1].safetensors"  # with glob characters
     killed = processes.run(
         "import os, signal\nfrom pathlib import Path\nfrom moleflow.model.files.atomic import atomic_write\n"
         f"with atomic_write(Path({str(path)!r})) as temporary:\n"
@@ -244,7 +244,7 @@ def test_without_locks_other_temporary_folders_are_kept(tmp_path: Path, monkeypa
 
 
 def test_a_name_of_maximum_length_can_be_written(tmp_path: Path) -> None:
-    path = tmp_path / ("é" * 127)  # 254 bytes, and the cut for the temporary name goes through a letter
+    path = tmp_path / ("é" * 127)  # 254 bytes; truncating the temporary name splits a character
     write(path, "new")
     assert path.read_text() == "new"
 

@@ -28,12 +28,12 @@ def encode(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def gradient(height: int = 5, width: int = 7) -> np.ndarray:
-    """An RGB image in which no two pixels are alike."""
+    """An RGB image in which all pixels differ."""
     return np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that announces a size and a chunk of pixels, and then stops."""
+    """A PNG with a header and the start of a pixel chunk, and nothing else."""
     body = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + body + struct.pack(">I", zlib.crc32(body)) + b"\0\0\xff\xffIDAT"
@@ -79,7 +79,7 @@ def test_a_path_and_its_bytes_give_the_same_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WebP"])
 def test_every_exif_orientation_is_turned_upright(orientation: int, kind: str) -> None:
     upright = gradient()
-    # What a camera stores for each orientation: the inverse of the turn that the tag asks for (EXIF 2.32, 4.6.4).
+    # A camera stores the inverse of the transposition that the tag asks for (EXIF 2.32, 4.6.4).
     stored = {
         1: upright,
         2: upright[:, ::-1],
@@ -236,7 +236,7 @@ def test_a_missing_file_is_an_image_error_that_names_it(tmp_path: Path) -> None:
 
 
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
-    # The file ends after its header, so that only a check before decoding can give this answer.
+    # The file ends after its header, so only a check before decoding can raise this.
     with pytest.raises(ImageTooLargeError, match=r"30000 × 20000 = 600,000,000 pixels; at most 1,000 are"):
         open_rgb(png_header(30_000, 20_000), max_pixels=1_000)
 
@@ -308,7 +308,7 @@ def test_a_large_jpeg_decoded_at_reduced_scale_keeps_its_size_and_orientation(or
     full, reduced = open_rgb(data), open_for_model(data, 32)
     assert (reduced.height, reduced.width) == full.shape[:2]
     difference = np.abs(reduced.pixels.astype(int) - RESIZE(full))
-    assert 0 < difference.max() <= 1  # 0 would mean that it was decoded whole
+    assert 0 < difference.max() <= 1  # 0 would mean decoding at full scale
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])

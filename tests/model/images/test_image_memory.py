@@ -11,17 +11,17 @@ from image_files import png
 from PIL import Image
 
 WIDTH, HEIGHT = 3001, 2999
-"""Nine megapixels; of sizes that no JPEG is reduced by."""
+"""Nine megapixels, not divisible by the JPEG scale denominators."""
 
 BYTES_A_PIXEL = 14
-"""13 are stated; one more for the interpreter's own."""
+"""The documented 13, plus one for the interpreter."""
 
 MEASURE = """
 import sys
 from moleflow.model.images.decode import open_for_model
 
 def peak():
-    # Not getrusage: a new process inherits that peak from the one that started it.
+    # Not getrusage: a new process inherits its parent's peak.
     return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))) * 1024
 
 data = open(sys.argv[1], "rb").read()

@@ -232,7 +232,7 @@ def test_a_ycck_jpeg_becomes_rgb() -> None:
     data[transform] = 2  # the stored values are now Y, Cb, Cr, and inverted black
     y, cb, cr, k = (255 - value for value in (90, 140, 200, 30))
     rgb = y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)
-    # That gives 255 less the stored values, which are inverted inks: ink itself.
+    # That gives 255 minus the stored values, which are inverted: the ink itself.
     expected = (255 - np.clip(rgb, 0, 255)) * k / 255
     assert np.abs(open_rgb(bytes(data))[0, 0] - expected).max() <= 3
 
@@ -251,7 +251,7 @@ def test_a_grey_webp_with_alpha_is_composited_on_white() -> None:
 
 
 def test_exif_orientation_applies_to_16_bit_pngs() -> None:
-    exif = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # to be turned clockwise
+    exif = struct.pack(">2sHIHHHIHHI", b"MM", 42, 8, 1, 0x0112, 3, 1, 6, 0, 0)  # rotate clockwise
     data = png([[0, 20_000, 40_000]], 16, GREY, png_chunk(b"eXIf", exif))
     assert open_rgb(data)[:, 0, 0].tolist() == eight(0, 20_000, 40_000)
     found = open_for_model(data, 3)

@@ -17,7 +17,7 @@ from moleflow.model.images.limits import MAX_SCANNED_PIXELS, MAX_SCANS, check_st
 
 MEGABYTE = 2**20
 BOUND_SECONDS = 5
-"""Far more than the walk over a few megabytes takes, and far less than a quadratic one would."""
+"""Far more than a linear walk over a few megabytes takes, and far less than a quadratic one."""
 
 
 def encoded(kind: str, **options: Any) -> bytes:
@@ -30,7 +30,7 @@ def encoded(kind: str, **options: Any) -> bytes:
 
 
 def progressive_jpeg(repeats: int) -> bytes:
-    """A progressive JPEG whose last scan is there ``repeats`` times more."""
+    """A progressive JPEG whose last scan is repeated ``repeats`` times."""
     data = encoded("JPEG", progressive=True)
     last_scan = data[data.rindex(b"\xff\xda") : -2]
     return data[:-2] + last_scan * repeats + data[-2:]
@@ -41,7 +41,7 @@ def chunk(kind: bytes, body: bytes) -> bytes:
 
 
 def png_with(*chunks: bytes) -> bytes:
-    """A good PNG with more chunks before its pixels."""
+    """A valid PNG with more chunks before its pixels."""
     data = encoded("PNG")
     pixels = data.index(b"IDAT") - 4
     return data[:pixels] + b"".join(chunks) + data[pixels:]
@@ -78,7 +78,7 @@ def segment(marker: int, body: bytes) -> bytes:
 
 
 def jpeg_with(*segments: bytes) -> bytes:
-    """A good JPEG with more segments before all others."""
+    """A valid JPEG with more segments before all others."""
     data = encoded("JPEG")
     return data[:2] + b"".join(segments) + data[2:]
 
@@ -164,7 +164,7 @@ def test_a_larger_progressive_jpeg_may_have_fewer_scans() -> None:
         encoded("WebP"),
         run_length_bmp(90, 60, b"\x5a\x80\0\0" * 60 + b"\0\1"),
         tiff((305, 2, 1_000_000, bytes(1_000_000))),
-        tiff((282, 5, 4_000_000_000, 0)),  # a damaged count: the decoder passes over it
+        tiff((282, 5, 4_000_000_000, 0)),  # a damaged count, which the decoder ignores
         tiff((322, 4, 1, 1024), (323, 4, 1, 64), (324, 4, 1, 8), (325, 4, 1, 65_536)) + bytes(70_000),
     ],
     ids=lambda data: f"{image_format(data)} of {len(data)} bytes",

@@ -27,7 +27,7 @@ def without_levels(tmp_path_factory: pytest.TempPathFactory) -> Detector:
 
 
 def deep(kind: int, white: int) -> np.ndarray:
-    """An image of a product as a sensor of more bits would see it."""
+    """An image of a product from a sensor of higher bit depth."""
     return np.rint(product_image(kind, 50).astype(float) * white / 255).astype(np.uint16)
 
 

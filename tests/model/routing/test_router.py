@@ -17,7 +17,7 @@ def descriptors(count: int, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
 
 
 def dense_distance(point: torch.Tensor, prototype: Prototype) -> torch.Tensor:
-    """Mahalanobis distance with the whole covariance matrix, in float64."""
+    """Mahalanobis distance with the full covariance matrix, in float64."""
     axes, difference = prototype.axes.double(), point.double() - prototype.mean.double()
     floor = prototype.floor.double()
     covariance = floor * (torch.eye(DIM, dtype=torch.float64) - axes @ axes.T)
@@ -68,7 +68,7 @@ def test_the_axes_are_the_principal_components() -> None:
     assert torch.allclose(prototype.axes.T @ prototype.axes, torch.eye(3), atol=1e-5)
     assert prototype.variances.tolist() == pytest.approx(values.flip(0)[:3].tolist(), rel=1e-4)
     assert torch.allclose((prototype.axes * vectors.flip(1)[:, :3].float()).sum(0).abs(), torch.ones(3), atol=1e-4)
-    # What is left over is shared among the directions that are left over.
+    # The floor is the mean variance of the remaining directions.
     assert prototype.floor.item() == pytest.approx(values.flip(0)[3:].mean().item(), rel=1e-4)
 
 
@@ -97,7 +97,7 @@ def test_one_product_is_always_the_nearest() -> None:
     router = Router([Prototype.fit(descriptors(10), RouterConfig())])
     distances, ratios = router(descriptors(3, seed=4))
     assert distances.shape == (3, 1)
-    assert not ratios.any()  # there is no other product to measure the way by
+    assert not ratios.any()  # there is no other product
 
 
 def test_unseen_images_of_separated_products_are_routed_correctly() -> None:
@@ -119,7 +119,7 @@ def test_a_prototype_takes_less_than_160_kilobytes_at_full_width() -> None:
 
 
 def separated(count: int = 4, distance: float = 50.0) -> list[Prototype]:
-    """Prototypes of products that lie far apart."""
+    """Prototypes of products that are far apart."""
     centres = distance * torch.randn(count, DIM, generator=torch.Generator().manual_seed(7))
     return [Prototype.fit(descriptors(30, seed=k) + centre, RouterConfig()) for k, centre in enumerate(centres)]
 
@@ -144,7 +144,7 @@ def test_a_shift_towards_no_other_product_changes_the_distance_but_not_the_ratio
     prototypes = separated()
     first = prototypes[0]
     router = Router(prototypes)
-    null = torch.linalg.svd(router.separating.T).Vh[-1]  # what no discriminant direction sees
+    null = torch.linalg.svd(router.separating.T).Vh[-1]  # orthogonal to all discriminant directions
     distances, ratios = router((first.mean + 30 * null)[None])
     assert distances[0, 0].item() == pytest.approx(30 * first.whiten(null[None]).norm().item(), rel=1e-2)
     assert ratios[0, 0].item() < 1e-3
@@ -176,13 +176,13 @@ def test_augmentations_of_one_product_lower_the_ratio_for_every_product() -> Non
     centres = torch.zeros(3, DIM)
     centres[1, 0], centres[2, 1] = 40, 40
     groups = [descriptors(30, seed=k) * 0.1 + centre for k, centre in enumerate(centres)]
-    # Along the first product's way to the second; the third never shows such a change.
+    # Towards the second product, from the first; the third has no such changes.
     changes = 10 * torch.randn(40, 1, generator=torch.Generator().manual_seed(5)) * torch.eye(DIM)[0]
     ignorant = Router([Prototype.fit(group, RouterConfig()) for group in groups])
     informed = Router(
         [Prototype.fit(group, RouterConfig(), changes if not k else None) for k, group in enumerate(groups)]
     )
-    # A third of the way along the change, from either product, and as far across it.
+    # From the first and the third product: a third of the way along the change, and as far across it.
     for product in (0, 2):
         mean = groups[product].mean(0)
         along, across = mean + 13 * torch.eye(DIM)[0], mean + 13 * torch.eye(DIM)[1]

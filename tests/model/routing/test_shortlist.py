@@ -52,7 +52,7 @@ def test_a_named_product_is_listed_even_if_it_is_far() -> None:
 def test_the_least_ratio_covers_all_products() -> None:
     distances = torch.arange(1.0, PRODUCTS + 1).repeat(2, 1)
     ratios = torch.full((2, PRODUCTS), 0.9)
-    ratios[1, -1] = 0.1  # the farthest product takes it: its good images lie that far from it
+    ratios[1, -1] = 0.1  # the farthest product: its own good images are as far
     medians = torch.full((PRODUCTS,), 1e-3)
     medians[-1] = PRODUCTS / FAR_MULTIPLE
     assert [each.least_ratio for each in found(distances, ratios, median_distances=medians)] == pytest.approx(

@@ -102,7 +102,7 @@ def test_a_failure_reaches_all_waiting_threads_and_the_next_request_retries() ->
         for each in waiting[:1]:
             with pytest.raises(OSError, match="damaged"):
                 each.result(PATIENCE_SECONDS)
-        # The second came while it was being made and failed with it, or afterwards and made it anew.
+        # The second thread waited and failed too, or came later and created it again.
         assert isinstance(waiting[1].exception(PATIENCE_SECONDS), OSError) or len(attempts) == 2
     assert cache.get(7) == 7
 

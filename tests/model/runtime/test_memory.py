@@ -21,7 +21,7 @@ def test_freed_memory_is_reused_without_page_faults(processes: Processes) -> Non
         "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
         "before = min(faults() for _ in range(5))\n"
         "kept = keep_freed_memory()\n"
-        # The heap takes a few rounds to settle: small blocks may first land inside a hole that a large one left.
+        # The heap takes a few rounds to settle: small blocks may first fill holes of large ones.
         "after = min(faults() for _ in range(20))\n"
         "print(before, kept, after)\n"
     )

@@ -25,7 +25,7 @@ def noise(*shape: int) -> torch.Tensor:
 
 @pytest.fixture(params=[True, False], ids=["fused", "plain"])
 def with_operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With oneDNN's operators, where this machine has them, and as on one that has none."""
+    """With oneDNN's operators if this machine has them, and without."""
     if not request.param:
         monkeypatch.setattr(fused, "_operators_agree", lambda dtype: False)
 
@@ -54,7 +54,7 @@ def test_a_fused_convolution_equals_the_plain_operators(
     layer = FusedConv(kernel, bias, dtype, **geometry, activation=activation)
     expected = torch.nn.functional.conv2d(x, kernel, bias, **geometry)
     expected = ACTIVATIONS[activation](expected if other is None else expected + other)
-    for _ in range(2):  # the first pass orders the kernel, the second one finds it so
+    for _ in range(2):  # the first pass prepacks the kernel, the second reuses it
         found = layer(x, None if other is None else other.to(dtype))
         assert found.dtype == dtype
         assert torch.allclose(found.double(), expected, rtol=TOLERANCES[dtype], atol=4 * TOLERANCES[dtype])
@@ -70,7 +70,7 @@ def test_a_fused_convolution_accepts_any_image_and_batch_size() -> None:
 
 
 def with_statistics(net: nn.Module) -> nn.Module:
-    """``net`` as if it had been trained: no normalisation is the identity."""
+    """``net`` with random normalisation statistics, as after training."""
     torch.manual_seed(0)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -106,12 +106,12 @@ def test_a_folded_residual_block_is_three_convolutions() -> None:
     net = with_statistics(timm.create_model("resnet50", features_only=True, out_indices=(1,)))
     folded = fold(net, torch.float32)
     calls = [node for node in folded.graph.nodes if node.op.startswith("call")]  # type: ignore[union-attr]
-    assert len(calls) == 1 + 1 + 3 * 3 + 1  # stem, pooling, three blocks, and the first one's way around
-    assert sum(len(node.args) == 2 for node in calls if node.op == "call_module") == 3  # a sum ends each block
+    assert len(calls) == 1 + 1 + 3 * 3 + 1  # stem, pooling, three blocks, and the first one's shortcut
+    assert sum(len(node.args) == 2 for node in calls if node.op == "call_module") == 3  # each block ends in an addition
 
 
 class Counting(nn.Module):
-    """Cannot be traced: what it does depends on a value."""
+    """Cannot be traced, as its control flow depends on a value."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ def test_a_network_that_cannot_be_traced_is_unchanged() -> None:
 
 
 class Twice(nn.Module):
-    """Uses what its convolution gives before and after the normalisation."""
+    """Uses a convolution's output before and after the normalisation."""
 
     def __init__(self) -> None:
         super().__init__()

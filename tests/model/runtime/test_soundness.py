@@ -21,7 +21,7 @@ NAN, INFINITY = float("nan"), float("inf")
 
 
 def forged(source: Path, target: Path, key: str, change: Callable[[torch.Tensor], object]) -> Path:
-    """A copy of a checkpoint with one tensor changed in place, and with the digests of what it then holds."""
+    """A copy of a checkpoint with one tensor changed and all digests updated."""
     document, tensors = json.loads(Checkpoint.open(source).header.model_dump_json()), load_file(source)
     change(tensors[key])
 

@@ -21,7 +21,7 @@ from moleflow.model.runtime.threads import (
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No variable that has a say is set, and what a test sets is gone after it."""
+    """None of the thread variables is set; changes by a test are undone."""
     for name in (*THREAD_POLICY, "MOLEFLOW_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "")
     return monkeypatch

@@ -55,7 +55,7 @@ def test_the_pixel_map_equals_interpolation_then_gaussian_then_interpolation(
     found = pixel_map(values, model_size, height, width)
     assert found.shape == (height, width)
     assert found.dtype == np.float32
-    assert np.abs(found - reference(values, model_size, height, width)).max() < 1e-3  # of values in the hundreds
+    assert np.abs(found - reference(values, model_size, height, width)).max() < 1e-3  # for values in the hundreds
 
 
 def test_a_constant_map_stays_constant_up_to_its_edges() -> None:

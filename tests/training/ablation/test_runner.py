@@ -71,7 +71,7 @@ def ablation(data: Path, out: Path, preset: Preset = PRESET, **options) -> Ablat
 
 
 class Counter:
-    """Counts the fits that are begun."""
+    """Counts the fits that are started."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.fits: list[str] = []
@@ -86,7 +86,7 @@ class Counter:
 
 @pytest.fixture(scope="module")
 def finished(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[Row, RowResult]]]:
-    """Where the pair of rows was run, and what came out; not to be changed."""
+    """The output folder and results of a two-row study; read-only."""
     out = tmp_path_factory.mktemp("out")
     return out, ablation(data, out).run(PAIR)
 
@@ -191,7 +191,7 @@ def test_the_location_of_the_data_does_not_matter(
 
 
 class StoppedError(Exception):
-    """Stands for the kill."""
+    """Simulates a kill."""
 
 
 @pytest.mark.parametrize(("task", "epoch"), [("bolt", 1), ("nut", 0), ("nut", 1)])
@@ -236,7 +236,7 @@ def test_a_study_killed_before_an_evaluation_trains_nothing_again(
             ablation(data, tmp_path, PRESET.with_changes(flow={"spatial_context_kernel": 5})).run(SCORING)
     counter = Counter(monkeypatch)
     ablation(data, tmp_path, PRESET.with_changes(flow={"spatial_context_kernel": 5})).run(SCORING)
-    assert counter.fits == ["nut"]  # bolt was there; it is judged just after it was learned, which was the kill
+    assert counter.fits == ["nut"]  # bolt was trained already; the kill came before its evaluation
 
 
 @pytest.mark.parametrize("damage", ["", '{"digest":', "[" * 10_000, "null", "\udcff"])
@@ -274,7 +274,7 @@ def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_a_sequential_base
         for which in (frozen.after_learning, frozen.at_end)
     ]
     assert scores[0] == scores[1]
-    # The router is not asked: with it, the first product's figures differ here although nothing was forgotten.
+    # With products named: routing would change the first product's metrics although nothing was forgotten.
     assert frozen.categories[0].routing < 1
     assert frozen.categories[0].pixel_ap != frozen.at_end[0].pixel_ap  # type: ignore[index]
     assert kept["forgetting"] == {"image_auroc": 0.0, "pixel_ap": 0.0}

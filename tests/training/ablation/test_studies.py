@@ -48,7 +48,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "score_top_k": {"3": {}, "1": {"score_top_k": 1}, "5": {"score_top_k": 5}, "7": {"score_top_k": 7}},
 }
-"""Study → row, in the order of the table → the fields that differ from MAIN, and their values."""
+"""Study → row, in table order → the fields that differ from ``main``, and their values."""
 
 FIGURES = {
     ("core", "full"): (98.29, 97.82, 99.31, 54.20),
@@ -74,11 +74,11 @@ FIGURES = {
     ("score_top_k", "3"): (98.29, 97.82, None, 54.20),
     ("score_top_k", "5"): (98.30, 97.83, None, 54.04),
 }
-"""The cells that the study gives: image and pixel AUROC, image and pixel AP. All others are open."""
+"""Published cells: image and pixel AUROC, image and pixel AP. All others are open."""
 
 
 def fields(chosen: Preset) -> dict[str, Any]:
-    """Every field of a configuration that is no configuration itself."""
+    """Every field of a configuration that is not itself a configuration."""
     model = chosen.model.model_dump()
     parts = [*(model.pop(part) for part in ("backbone", "flow", "router")), model, chosen.training.model_dump()]
     assert len({key for part in parts for key in part}) == sum(len(part) for part in parts)

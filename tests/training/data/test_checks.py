@@ -36,7 +36,7 @@ def turned(image: Image.Image, orientation: int) -> dict[str, object]:
 
 @pytest.fixture
 def bolt(tmp_path: Path) -> Path:
-    """The folder of one product that has nothing odd about it."""
+    """The folder of one product without warnings."""
     return write_tested_product(tmp_path, "bolt", 0)
 
 

@@ -14,7 +14,7 @@ SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 
 
 def put(path: Path, value: int = 0, size: tuple[int, int] = (6, 4)) -> Path:
-    """Write a small image of one grey, making its folder."""
+    """Write a small uniform grey image, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("L", size, value).save(path)
     return path
@@ -37,7 +37,7 @@ def mvtec(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def visa(tmp_path: Path) -> Path:
-    """One product ``candle`` in VisA's layout, without the table of the split."""
+    """One product ``candle`` in VisA's layout, without the split table."""
     data = tmp_path / "candle" / "Data"
     for name in ("0000.JPG", "0001.JPG", "0002.JPG"):
         put(data / "Images" / "Normal" / name)
@@ -255,14 +255,14 @@ def test_an_unreadable_image_is_a_dataset_error(tmp_path: Path) -> None:
 
 
 def warned(root: Path, name: str) -> dict[str, tuple[str, int, str]]:
-    """Of each warning about the files of one product, by its kind: what it concerns, the count and the example."""
+    """The warnings about one product's files by kind: concern, count and example."""
     category = load_category(root, name, check=False)
     return {each.kind: (each.concerns, each.count, each.example) for each in category.warnings}
 
 
 @pytest.fixture
 def whole(mvtec: Path) -> Path:
-    """``nut`` with a mask for each defective image: nothing to warn of."""
+    """``nut`` with a mask for each defective image: no warnings."""
     put(mvtec / "nut" / "ground_truth" / "crack" / "001_mask.png", 255)
     assert warned(mvtec, "nut") == {}
     return mvtec

@@ -25,7 +25,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw few images, where their number does not matter."""
+    """Draw few images, to save time."""
     for name in ("_TRAIN_IMAGES", "_GOOD_TEST_IMAGES", "_IMAGES_PER_DEFECT"):
         monkeypatch.setattr(demo, name, 1)
 

@@ -47,7 +47,7 @@ def test_an_unreadable_mask_is_a_dataset_error(tmp_path: Path) -> None:
 
 
 def blob(height: int = 24, width: int = 32) -> np.ndarray:
-    """A mask with a marked rectangle."""
+    """A mask of a rectangle."""
     marked = np.zeros((height, width), bool)
     marked[5:13, 7:23] = True
     return marked

@@ -30,7 +30,7 @@ SIDE = Preprocessing(image_size=32, mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def write_deep(root: Path, name: str, kind: int, white: int, count: int = 10) -> Path:
-    """The product's images as a sensor with that white level gives them, in 16-bit RGB."""
+    """The product's images as 16-bit RGB from a sensor with that white level."""
     folder = root / name
     folder.mkdir(parents=True)
     for number in range(count):
@@ -93,7 +93,7 @@ def test_low_contrast_defects_are_found_at_10_bits(tmp_path: Path, tiny_preset: 
     def sheet(seed: int, *, spot: bool = False) -> np.ndarray:
         values = np.random.default_rng(seed).normal(560, 8, (32, 32))
         if spot:
-            values[8:20, 8:20] += 60  # fifteen grey levels of 255, and not one of 16 bits
+            values[8:20, 8:20] += 60  # 15 of 255 grey levels, but less than one after scaling by the full 16-bit range
         return np.rint(values)
 
     for number in range(12):

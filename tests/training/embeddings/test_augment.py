@@ -72,7 +72,7 @@ def test_changes_are_the_differences_of_augmented_descriptors(products: Path) ->
     )
     assert changes.shape == (len(AUGMENTATIONS) * len(paths), plain.shape[1])
     assert sum(counted) == len(changes)
-    assert (changes[: len(paths)].norm(dim=1) > 0).all()  # covered ones; there is little to blur in so small images
-    # With the descriptors of nothing, what is left is the altered images' own.
+    assert (changes[: len(paths)].norm(dim=1) > 0).all()  # occlusions; blur changes little in such small images
+    # Relative to zero, the changes are the augmented descriptors themselves.
     altered = descriptor_changes(features, paths, torch.zeros_like(plain), read_image, device=CPU, precision="fp32")
     assert torch.allclose(altered - plain.repeat(len(AUGMENTATIONS), 1), changes, atol=1e-5)

@@ -54,7 +54,7 @@ def values(embeddings: CachedEmbeddings) -> torch.Tensor:
 
 
 class Unused(FeatureExtractor):
-    """A backbone that must not be asked."""
+    """A backbone that must not be run."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         raise AssertionError("embedded again")
@@ -283,7 +283,7 @@ for number in range({times}):
 
 
 def writer_code(products: Path, folder: Path, times: int) -> str:
-    """Embeds all images of a product ``times`` times, each time into another cache."""
+    """Embeds all images of a product ``times`` times, each time into a new cache."""
     support = str(Path(__file__).parents[2] / "support")
     return WRITER.format(support=support, folder=str(folder), data=str(products), times=times)
 
@@ -310,8 +310,8 @@ def test_killing_two_writers_leaves_only_complete_files(
     time.sleep(random.uniform(0, 0.3))
     for writer in writers:
         writer.kill()
-    assert [writer.finish().status for writer in writers] == [-9, -9]  # neither stumbled over the other
-    # What lies in a writer's temporary folder was not finished, and nobody reads it.
+    assert [writer.finish().status for writer in writers] == [-9, -9]  # both ran until they were killed
+    # Temporary folders may have partial files, which nobody reads.
     kept = [path for path in tmp_path.rglob("*.npy") if path.parent.suffix != ".tmp"]
     assert all(np.load(path).shape == (4, 4, 16) for path in kept)
     found, expected = (embed(opened(tmp_path / name, features), features, paths) for name in ("0", "expected"))

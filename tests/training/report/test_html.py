@@ -32,7 +32,7 @@ FLAGS = [
 
 
 class Elements(HTMLParser):
-    """All elements with their attributes, and all text."""
+    """All elements with attributes, and the text."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
