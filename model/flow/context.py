@@ -69,7 +69,3 @@ class ScaleContext(nn.Module):
     def folded_kernel(self) -> torch.Tensor:
         """The kernel times α, ``(D/2, 1, k, k)``."""
         return CONTEXT_GAIN_MAX * self.gain.sigmoid() * self.kernel
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """``(B, H, W, D/2)`` to the same shape."""
-        return depthwise(x, self.folded_kernel())

@@ -1,7 +1,6 @@
 """The trainable network: a base that all tasks share, and one expert a task (method, sections 3 and 4)."""
 
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -9,11 +8,11 @@ from torch import nn
 
 from moleflow.model.config import Adapter, ModelConfig
 from moleflow.model.flow.adapters import InputAdapter, SoftLN, WhiteningAdapter, ZCAAdapter
-from moleflow.model.flow.blocks import DIABlock, MoLEBase, mole_forward, mole_inverse
+from moleflow.model.flow.blocks import DIABlock, MoLEBase
 from moleflow.model.flow.context import SpatialContextMixer
 from moleflow.model.flow.subnet import task_subnet
 
-__all__ = ["Base", "Expert", "flow_forward", "flow_input", "flow_inverse", "module_list"]
+__all__ = ["Base", "Expert", "flow_input", "module_list"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -72,31 +71,6 @@ def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
     """What the flow is given for embeddings ``(B, H, W, D)``: adapted (with position), then mixed if wanted."""
     x = expert.adapter(x)
     return x if base.mixer is None else base.mixer(x)
-
-
-def flow_forward(base: Base, expert: Expert, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings ``(B, H, W, D)`` to latents ``(B, H, W, D)`` and ``log|det J|`` ``(B, H, W)``.
-
-    The log-determinant is that of the flow (MoLE and DIA blocks); adapter and mixer prepare its input.
-    """
-    x = flow_input(base, expert, x)
-    log_det = x.new_zeros(x.shape[:-1])
-    for shared, delta in zip(base.blocks, expert.deltas, strict=True):
-        x, step = mole_forward(x, shared, partial(delta.scale_and_shift, shared))
-        log_det = log_det + step
-    for block in expert.dia:
-        x, step = block(x)
-        log_det = log_det + step
-    return x, log_det
-
-
-def flow_inverse(base: Base, expert: Expert, z: torch.Tensor) -> torch.Tensor:
-    """The flow's input (see ``flow_input``) that ``flow_forward`` turns into ``z``."""
-    for block in reversed(expert.dia):
-        z = block.inverse(z)
-    for shared, delta in zip(reversed(base.blocks), reversed(expert.deltas), strict=True):
-        z = mole_inverse(z, shared, partial(delta.scale_and_shift, shared))
-    return z
 
 
 class _seeded:  # noqa: N801 - reads as a verb: `with _seeded(7):`

@@ -168,7 +168,7 @@ def _last_layers(
 
 
 def _couple(coupling: Coupling, x2: torch.Tensor, s: torch.Tensor, t: torch.Tensor, log_det: torch.Tensor) -> None:
-    """``Coupling.forward`` in place of ``x2``, adding to ``log_det``; ``s`` and ``t`` have slope and gain in them."""
+    """Couple in place of ``x2``, adding to ``log_det``; ``s`` and ``t`` have slope and gain in them."""
     bounded = at_least_float32(s).tanh_()
     log_det.add_(bounded.sum(-1), alpha=coupling.clamp)
     torch.addcmul(t, x2, bounded.mul_(coupling.clamp).exp_(), out=x2)

@@ -1,11 +1,10 @@
 """What a task brings to the subnet of a MoLE block: low-rank changes (``moleflow.model.flow.blocks``), or whole layers
 of its own."""
 
-import torch
 from torch import nn
 
 from moleflow.model.config import FlowConfig
-from moleflow.model.flow.blocks import MoLEBase, MoLEDelta, ScaleAndShift, SubnetWeights, scale_inputs
+from moleflow.model.flow.blocks import MoLEBase, MoLEDelta, SubnetWeights, scale_inputs
 
 __all__ = ["DenseSubnet", "TaskSubnet", "task_subnet"]
 
@@ -24,11 +23,6 @@ class DenseSubnet(nn.Module):
         half = dim // 2
         self.shift_in, self.shift_out = nn.Linear(half, dim), nn.Linear(dim, half)
         self.scale_in, self.scale_out = nn.Linear(scale_inputs(dim, config), dim), nn.Linear(dim, half)
-
-    def scale_and_shift(self, base: MoLEBase, x1: torch.Tensor) -> ScaleAndShift:
-        """Raw scale and shift for the half ``x1``, ``(B, H, W, D/2)``; of ``base`` only the context counts."""
-        t = self.shift_out(self.shift_in(x1).relu())
-        return self.scale_out(self.scale_in(base.scale_input(x1)).relu()), t
 
     def merge(self, base: MoLEBase) -> SubnetWeights:
         """Its own layers; copies, so that later training does not change them."""

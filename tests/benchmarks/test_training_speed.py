@@ -11,7 +11,6 @@ from tiny_model import PLUGIN, tiny_config
 from benchmarks.speed import plain_training, training_speed
 from moleflow.model.features.backbone import Backbone, import_plugin
 from moleflow.model.features.extractor import FeatureExtractor
-from moleflow.model.flow.expert import Base, Expert, flow_forward
 from moleflow.training.config import Preset, TrainingConfig
 
 TINY = Preset(
@@ -27,16 +26,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     import_plugin(str(PLUGIN))
     monkeypatch.setattr(training_speed, "PRESETS", {"main": TINY, "fast": TINY})
     monkeypatch.setattr(training_speed, "random_backbone", lambda config: Backbone.pretrained(config))
-
-
-def test_the_plain_flow_computes_what_the_models_does() -> None:
-    base, expert = Base(TINY.model, seed=1).double(), Expert(TINY.model, first=True, seed=2).double()
-    with torch.no_grad():
-        for parameter in (*base.parameters(), *expert.parameters()):
-            parameter += 0.1 * torch.randn_like(parameter)
-    x = torch.randn(2, 4, 4, 16, dtype=torch.float64)
-    for one, other in zip(plain_training.plain_flow(base, expert, x), flow_forward(base, expert, x), strict=True):
-        assert torch.allclose(one, other, atol=1e-10)
 
 
 def test_the_plain_way_runs_the_backbone_for_every_batch() -> None:

@@ -6,7 +6,6 @@ the autograd engine, which need a CUDA driver for tensors on ``cuda``.
 """
 
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +18,6 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from moleflow.model.detector import Detector
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.flow.expert import Base, Expert
-from moleflow.model.flow.lora import _FrozenBaseLinear
 from moleflow.model.routing.router import Prototype
 from moleflow.model.store.checkpoint import Checkpoint, Profile
 from moleflow.model.verdict.calibration import Calibration, TaskCalibration
@@ -153,21 +151,6 @@ def test_a_training_step_on_cuda_mixes_no_devices_and_waits_for_nothing(
             trainer.step(torch.zeros(2, 4, 4, DIM), 1e-3)
     assert loss.device.type == nll.device.type == "cuda"
     assert all(parameter.device.type == "cuda" for parameter in trainer.parameters)
-
-
-@torch.no_grad()
-def test_the_hand_written_backward_stays_on_cuda(fake: None) -> None:
-    x, weight = torch.zeros(2, 4, 4, 6, device=CUDA), torch.zeros(5, 6, device=CUDA)
-    a, b, bias = torch.zeros(2, 6, device=CUDA), torch.zeros(5, 2, device=CUDA), torch.zeros(5, device=CUDA)
-    context = SimpleNamespace(needs_input_grad=(True, False, True, True, True, False))
-    context.save_for_backward = lambda *tensors: setattr(context, "saved_tensors", tensors)
-    y = _FrozenBaseLinear.forward(context, x, weight, bias, a, b, 0.5)
-    gradients = _FrozenBaseLinear.backward(context, y)
-    for given, gradient in zip((x, None, bias, a, b, None), gradients, strict=True):
-        assert (gradient is None) == (given is None)
-        if given is not None and gradient is not None:
-            assert gradient.device.type == "cuda"
-            assert gradient.shape == given.shape
 
 
 ON_A_PRETEND_DEVICE = """

@@ -13,8 +13,8 @@ from tiny_model import product_image, tiny_checkpoint, tiny_config
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError, UnknownTaskError
-from moleflow.model.flow.expert import flow_forward
 from moleflow.model.flow.likelihood import negative_log_likelihood
+from moleflow.model.flow.reference import flow_forward
 from moleflow.model.routing.router import image_descriptor
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import MAX_CANDIDATES, Prediction, Refusal, Verdict

@@ -38,7 +38,7 @@ class FusedContext:
 
 
 class FusedMoLE:
-    """A MoLE block (``moleflow.model.flow.blocks.mole_forward``) with merged weights."""
+    """A MoLE block (``moleflow.model.flow.reference.mole_block``) with merged weights."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class FusedMoLE:
         self.shift, self.scale, self.context, self.dtype = shift, scale, context, dtype
         self.learned = [tensor for layer in (*shift, *scale) for tensor in layer.learned]
         self.learned += [] if context is None else [context.learned]
-        self.permutation, self.inverse = base.permutation, base.inverse_permutation
+        self.permutation, self.inverse = base.permutation, base.permutation.argsort()
         self.channel_scale, self.log_scale = base.channel_scale, base.channel_scale.log().sum()
         # Elsewhere asking would wait for the device, and costs more than the pass that a scale of 1 could be spared.
         self.is_scaled = base.channel_scale.device.type != "cpu" or bool((base.channel_scale != 1).any())
@@ -94,7 +94,7 @@ class FusedMoLE:
 
 
 class FusedDIA:
-    """A block of the deep invertible adapter (``moleflow.model.flow.blocks.DIABlock``)."""
+    """A block of the deep invertible adapter (``moleflow.model.flow.reference.dia_block``)."""
 
     def __init__(self, shift: Sequence[Layer], scale: Sequence[Layer], *, flip: bool, dtype: torch.dtype) -> None:
         self.shift, self.scale, self.flip, self.dtype = shift, scale, flip, dtype

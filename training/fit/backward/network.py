@@ -1,4 +1,4 @@
-"""The flow as a training step computes it: ``moleflow.model.flow.expert.flow_forward`` in fewer passes over memory.
+"""The flow as a training step computes it: ``moleflow.model.flow.reference`` in fewer passes over memory.
 
 Outside the products a step is bound by memory, and what autograd makes of it line by line reads and writes the same
 values many times over. Here all blocks are one function with its gradient written out
@@ -49,7 +49,7 @@ class FusedFlow:
         self._blocks += [self._dia(block) for block in expert.dia]
 
     def __call__(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """As ``flow_forward``: embeddings ``(B, H, W, D)`` to latents of that shape, ``log|det J|`` ``(B, H, W)``."""
+        """Embeddings ``(B, H, W, D)`` to latents of that shape, ``log|det J|`` ``(B, H, W)``."""
         x = flow_input(self.base, self.expert, x)
         return _Blocks.apply(x, self._blocks, *(tensor for block in self._blocks for tensor in block.learned))
 

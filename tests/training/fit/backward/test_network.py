@@ -9,8 +9,9 @@ from tiny_model import tiny_config
 
 from moleflow.model.config import FlowConfig, ModelConfig
 from moleflow.model.flow.context import depthwise, depthwise_kernel_gradient
-from moleflow.model.flow.expert import Base, Expert, flow_forward
+from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
+from moleflow.model.flow.reference import flow_forward
 from moleflow.training.fit.backward.network import FusedFlow
 
 VARIANTS = {
