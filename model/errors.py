@@ -1,4 +1,4 @@
-"""Every error that MoLE-Flow raises on purpose.
+"""The errors that MoLE-Flow raises on purpose, as one tree; each layer defines its own.
 
 Each message says what was wrong, the value, and what to do::
 
@@ -6,8 +6,6 @@ Each message says what was wrong, the value, and what to do::
     ├── ConfigurationError      invalid setting, option or preset
     ├── DeviceError             device or precision not available
     ├── BackboneError           backbone or its weights not available
-    ├── DatasetError            images for training or evaluation missing or unreadable
-    ├── DivergenceError         non-finite values during training
     ├── CheckpointError         unusable checkpoint
     │   ├── CheckpointNotFoundError
     │   ├── CheckpointFormatError     not a MoLE-Flow checkpoint, or truncated
@@ -15,13 +13,20 @@ Each message says what was wrong, the value, and what to do::
     │   └── CheckpointDigestError     the contents do not match their digest
     ├── TaskError               invalid product name for this operation
     │   ├── UnknownTaskError
-    │   └── DuplicateTaskError
+    │   └── training: DuplicateTaskError
     ├── PredictionError         an image could not be scored
     │   └── ExpertError               the expert of the image's product is damaged
     ├── ImageError              unusable image
     │   ├── UnsupportedImageError     not an image, damaged, or an unsupported format
     │   └── ImageTooLargeError        more bytes or pixels than allowed
-    └── OverloadedError         the service's queue is full
+    ├── training: DatasetError      images for training or evaluation missing or unreadable
+    ├── training: DivergenceError   non-finite values during training
+    ├── service: OverloadedError    no place or no memory is free at this moment
+    ├── service: NotReadyError      no images are accepted at this moment
+    ├── service: NotLiveError       no images are accepted until a restart
+    └── service: UnknownProductError  a map was requested of an image of an unknown product
+
+Those of training are in ``moleflow.training.errors``, those of the service in ``moleflow.service.errors``.
 """
 
 __all__ = [
@@ -32,15 +37,11 @@ __all__ = [
     "CheckpointNotFoundError",
     "CheckpointVersionError",
     "ConfigurationError",
-    "DatasetError",
     "DeviceError",
-    "DivergenceError",
-    "DuplicateTaskError",
     "ExpertError",
     "ImageError",
     "ImageTooLargeError",
     "MoLEFlowError",
-    "OverloadedError",
     "PredictionError",
     "TaskError",
     "UnknownTaskError",
@@ -94,14 +95,6 @@ class BackboneError(MoLEFlowError):
     """A backbone or its weights are not available."""
 
 
-class DatasetError(MoLEFlowError):
-    """Images for training or evaluation are missing, misplaced or unreadable; names the path."""
-
-
-class DivergenceError(MoLEFlowError):
-    """Training produced non-finite values; nothing of it is saved."""
-
-
 class CheckpointError(MoLEFlowError):
     """A checkpoint cannot be used."""
 
@@ -135,10 +128,6 @@ class UnknownTaskError(TaskError):
         super().__init__(f"No product named {one_line(repr(name))} was learned; learned: {listed}.")
 
 
-class DuplicateTaskError(TaskError):
-    """A product of that name has already been learned."""
-
-
 class PredictionError(MoLEFlowError):
     """The model could not score an image; the image is not at fault."""
 
@@ -167,11 +156,3 @@ class UnsupportedImageError(ImageError):
 
 class ImageTooLargeError(ImageError):
     """The image has more bytes or pixels than allowed."""
-
-
-class OverloadedError(MoLEFlowError):
-    """The service's queue is full; try again after ``retry_after_seconds``."""
-
-    def __init__(self, message: str, retry_after_seconds: float) -> None:
-        self.retry_after_seconds = retry_after_seconds
-        super().__init__(message)

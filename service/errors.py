@@ -1,8 +1,8 @@
-"""Errors that only the service raises."""
+"""The errors of the service; ``moleflow.model.errors`` shows the whole tree."""
 
 from moleflow.model.errors import MoLEFlowError
 
-__all__ = ["NotLiveError", "NotReadyError", "UnknownProductError"]
+__all__ = ["NotLiveError", "NotReadyError", "OverloadedError", "UnknownProductError"]
 
 
 class NotLiveError(MoLEFlowError):
@@ -15,3 +15,11 @@ class NotReadyError(MoLEFlowError):
 
 class UnknownProductError(MoLEFlowError):
     """The client asked for the map alone, but the image shows no learned product and has no map."""
+
+
+class OverloadedError(MoLEFlowError):
+    """No place or no memory is free; try again after ``retry_after_seconds``."""
+
+    def __init__(self, message: str, retry_after_seconds: float) -> None:
+        self.retry_after_seconds = retry_after_seconds
+        super().__init__(message)

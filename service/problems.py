@@ -18,11 +18,10 @@ from moleflow.model.errors import (
     ExpertError,
     ImageTooLargeError,
     MoLEFlowError,
-    OverloadedError,
     UnknownTaskError,
     UnsupportedImageError,
 )
-from moleflow.service.errors import NotLiveError, NotReadyError, UnknownProductError
+from moleflow.service.errors import NotLiveError, NotReadyError, OverloadedError, UnknownProductError
 
 __all__ = ["MEDIA_TYPE", "STATUS_CLIENT_CLOSED", "Problem", "add_problem_handlers", "problem_response"]
 

@@ -26,7 +26,7 @@ LEVELS = (
     ("model.judge",),
     ("model.detector",),
     # Learning.
-    ("training.config", "training.progress"),
+    ("training.errors", "training.config", "training.progress"),
     ("training.data",),
     ("training.embeddings",),
     ("training.fit.backward",),

@@ -99,7 +99,8 @@ class Worker:
         resident = resident_bytes()
         reset_peaks(os.getpid())
         started = time.perf_counter()
-        save_task(self.path, header.preset, header.config, backbone, base, info, profile, expert)
+        old = Checkpoint.open(self.path)
+        save_task(self.path, old, header.preset, header.config, backbone, base, info, profile, expert)
         seconds = time.perf_counter() - started
         peak = peak_bytes()
         after = Checkpoint.open(self.path)

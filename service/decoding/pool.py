@@ -19,11 +19,11 @@ from typing import Any, Self
 import numpy as np
 
 import moleflow
-from moleflow.model.errors import ImageError, ImageTooLargeError, OverloadedError, UnsupportedImageError
+from moleflow.model.errors import ImageError, ImageTooLargeError, UnsupportedImageError
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import DecodedImage
 from moleflow.service.decoding.wire import read_array, receive, send, write_memory_file
-from moleflow.service.errors import NotReadyError
+from moleflow.service.errors import NotReadyError, OverloadedError
 
 __all__ = ["DecoderPool"]
 

@@ -10,10 +10,9 @@ from time import perf_counter
 
 import numpy as np
 
-from moleflow.model.errors import OverloadedError
 from moleflow.model.verdict.results import Finding
 from moleflow.service.engine.inference import Outcome
-from moleflow.service.errors import NotReadyError
+from moleflow.service.errors import NotReadyError, OverloadedError
 
 __all__ = ["Batcher", "Expected", "Inferred"]
 

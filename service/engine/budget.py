@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from moleflow.model.errors import OverloadedError
+from moleflow.service.errors import OverloadedError
 
 __all__ = ["Account", "ByteBudget"]
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from time import perf_counter
 from typing import TypeVar
 
-from moleflow.model.errors import OverloadedError, describe
+from moleflow.model.errors import describe
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.names import find_named
 from moleflow.model.verdict.results import Finding, Prediction
@@ -27,7 +27,7 @@ from moleflow.service.engine.health import Health
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.engine.termination import finishes_within, log_thread_stacks
 from moleflow.service.engine.worker import Worker
-from moleflow.service.errors import NotLiveError, NotReadyError
+from moleflow.service.errors import NotLiveError, NotReadyError, OverloadedError
 from moleflow.service.metrics import Metrics
 from moleflow.service.responses.render import Job, RenderedResponse, ResponseFormat, max_response_bytes, render
 from moleflow.service.settings import Settings

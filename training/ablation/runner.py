@@ -20,7 +20,6 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from moleflow.model.config import ModelConfig
-from moleflow.model.errors import DatasetError, DuplicateTaskError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.outputs import check_output_folder, write_text
@@ -36,7 +35,9 @@ from moleflow.training.data.selection import checked_for_testing
 from moleflow.training.data.warnings import report_warnings
 from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache, digest_image
+from moleflow.training.errors import DatasetError, DuplicateTaskError
 from moleflow.training.evaluation.cached import CachedEvaluation, CategoryMetrics
+from moleflow.training.evaluation.records import CategoryFigures
 from moleflow.training.progress import Reporter, epoch_seconds
 
 __all__ = ["Ablation", "RowResult"]
@@ -176,19 +177,15 @@ class Ablation:
         if weights != preset:
             after = None  # measured with another scoring
         checkpoint = Checkpoint.open(folder / "factory.safetensors")
-        categories = self._evaluate(checkpoint, preset, source.categories, source)
-        at_end = None
-        if after is not None:
-            all_routed = all(metrics.routing == 1 for metrics in categories)  # then naming the product has no effect
-            at_end = categories if all_routed else self._evaluate(checkpoint, preset, source.categories, source, True)
+        figures = self._evaluate(checkpoint, preset, source.categories, source)
         result = RowResult(
             digest=_digest(preset, source),
             tasks=self.tasks,
             model=preset.model,
             training=preset.training,
-            categories=categories,
+            categories=tuple(CategoryMetrics.of(each, each.routed) for each in figures),
             after_learning=after,
-            at_end=at_end,
+            at_end=None if after is None else tuple(CategoryMetrics.of(each, each.named) for each in figures),
             parameters=tuple(task.parameters for task in checkpoint.header.tasks),
             base_parameters=checkpoint.section_parameters().get("base", 0),
             train_seconds=epoch_seconds(side_file(checkpoint.path, HISTORY)),
@@ -244,20 +241,16 @@ class Ablation:
         except (FileNotFoundError, ValueError):
             if _learned(path) != index + 1:
                 return None
-        (metrics,) = self._evaluate(Checkpoint.open(path), preset, [source.categories[index]], source, True)
+        (figures,) = self._evaluate(Checkpoint.open(path), preset, [source.categories[index]], source)
+        metrics = CategoryMetrics.of(figures, figures.named)
         _write(kept, metrics)
         return metrics
 
     def _evaluate(
-        self,
-        checkpoint: Checkpoint,
-        preset: Preset,
-        categories: Sequence[Category],
-        source: _Source,
-        named: bool = False,
-    ) -> tuple[CategoryMetrics, ...]:
+        self, checkpoint: Checkpoint, preset: Preset, categories: Sequence[Category], source: _Source
+    ) -> list[CategoryFigures]:
         evaluation = CachedEvaluation(
-            checkpoint, top_k=preset.model.score_top_k, device=self.device, precision=self.precision, named=named
+            checkpoint, top_k=preset.model.score_top_k, device=self.device, precision=self.precision
         )
         results = []
         for category in categories:
@@ -265,7 +258,7 @@ class Ablation:
             level = checkpoint.header.task(category.name).white_level
             with self._embed(category, source, level) as embeddings, self.reporter.phase(category.name, total) as phase:
                 results.append(evaluation.category(category, embeddings, phase.advance))
-        return tuple(results)
+        return results
 
     def _embed(self, category: Category, source: _Source, white_level: int | None) -> CachedEmbeddings:
         paths = [sample.path for sample in category.test]

@@ -1,3 +1,3 @@
 """The sequence of products: each added to the checkpoint without touching the others."""
 
-__all__ = ["journal", "save", "sequence"]
+__all__ = ["journal", "product", "save", "sequence"]

@@ -13,6 +13,7 @@ from moleflow.model.files.atomic import target_of
 from moleflow.model.files.file_lock import has_no_locks, lock_open_file, release_lock, try_lock
 from moleflow.model.files.outputs import check_output, reason, remedy, write_text, writing
 from moleflow.model.files.regular_file import read_regular_file
+from moleflow.training.fit.cross_fitting import FoldScores
 
 __all__ = ["HISTORY", "Journal", "exclusive", "side_file"]
 
@@ -32,28 +33,31 @@ def side_file(checkpoint: Path, suffix: str) -> Path:
 
 
 class Journal(BaseModel):
-    """That a ``train`` command, told by its ``fingerprint``, has begun, and which of its tasks are done."""
+    """The progress of a ``train`` command, identified by its ``fingerprint``.
 
-    fingerprint: str
+    ``done`` are its finished tasks; ``folds`` belong to the task in progress.
+    """
+
+    fingerprint: str = ""
     done: list[str] = []
+    folds: FoldScores | None = None
 
     @classmethod
-    def find(cls, path: Path, fingerprint: str) -> Self | None:
-        """The journal at ``path`` if the same command left it; one that is damaged belongs to no command.
+    def find(cls, path: Path) -> Self:
+        """The journal at ``path``; an empty one if there is none, or it is damaged.
 
         Raises:
             ConfigurationError: it is there and cannot be read.
         """
         try:
-            found = cls.model_validate_json(read_regular_file(path))
+            return cls.model_validate_json(read_regular_file(path))
         except (FileNotFoundError, ValueError):
-            return None
+            return cls()
         except OSError as error:
             raise ConfigurationError(
                 f"{str(path)!r}, which says what was trained, cannot be read ({reason(error)}); check its permissions, "
                 "or remove it to start over."
             ) from error
-        return found if found.fingerprint == fingerprint else None
 
     def write(self, path: Path) -> None:
         """Write as a whole. ``ConfigurationError`` when it cannot be written, as on a full disk."""

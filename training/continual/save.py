@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from moleflow.model.config import ModelConfig
-from moleflow.model.errors import DivergenceError, one_line
+from moleflow.model.errors import one_line
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.flow.expert import Base
 from moleflow.model.store.checkpoint import Checkpoint, Header, Tensors, digest_tensors, write_checkpoint
@@ -14,6 +14,7 @@ from moleflow.model.store.tensor_file import StoredSection
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from moleflow.model.verdict.results import TaskInfo
 from moleflow.training.config import TrainingConfig
+from moleflow.training.errors import DivergenceError
 from moleflow.training.fit.cross_fitting import Split
 
 __all__ = ["save_task", "task_info"]
@@ -62,6 +63,7 @@ def task_info(
 
 def save_task(
     path: Path,
+    old: Checkpoint | None,
     preset: str,
     config: ModelConfig,
     backbone: Backbone,
@@ -69,8 +71,8 @@ def save_task(
     info: TaskInfo,
     profile: Tensors,
     expert: Tensors,
-) -> None:
-    """Write the checkpoint with the task of ``info`` added or replaced.
+) -> Checkpoint:
+    """Write the checkpoint ``old``, or a new one, with the task of ``info`` added or replaced, and open it.
 
     Backbone, base, other tasks and, once there is a checkpoint, the name of the ``preset`` stay as they are; their
     bytes are copied from file to file. Only a base that learns with every task (``FlowConfig.sharing``) is written
@@ -79,7 +81,6 @@ def save_task(
     Raises:
         CheckpointError: the file cannot be written; an older one stays as it was.
     """
-    old = Checkpoint.open(path) if path.exists() else None
     infos = list(old.header.tasks) if old else []
     infos[info.index : info.index + 1] = [info]
     sections: dict[str, Tensors | StoredSection] = {}
@@ -105,6 +106,7 @@ def save_task(
         tasks=tuple(infos),
     )
     write_checkpoint(path, header, sections)
+    return Checkpoint.open(path)
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

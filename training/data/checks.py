@@ -16,13 +16,14 @@ from typing import TypeVar
 import numpy as np
 from PIL import Image
 
-from moleflow.model.errors import DatasetError, ImageError
+from moleflow.model.errors import ImageError
 from moleflow.model.images.decode import has_deep_values, image_format, open_image, open_rgb
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.training.data.completeness import is_cut_off
 from moleflow.training.data.folders import MAX_LISTED
 from moleflow.training.data.samples import Sample
 from moleflow.training.data.warnings import Concern, DataWarning, WarningList
+from moleflow.training.errors import DatasetError
 
 __all__ = [
     "CheckResult",

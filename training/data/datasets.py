@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from moleflow.model.errors import DatasetError, ImageError
+from moleflow.model.errors import ImageError
 from moleflow.model.files.file_names import as_line
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import open_for_model, open_rgb
@@ -33,6 +33,7 @@ from moleflow.training.data.product_folders import checked_name, folders_by_name
 from moleflow.training.data.samples import Layout, Sample, is_good
 from moleflow.training.data.visa_table import VISA_TABLE, visa_rows
 from moleflow.training.data.warnings import Concern, DataWarning, WarningList
+from moleflow.training.errors import DatasetError
 
 __all__ = [
     "Category",

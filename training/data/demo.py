@@ -16,7 +16,7 @@ import numpy as np
 import skimage.data
 from PIL import Image, ImageDraw
 
-from moleflow.model.errors import DatasetError
+from moleflow.training.errors import DatasetError
 
 __all__ = ["DEFECTS", "PRODUCTS", "make_demo_data"]
 

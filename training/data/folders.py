@@ -7,9 +7,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TypeVar
 
-from moleflow.model.errors import DatasetError
 from moleflow.model.files.file_names import as_line, natural_key
 from moleflow.model.images.decode import SUFFIXES
+from moleflow.training.errors import DatasetError
 
 __all__ = [
     "MAX_LISTED",

@@ -16,11 +16,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moleflow.model.errors import DatasetError
 from moleflow.training.data.folders import child, folders, images, is_folder, natural_sort
 from moleflow.training.data.samples import Layout, Sample, is_good
 from moleflow.training.data.visa_table import VisaRow
 from moleflow.training.data.warnings import WarningList
+from moleflow.training.errors import DatasetError
 
 __all__ = ["Files", "layout_of", "mvtec_files", "plain_files", "visa_files", "visa_listed"]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moleflow.model.errors import DatasetError
 from moleflow.training.data.checks import (
     CheckResult,
     ImageInfo,
@@ -20,6 +19,7 @@ from moleflow.training.data.checks import (
 from moleflow.training.data.masks import Trait, decode_mask, resized_mask
 from moleflow.training.data.samples import Sample
 from moleflow.training.data.warnings import WarningList
+from moleflow.training.errors import DatasetError
 
 __all__ = ["check_testing"]
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from moleflow.model.errors import DatasetError, ImageError
+from moleflow.model.errors import ImageError
 from moleflow.model.images.decode import open_image
+from moleflow.training.errors import DatasetError
 
 __all__ = ["Mask", "Trait", "decode_mask", "read_mask", "resized_mask"]
 

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from moleflow.model.errors import DatasetError, one_line
+from moleflow.model.errors import one_line
 from moleflow.model.names import product_name, same_name
 from moleflow.training.data.folders import folders
+from moleflow.training.errors import DatasetError
 
 __all__ = ["checked_name", "folders_by_name", "product_folder", "spelled_as_on_disk"]
 

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from moleflow.model.errors import DatasetError, UnknownTaskError
+from moleflow.model.errors import UnknownTaskError
 from moleflow.model.names import product_name, same_name
 from moleflow.training.data.checks import raise_problems
 from moleflow.training.data.datasets import Category, discover, load_category, stray_images, with_warnings
 from moleflow.training.data.mask_checks import check_testing
 from moleflow.training.data.warnings import report_warnings
+from moleflow.training.errors import DatasetError
 from moleflow.training.progress import Reporter
 
 __all__ = ["checked_for_testing", "load_test_categories"]

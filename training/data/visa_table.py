@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from moleflow.model.errors import DatasetError
 from moleflow.model.names import same_name
 from moleflow.training.data.product_folders import spelled_as_on_disk
 from moleflow.training.data.samples import is_good
+from moleflow.training.errors import DatasetError
 
 __all__ = ["VISA_TABLE", "VisaRow", "visa_rows"]
 

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moleflow.model.errors import DatasetError
 from moleflow.model.files.file_names import as_line
+from moleflow.training.errors import DatasetError
 from moleflow.training.progress import Reporter
 
 __all__ = ["Concern", "DataWarning", "WarningList", "report_warnings"]

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from moleflow.model.errors import DatasetError, ImageError
+from moleflow.model.errors import ImageError
 from moleflow.model.images.decode import has_deep_values
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import scale_values, white_level
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.training.data.datasets import read_image
+from moleflow.training.errors import DatasetError
 
 __all__ = ["Reader", "find_white_level", "is_16_bit"]
 

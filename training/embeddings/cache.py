@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from moleflow.model.config import BackboneConfig
-from moleflow.model.errors import ConfigurationError, DatasetError
+from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.atomic import atomic_write, remove_stale_workspaces
@@ -30,6 +30,7 @@ from moleflow.model.runtime.soundness import not_finite
 from moleflow.model.store.checkpoint import digest_tensors
 from moleflow.training.data.white_levels import is_16_bit
 from moleflow.training.embeddings.extraction import extract
+from moleflow.training.errors import DatasetError
 
 __all__ = ["CachedEmbeddings", "EmbeddingCache", "digest_image"]
 

@@ -1,19 +1,24 @@
-"""Metrics of a checkpoint on test images whose embeddings are there already: no backbone, no decoding."""
+"""The figures of a checkpoint on test images whose embeddings are already computed: no backbone, no decoding.
 
-from collections.abc import Callable
+Unlike in the detector, the router sees an image at the white level of its own product, and ``top_k`` is free.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from moleflow.model.flow.merged import MergedExpert
+from moleflow.model.detector import MAX_EXPERTS
 from moleflow.model.routing.router import Router, image_descriptor
-from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.store.checkpoint import Checkpoint
-from moleflow.model.verdict.scoring import image_score, pixel_map
+from moleflow.model.store.experts import Experts
+from moleflow.model.verdict.results import Candidate, Prediction
+from moleflow.model.verdict.scoring import image_score
 from moleflow.training.data.datasets import Category
 from moleflow.training.embeddings.extraction import Embeddings
-from moleflow.training.evaluation.figures import labelled_pixels
-from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores, image_ranking
+from moleflow.training.evaluation.evaluate import Outcome, measure
+from moleflow.training.evaluation.records import CategoryFigures, Figures
 
 __all__ = ["CachedEvaluation", "CategoryMetrics"]
 
@@ -22,82 +27,90 @@ BATCH_SIZE = 8
 
 
 class CategoryMetrics(BaseModel):
-    """One category's test images, each scored by the expert that the router chose, or by its own. Shares, 0…1.
+    """Threshold-free figures of one category, routed or with its product named; fractions, 0…1.
 
-    ``None`` where there are no images of either kind, or for pixels no masks.
+    ``None`` if there are no images of one kind, or for pixels no masks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     good: int = Field(ge=0, description="test images without defect")
-    defective: int = Field(ge=0, description="test images with one")
+    defective: int = Field(ge=0, description="test images with a defect")
     image_auroc: float | None
     image_ap: float | None
     pixel_auroc: float | None
     pixel_ap: float | None
-    routing: float = Field(ge=0, le=1, description="share of images that were routed to their own product")
+    routing: float = Field(ge=0, le=1, description="fraction of images that were routed to their own product")
+
+    @classmethod
+    def of(cls, category: CategoryFigures, figures: Figures) -> Self:
+        """Those of ``category``; ``figures`` are its ``routed`` or its ``named`` ones."""
+        return cls(
+            name=category.category,
+            good=category.good,
+            defective=category.defective,
+            image_auroc=figures.image_auroc,
+            image_ap=figures.image_ap,
+            pixel_auroc=figures.pixel_auroc,
+            pixel_ap=figures.pixel_ap,
+            routing=category.routing_accuracy,
+        )
 
 
 class CachedEvaluation:
-    """A checkpoint's router and experts on a device.
+    """A checkpoint's router and experts on a device. The image score is the mean of the ``top_k`` highest patches."""
 
-    ``top_k`` patches make the image score. Where the product is ``named``, its expert scores every image, whatever
-    the router says.
-    """
-
-    def __init__(
-        self, checkpoint: Checkpoint, *, top_k: int, device: torch.device, precision: str, named: bool = False
-    ) -> None:
-        self._checkpoint, self._top_k, self._device, self._precision = checkpoint, top_k, device, precision
-        self._named = named
-        self._router = Router([checkpoint.profile(task.index).prototype for task in checkpoint.header.tasks]).to(device)
-        self._experts: dict[int, MergedExpert] = {}
+    def __init__(self, checkpoint: Checkpoint, *, top_k: int, device: torch.device, precision: str) -> None:
+        self._header, self._top_k, self._device = checkpoint.header, top_k, device
+        profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
+        self._router = Router([each.prototype for each in profiles]).to(device)
+        self._calibrations = [each.calibration for each in profiles]
+        self._experts = Experts(checkpoint, device, precision, MAX_EXPERTS)
 
     def category(
         self, category: Category, embeddings: Embeddings, on_progress: Callable[[int], None] = lambda count: None
-    ) -> CategoryMetrics:
-        """The metrics of ``category``, a task of the checkpoint; ``embeddings`` are those of its test images."""
-        own = self._checkpoint.header.task(category.name).index
-        size = self._checkpoint.header.preprocessing.image_size
-        scores: list[float] = []
-        pixels, routed = PixelScores(), 0
+    ) -> CategoryFigures:
+        """The figures of ``category``, a task of the checkpoint; ``embeddings`` are those of its test images.
+
+        Figures at a threshold are meaningful only for the checkpoint's own ``score_top_k``.
+
+        Raises:
+            ExpertError: an expert is damaged, or its scores are not finite.
+        """
+        info = self._header.task(category.name)
+        outcomes: list[Outcome] = []
         for rows in torch.arange(len(embeddings)).split(BATCH_SIZE):
             batch = embeddings.batch(rows, self._device)
-            chosen = self._router(image_descriptor(batch))[0].argmin(1).tolist()
-            routed += chosen.count(own)
-            maps = self._score(batch, [own] * len(rows) if self._named else chosen)
-            scores += image_score(maps, self._top_k).tolist()
-            for sample, grid_map in zip((category.test[row] for row in rows.tolist()), maps.cpu().numpy(), strict=True):
-                anomaly_map = pixel_map(grid_map, size, EVALUATION_SIDE, EVALUATION_SIDE)
-                pixels.append(labelled_pixels(sample, anomaly_map))
+            distances = self._router(image_descriptor(batch))[0]
+            nearest, own = distances.argmin(1).tolist(), [info.index] * len(batch)
+            routed = self._predict(batch, nearest, distances)
+            named = routed if nearest == own else self._predict(batch, own, distances)
+            samples = [category.test[row] for row in rows.tolist()]
+            outcomes += map(Outcome, samples, routed, named)
             on_progress(len(rows))
-        labels = [sample.is_anomalous for sample in category.test]
-        image, pixel = image_ranking(scores, labels), pixels.ranking()
-        return CategoryMetrics(
-            name=category.name,
-            good=labels.count(False),
-            defective=labels.count(True),
-            image_auroc=image.auroc,
-            image_ap=image.average_precision,
-            pixel_auroc=pixel.auroc,
-            pixel_ap=pixel.average_precision,
-            routing=routed / len(labels),
-        )
+        return measure(category.name, outcomes, seed=info.seed).figures
 
     @torch.inference_mode()
-    def _score(self, embeddings: torch.Tensor, tasks: list[int]) -> torch.Tensor:
-        """Patch maps ``(B, H, W)`` of embeddings ``(B, H, W, D)``, each by the expert of its entry in ``tasks``."""
-        maps = embeddings.new_empty(embeddings.shape[:3], dtype=torch.float32)
-        for task in sorted(set(tasks)):
-            members = [row for row, index in enumerate(tasks) if index == task]
-            with autocast(self._device, self._precision):
-                maps[members] = self._expert(task)(embeddings[members])
-        return maps
-
-    def _expert(self, task: int) -> MergedExpert:
-        if task not in self._experts:
-            base, expert = self._checkpoint.base(task), self._checkpoint.expert(task)
-            dtype = matmul_dtype(self._precision)
-            self._experts[task] = MergedExpert(base.to(self._device), expert.to(self._device), dtype)
-        return self._experts[task]
+    def _predict(self, embeddings: torch.Tensor, tasks: Sequence[int], distances: torch.Tensor) -> list[Prediction]:
+        """The results for embeddings ``(B, H, W, D)``, each by the expert of its entry in ``tasks``."""
+        maps, failed = self._experts.maps(embeddings, tasks)
+        for error in failed.values():
+            raise error
+        found = []
+        scored = zip(tasks, maps.cpu().numpy(), image_score(maps, self._top_k).tolist(), strict=True)
+        for row, (task, grid_map, score) in enumerate(scored):
+            calibration, distance = self._calibrations[task], distances[row, task].item()
+            p_value = calibration.distances.p_value(distance)
+            candidate = Candidate(self._header.tasks[task].name, task, distance, p_value, distance_ratio=0.0)
+            found.append(
+                Prediction(
+                    (candidate,),
+                    task=candidate,
+                    score=score,
+                    grid_map=grid_map,
+                    model_size=self._header.preprocessing.image_size,
+                    calibration=calibration,
+                )
+            )
+        return found

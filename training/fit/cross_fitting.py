@@ -15,16 +15,11 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Self
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from moleflow.model.config import ModelConfig, RouterConfig
-from moleflow.model.errors import DatasetError
-from moleflow.model.files.outputs import write_text
-from moleflow.model.files.regular_file import read_regular_file
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.routing.novelty import background_nll
@@ -34,10 +29,20 @@ from moleflow.model.verdict.calibration import MIN_SCORES
 from moleflow.model.verdict.scoring import image_score, pixel_map
 from moleflow.training.config import TrainingConfig
 from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.errors import DatasetError
 from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
 
-__all__ = ["MIN_IMAGES", "HeldOutScores", "Split", "cross_fit", "cross_fitted_distances", "score_held_out", "split"]
+__all__ = [
+    "MIN_IMAGES",
+    "FoldScores",
+    "HeldOutScores",
+    "Split",
+    "cross_fit",
+    "cross_fitted_distances",
+    "score_held_out",
+    "split",
+]
 
 MIN_IMAGES = MIN_SCORES + 1
 """Fewest good images of a product: one to fit to, the others to calibrate with."""
@@ -99,21 +104,12 @@ class HeldOutScores(BaseModel):
         self.grounds += other.grounds
 
 
-class _FoldJournal(BaseModel):
-    """The folds that are done, of the task told by ``fingerprint``."""
+class FoldScores(BaseModel):
+    """The scores of the first ``done`` folds of the task that ``fingerprint`` identifies."""
 
     fingerprint: str
     done: int = 0
     held_out: HeldOutScores = HeldOutScores()
-
-    @classmethod
-    def find(cls, path: Path, fingerprint: str) -> Self:
-        """The journal at ``path`` if it belongs to the same task, else an empty one."""
-        try:
-            found = cls.model_validate_json(read_regular_file(path))
-        except (FileNotFoundError, ValueError):
-            return cls(fingerprint=fingerprint)
-        return found if found.fingerprint == fingerprint else cls(fingerprint=fingerprint)
 
 
 def cross_fit(
@@ -124,24 +120,23 @@ def cross_fit(
     shared_base: Base,
     config: ModelConfig,
     fitting: ResumableFit,
-    journal_path: Path,
-    fingerprint: str,
+    known: FoldScores,
+    keep: Callable[[FoldScores], None],
 ) -> HeldOutScores:
-    """Score every fold with a temporary expert that is fitted to the others. Goes on where it was interrupted.
+    """Score every fold with a temporary expert that is fitted to the others, except those ``known`` already.
 
-    ``make_trainer(name, base)`` makes each one's trainer, whose name seeds it. ``shared_base`` is never changed: a task
-    that learns the base learns a copy in every fold. ``journal_path`` keeps the folds that are done; the caller removes
-    it.
+    ``make_trainer(name, base)`` makes the trainer of a fold, seeded by its name. ``shared_base`` is never changed: a
+    task that learns the base learns a copy in every fold. ``keep`` is called after every fold with all scores so far.
     """
-    journal = _FoldJournal.find(journal_path, fingerprint)
-    for number, fold in enumerate(folds[journal.done :], start=journal.done + 1):
+    for number, fold in enumerate(folds[known.done :], start=known.done + 1):
         others = sorted({*range(len(store))} - {*fold})
         trainer = make_trainer(f"{name}, fold {number} of {len(folds)}", copy.deepcopy(shared_base))
-        fitting.run(trainer, store.subset(others), hashlib.sha256(f"{fingerprint}|fold {number}".encode()).hexdigest())
-        journal.held_out.add(score_held_out(trainer, store.subset(fold), config))
-        journal.done = number
-        write_text("the journal of folds", journal_path, journal.model_dump_json())
-    return journal.held_out
+        state = hashlib.sha256(f"{known.fingerprint}|fold {number}".encode()).hexdigest()
+        fitting.run(trainer, store.subset(others), state)
+        known.held_out.add(score_held_out(trainer, store.subset(fold), config))
+        known.done = number
+        keep(known)
+    return known.held_out
 
 
 def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig) -> HeldOutScores:

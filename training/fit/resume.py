@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from moleflow.model.errors import DivergenceError
 from moleflow.model.runtime.soundness import not_finite
 from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.errors import DivergenceError
 from moleflow.training.fit.trainer import TaskTrainer
 from moleflow.training.progress import Reporter
 

@@ -16,11 +16,11 @@ from running import PATIENCE, eventually, run_server
 from sample_images import encoded, sample_image
 
 import moleflow.service.decoding.pool
-from moleflow.model.errors import ImageTooLargeError, OverloadedError, UnsupportedImageError
+from moleflow.model.errors import ImageTooLargeError, UnsupportedImageError
 from moleflow.model.images.decode import open_for_model, open_rgb
 from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.decoding.wire import read_array, receive, send, write_memory_file
-from moleflow.service.errors import NotReadyError
+from moleflow.service.errors import NotReadyError, OverloadedError
 
 SIDE = 64
 IMAGE = encoded(sample_image())

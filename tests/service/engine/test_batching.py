@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from dummy import DummyDetector
 
-from moleflow.model.errors import OverloadedError, PredictionError
+from moleflow.model.errors import PredictionError
 from moleflow.service.engine.batching import Batcher
 from moleflow.service.engine.inference import Outcome, judge
-from moleflow.service.errors import NotReadyError
+from moleflow.service.errors import NotReadyError, OverloadedError
 
 IMAGE = np.full((64, 64, 3), (0, 90, 0), np.uint8)
 

@@ -9,10 +9,10 @@ import pytest
 from dummy import DummyDetector
 from sample_images import encoded, sample_image
 
-from moleflow.model.errors import CheckpointVersionError, OverloadedError, UnknownTaskError, UnsupportedImageError
+from moleflow.model.errors import CheckpointVersionError, UnknownTaskError, UnsupportedImageError
 from moleflow.service.engine.engine import Engine
 from moleflow.service.engine.predictor import Predictor
-from moleflow.service.errors import NotReadyError
+from moleflow.service.errors import NotReadyError, OverloadedError
 from moleflow.service.responses.render import ResponseFormat
 from moleflow.service.responses.schemas import PredictionResponse
 from moleflow.service.settings import Settings

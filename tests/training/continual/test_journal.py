@@ -138,7 +138,7 @@ def test_a_link_in_place_of_the_lock_is_refused_and_what_it_leads_to_left_alone(
 
 def test_what_accompanies_a_checkpoint_lies_beside_the_file(names: dict[str, Path]) -> None:
     for path in (names["link"], names["linked folder"]):
-        for suffix in (".training", ".folds", ".journal", ".lock", ".history.jsonl"):
+        for suffix in (".training", ".journal", ".lock", ".history.jsonl"):
             assert side_file(path, suffix) == Path(str(names["itself"].resolve()) + suffix)
 
 
@@ -169,7 +169,7 @@ def test_a_journal_that_cannot_be_written_is_one_error(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"the journal of training .*it is a folder"):
         Journal(fingerprint="x").write(tmp_path / "journal")
     with pytest.raises(ConfigurationError, match="cannot be read"):
-        Journal.find(tmp_path / "journal", "x")
+        Journal.find(tmp_path / "journal")
 
 
 def test_the_lock_file_is_not_private_to_who_made_it(tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from rich.console import Console
 from tiny_model import product_image, write_product
 
 from moleflow.model.detector import Detector
-from moleflow.model.errors import BackboneError, ConfigurationError, DatasetError, DivergenceError, DuplicateTaskError
+from moleflow.model.errors import BackboneError, ConfigurationError
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset
 from moleflow.training.continual.journal import exclusive, side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.errors import DatasetError, DivergenceError, DuplicateTaskError
 from moleflow.training.fit.cross_fitting import split
 from moleflow.training.fit.trainer import TaskTrainer
 from moleflow.training.progress import Reporter

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from tiny_model import product_image, write_tested_product
 
-from moleflow.model.errors import DatasetError
 from moleflow.training.data.datasets import load_categories, load_category
 from moleflow.training.data.selection import checked_for_testing, load_test_categories
 from moleflow.training.data.warnings import DataWarning, report_warnings
+from moleflow.training.errors import DatasetError
 from moleflow.training.progress import Reporter
 
 ORIENTATION = 0x0112

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moleflow.model.errors import DatasetError
 from moleflow.model.images.decode import open_rgb
 from moleflow.training.data.datasets import Layout, Sample, discover, load_category, read_image, stray_images
+from moleflow.training.errors import DatasetError
 
 SHARED = Path(__file__).resolve().parents[3].parent / "shared" / "data"
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import skimage.data
 
-from moleflow.model.errors import DatasetError
 from moleflow.training.data import demo
 from moleflow.training.data.datasets import Layout, discover, load_category
 from moleflow.training.data.demo import DEFECTS, PRODUCTS, make_demo_data
 from moleflow.training.data.masks import read_mask
+from moleflow.training.errors import DatasetError
 
 ROOT = Path(__file__).resolve().parents[3]
 

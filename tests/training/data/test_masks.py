@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moleflow.model.errors import DatasetError
 from moleflow.training.data.masks import Trait, decode_mask, read_mask
+from moleflow.training.errors import DatasetError
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "LA", "I;16", "1"])

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 from tiny_model import write_product, write_tested_product
 
-from moleflow.model.errors import DatasetError, UnknownTaskError
+from moleflow.model.errors import UnknownTaskError
 from moleflow.training.data.datasets import discover, load_category
 from moleflow.training.data.product_folders import spelled_as_on_disk
 from moleflow.training.data.selection import load_test_categories
+from moleflow.training.errors import DatasetError
 
 COMPOSED, DECOMPOSED = "Café", "Cafe\u0301"
 

@@ -14,7 +14,7 @@ from tiny_model import product_image, tiny_config
 
 import moleflow.training.embeddings.extraction
 from moleflow.model.config import ModelConfig
-from moleflow.model.errors import ConfigurationError, DatasetError
+from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.atomic import atomic_write
@@ -22,6 +22,7 @@ from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.embeddings import cache as module
 from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache
 from moleflow.training.embeddings.extraction import EmbeddingStore
+from moleflow.training.errors import DatasetError
 
 CPU = torch.device("cpu")
 CONFIG = tiny_config()

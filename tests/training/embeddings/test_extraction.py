@@ -9,12 +9,13 @@ import pytest
 import torch
 from tiny_model import tiny_config
 
-from moleflow.model.errors import ConfigurationError, DatasetError
+from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.embeddings import extraction as embeddings
 from moleflow.training.embeddings.extraction import EmbeddingStore
+from moleflow.training.errors import DatasetError
 
 CPU = torch.device("cpu")
 

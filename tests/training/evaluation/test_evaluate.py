@@ -8,11 +8,12 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tiny_model import tiny_checkpoint, write_product, write_tested_product
 
 from moleflow.model.detector import Detector
-from moleflow.model.errors import DatasetError, UnknownTaskError
+from moleflow.model.errors import UnknownTaskError
 from moleflow.model.verdict.results import Refusal
 from moleflow.training.data.datasets import read_image
 from moleflow.training.data.masks import read_mask
 from moleflow.training.data.selection import load_test_categories
+from moleflow.training.errors import DatasetError
 from moleflow.training.evaluation.evaluate import Measured, evaluate
 from moleflow.training.evaluation.records import METRICS, Evaluation, read_evaluation, write_json
 from moleflow.training.progress import Reporter

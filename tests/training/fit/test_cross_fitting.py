@@ -10,7 +10,6 @@ from tiny_model import tiny_config
 
 from moleflow.model.config import RouterConfig
 from moleflow.model.detector import Detector
-from moleflow.model.errors import DatasetError
 from moleflow.model.routing.router import Prototype, Router
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset, TrainingConfig
@@ -18,6 +17,7 @@ from moleflow.training.continual.journal import side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.embeddings.extraction import EmbeddingStore
+from moleflow.training.errors import DatasetError
 from moleflow.training.fit.cross_fitting import cross_fitted_distances, split
 from moleflow.training.fit.trainer import TaskTrainer
 from moleflow.training.progress import Reporter
@@ -159,15 +159,13 @@ def test_a_kill_loses_at_most_an_epoch_and_changes_nothing(
     history = [json.loads(line) for line in side_file(path, ".history.jsonl").read_text().splitlines()]
     epochs = [(entry["name"], entry["epoch"]) for entry in history if entry["event"] == "epoch"]
     assert len(epochs) == len(set(epochs)) == 2 * (FOLDS + 1) * 2
-    for suffix in (".training", ".folds", ".journal"):
+    for suffix in (".training", ".journal"):
         assert not side_file(path, suffix).exists()
 
 
-def test_a_damaged_note_of_the_folds_starts_them_anew(
-    learned: Path, products: Path, preset: Preset, tmp_path: Path
-) -> None:
+def test_a_damaged_journal_starts_the_folds_anew(learned: Path, products: Path, preset: Preset, tmp_path: Path) -> None:
     path = tmp_path / "factory.safetensors"
-    side_file(path, ".folds").write_bytes(b'{"fingerprint": "half of someth')
+    side_file(path, ".journal").write_bytes(b'{"fingerprint": "half of someth')
     learn(products, ["bolt", "nut"], path, preset)
     assert same(tensors(path), tensors(learned))
 

@@ -1,0 +1,198 @@
+"""Learn one product: embed its images, fit and calibrate its expert, and describe the product to the router."""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.flow.expert import Base
+from moleflow.model.routing.router import Prototype, image_descriptor
+from moleflow.model.store.checkpoint import FORMAT_VERSION, Tensors, digest_tensors, expert_tensors, profile_tensors
+from moleflow.model.verdict.results import TaskInfo
+from moleflow.training.config import TrainingConfig
+from moleflow.training.continual.save import task_info
+from moleflow.training.data.datasets import Category
+from moleflow.training.data.white_levels import Reader, find_white_level
+from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
+from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
+from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
+from moleflow.training.fit.cross_fitting import FoldScores, cross_fit, cross_fitted_distances, score_held_out, split
+from moleflow.training.fit.resume import ResumableFit
+from moleflow.training.fit.trainer import TaskTrainer
+from moleflow.training.progress import Reporter
+
+__all__ = ["LearnedProduct", "ProductLearner", "Shared"]
+
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Shared:
+    """The parts of a checkpoint that all tasks use; only the base may change (``FlowConfig.sharing``)."""
+
+    config: ModelConfig
+    backbone: Backbone
+    features: FeatureExtractor
+    base: Base
+    cache: EmbeddingCache | None
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedProduct:
+    """The record of a learned product and its two sections of the checkpoint."""
+
+    info: TaskInfo
+    profile: Tensors
+    expert: Tensors
+
+
+class ProductLearner:
+    """Learns one product after another.
+
+    Args:
+        training: hyperparameters.
+        fitting: runs the fits, and continues an interrupted one.
+        folder: takes a temporary file if a product's embeddings do not fit into memory.
+    """
+
+    def __init__(
+        self,
+        training: TrainingConfig,
+        fitting: ResumableFit,
+        folder: Path,
+        *,
+        device: torch.device,
+        precision: str,
+        reporter: Reporter,
+    ) -> None:
+        self.training, self.fitting, self.folder = training, fitting, folder
+        self.device, self.precision, self.reporter = device, precision, reporter
+
+    def learn(
+        self,
+        category: Category,
+        index: int,
+        shared: Shared,
+        base_sha256: str,
+        folds: FoldScores | None,
+        keep_folds: Callable[[FoldScores], None],
+    ) -> LearnedProduct:
+        """Learn ``category`` as the task at ``index``; trains ``shared.base`` where the configuration says so.
+
+        ``base_sha256`` identifies the base of the checkpoint, empty if there is none yet. ``folds`` are those that an
+        interrupted call passed to ``keep_folds``.
+
+        Raises:
+            DatasetError: too few good images, or one became unreadable.
+            DivergenceError: losses, weights or scores are not finite.
+        """
+        config = shared.config
+        first = config.flow.starts_base(index)
+        white = find_white_level(category.name, category.train, shared.backbone.preprocessing, self.reporter.line)
+        fingerprint = self._fingerprint(category, shared, base_sha256, white)
+        parts = split(category.name, len(category.train), self.training)
+        make_trainer = functools.partial(self._trainer, config, first)
+        with self._embed(category, shared, white) as store:
+            if parts.is_cross_fitted:
+                self.reporter.line(
+                    f"{category.name}: cross-fits its {len(store)} images in {len(parts.folds)} folds to calibrate"
+                )
+                if folds is None or folds.fingerprint != fingerprint:
+                    folds = FoldScores(fingerprint=fingerprint)
+                held_out = cross_fit(
+                    category.name,
+                    store,
+                    parts.folds,
+                    make_trainer,
+                    shared.base,
+                    config,
+                    self.fitting,
+                    folds,
+                    keep_folds,
+                )
+            trainer = make_trainer(category.name, shared.base)
+            self.fitting.run(trainer, store.subset(parts.fit), fingerprint)
+            shared.base.requires_grad_(False)
+            trainer.expert.requires_grad_(False)
+            if not parts.is_cross_fitted:
+                held_out = score_held_out(trainer, store.subset(parts.folds[0]), config)
+            every = torch.arange(len(store))
+            descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
+        prototype = Prototype.fit(descriptors, config.router, self._changes(category, shared, descriptors, white))
+        values = {
+            "scores": torch.tensor(held_out.scores),
+            "peaks": torch.tensor(held_out.peaks),
+            "grounds": torch.tensor(held_out.grounds),
+            "distances": cross_fitted_distances(descriptors, config.router),
+        }
+        profile = profile_tensors(prototype, values)
+        own_base = shared.base if config.flow.sharing == "separated" else None
+        expert = expert_tensors(trainer.expert, config.expert_dtype, own_base)
+        info = task_info(category.name, index, parts, self.training, values, profile, expert, white)
+        return LearnedProduct(info, profile, expert)
+
+    def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
+        return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
+
+    def _fingerprint(self, category: Category, shared: Shared, base_sha256: str, white_level: int | None) -> str:
+        """A digest of everything that the state of an unfinished task depends on."""
+        digest = hashlib.sha256()
+        for part in (
+            FORMAT_VERSION,  # an older program kept other scores of its folds
+            category.name,
+            shared.config.model_dump_json(),
+            self.training.model_dump_json(),
+            base_sha256,
+            self.precision,
+            white_level,
+        ):
+            digest.update(f"{part}\n".encode())
+        digest.update(digest_tensors(shared.backbone.net.state_dict()).encode())
+        for path in category.train:
+            digest.update(os.fsencode(path.name) + bytes.fromhex(digest_image(path)))
+        return digest.hexdigest()
+
+    def _embed(self, category: Category, shared: Shared, white_level: int | None) -> Embeddings:
+        with self.reporter.phase(f"{category.name}: embeddings", len(category.train)) as phase:
+            if shared.cache is not None:
+                return shared.cache.embed(
+                    shared.features,
+                    category.train,
+                    Reader(white_level),
+                    device=self.device,
+                    precision=self.precision,
+                    white_level=white_level,
+                    on_progress=phase.advance,
+                )
+            return EmbeddingStore.compute(
+                shared.features,
+                category.train,
+                Reader(white_level),
+                device=self.device,
+                precision=self.precision,
+                folder=self.folder,
+                on_progress=phase.advance,
+            )
+
+    def _changes(
+        self, category: Category, shared: Shared, descriptors: torch.Tensor, white_level: int | None
+    ) -> torch.Tensor:
+        """How the descriptors move when images are altered."""
+        count = len(AUGMENTATIONS) * len(augmented_indices(len(category.train)))
+        with self.reporter.phase(f"{category.name}: altered images for the router", count) as phase:
+            return descriptor_changes(
+                shared.features,
+                category.train,
+                descriptors,
+                Reader(white_level),
+                device=self.device,
+                precision=self.precision,
+                on_progress=phase.advance,
+            )
