@@ -127,7 +127,7 @@ def load(options: argparse.Namespace) -> dict[str, Described]:
 def log_likelihood(prototype: Prototype, points: torch.Tensor) -> float:
     """Mean log-likelihood of ``points`` ``(n, D)`` under the prototype's Gaussian, in nats."""
     dim, rank = prototype.axes.shape
-    squared = prototype.whiten(points - prototype.mean).double().square().sum(1)
+    squared = Router([prototype])(points)[0][:, 0].double().square()
     log_det = prototype.variances.double().log().sum() + (dim - rank) * prototype.floor.double().log()
     return float(-0.5 * (squared.mean() + log_det + dim * math.log(2 * math.pi)))
 

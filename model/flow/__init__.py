@@ -1,3 +1,3 @@
-"""From patch embeddings to log-likelihoods: the shared base, the experts of the tasks, and their fast form."""
+"""The normalizing flow: the shared base, the experts, and the merged form for prediction."""
 
 __all__ = ["blocks", "context", "expert", "likelihood", "lora", "merged", "reference", "subnet"]

@@ -1,4 +1,4 @@
-"""Input adapters: bring each task's embeddings to the distribution that the shared flow knows."""
+"""Input adapters: map each task's embeddings to the distribution that the shared flow was trained on."""
 
 import math
 from collections.abc import Iterable
@@ -19,35 +19,35 @@ BETA_MAX = 2.0
 """β = 2·tanh(β̂), in (−2, 2) (method, section 3)."""
 
 GAMMA_LOGIT_INIT, GAMMA_LOGIT_INIT_FIRST = 0.0, -0.7
-"""γ̂ at the start: γ = 1.25, and about 1 for the first task (method, section 3)."""
+"""Initial γ̂: γ = 1.25, and about 1 for the first task (method, section 3)."""
 
 NORM_WEIGHT_INIT = 0.01
-"""Share of the LayerNorm in the first task's input at the start (method, section 3)."""
+"""Initial weight of the LayerNorm in the first task's input (method, section 3)."""
 
 MLP_REDUCTION = 4
-"""The MLP's hidden width is D / 4. The method names none; a bottleneck, as in adapters (arXiv 1902.00751)."""
+"""The MLP's hidden width is D / 4. The method gives none; a bottleneck, as in adapters (arXiv 1902.00751)."""
 
 GATE_INIT = 0.0
-"""The MLP's gate at the start. The method names none; zero, so that a new task starts with the embeddings as they
-are (ReZero, arXiv 2003.04887). The gate learns at once and opens the way for the MLP."""
+"""Initial gate of the MLP. The method gives none; with zero a new task starts with unchanged embeddings (ReZero, arXiv
+2003.04887). The gate gets a gradient from the first step, the MLP as soon as the gate has moved."""
 
 VARIANCE_FLOOR = 1e-3
-"""Added to every variance, as a share of their mean, so that directions which good images hardly use stay small."""
+"""Added to every variance, as a fraction of their mean, so that directions of little variance are not blown up."""
 
 
 class InputAdapter(nn.Module):
-    """Embeddings ``(B, H, W, D)`` to the flow's input, of the same shape, with the position code in them."""
+    """Maps embeddings ``(B, H, W, D)`` to the flow's input, of the same shape; adds the position code."""
 
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Take from the task's embeddings, batches of ``(b, H, W, D)``, what is not learned; before training begins."""
+        """Fit what is not trained to the task's embeddings, batches ``(b, H, W, D)``; called before training."""
 
     def folded(self, dtype: torch.dtype) -> nn.Module:
-        """The same function as it predicts, which later training does not change; matrices in ``dtype``."""
+        """A copy for prediction with its matrices in ``dtype``; later training does not change it."""
         raise NotImplementedError
 
 
 class WhiteningAdapter(InputAdapter):
-    """Position code, LayerNorm over D without affine, then a bounded per-channel scale and shift of the task's own."""
+    """Position code, LayerNorm over D without affine, then the task's bounded scale and shift per channel."""
 
     def __init__(self, dim: int, *, first: bool) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class WhiteningAdapter(InputAdapter):
         return F.layer_norm(with_position(x), x.shape[-1:], *self.scale_and_shift())
 
     def folded(self, dtype: torch.dtype) -> "FixedLayerNorm":
-        """The same function with γ and β computed once; it has no matrices, so ``dtype`` says nothing to it."""
+        """The same function with γ and β computed once; there are no matrices, so ``dtype`` is ignored."""
         return FixedLayerNorm(*self.scale_and_shift())
 
 
@@ -84,12 +84,12 @@ class FixedLayerNorm(nn.Module):
 
 
 class SoftLN(InputAdapter):
-    """The adapter of the ablation study, in which embeddings keep their distribution, but for a small correction.
+    """The adapter of the ablation study: embeddings keep their distribution, except for a small correction.
 
     ``γ⊙(u + gate·MLP(u)) + β``, where ``u`` is ``x``, and for the first task ``(1 − w)·x + w·LayerNorm(x)``.
 
-    ``x`` are position-coded embeddings. γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, 1 and 0 at
-    the start. ``w`` is the sigmoid of one learned number; later tasks have none, so nothing normalises their input
+    ``x`` are position-coded embeddings. γ and β are a FiLM scale and shift (arXiv 1709.07871), unbounded, initially 1
+    and 0. ``w`` is the sigmoid of one learned parameter, which later tasks do not have: their input is not normalised
     (method, section 3).
     """
 
@@ -111,7 +111,7 @@ class SoftLN(InputAdapter):
         return torch.addcmul(self.beta, x, self.gamma)
 
     def folded(self, dtype: torch.dtype) -> "SoftLN":
-        """A copy that later training does not change, its matrices in ``dtype``."""
+        """A copy with its matrices in ``dtype``."""
         copy = SoftLN(len(self.gamma), first=self.norm_logit is not None)
         copy.load_state_dict(self.state_dict())
         copy.to(device=self.gamma.device, dtype=self.gamma.dtype)
@@ -122,11 +122,11 @@ class SoftLN(InputAdapter):
 class ZCAAdapter(InputAdapter):
     """``W(x − μ)``, then the position code; W is (Σ + ε)^(−1/2) of the task's good patches.
 
-    ZCA whitening (Bell and Sejnowski, Vision Research 1997). LayerNorm looks at one patch and throws its mean and norm
-    away; this keeps them, and equalises the directions in which the product's patches vary, as a Mahalanobis distance
-    does. Nothing in it learns by gradient: μ and W are fitted before training begins. Of all whitening transforms ZCA
-    moves the embeddings least (Kessy, Lewin and Strimmer, The American Statistician 2018), so that channels keep their
-    meaning to the shared base.
+    ZCA whitening (Bell and Sejnowski, Vision Research 1997). LayerNorm discards the mean and norm of each patch; this
+    keeps them, and equalises the directions in which the product's patches vary, as a Mahalanobis distance does.
+    Nothing is trained by gradient: μ and W are fitted before training. Of all whitening transforms ZCA moves the
+    embeddings least (Kessy, Lewin and Strimmer, The American Statistician 2018), so that channels keep their meaning
+    for the shared base.
     """
 
     mean: torch.Tensor
@@ -139,7 +139,7 @@ class ZCAAdapter(InputAdapter):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Take mean and covariance from embeddings ``(b, H, W, D)``; summed in float64 about the first batch's mean."""
+        """Fit mean and covariance to embeddings ``(b, H, W, D)``; sums are float64, about the first batch's mean."""
         count, total = 0, torch.zeros_like(self.mean, dtype=torch.float64)
         products, origin = total.diag(), total
         for batch in batches:
@@ -160,13 +160,13 @@ class ZCAAdapter(InputAdapter):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Embeddings ``(B, H, W, D)`` to the flow's input, of the same shape.
 
-        In float32 also where products run in half precision: small variances are told from differences of large values.
+        In float32 even if matrix products run in half precision: small variances are differences of large values.
         """
         with torch.autocast(x.device.type, enabled=False):
             return with_position(F.linear(x - self.mean, self.matrix))
 
     def folded(self, dtype: torch.dtype) -> "ZCAAdapter":
-        """A copy that later training does not change; ``dtype`` says nothing to it, see ``forward``."""
+        """A copy; ``dtype`` is ignored, see ``forward``."""
         copy = ZCAAdapter(len(self.mean)).to(device=self.mean.device, dtype=self.mean.dtype)
         copy.load_state_dict(self.state_dict())
         return copy

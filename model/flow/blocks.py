@@ -52,7 +52,7 @@ DIA_COUPLING = Coupling(SCALE_CLAMP, 1 / SCALE_CLAMP, 1.0)
 
 
 class SubnetWeights(NamedTuple):
-    """Weight ``(out, in)`` and bias ``(out,)`` of the four plain linear layers that a task's subnet amounts to."""
+    """Weight ``(out, in)`` and bias ``(out,)`` of the four plain linear layers that are equal to a task's subnet."""
 
     shift_in: tuple[torch.Tensor, torch.Tensor]
     shift_out: tuple[torch.Tensor, torch.Tensor]
@@ -61,16 +61,16 @@ class SubnetWeights(NamedTuple):
 
 
 def scale_inputs(dim: int, config: FlowConfig) -> int:
-    """What the scale branch sees of a patch: D/2 channels and as many of context, or the channels alone."""
+    """Input width of the scale branch: D/2 channels and their context, or the channels alone."""
     return dim // 2 if config.scale_context_kernel is None else dim
 
 
 class MoLEBase(nn.Module):
     """The shared half of one MoLE coupling block: base weights, scale context, channel scale and permutation.
 
-    The subnet has two branches of two linear layers with ReLU between, hidden width D. The shift branch
-    sees ``x1``; the scale branch sees ``x1`` and its neighbours. Without scale context it is as wide as the shift
-    branch, D/2 → D → D/2. Where tasks bring whole layers of their own, there are none here.
+    The subnet has two branches of two linear layers with ReLU between, hidden width D. The shift branch sees ``x1``,
+    the scale branch ``x1`` and its neighbours. Without scale context both branches are D/2 → D → D/2. If tasks have
+    whole layers of their own, there are none here.
     """
 
     permutation: torch.Tensor
@@ -84,7 +84,7 @@ class MoLEBase(nn.Module):
             self.scale_in, self.scale_out = nn.Linear(scale_inputs(dim, config), dim), nn.Linear(dim, half)
         kernel = config.scale_context_kernel
         self.context = None if kernel is None else ScaleContext(half, kernel)
-        # On the CPU also where the rest is outlined without memory: the generator is the CPU's.
+        # On the CPU even if the module is built on the meta device: the generator is the CPU's.
         permutation = torch.randperm(dim, generator=generator, device="cpu")
         self.register_buffer("permutation", permutation)
         self.register_buffer("channel_scale", torch.full((dim,), FIXED_CHANNEL_SCALE))
@@ -101,7 +101,7 @@ class MoLEDelta(nn.Module):
         self.scale_out = LoRADelta(dim, half, rank, alpha)
 
     def merge(self, base: MoLEBase) -> SubnetWeights:
-        """The plain layers that base and change amount to."""
+        """The plain layers that are equal to base plus change."""
         return SubnetWeights(
             self.shift_in.merge(base.shift_in),
             self.shift_out.merge(base.shift_out),
@@ -113,8 +113,8 @@ class MoLEDelta(nn.Module):
 class DIABlock(nn.Module):
     """One affine coupling of the deep invertible adapter; ``flip`` says which half is transformed.
 
-    Separate three-layer MLPs of width D/2 make scale and shift; their last layers start at zero, so a new
-    adapter starts as the identity.
+    Scale and shift come from separate three-layer MLPs of width D/2. Their last layers start at zero, so a new adapter
+    is the identity.
     """
 
     def __init__(self, dim: int, *, flip: bool) -> None:

@@ -1,6 +1,6 @@
-"""Two fixed-size looks at a patch's neighbours: the mixer at the flow's entrance, and the scale's context.
+"""Depthwise convolutions over a patch's neighbours: the mixer at the flow's input, and the context of the scale branch.
 
-Both are shared by all tasks, learned with the first one and frozen for good (method, sections 3 and 4).
+Both are shared by all tasks, learned with the first one and then frozen (method, sections 3 and 4).
 """
 
 import torch
@@ -12,10 +12,10 @@ from moleflow.model.runtime.device import at_least_float32
 __all__ = ["ScaleContext", "SpatialContextMixer", "depthwise", "depthwise_kernel_gradient"]
 
 MIXER_GATE_INIT = 0.5
-"""ĝ at the start; the gate is sigmoid(ĝ) (method, section 3)."""
+"""Initial ĝ; the gate is sigmoid(ĝ) (method, section 3)."""
 
 CONTEXT_GAIN_MAX = 0.2
-"""α = 0.2·sigmoid(α̂): the most that the context can weigh; α̂ starts at 0, α at 0.1 (method, section 4)."""
+"""α = 0.2·sigmoid(α̂), the bounded weight of the context; initially α̂ = 0 and α = 0.1 (method, section 4)."""
 
 
 def depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -25,11 +25,11 @@ def depthwise(x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
 
 
 def depthwise_kernel_gradient(x: torch.Tensor, grad: torch.Tensor, side: int) -> torch.Tensor:
-    """Gradient ``(C, 1, side, side)`` of ``depthwise``'s kernel, of input and output's gradient ``(B, H, W, C)``.
+    """Gradient ``(C, 1, side, side)`` of ``depthwise``'s kernel, given its input and output gradient ``(B, H, W, C)``.
 
-    It is itself a convolution, of each channel of an image with its gradient as the kernel, and taken as such, image
-    by image. On a CPU PyTorch's own is ten times as slow with kernels of side 5 in bf16, and took a fifth of a
-    training step; and all images' channels in one convolution leave the cache, which takes three times as long.
+    It is a convolution of each channel with its output gradient as the kernel, here computed image by image. On a CPU
+    PyTorch's own backward is ten times slower for 5 × 5 kernels in bf16 (a fifth of a training step), and one
+    convolution over all images exceeds the cache and takes three times as long.
     """
     found = grad.new_zeros((x.shape[-1], 1, side, side), dtype=at_least_float32(grad).dtype)
     for pair in zip(x, grad, strict=True):
@@ -39,7 +39,7 @@ def depthwise_kernel_gradient(x: torch.Tensor, grad: torch.Tensor, side: int) ->
 
 
 class SpatialContextMixer(nn.Module):
-    """``(1 − g)·x + g·conv(x)`` with a depthwise kernel that starts as a mean filter and one gate ``g``."""
+    """``(1 − g)·x + g·conv(x)`` with a depthwise kernel, initially a mean filter, and a scalar gate ``g``."""
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class SpatialContextMixer(nn.Module):
         self.gate = nn.Parameter(torch.tensor(MIXER_GATE_INIT))
 
     def folded_kernel(self) -> torch.Tensor:
-        """``(1 − g)·x + g·conv(x)`` is itself one depthwise convolution; its kernel, ``(D, 1, k, k)``."""
+        """The kernel ``(D, 1, k, k)`` of the one depthwise convolution that is equal to the whole mixer."""
         identity = torch.zeros_like(self.kernel)
         middle = self.kernel.shape[-1] // 2
         identity[:, :, middle, middle] = 1
@@ -59,7 +59,7 @@ class SpatialContextMixer(nn.Module):
 
 
 class ScaleContext(nn.Module):
-    """``α·conv(x)``: what the neighbours look like, for the scale of a coupling block; starts at zero."""
+    """``α·conv(x)``, the context that the scale branch of a coupling block sees; initially zero."""
 
     def __init__(self, dim: int, kernel_size: int) -> None:
         super().__init__()

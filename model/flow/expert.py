@@ -1,4 +1,4 @@
-"""The trainable network: a base that all tasks share, and one expert a task (method, sections 3 and 4)."""
+"""The trainable network: a base that all tasks share, and one expert per task (method, sections 3 and 4)."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar, cast
@@ -17,8 +17,10 @@ __all__ = ["Base", "Expert", "flow_input", "module_list"]
 M = TypeVar("M", bound=nn.Module)
 
 _ADAPTERS: dict[Adapter, Callable[..., InputAdapter]] = {
-    "whitening": WhiteningAdapter, "soft_ln": SoftLN, "zca": ZCAAdapter,
-}  # fmt: skip
+    "whitening": WhiteningAdapter,
+    "soft_ln": SoftLN,
+    "zca": ZCAAdapter,
+}
 
 
 def module_list(modules: Iterable[M]) -> list[M]:
@@ -27,10 +29,10 @@ def module_list(modules: Iterable[M]) -> list[M]:
 
 
 class Base(nn.Module):
-    """What every task shares: the spatial mixer and the base of the MoLE blocks.
+    """The shared part: the spatial mixer and the base of the MoLE blocks.
 
-    Learned with the first task, then frozen for good, unless ``FlowConfig.sharing`` says otherwise. ``seed`` fixes the
-    permutations and the start values.
+    Learned with the first task, then frozen, unless ``FlowConfig.sharing`` says otherwise. ``seed`` determines the
+    permutations and the initial values.
     """
 
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
@@ -44,9 +46,9 @@ class Base(nn.Module):
 
 
 class Expert(nn.Module):
-    """What one task adds: its adapter, its part of each MoLE block's subnet, and its deep invertible adapter.
+    """The part of one task: its input adapter, its part of each MoLE block's subnet, and its deep invertible adapter.
 
-    ``first`` starts the adapter as the task that learns the base wants it; ``seed`` fixes the start values.
+    ``first`` selects the initial adapter of the task that learns the base; ``seed`` determines the initial values.
     """
 
     def __init__(self, config: ModelConfig, *, first: bool, seed: int = 0) -> None:
@@ -59,22 +61,22 @@ class Expert(nn.Module):
 
     @torch.no_grad()
     def round_to(self, dtype: torch.dtype) -> None:
-        """Round every learned number to one that ``dtype`` has: what is then stored in it comes back to the bit.
+        """Round every parameter to ``dtype``, so that storing it in that type loses nothing.
 
-        What is fitted and not learned, as a whitening matrix, is stored as it is.
+        Buffers, such as a whitening matrix, are stored in their own type.
         """
         for value in self.parameters():
             value.copy_(value.to(dtype))
 
 
 def flow_input(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
-    """What the flow is given for embeddings ``(B, H, W, D)``: adapted (with position), then mixed if wanted."""
+    """Embeddings ``(B, H, W, D)`` to the input of the first block: adapted, with position, then mixed if configured."""
     x = expert.adapter(x)
     return x if base.mixer is None else base.mixer(x)
 
 
 class _seeded:  # noqa: N801 - reads as a verb: `with _seeded(7):`
-    """Draw start values from a seed of their own and leave the caller's random state as it was."""
+    """Draw initial values from a seed of their own, and restore the caller's random state."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

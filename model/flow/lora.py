@@ -1,4 +1,4 @@
-"""Linear layers whose weight is a shared base plus a low-rank change of the task's own (LoRA, arXiv 2106.09685)."""
+"""Low-rank changes to shared linear layers (LoRA, arXiv 2106.09685)."""
 
 import torch
 from torch import nn
@@ -20,5 +20,5 @@ class LoRADelta(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def merge(self, base: nn.Linear) -> tuple[torch.Tensor, torch.Tensor]:
-        """Weight ``(out, in)`` and bias ``(out,)`` of the plain linear layer that base and change amount to."""
+        """Weight ``(out, in)`` and bias ``(out,)`` of the plain linear layer that is equal to base plus change."""
         return torch.addmm(base.weight, self.B, self.A, alpha=self.scaling), base.bias + self.bias

@@ -1,12 +1,12 @@
-"""An expert as it predicts: its low-rank changes folded into the base, so that it costs nothing over plain layers.
+"""Experts merged for prediction: low-rank changes are folded into the base, so they cost nothing over plain layers.
 
-Folding is exact algebra: ``W + (a/r)·B A`` and ``b + bias`` become one weight and one bias; the first layers of
-the shift and scale branches read the same half of the channels and become one product; gates, gains, fixed scales and
-the slopes of the soft clamps are multiplied into the kernels and weights around them (method, section 7).
+Merging is exact algebra (method, section 7): ``W + (a/r)·B A`` and ``b + bias`` become one weight and one bias. The
+first layers of the shift and scale branches read the same half of the channels and become one matrix product. Gates,
+gains, channel scales and the slopes of the soft clamps are multiplied into adjacent kernels and weights.
 
-Where the scale sees its neighbours, the two first layers differ in what they read. Then shift is one product and scale
-another one, over the half and its context side by side: as many multiplications as a joint product and the context's,
-without the passes over memory that add the two up.
+With scale context, the first layers read different inputs and stay two products; the scale branch reads the half and
+its context concatenated. That takes as many multiplications as a joint product plus one for the context, without the
+memory passes of adding the two.
 """
 
 import torch
@@ -29,9 +29,9 @@ Layer = tuple[torch.Tensor, torch.Tensor]
 class _MergedBlock(nn.Module):
     """One MoLE block for one task with plain weights.
 
-    Its true input is ``gain`` ``(D,)`` times the given one, its true output ``_gain_after`` times the returned one:
-    the weights that read the one half are multiplied by it, those that add to the other one divided. So the fixed
-    scales of the channels cost nothing before the last block.
+    Channel scales are deferred to the end of the flow: the true input is ``gain`` ``(D,)`` times the given one, and
+    the true output ``_gain_after`` times the returned one. Weights that read the first half are multiplied by the gain,
+    those that add to the second half divided by it.
     """
 
     permutation: torch.Tensor
@@ -52,7 +52,7 @@ class _MergedBlock(nn.Module):
             self.input = FusedLinear(shift_in, shift_bias, dtype, "relu")
             self.scale_input = FusedLinear(scale_in, scale_bias, dtype, "relu")
         self.scale, self.shift = _last_layers(weights.scale_out, weights.shift_out, MOLE_COUPLING, dtype, second)
-        self.register_buffer("permutation", base.permutation.int())  # half the bytes to read
+        self.register_buffer("permutation", base.permutation.int())  # int32: half the memory traffic
 
     def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
         """``(B, H, W, D)`` to the same; adds to ``log_det``. Changes ``x``."""
@@ -61,7 +61,7 @@ class _MergedBlock(nn.Module):
         if self.context is None:
             to_shift, to_scale = self.input(x1).chunk(2, -1)
         else:
-            # Half and context side by side: one product a branch, whose ReLU costs no pass of its own.
+            # One product per branch, with its ReLU fused.
             seen = self.context(x1.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             to_shift, to_scale = self.input(x1), self.scale_input(torch.cat((x1, seen), -1))
         _couple(MOLE_COUPLING, x2, self.scale(to_scale), self.shift(to_shift), log_det)
@@ -69,8 +69,11 @@ class _MergedBlock(nn.Module):
 
 
 class _MergedDIA(nn.Module):
-    """One block of the deep invertible adapter. The first layers of its two subnets are two products: of one, the two
-    halves that the second layers read would first have to be copied apart."""
+    """One block of the deep invertible adapter.
+
+    The first layers of its two subnets stay two products: the result of a joint one would have to be copied apart for
+    the second layers.
+    """
 
     def __init__(self, block: DIABlock, dtype: torch.dtype) -> None:
         super().__init__()
@@ -100,7 +103,7 @@ class MergedExpert(nn.Module):
     Args:
         base: the shared base; read, never changed.
         expert: the task's parameters; copied.
-        dtype: type of the products and of what goes into them; sums and couplings are float32 at least.
+        dtype: type of the matrix products and their inputs; sums and couplings are at least float32.
     """
 
     gain: torch.Tensor | None
@@ -126,13 +129,13 @@ class MergedExpert(nn.Module):
 
     @torch.no_grad()
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Negative log-likelihood of each patch; on a CPU the images of a batch go side by side."""
+        """NLL of each patch; on a CPU the images of a batch are computed in parallel."""
         if x.device.type == "cpu" and len(x) > 1:
             return torch.cat(parallel_map(self, x.split(1)))
         x = self.adapter(x)
         if self.mixer is not None:
             x = self.mixer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        # From here on x is this function's own, in memory with the channels innermost.
+        # The blocks change x in place: it must be a copy, with the channels innermost.
         x = at_least_float32(x).clone() if self.mixer is None else at_least_float32(x).contiguous()
         log_det = x.new_zeros(x.shape[:-1])
         for block in self.blocks:
@@ -146,12 +149,12 @@ class MergedExpert(nn.Module):
 
 
 def _gain_after(base: MoLEBase, gain: torch.Tensor) -> torch.Tensor:
-    """What a block's output is to be multiplied by, in its order, if its input was to be by ``gain``."""
+    """The gain of a block's output, in its permuted order, for the gain of its input."""
     return (gain * base.channel_scale)[base.permutation]
 
 
 def _depthwise(kernel: torch.Tensor, dtype: torch.dtype) -> FusedConv:
-    """A depthwise convolution of the kernel ``(C, 1, k, k)`` that keeps the grid's size."""
+    """A depthwise convolution with the kernel ``(C, 1, k, k)`` that keeps the grid's size."""
     middle = kernel.shape[-1] // 2
     return FusedConv(kernel, None, dtype, padding=(middle, middle), groups=len(kernel))
 
@@ -159,7 +162,7 @@ def _depthwise(kernel: torch.Tensor, dtype: torch.dtype) -> FusedConv:
 def _last_layers(
     scale: Layer, shift: Layer, coupling: Coupling, dtype: torch.dtype, gain: torch.Tensor
 ) -> tuple[FusedLinear, FusedLinear]:
-    """The layers that give the slope times ``s`` and, for a half that ``gain`` belongs to, the gain times ``t``."""
+    """The layers that compute ``slope·s``, and ``shift_gain·t / gain`` for the half whose gain is ``gain``."""
     to_shift = coupling.shift_gain / gain
     return (
         FusedLinear(scale[0] * coupling.slope, scale[1] * coupling.slope, dtype),
@@ -168,7 +171,7 @@ def _last_layers(
 
 
 def _couple(coupling: Coupling, x2: torch.Tensor, s: torch.Tensor, t: torch.Tensor, log_det: torch.Tensor) -> None:
-    """Couple in place of ``x2``, adding to ``log_det``; ``s`` and ``t`` have slope and gain in them."""
+    """Couple ``x2`` in place and add to ``log_det``; ``s`` and ``t`` include slope and gain."""
     bounded = at_least_float32(s).tanh_()
     log_det.add_(bounded.sum(-1), alpha=coupling.clamp)
     torch.addcmul(t, x2, bounded.mul_(coupling.clamp).exp_(), out=x2)

@@ -1,5 +1,4 @@
-"""What a task brings to the subnet of a MoLE block: low-rank changes (``moleflow.model.flow.blocks``), or whole layers
-of its own."""
+"""A task's part of a MoLE block's subnet: low-rank changes (``moleflow.model.flow.blocks``), or whole layers."""
 
 from torch import nn
 
@@ -10,12 +9,11 @@ __all__ = ["DenseSubnet", "TaskSubnet", "task_subnet"]
 
 
 class DenseSubnet(nn.Module):
-    """The subnet without LoRA: four plain linear layers of the task's own, shaped as the base's would be.
+    """The subnet without LoRA: four plain linear layers per task, of the shapes that the base would have.
 
-    What "a plain linear layer instead" means where tasks come one after another, the ablation study leaves open. Here
-    the layers belong to the task and start anew with it, so nothing is shared between tasks but scale context,
-    permutation and mixer, which are frozen as ever: forgetting stays zero, and the comparison shows what the
-    low-rank changes save and cost.
+    The paper does not say what "a plain linear layer instead" means for a sequence of tasks. Here the layers belong to
+    the task and are initialised for it, so tasks share only scale context, permutation and mixer, which are frozen as
+    usual: forgetting stays zero, and the comparison shows what the low-rank changes save and cost.
     """
 
     def __init__(self, dim: int, config: FlowConfig) -> None:
@@ -25,7 +23,7 @@ class DenseSubnet(nn.Module):
         self.scale_in, self.scale_out = nn.Linear(scale_inputs(dim, config), dim), nn.Linear(dim, half)
 
     def merge(self, base: MoLEBase) -> SubnetWeights:
-        """Its own layers; copies, so that later training does not change them."""
+        """Copies of its layers, so that later training does not change them."""
         layers = (self.shift_in, self.shift_out, self.scale_in, self.scale_out)
         return SubnetWeights(*((layer.weight.clone(), layer.bias.clone()) for layer in layers))
 

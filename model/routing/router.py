@@ -111,12 +111,6 @@ class Prototype(nn.Module):
         prototype.spread.copy_(along[:kept].T * extent[:kept])
         return prototype
 
-    def whiten(self, differences: torch.Tensor) -> torch.Tensor:
-        """Whiten differences ``(n, D)`` from the mean: their norms are Mahalanobis distances."""
-        along = differences @ self.axes
-        gain = self.variances.rsqrt() - self.floor.rsqrt()
-        return differences * self.floor.rsqrt() + (along * gain) @ self.axes.T
-
 
 class Router(nn.Module):
     """Distances of image descriptors to all prototypes, and distance ratios, in a few batched matrix products."""

@@ -1,7 +1,6 @@
 """Device and precision."""
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal
 
 import torch
 
@@ -9,7 +8,6 @@ from moleflow.model.errors import ConfigurationError, DeviceError
 
 __all__ = [
     "PRECISIONS",
-    "Precision",
     "at_least_float32",
     "autocast",
     "matmul_dtype",
@@ -17,10 +15,8 @@ __all__ = [
     "resolve_precision",
 ]
 
-Precision = Literal["auto", "fp32", "bf16", "fp16"]
-"""Type of matrix products. NLL, log-determinant and router always use float32."""
-
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+"""Type of matrix products. NLL, log-determinant and router always use float32."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -1,3 +1,3 @@
-"""The checkpoint: one file for all tasks, checked before it is believed, and the experts read from it."""
+"""The checkpoint: one validated file for all tasks, and the experts loaded from it."""
 
 __all__ = ["checkpoint", "experts", "tensor_file"]

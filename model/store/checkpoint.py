@@ -1,12 +1,11 @@
-"""The checkpoint: one safetensors file that holds everything that prediction needs, and no pickle.
+"""The checkpoint: one safetensors file with everything that prediction needs, and no pickle.
 
-The file's metadata carry one JSON document, the :class:`Header`: format version, full configuration, resolved
-preprocessing, and the learned tasks in order, with a SHA-256 for every section. Sections are groups of tensors by
-the first parts of their names: ``backbone.…``, ``base.…``, and for each task ``tasks.INDEX.profile.…``, the little
-that the router and the verdicts need of every product, and ``tasks.INDEX.expert.…``, which is large and wanted only for
-images of that product. Sections are read, and their digests checked, one by one, so a program that needs one expert
-does not read the others. Where every task has a whole base of its own (``FlowConfig.sharing``), it lies with the task's
-expert and ``base`` is empty.
+The file's metadata hold one JSON document, the :class:`Header`: format version, full configuration, resolved
+preprocessing, and the learned tasks in order, with a SHA-256 per section. Sections group tensors by the prefix of
+their names: ``backbone.…``, ``base.…``, and per task ``tasks.INDEX.profile.…``, which is small and loaded for every
+product (router and calibration), and ``tasks.INDEX.expert.…``, which is large and loaded only for images of that
+product. Sections are read and verified one by one, so a program that needs one expert does not read the others. If
+every task has its own base (``FlowConfig.sharing``), it is part of the task's expert section and ``base`` is empty.
 """
 
 import hashlib
@@ -62,16 +61,16 @@ _METADATA_KEY = "moleflow"
 
 
 class Profile(NamedTuple):
-    """What a program needs of every product before it sees an image of any."""
+    """What prediction needs of every product, whichever the image shows."""
 
     prototype: Prototype
     calibration: TaskCalibration
 
 
 class Checkpoint:
-    """An opened checkpoint: its header at once, its tensors when asked for.
+    """An open checkpoint. The header is read at once, tensors on request.
 
-    It goes on reading the file that was opened, also when a newer one is written to the same path.
+    It keeps reading the file that was opened, even after a newer one has replaced it at the same path.
 
     Example:
         >>> checkpoint = Checkpoint.open("factory.safetensors")
@@ -115,8 +114,10 @@ class Checkpoint:
         return opened
 
     def _check_sections(self) -> None:
-        """Whether the file has the tensors that its header implies, and no others; the backbone's are looked at later,
-        since a module of the user's may have to be imported for them first."""
+        """Check that the file has exactly the tensors that its header implies.
+
+        Those of the backbone are checked when it is loaded: a plugin may have to be imported first.
+        """
         header, file = self.header, self._file
         unknown = next((name for name in file.sections() if name not in self._digests), None)
         if unknown is not None:
@@ -125,7 +126,7 @@ class Checkpoint:
         checked = set()
         for task in header.tasks:
             section, first = f"tasks.{task.index}.expert", header.config.flow.starts_base(task.index)
-            # The experts of a thousand tasks share a layout, or a few.
+            # A thousand experts share a few layouts.
             if (id(file.layout(section)), first) not in checked:
                 self._check_layout(section, expert_layout(header.config, first=first))
                 checked.add((id(file.layout(section)), first))
@@ -144,12 +145,11 @@ class Checkpoint:
         )
 
     def section(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a section (see ``Header.digests``), without its prefix, checked.
+        """The tensors of a section (see ``Header.digests``), without its prefix, verified.
 
         Raises:
-            CheckpointDigestError: the tensors are not those that were written.
-            CheckpointFormatError: they cannot be read, or hold numbers that cannot be used
-                (``moleflow.model.runtime.soundness``).
+            CheckpointDigestError: the tensors do not match their digest.
+            CheckpointFormatError: they cannot be read, or have unusable values (``moleflow.model.runtime.soundness``).
         """
         tensors = self._file.section(name)
         if digest_tensors(tensors) != self._digests[name]:
@@ -166,15 +166,15 @@ class Checkpoint:
         return tensors
 
     def stored(self, name: str) -> StoredSection:
-        """A section that ``write_checkpoint`` copies from this file as it is, without reading it into memory."""
+        """A section for ``write_checkpoint``, which copies it from this file without loading it."""
         return StoredSection(self._file, name)
 
     def section_bytes(self) -> dict[str, int]:
-        """Bytes of tensor data in each section, by the section's name; reads no tensor."""
+        """Bytes of tensor data in each section, by its name; reads no tensor."""
         return {section: size for section, (_, size) in self._file.sizes().items()}
 
     def section_parameters(self) -> dict[str, int]:
-        """Numbers in each section, by the section's name; reads no tensor."""
+        """Number of tensor elements in each section, by its name; reads no tensor."""
         return {section: count for section, (count, _) in self._file.sizes().items()}
 
     def backbone(self) -> Backbone:
@@ -185,7 +185,7 @@ class Checkpoint:
         return backbone
 
     def base(self, task: int = 0) -> Base:
-        """The base that the task at index ``task`` stands on: the shared one, or where bases are separate its own."""
+        """The base of the task at index ``task``: the shared one, or its own if bases are separate."""
         base = Base(self.header.config)
         if self.header.config.flow.sharing == "separated":
             self._load(base, _part(self.section(f"tasks.{task}.expert"), "base"), f"tasks.{task}.expert.base")
@@ -209,7 +209,7 @@ class Checkpoint:
         section = f"tasks.{index}.expert"
         tensors = self.section(section)
         expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
-        # A base of its own, where there is one, is ``base``'s to load.
+        # A separate base is loaded by ``base``.
         self._load(expert, {k: v for k, v in tensors.items() if not k.startswith("base.")}, section)
         return expert.requires_grad_(False)
 
@@ -223,7 +223,7 @@ class Checkpoint:
             ) from error
 
     def verify(self) -> None:
-        """Check the digest of every section."""
+        """Verify the digest of every section."""
         for name in self._digests:
             self.section(name)
 
@@ -255,16 +255,16 @@ def _part(tensors: Tensors, name: str) -> dict[str, torch.Tensor]:
 
 
 def profile_tensors(prototype: Prototype, held_out: Tensors) -> dict[str, torch.Tensor]:
-    """A task's profile section: prototype, and what its held-out good images came to.
+    """A task's profile section: prototype and held-out scores.
 
-    ``held_out`` has one vector for each field of ``TaskCalibration``; they are sorted, so that they tell of no image.
+    ``held_out`` has one vector per field of ``TaskCalibration``. Each is sorted, so it does not identify images.
     """
     tensors = {f"prototype.{key}": value.detach().cpu() for key, value in prototype.state_dict().items()}
     return tensors | {f"held_out.{key}": value.detach().float().cpu().sort().values for key, value in held_out.items()}
 
 
 def expert_tensors(expert: Expert, dtype: ExpertDtype = "float32", base: Base | None = None) -> dict[str, torch.Tensor]:
-    """A task's expert section, what is learned in it as ``dtype``, with the ``base`` where it has one of its own."""
+    """A task's expert section with its parameters as ``dtype``, and with its own ``base``, if any."""
     learned = {key for key, _ in expert.named_parameters()}
     tensors = {
         key: value.detach().cpu().to(STORED_TYPES[dtype] if key in learned else value.dtype)
@@ -286,14 +286,13 @@ def digest_tensors(tensors: Tensors) -> str:
 
 
 def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors | StoredSection]) -> None:
-    """Write a whole checkpoint atomically: to a temporary file, synced, then renamed.
+    """Write a checkpoint atomically: to a temporary file, synced, then renamed.
 
-    ``sections`` has every one that ``header.digests()`` names; those of an older file are copied as they are, and what
-    is damaged in them stays so until it is read.
+    ``sections`` has every one that ``header.digests()`` names; those of an older file are copied without being
+    verified.
 
     Raises:
-        CheckpointError: the file cannot be written, as on a full disk, or what is new in it cannot be used; an older
-            one stays as it was.
+        CheckpointError: the file cannot be written, or a new section has unusable values; an older file is left alone.
     """
     ordered = {name: sections[name] for name in header.digests()}
     for name, part in ordered.items():

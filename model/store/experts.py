@@ -1,6 +1,6 @@
-"""The experts of a checkpoint at work: each read and merged when an image needs it, a bounded number kept.
+"""A checkpoint's experts on a device: loaded and merged on demand, a bounded number kept.
 
-An expert that cannot be read fails the images of its product, and no others of their batch.
+An expert that cannot be loaded fails the images of its product, and no others of their batch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ __all__ = ["Experts"]
 
 
 class Experts:
-    """Merged experts by the index of their task, at most ``limit`` of them on the device. Safe between threads."""
+    """Merged experts by task index, at most ``limit`` of them on the device. Thread-safe."""
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: str, limit: int) -> None:
         self.limit = limit
@@ -28,11 +28,11 @@ class Experts:
         self._cache = ExpertCache(self._merge, limit)
 
     def get(self, index: int) -> MergedExpert:
-        """The expert of the task at ``index``. Raises ``ExpertError`` when its part of the checkpoint is damaged."""
+        """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
         return self._cache.get(index)
 
     def prepare(self, tasks: Sequence[int]) -> dict[int, ExpertError]:
-        """Read and merge the experts of ``tasks`` now; the errors of those that are damaged."""
+        """Load and merge the experts of ``tasks`` now; returns the errors of damaged ones."""
         failed: dict[int, ExpertError] = {}
         for index in tasks:
             try:
@@ -42,25 +42,25 @@ class Experts:
         return failed
 
     def clear(self) -> None:
-        """Let go of all merged experts, for the device's memory; they are read again when images need them."""
+        """Free all merged experts; they are loaded again on demand."""
         self._cache.clear()
 
     def maps(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, dict[int, ExpertError]]:
-        """Embeddings ``(B, H, W, D)`` and the task of each image to patch maps ``(B, H, W)``; never waits.
+        """Embeddings ``(B, H, W, D)`` and the task of each image to patch maps ``(B, H, W)``, without synchronising.
 
-        Beside them the errors of the tasks whose experts are damaged; the maps of their images are NaN.
+        Also returns the errors of tasks with damaged experts, whose maps are NaN.
         """
         maps = embeddings.new_full(embeddings.shape[:3], torch.nan, dtype=torch.float32)
         failed: dict[int, ExpertError] = {}
         needed = sorted(set(tasks))
         for start in range(0, len(needed), self.limit):
-            # No thread but this one reads and merges experts: how many compute may change the last digits.
+            # Loading and merging stays on this thread: the number of threads may change the last digits.
             experts: dict[int, MergedExpert] = {}
             for index in needed[start : start + self.limit]:
                 try:
                     experts[index] = self.get(index)
                 except ExpertError as error:
-                    failed[index] = ExpertError(error.task, error.reason)  # without the frames that it went through
+                    failed[index] = ExpertError(error.task, error.reason)  # a fresh one: no traceback
             with autocast(self._device, self._precision):
                 self._fill(maps, embeddings, tasks, experts)
         return maps, failed
@@ -72,7 +72,7 @@ class Experts:
         tasks: Sequence[int],
         experts: Mapping[int, MergedExpert],
     ) -> None:
-        """The maps of all images whose task is one of ``experts``; on a CPU side by side, whatever their tasks."""
+        """Compute the maps of all images whose task is in ``experts``; on a CPU in parallel across tasks."""
         if self._device.type == "cpu":
             chosen = [row for row, task in enumerate(tasks) if task in experts]
             found = parallel_map(lambda row: experts[tasks[row]](embeddings[row : row + 1]), chosen)

@@ -1,9 +1,9 @@
-"""What a checkpoint says of itself: one JSON document in the file's metadata, checked before anything else is read.
+"""The checkpoint's header: one JSON document in the file's metadata, validated before anything else is read.
 
-It may come from anybody's file. Every field has a type, taken at its word (no text for a number, no 1.0 for 1), and
-limits; numbers are finite; keys are known and come once; and the parts agree with each other. Their limits are beside
-them: ``moleflow.model.config``, ``moleflow.model.images.preprocessing``, ``moleflow.model.verdict.results``,
-    ``moleflow.model.names``.
+The file may come from anyone. Every field is strictly typed (no text for a number, no 1.0 for 1) and bounded, numbers
+are finite, keys are known and unique, and the parts are consistent. The bounds are defined with the fields, in
+``moleflow.model.config``, ``moleflow.model.images.preprocessing``, ``moleflow.model.verdict.results`` and
+``moleflow.model.names``.
 """
 
 import json
@@ -22,23 +22,24 @@ from moleflow.model.verdict.results import MAX_TASKS, Sha256, TaskInfo
 __all__ = ["FORMAT_VERSION", "Header", "UnknownVersionError", "parse_header"]
 
 FORMAT_VERSION = 4
-"""Raised whenever an older program could not read the file rightly, or this one an older file."""
+"""Incremented whenever older programs would misread new files, or this one older files."""
 
 
 class UnknownVersionError(ValueError):
-    """The document is of another format version."""
+    """The document has another format version."""
 
 
 class Header(BaseModel):
-    """What a checkpoint says of itself."""
+    """Everything about a checkpoint except its tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
     preset: str = Field(
-        pattern=r"^[\w.+ -]+$", max_length=100,
+        pattern=r"^[\w.+ -]+$",
+        max_length=100,
         description="the training preset that the first task was learned with; later ones default to it",
-    )  # fmt: skip
+    )
     config: ModelConfig
     preprocessing: Preprocessing
     backbone_sha256: Sha256
@@ -60,11 +61,11 @@ class Header(BaseModel):
         return self
 
     def task(self, name: str) -> TaskInfo:
-        """The record of the task called ``name``, in any form of Unicode; raises ``UnknownTaskError``."""
+        """The record of the task called ``name``, in any Unicode normalisation; raises ``UnknownTaskError``."""
         return find_named(name, self.tasks)
 
     def digests(self) -> dict[str, str]:
-        """The SHA-256 of each section, in their order in the file."""
+        """The SHA-256 of each section, in file order."""
         found = {"backbone": self.backbone_sha256, "base": self.base_sha256}
         for task in self.tasks:
             found[f"tasks.{task.index}.profile"] = task.profile_sha256
@@ -73,10 +74,11 @@ class Header(BaseModel):
 
 
 def parse_header(document: str) -> Header:
-    """The header that a file's metadata hold. ``ValueError`` says what is wrong with it.
+    """Parse the header in a file's metadata.
 
     Raises:
-        UnknownVersionError: it is of another format version.
+        UnknownVersionError: it has another format version.
+        ValueError: it is invalid; the message says why.
     """
     found = json.loads(document, object_pairs_hook=unique_keys, parse_constant=_no_constant)
     if not isinstance(found, dict) or "format_version" not in found:

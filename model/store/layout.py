@@ -1,7 +1,7 @@
-"""Which tensors a configuration implies, section by section, told without memory for any of them.
+"""The tensors that a configuration implies, per section, without allocating any of them.
 
-A file's table is compared with it before anything is allocated: what a checkpoint takes is then what its own bytes
-take, whatever its header says.
+A file's table is compared with them before anything is allocated, so a checkpoint never takes more memory than its own
+bytes, whatever its header says.
 """
 
 import functools
@@ -22,20 +22,20 @@ __all__ = ["STORED_TYPES", "Layout", "backbone_layout", "base_layout", "differen
 STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 _OWN_RANKS = {"axes": "axes", "spread": "spread_axes"}
-"""Tensors of a prototype whose last side is as long as its images allow, and the router's setting that is the most."""
+"""Tensors of a prototype whose last dimension depends on its images, and the router setting that bounds it."""
 
 Layout = Mapping[str, Spec]
-"""Type and shape of each tensor of a section, by its name there."""
+"""Type and shape of each tensor of a section, by its name."""
 
 
 def backbone_layout(config: BackboneConfig) -> Layout:
-    """The section ``backbone``. Raises ``BackboneError`` where timm has no such network."""
+    """The section ``backbone``. Raises ``BackboneError`` if timm has no such network."""
     return _specs(meta_network(config).state_dict())
 
 
 @functools.lru_cache
 def base_layout(config: ModelConfig) -> Layout:
-    """The section ``base``, which is empty where every task has a base of its own."""
+    """The section ``base``; empty if every task has its own base."""
     return {} if config.flow.sharing == "separated" else _own_base_layout(config)
 
 
@@ -46,7 +46,7 @@ def _own_base_layout(config: ModelConfig) -> dict[str, Spec]:
 
 @functools.lru_cache
 def expert_layout(config: ModelConfig, *, first: bool) -> Layout:
-    """The section ``tasks.INDEX.expert``; ``first`` is the task that begins with a new base."""
+    """The section ``tasks.INDEX.expert``; ``first`` if the task starts a new base."""
     with torch.device("meta"):
         expert = Expert(config, first=first)
     learned = {key for key, _ in expert.named_parameters()}
@@ -57,8 +57,11 @@ def expert_layout(config: ModelConfig, *, first: bool) -> Layout:
 
 
 def profile_layout(config: ModelConfig, info: TaskInfo, found: Iterable[Spec]) -> Layout:
-    """The section ``tasks.INDEX.profile``. The ranks of the prototype are those ``found``, up to the router's limits;
-    so is the number of distances, which all the task's images may have."""
+    """The section ``tasks.INDEX.profile``.
+
+    The prototype's ranks and the number of distances are taken from the tensors ``found``, up to the router's limits
+    and the task's number of images.
+    """
     shapes = {spec.key: spec.shape for spec in found}
     ranks = [
         min((shapes.get(f"prototype.{key}") or (0,))[-1], getattr(config.router, most))
@@ -78,7 +81,7 @@ def _prototype_layout(dim: int, axes: int, spread_axes: int) -> dict[str, Spec]:
 
 
 def differences(found: Iterable[Spec], wanted: Layout) -> Iterator[str]:
-    """What of a section in a file is not as it should be, in words."""
+    """The differences of a section in a file from the layout it should have, in words."""
     seen = set()
     for spec in found:
         seen.add(spec.key)

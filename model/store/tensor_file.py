@@ -1,13 +1,13 @@
-"""A safetensors file of many sections: its table is read once, its tensors when a section is asked for.
+"""A safetensors file with many sections: the table is read once, tensors are read per section.
 
-Reading a table of 150,000 tensors through the library for each of two thousand sections would cost more than all else;
-here that is done once, and what is kept of it is small (``moleflow.model.store.tensor_table``).
+The safetensors library parses the whole table on every open; with 150,000 tensors in two thousand sections that would
+dominate everything else. Here it is parsed once and kept in compact form (``moleflow.model.store.tensor_table``).
 
-Nothing is mapped into memory: touching a map of a file that another program cuts ends the process. What is read is a
-copy, which is checked and used whatever happens to the file meanwhile.
+Nothing is memory-mapped: touching a map of a truncated file kills the process. Sections are read into memory, verified
+and used, whatever happens to the file meanwhile.
 
-Writing streams. Sections that are kept from another file are copied from file to file in bounded pieces, so that adding
-a product to a large checkpoint needs no more memory than the product and the table.
+Writing streams: sections kept from another file are copied from file to file in bounded pieces, so adding a product to
+a large checkpoint takes no more memory than the product and the table.
 """
 
 import os
@@ -29,11 +29,11 @@ __all__ = ["StoredSection", "TensorFile", "Tensors", "write_tensor_file"]
 Tensors = Mapping[str, torch.Tensor]
 
 _COPY_BYTES = 16 * 2**20
-"""Most bytes held at once where the system cannot copy from file to file by itself."""
+"""Buffer size for copying where ``copy_file_range`` does not work."""
 
 
 class TensorFile:
-    """An open safetensors file. It stays the same file if another one is renamed to its path."""
+    """An open safetensors file; it stays the same file if another one is renamed to its path."""
 
     def __init__(
         self, path: Path, handle: int, start: int, end: int, metadata: dict[str, str], table: dict[str, Section]
@@ -66,8 +66,8 @@ class TensorFile:
         return cls(path, handle, 8 + length, size, metadata, table)
 
     def sizes(self) -> dict[str, tuple[int, int]]:
-        """How many numbers each section has, and in how many bytes; an empty section is left out."""
-        # The sections of a thousand tasks have few different layouts.
+        """Number of elements and bytes of each section; empty sections are left out."""
+        # A thousand tasks share a few layouts.
         totals = {
             id(layout): (sum(spec.numbers for spec in layout), sum(spec.size for spec in layout))
             for layout in {id(section.layout): section.layout for section in self._table.values()}.values()
@@ -75,20 +75,20 @@ class TensorFile:
         return {name: totals[id(section.layout)] for name, section in self._table.items()}
 
     def sections(self) -> Collection[str]:
-        """The names of all sections that have a tensor."""
+        """The names of all sections that have tensors."""
         return self._table.keys()
 
     def layout(self, name: str) -> tuple[Spec, ...]:
-        """Names, types and shapes of a section's tensors; sections that are alike share one."""
+        """Names, types and shapes of a section's tensors; identical layouts are one object."""
         return self._table[name].layout if name in self._table else ()
 
     def section(self, name: str) -> dict[str, torch.Tensor]:
-        """The tensors of a section by their names there: none where there is no such section.
+        """The tensors of a section by their names; empty if there is no such section.
 
-        They are a copy in memory, one buffer for all of them, which goes with the last.
+        They are copies that share one buffer.
 
         Raises:
-            CheckpointFormatError: the file was cut since it was opened, or its disk fails.
+            CheckpointFormatError: the file was truncated since it was opened, or cannot be read.
         """
         spans = sorted(self.spans(name), key=lambda span: span[1:])
         buffer = np.empty(sum(spec.size for spec, _, _ in spans), np.uint8)
@@ -108,14 +108,14 @@ class TensorFile:
         return tensors
 
     def spans(self, name: str) -> Iterator[tuple[Spec, int, int]]:
-        """Each tensor of a section with where its bytes begin and end in the file."""
+        """Each tensor of a section with the begin and end of its bytes in the file."""
         section = self._table.get(name, Section((), array("Q")))
         for spec, begin in zip(section.layout, section.begins, strict=True):
             yield spec, self._start + begin, self._start + begin + spec.size
 
 
 class StoredSection(NamedTuple):
-    """A section that is to be copied as it is from another file."""
+    """A section to be copied from another file."""
 
     file: TensorFile
     name: str
@@ -141,7 +141,7 @@ def write_tensor_file(path: Path, metadata: Mapping[str, str], sections: Mapping
         for part in sections.values():
             if isinstance(part, StoredSection):
                 for _, first, last in part.file.spans(part.name):
-                    # What lies together in the old file is copied together.
+                    # Contiguous ranges of the old file are copied in one go.
                     if part.file is not source or first != end:
                         _copy(source, begin, end, target)
                         source, begin = part.file, first
@@ -156,12 +156,12 @@ def write_tensor_file(path: Path, metadata: Mapping[str, str], sections: Mapping
 
 
 def _in_order(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
-    """Widest elements first, so that they are aligned if the section is."""
+    """Widest elements first, so that all are aligned if the section is."""
     return sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
 
 
 def _copy(source: TensorFile | None, begin: int, end: int, target: BinaryIO) -> None:
-    """Append the bytes from ``begin`` to ``end`` of a file; the system's own copy never brings them here."""
+    """Append the bytes from ``begin`` to ``end`` of a file, inside the kernel where possible."""
     if source is None:
         return
     target.flush()
@@ -169,7 +169,7 @@ def _copy(source: TensorFile | None, begin: int, end: int, target: BinaryIO) -> 
         try:
             copied = os.copy_file_range(source._handle, target.fileno(), end - begin, begin)
         except OSError:
-            break  # not between these file systems, or a real fault that writing tells as well
+            break  # not supported between these file systems, or a real error that writing reports too
         if not copied:
             break
         begin += copied
@@ -181,7 +181,7 @@ def _copy(source: TensorFile | None, begin: int, end: int, target: BinaryIO) -> 
 
 
 def _read(handle: int, count: int, offset: int) -> bytes:
-    """Exactly ``count`` bytes. ``OSError`` where the file ends earlier."""
+    """Exactly ``count`` bytes. ``OSError`` if the file ends earlier."""
     pieces = []
     while count:
         piece = os.pread(handle, count, offset)
@@ -193,7 +193,7 @@ def _read(handle: int, count: int, offset: int) -> bytes:
 
 
 def _read_into(handle: int, target: memoryview, offset: int) -> None:
-    """Fill ``target`` with what the file has from ``offset`` on. ``OSError`` where the file ends earlier."""
+    """Fill ``target`` from ``offset`` on. ``OSError`` if the file ends earlier."""
     while target:
         count = os.preadv(handle, [target], offset)
         if not count:
@@ -202,7 +202,7 @@ def _read_into(handle: int, target: memoryview, offset: int) -> None:
 
 
 def _runs(spans: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """The same bytes as ``spans``, in their order, those that follow each other taken together."""
+    """``spans`` in order, with contiguous ones merged."""
     begin = end = 0
     for first, last in spans:
         if first != end:

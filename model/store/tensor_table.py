@@ -1,8 +1,8 @@
-"""The table of a safetensors file: which tensors it has and where, in a form that stays small with many of them.
+"""The table of a safetensors file, in a form that stays small with many tensors.
 
-The format (https://github.com/huggingface/safetensors) is eight bytes with the length of a JSON table, the table, and
-the tensors' bytes without a gap. A checkpoint of a thousand products has some 150,000 tensors. Sections of the same
-kind share one layout here (names, types and shapes); beside it they need eight bytes a tensor.
+The format (https://github.com/huggingface/safetensors) is an eight-byte length of a JSON table, the table, and the
+tensors' bytes without gaps. A checkpoint of a thousand products has some 150,000 tensors. Sections with the same names,
+types and shapes share one layout here; beyond that, a tensor takes eight bytes.
 """
 
 import gc
@@ -23,10 +23,18 @@ from moleflow.model.errors import one_line
 __all__ = ["TYPES", "Section", "Spec", "format_table", "parse_table", "split_name", "table_length", "unique_keys"]
 
 TYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16, "I32": torch.int32,
-    "I64": torch.int64, "F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64,
-}  # fmt: skip
-"""The element types by their names in the format."""
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+}
+"""Element types by their names in the format."""
 
 _NAMES = {dtype: name for name, dtype in TYPES.items()}
 
@@ -35,19 +43,15 @@ _WIDTHS = {name: dtype.itemsize for name, dtype in TYPES.items()}
 MAX_TABLE_BYTES = 100_000_000
 """The longest table that the safetensors library reads."""
 
-MEMORY_PER_BYTE = 40
-"""Bytes of memory that a byte of the table may cost while it is read: an empty list takes three of them, and 64 here.
-A table of checkpoints takes a quarter of that."""
-
 MAX_DIMENSIONS = 8
-"""Most sides of a tensor; no layer's weight has more than five."""
+"""Most dimensions of a tensor; no layer's weight has more than five."""
 
 _MOST_NUMBERS = 2**60
-"""Most numbers of a tensor, so that its bytes still have a number of 64 bits."""
+"""Most elements of a tensor, so that its size in bytes fits into 64 bits."""
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A tensor's section and its name there: ``tasks.INDEX.PART`` and the rest, else the first part and the rest."""
+    """Split a tensor's name into its section, ``tasks.INDEX.PART`` or the first part, and the rest."""
     *section, key = name.split(".", 3 if name.startswith("tasks.") else 1)
     return ".".join(section), key
 
@@ -61,29 +65,29 @@ class Spec(NamedTuple):
 
     @classmethod
     def of(cls, key: str, value: torch.Tensor) -> Self:
-        """That of a tensor in memory."""
+        """The spec of a tensor in memory."""
         return cls(key, _NAMES[value.dtype], tuple(value.shape))
 
     @property
     def numbers(self) -> int:
-        """How many numbers it has."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return self.numbers * _WIDTHS[self.dtype]
 
 
 class Section(NamedTuple):
-    """The tensors of a section, and where the bytes of each begin, counted from the end of the table."""
+    """The tensors of a section, and the offset of each from the end of the table."""
 
     layout: tuple[Spec, ...]
     begins: "array[int]"
 
 
 def table_length(prefix: bytes, size: int) -> int:
-    """Length of the table by the first eight bytes of a file of ``size`` bytes. ``ValueError`` where it cannot be."""
+    """Length of the table from the first eight bytes of a file of ``size`` bytes. ``ValueError`` if impossible."""
     (length,) = struct.unpack("<Q", prefix)
     if length > min(MAX_TABLE_BYTES, size - 8):
         raise ValueError(f"its table is said to have {length:,} bytes")
@@ -91,15 +95,16 @@ def table_length(prefix: bytes, size: int) -> int:
 
 
 def parse_table(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
-    """Metadata, and the sections by their names.
+    """Metadata, and the sections by name.
 
-    Whatever the safetensors library refuses is refused, checked against ``data_bytes``, the length of what follows, and
-    so are things that it passes over: keys that come twice, and keys that it does not know. While a table is read it
-    takes at most ``MEMORY_PER_BYTE`` times its own length. ``ValueError`` says what is wrong.
+    ``data_bytes`` is the length of the data that follows. Everything that the safetensors library rejects is rejected,
+    and also what it ignores: duplicate and unknown keys. Parsing takes at most 40
+    times the table's length of memory (an empty list is three bytes there and 64 here), about 10 times for a
+    checkpoint's. ``ValueError`` says what is wrong.
     """
     if not text.startswith(b"{"):
         raise ValueError("its table is no JSON object")
-    written = text.decode()  # and not as ``json`` would, which takes UTF-16 and halves of characters too
+    written = text.decode()  # strict UTF-8; ``json`` would also accept UTF-16 and surrogates
     if _NEGATIVE_ZERO.search(written):
         raise ValueError("its table has a negative number")
     with _collection_paused():
@@ -109,7 +114,7 @@ def parse_table(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
 
 
 _NEGATIVE_ZERO = re.compile(r"-0+\s*[,\]}]")
-"""The one number that ``json`` reads as a whole one and the library does not."""
+"""The one number that ``json`` reads as an integer and the library does not."""
 
 
 def _no_number(text: str) -> None:
@@ -117,14 +122,14 @@ def _no_number(text: str) -> None:
 
 
 def _entry(pairs: list[tuple[str, Any]]) -> tuple[Any, ...] | dict[str, Any]:
-    """One JSON object: a tensor's dtype, shape and data_offsets, or any other one as a dictionary."""
+    """One JSON object: a tensor's entry as a tuple (dtype, shape, data_offsets), any other one as a dictionary."""
     if [key for key, _ in pairs] == _ENTRY_KEYS:
         return tuple([value for _, value in pairs])
     return _in_entry_order(unique_keys(pairs))
 
 
 _ENTRY_KEYS = ["dtype", "shape", "data_offsets"]
-"""In the order in which files have them; another one is as good."""
+"""In the usual order; any other order is accepted."""
 
 
 def _in_entry_order(found: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
@@ -132,7 +137,7 @@ def _in_entry_order(found: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dictionary, for ``json``'s ``object_pairs_hook``. ``ValueError`` where a key comes twice."""
+    """A JSON object as a dictionary, for ``object_pairs_hook``. ``ValueError`` if a key is duplicate."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("it has a JSON object with a key that comes twice")
@@ -140,14 +145,14 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _WHOLE_NUMBERS = frozenset({int})
-"""What sides and offsets are; JSON's true and false would count as 1 and 0."""
+"""The type of dimensions and offsets; excludes ``bool``, which is a subclass of ``int``."""
 
 
 def _sections(entries: Any, data_bytes: int) -> tuple[dict[str, str], dict[str, Section]]:
     if not isinstance(entries, dict):
         raise ValueError("its table is that of one tensor")
     metadata = _strings(entries.pop("__metadata__", {}))
-    "".join(entries).encode()  # halves of characters are no text, and raise
+    "".join(entries).encode()  # lone surrogates raise
     begins, sizes = array("q"), array("q")
     widths = _Sizes()
     parts: dict[str, tuple[list[tuple[str, tuple[Any, ...]]], array[int]]] = {}
@@ -166,7 +171,7 @@ def _sections(entries: Any, data_bytes: int) -> tuple[dict[str, str], dict[str, 
             raise ValueError(f"tensor {one_line(name)!r} has no dtype, shape and data_offsets that can be") from error
         if sizes[-1] != widths[kind]:
             raise ValueError(f"tensor {one_line(name)!r} does not have the bytes that its type and shape need")
-        # Tensors of one section mostly follow each other.
+        # Tensors of one section are usually adjacent.
         if not prefix or not name.startswith(prefix):
             section, key = split_name(name)
             prefix = f"{section}." if section else ""
@@ -187,13 +192,13 @@ def _sections(entries: Any, data_bytes: int) -> tuple[dict[str, str], dict[str, 
 
 
 class _Sizes(dict[tuple[Any, ...], int]):
-    """Bytes of a tensor by its type and its sides; each is looked at once."""
+    """Bytes of a tensor by type and shape, each validated once."""
 
     def __missing__(self, kind: tuple[Any, ...]) -> int:
         dtype, *shape = kind
         if dtype not in TYPES:
             raise ValueError(f"it has tensors of the type {one_line(dtype)!r}, which this program does not know")
-        # An empty side does not excuse the others: nobody could address them.
+        # A zero dimension does not excuse the others: they still could not be addressed.
         if (
             len(shape) > MAX_DIMENSIONS
             or min(shape, default=0) < 0
@@ -207,13 +212,13 @@ class _Sizes(dict[tuple[Any, ...], int]):
 def _strings(metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are no strings")
-    "".join((*metadata, *metadata.values())).encode()  # halves of characters are no text, and raise
+    "".join((*metadata, *metadata.values())).encode()  # lone surrogates raise
     return metadata
 
 
 def _check_cover(begins: np.ndarray, sizes: np.ndarray, data_bytes: int) -> None:
-    """Whether tensors fill ``data_bytes``, each byte once. ``ValueError`` otherwise."""
-    order = np.lexsort((sizes, begins))  # empty tensors go before what begins at the same byte
+    """Check that the tensors cover ``data_bytes``, each byte once. ``ValueError`` otherwise."""
+    order = np.lexsort((sizes, begins))  # empty tensors before others at the same offset
     begins, ends = begins[order], (begins + sizes)[order]
     if (begins[:1] != 0).any() or (begins[1:] != ends[:-1]).any():
         raise ValueError("its tensors overlap or leave gaps")
@@ -224,7 +229,7 @@ def _check_cover(begins: np.ndarray, sizes: np.ndarray, data_bytes: int) -> None
 
 @contextmanager
 def _collection_paused() -> Iterator[None]:
-    """No garbage collection while many objects are made and none is garbage: it would look at all of them often."""
+    """Pause garbage collection while many objects are created: it would scan all of them repeatedly."""
     running = gc.isenabled()
     gc.disable()
     try:
@@ -235,7 +240,7 @@ def _collection_paused() -> Iterator[None]:
 
 
 def format_table(metadata: Mapping[str, str], sections: Mapping[str, Sequence[Spec]]) -> bytes:
-    """The table, and before it its length, of ``sections`` that lie one after another in the order given.
+    """The table of ``sections``, stored in the order given, preceded by its length.
 
     Raises:
         ValueError: more tensors than the format allows.
@@ -251,7 +256,7 @@ def format_table(metadata: Mapping[str, str], sections: Mapping[str, Sequence[Sp
             )
             position = end
     text = (",".join(entries) + "}").encode()
-    text += b" " * (-len(text) % 8)  # so that the tensors begin aligned
+    text += b" " * (-len(text) % 8)  # align the tensors
     if len(text) > MAX_TABLE_BYTES:
         raise ValueError(f"the table of its tensors would have {len(text):,} bytes, more than {MAX_TABLE_BYTES:,}")
     return struct.pack("<Q", len(text)) + text

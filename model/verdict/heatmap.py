@@ -1,9 +1,9 @@
-"""Heat map overlays.
+"""Heat map overlays, and the colour scale that the service's page shares with them.
 
 Colours are relative to the product's threshold. That threshold applies to image scores (a mean of the highest raw
-patches), while the pixel map is smoothed and has lower peaks. The map is therefore stretched, about the image's median
-patch, until its peak equals the image score: the threshold is the middle of the colour scale, and colours beyond it
-appear exactly if the verdict is *anomalous*.
+patches), while the pixel map is smoothed and has lower peaks. The map is therefore stretched, about its median,
+until its peak equals the image score: the threshold is the middle of the colour scale, and colours beyond it appear
+exactly if the verdict is *anomalous*.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ import numpy as np
 
 from moleflow.model.verdict.results import Prediction
 
-__all__ = ["ColourScale", "overlay"]
+__all__ = ["ColourScale", "colour_table", "overlay"]
 
 _ANCHORS = np.array(
     [
@@ -73,11 +73,11 @@ class ColourScale:
     def of(cls, prediction: Prediction, peak: float) -> "ColourScale":
         """The scale for one image, whose pixel map has the maximum ``peak``.
 
-        It starts at the image's median patch and ends as far above the threshold, or at the image score if that is
-        higher.
+        It starts at the median of the map at the model's size and ends as far above the threshold, or at the image
+        score if that is higher.
         """
         score, threshold = prediction.score, prediction.threshold
-        ordinary = float(np.median(prediction.grid_map))
+        ordinary = float(np.median(prediction.pixel_map()))
         # In an image that is defective all over, even the median is above the threshold: use a symmetric scale.
         reach = threshold - ordinary if ordinary < threshold else max(score - threshold, 1.0)
         low, top = threshold - reach, max(score, threshold + reach)
@@ -93,16 +93,22 @@ class ColourScale:
         return np.ceil(below + above).astype(np.uint8)
 
 
-def _colour_table() -> tuple[np.ndarray, np.ndarray]:
+def colour_table() -> np.ndarray:
+    """Colour and opacity of each level, ``(levels, 4)`` float64 over 0…255; the opacity is to be scaled down."""
+    levels = np.linspace(0, 1, _LAST + 1)
+    colours = [np.interp(levels, np.linspace(0, 1, len(_ANCHORS)), channel) for channel in _ANCHORS.T]
+    rise = np.clip((levels - _VISIBLE_FROM) / (_FULLY_VISIBLE_FROM - _VISIBLE_FROM), 0, 1)
+    return np.stack([*colours, 255 * rise * rise * (3 - 2 * rise)], axis=1)  # smoothstep: no visible edges
+
+
+def _blending_table() -> tuple[np.ndarray, np.ndarray]:
     """For each level: the colour times its opacity ``(levels, 3)``, and the image's weight ``(levels,)``.
 
     Both in units of 1/256 as uint16; blended values never exceed 255.
     """
-    levels = np.linspace(0, 1, _LAST + 1)
-    colours = np.stack([np.interp(levels, np.linspace(0, 1, len(_ANCHORS)), c) for c in _ANCHORS.T], axis=1)
-    rise = np.clip((levels - _VISIBLE_FROM) / (_FULLY_VISIBLE_FROM - _VISIBLE_FROM), 0, 1)
-    opacity = np.rint(256 * _MAX_OPACITY * rise * rise * (3 - 2 * rise))  # smoothstep: no visible edges
-    return (colours * opacity[:, None]).astype(np.uint16), (256 - opacity).astype(np.uint16)
+    table = colour_table()
+    opacity = np.rint(256 * _MAX_OPACITY * (table[:, 3] / 255))
+    return (table[:, :3] * opacity[:, None]).astype(np.uint16), (256 - opacity).astype(np.uint16)
 
 
-_COLOURS, _KEPT = _colour_table()
+_COLOURS, _KEPT = _blending_table()

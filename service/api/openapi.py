@@ -24,10 +24,23 @@ def _as_field(schema: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (schema | given).items() if name != "anyOf" and value is not None}
 
 
+_OPTIONS: dict[str, dict[str, Any]] = PredictOptions.model_json_schema()["properties"]
+
+_QUERY = [
+    {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "description": schema["description"],
+        "schema": {key: value for key, value in schema.items() if value is not None},
+    }
+    for name, schema in _OPTIONS.items()
+]
+"""The options as parameters. They are described here since the route reads the query itself."""
+
 _FORM = {
     "type": "object",
-    "properties": {FILE_FIELD: _BINARY}
-    | {name: _as_field(schema) for name, schema in PredictOptions.model_json_schema()["properties"].items()},
+    "properties": {FILE_FIELD: _BINARY} | {name: _as_field(schema) for name, schema in _OPTIONS.items()},
     "required": [FILE_FIELD],
     "additionalProperties": False,
 }
@@ -127,6 +140,7 @@ PREDICT: dict[str, Any] = {
     ),
     "tags": ["prediction"],
     "openapi_extra": {
+        "parameters": _QUERY,
         "requestBody": {
             "required": True,
             "content": {
@@ -138,7 +152,7 @@ PREDICT: dict[str, Any] = {
                     "encoding": {FILE_FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}},
                 },
             },
-        }
+        },
     },
     "responses": {
         200: {

@@ -1,5 +1,6 @@
 """The web page and the API documentation. Neither loads anything from another server."""
 
+import json
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, HTTPException
@@ -8,12 +9,16 @@ from starlette.responses import FileResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from moleflow.model.verdict.heatmap import colour_table
 from moleflow.service.headers import DOCS_POLICY, PAGE_POLICY
 
 __all__ = ["PAGE", "add_pages"]
 
 PAGE = Path(__file__).parent / "page"
 """Directory of the page's files."""
+
+_COLOURS = f"export const COLOURS = {json.dumps(colour_table().round().astype(int).tolist())};\n"
+"""The colours of the heat map as a script of the page: red, green, blue and opacity of each level."""
 
 _router = APIRouter(include_in_schema=False)
 
@@ -34,6 +39,11 @@ async def page() -> Response:
 @_router.get("/docs")
 async def docs() -> Response:
     return _html("docs.html", DOCS_POLICY)
+
+
+@_router.get("/page/colours.js")
+async def colours() -> Response:
+    return Response(_COLOURS, media_type="text/javascript", headers={"Cache-Control": "no-cache"})
 
 
 def _html(name: str, policy: str) -> Response:

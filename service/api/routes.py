@@ -3,10 +3,10 @@
 import asyncio
 from collections.abc import Awaitable
 from contextlib import aclosing
-from typing import Annotated, TypeVar
+from typing import TypeVar
 from urllib.parse import quote
 
-from fastapi import APIRouter, HTTPException, Query
+from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -16,7 +16,7 @@ from moleflow.model.verdict.results import Finding, Prediction, TaskInfo
 from moleflow.service.api import openapi
 from moleflow.service.api.accept import choose_media_type
 from moleflow.service.api.body import read_body
-from moleflow.service.api.options import PredictOptions, combine_options
+from moleflow.service.api.options import combine_options
 from moleflow.service.api.upload import Upload, read_upload
 from moleflow.service.connections.sending import PiecesResponse, held_until_sent
 from moleflow.service.engine.budget import Account
@@ -40,18 +40,20 @@ Result = TypeVar("Result")
 
 
 @router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
-async def predict(request: Request, _: Annotated[PredictOptions, Query()]) -> Response:
+async def predict(request: Request) -> Response:
     engine, settings = _engine(request), _settings(request)
     query = request.query_params.multi_items()  # FastAPI would silently take the last of repeated parameters
+    options = combine_options(query)
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
     if media_type is None:
         raise HTTPException(406, f"Accept must allow one of the supported media types: {', '.join(MEDIA_TYPES)}.")
-    engine.check_task(combine_options(query).task)
+    engine.check_task(options.task)
     engine.check_capacity()
     held = held_until_sent(request)
     with engine.upload_budget.account() as account:
         upload = await _read(request, settings, account)
-        options = combine_options(query, upload.fields)
+        if upload.fields:
+            options = combine_options(query, upload.fields)
         held.enter_context(engine.admit())
         work = engine.predict(
             upload.data,

@@ -61,11 +61,6 @@ class ByteBudget:
     def size(self) -> int:
         return self._size
 
-    @property
-    def allocated(self) -> int:
-        """Bytes in use."""
-        return self._allocated
-
     def _serve(self) -> None:
         """Allocate free bytes to waiting accounts."""
         while self._waiting and self._allocated + self._waiting[0][0] <= self._size:

@@ -1,3 +1,3 @@
-"""The sequence of products: each added to the checkpoint without touching the others."""
+"""Continual learning: each product is added to the checkpoint without touching the others."""
 
 __all__ = ["journal", "product", "save", "sequence"]

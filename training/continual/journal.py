@@ -1,4 +1,4 @@
-"""What an interrupted command had done, so that the same command, given again, goes on instead of starting over."""
+"""The progress of a training command, so that the same command continues after an interruption; and its lock."""
 
 import os
 from collections.abc import Iterator
@@ -18,14 +18,14 @@ from moleflow.training.fit.cross_fitting import FoldScores
 __all__ = ["HISTORY", "Journal", "exclusive", "side_file"]
 
 HISTORY = ".history.jsonl"
-"""Ending of the file that records every epoch."""
+"""Suffix of the file that records every epoch."""
 
 
 def side_file(checkpoint: Path, suffix: str) -> Path:
-    """A file that accompanies ``checkpoint``: beside the file that its name leads to, that file's name and ``suffix``.
+    """The path of a file beside ``checkpoint``, links resolved, with its name plus ``suffix``.
 
     Raises:
-        ConfigurationError: the name leads to no file that can be written.
+        ConfigurationError: the path cannot be resolved to a writable file.
     """
     with writing("the checkpoint", checkpoint):
         target = target_of(checkpoint)
@@ -47,7 +47,7 @@ class Journal(BaseModel):
         """The journal at ``path``; an empty one if there is none, or it is damaged.
 
         Raises:
-            ConfigurationError: it is there and cannot be read.
+            ConfigurationError: it exists and cannot be read.
         """
         try:
             return cls.model_validate_json(read_regular_file(path))
@@ -60,19 +60,19 @@ class Journal(BaseModel):
             ) from error
 
     def write(self, path: Path) -> None:
-        """Write as a whole. ``ConfigurationError`` when it cannot be written, as on a full disk."""
+        """Write atomically. ``ConfigurationError`` if it cannot be written."""
         write_text("the journal of training", path, self.model_dump_json())
 
 
 @contextmanager
 def exclusive(checkpoint: Path) -> Iterator[None]:
-    """Keep a second trainer off the same checkpoint, by whatever name it goes. The lock goes with the process.
+    """Lock a checkpoint against a second trainer, whatever path it uses. The lock ends with the process.
 
-    Two locks: a file beside the checkpoint, since the checkpoint is not there yet or is replaced with every product,
-    and the checkpoint's file itself, which may have other names in other folders.
+    There are two locks: a file beside the checkpoint, since the checkpoint does not exist yet or is replaced with every
+    product, and the checkpoint itself, which may have hard links in other folders.
 
     Raises:
-        ConfigurationError: another process is training into this checkpoint, or its folder cannot take it.
+        ConfigurationError: another process is training into this checkpoint, or its folder is not writable.
     """
     check_output("the checkpoint", checkpoint)
     check_output("the history of training", side_file(checkpoint, HISTORY))  # the longest name beside it
@@ -101,7 +101,7 @@ def exclusive(checkpoint: Path) -> Iterator[None]:
 
 
 def _lock_itself(checkpoint: Path, stack: ExitStack) -> bool:
-    """Lock the checkpoint's own file, where there is one, as long as ``stack``; false where another process has."""
+    """Lock the checkpoint's own file, if it exists, until ``stack`` closes; false if another process holds it."""
     try:
         try:
             handle = os.open(checkpoint, os.O_RDWR | os.O_CLOEXEC)  # network shares lock only what may be written

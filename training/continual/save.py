@@ -1,4 +1,4 @@
-"""Adding a learned product to a checkpoint, or putting it in another's place; all that it does not touch stays."""
+"""Write a checkpoint with a product added or replaced; everything else is kept."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,10 +30,10 @@ def task_info(
     expert: Tensors,
     white_level: int | None = None,
 ) -> TaskInfo:
-    """The record of a task: ``held_out`` calibrates it, ``profile`` and ``expert`` are its sections.
+    """The record of a task; ``held_out`` are its calibration scores, ``profile`` and ``expert`` its sections.
 
     Raises:
-        DivergenceError: the expert scores held-out images with numbers that are not finite.
+        DivergenceError: held-out scores are not finite.
     """
     try:
         calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
@@ -74,12 +74,11 @@ def save_task(
 ) -> Checkpoint:
     """Write the checkpoint ``old``, or a new one, with the task of ``info`` added or replaced, and open it.
 
-    Backbone, base, other tasks and, once there is a checkpoint, the name of the ``preset`` stay as they are; their
-    bytes are copied from file to file. Only a base that learns with every task (``FlowConfig.sharing``) is written
-    anew.
+    Backbone, base, other tasks and the name of the ``preset`` are kept from ``old``; their bytes are copied from file
+    to file. Only a base that learns with every task (``FlowConfig.sharing``) is written again.
 
     Raises:
-        CheckpointError: the file cannot be written; an older one stays as it was.
+        CheckpointError: the file cannot be written; an older file is left alone.
     """
     infos = list(old.header.tasks) if old else []
     infos[info.index : info.index + 1] = [info]
@@ -91,7 +90,7 @@ def save_task(
         sections |= {name: old.stored(name) for name in old.header.digests()}
         preset, backbone_sha256 = old.header.preset, old.header.backbone_sha256
     if old is None or config.flow.sharing == "sequential":
-        # Where bases are separate, each task's expert section has its own.
+        # Separate bases are in the tasks' expert sections.
         weights = {} if config.flow.sharing == "separated" else _state(base)
         sections["base"], base_sha256 = weights, digest_tensors(weights)
     else:

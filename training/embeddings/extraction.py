@@ -59,11 +59,6 @@ class EmbeddingStore:
         if self._file is not None:
             self._file.close()
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether the values are in a file."""
-        return self._file is not None
-
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``."""
         rows = self.values[indices if self._rows is None else self._rows[indices]]

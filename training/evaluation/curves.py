@@ -1,4 +1,4 @@
-"""ROC and PRO curves to be drawn: operating points that scores really have, at chosen false-positive rates."""
+"""ROC and PRO curves for reports: exact operating points at a selection of false-positive rates."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,23 +9,23 @@ import numpy as np
 __all__ = ["Curve", "operating_points"]
 
 _POINTS = 160
-"""Thresholds that a curve is drawn at: about one for every two pixels of its width on a screen."""
+"""Thresholds per curve, about one for every two pixels of its width on a screen."""
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Points of a curve, both rates ascending in 0…1: false positives, and what is found at that threshold."""
+    """Points of a curve, both rates ascending in 0…1."""
 
     false_positive_rate: tuple[float, ...]
     found: tuple[float, ...]
 
 
 def operating_points(negatives: np.ndarray, groups: Sequence[np.ndarray], limit: float = 1.0) -> Curve | None:
-    """What is found of each group of positives, on average, at false-positive rates from 0 to about ``limit``.
+    """The mean true-positive rate of the groups of positives, at false-positive rates from 0 to about ``limit``.
 
-    ``negatives`` ``(N,)`` and every group ``(n,)`` are ascending. One group gives the ROC curve; one a region gives
-    PRO. Thresholds are spread evenly over the rate; of fewer than ``_POINTS`` negatives, every one is taken. ``None``
-    without negatives or without groups.
+    ``negatives`` ``(N,)`` and every group ``(n,)`` are ascending. A single group gives the ROC curve, one group per
+    region PRO. Thresholds are spread evenly over the false-positive rate; with fewer than ``_POINTS`` negatives, all
+    are used. ``None`` without negatives or without groups.
     """
     if not len(negatives) or not len(groups):
         return None
@@ -34,7 +34,7 @@ def operating_points(negatives: np.ndarray, groups: Sequence[np.ndarray], limit:
     kept = np.unique(np.linspace(1, most, min(most, _POINTS)).round().astype(np.int64))
     thresholds = np.unique(negatives[count - kept])[::-1]
     rates, found = np.zeros((len(thresholds), 2)), np.zeros((len(thresholds), 2))
-    # Both corners of each step: the positives that score above a negative are found before it is.
+    # Both corners of each step: positives above a negative are found before it is.
     sides: tuple[Literal["right", "left"], ...] = ("right", "left")
     for corner, side in enumerate(sides):
         rates[:, corner] = (count - np.searchsorted(negatives, thresholds, side)) / count

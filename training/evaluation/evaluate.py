@@ -1,8 +1,8 @@
-"""How good a checkpoint is on test images: every image scored as routed and with its true product named.
+"""Evaluate a checkpoint on test images, each scored as routed and with its true product named.
 
-Nothing is chosen here: thresholds are those that the checkpoint stores, smoothing and scores those of prediction.
-The backbone runs once an image. What is kept of an image is its patch map (a few kB); the maps at the evaluation
-size exist for one category at a time.
+Nothing is tuned here: thresholds are the checkpoint's, smoothing and scores those of prediction. The backbone runs once
+per image. Of each image only its patch map (a few kB) is kept; maps at the evaluation size exist for one category at a
+time.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -36,14 +36,14 @@ from moleflow.training.progress import Reporter
 __all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "measure"]
 
 _CURVE_LIMIT = 1.0
-"""ROC curves are drawn over the whole range of false-positive rates."""
+"""ROC curves cover the whole range of false-positive rates."""
 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What an evaluation reads off a prediction: the product whose expert scored it, score, and verdict.
+    """The parts of a prediction that an evaluation uses: the product whose expert scored it, score, and verdict.
 
-    ``is_refused`` says that the service would answer ``unknown_product``, unless the request names a product.
+    ``is_refused``: the service would answer ``unknown_product``, unless the request names a product.
     """
 
     product: str
@@ -54,7 +54,7 @@ class Judgement:
 
 
 def judgement(prediction: Prediction) -> Judgement:
-    """The one place where an evaluation looks at verdicts."""
+    """The only place where an evaluation reads verdicts."""
     return Judgement(
         prediction.task.name, prediction.score, prediction.threshold, prediction.is_anomalous, prediction.is_unknown
     )
@@ -62,7 +62,7 @@ def judgement(prediction: Prediction) -> Judgement:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """One test image, as routed and with its true product named; one object twice where the route was right."""
+    """One test image, as routed and with its true product named; the same object if both are the same."""
 
     sample: Sample
     routed: Prediction
@@ -71,7 +71,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Curves to be drawn; ``None`` where there is nothing to measure them on."""
+    """Curves for a report; ``None`` if there is nothing to measure."""
 
     image_roc: Curve | None
     pixel_roc: Curve | None
@@ -80,7 +80,7 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """Everything about one category: the figures, and what a report draws of it (as routed)."""
+    """The figures of one category, and what a report shows of it (as routed)."""
 
     figures: CategoryFigures
     curves: Curves
@@ -95,12 +95,12 @@ def evaluate(
     reporter: Reporter | None = None,
     keep: Callable[[Evaluation, list[Measured]], None] = lambda evaluation, measured: None,
 ) -> tuple[Evaluation, list[Measured]]:
-    """Score every test image of ``categories``, and sum up.
+    """Score every test image of ``categories`` and compute all figures.
 
-    ``keep`` is called after each category with what is measured so far, which an error in a later one cannot undo.
+    ``keep`` is called after each category with the results so far, so that an error in a later one does not lose them.
 
     Raises:
-        UnknownTaskError: a category that was not learned.
+        UnknownTaskError: a category was not learned.
         DatasetError: an image or mask cannot be read.
 
     Example:
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def _summed_up(detector: Detector, categories: Sequence[Category], measured: Sequence[Measured]) -> Evaluation:
-    """The evaluation of those of ``categories`` that are measured, the first ones."""
+    """The evaluation of the ``measured`` ones, the first of ``categories``."""
     figures = [each.figures for each in measured]
     return Evaluation(
         created=datetime.now(UTC),
@@ -147,7 +147,7 @@ def _summed_up(detector: Detector, categories: Sequence[Category], measured: Seq
 
 
 def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
-    """Every figure of one category from what was found in its images."""
+    """All figures of one category, from the results for its images."""
     samples = [outcome.sample for outcome in outcomes]
     routed = [judgement(outcome.routed) for outcome in outcomes]
     named = [judgement(outcome.named) for outcome in outcomes]
@@ -179,7 +179,7 @@ def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
 
 
 def _tell_misfits(name: str, outcomes: Sequence[Outcome], reporter: Reporter) -> None:
-    """One line about images that do not fit the range of values that their product was learned with."""
+    """Report images whose value range does not match that of their product."""
     odd = [outcome for outcome in outcomes if outcome.named.warnings]
     if odd:
         reporter.line(
@@ -191,10 +191,10 @@ def _tell_misfits(name: str, outcomes: Sequence[Outcome], reporter: Reporter) ->
 def _outcomes(
     detector: Detector, category: Category, batch_size: int, on_progress: Callable[[int], None]
 ) -> Iterator[Outcome]:
-    """Judge the test images in order; the next batch is decoded while this one is judged."""
+    """Score the test images in order; the next batch is decoded while this one is scored."""
 
     def read(sample: Sample) -> np.ndarray:
-        # At once to the model's size: a batch of large images would take gigabytes.
+        # Resized at once: a batch of large images would take gigabytes.
         return detector.preprocessing.resize(read_image(sample.path, detector.preprocessing.image_size))
 
     batches = [category.test[start : start + batch_size] for start in range(0, len(category.test), batch_size)]
@@ -209,7 +209,7 @@ def _outcomes(
 
 
 def _pixel_scores(outcomes: Sequence[Outcome]) -> tuple[PixelScores, PixelScores]:
-    """All labelled pixels as routed and as named; what both have in common is kept once."""
+    """All labelled pixels as routed and as named; shared arrays are kept once."""
     routed, named = PixelScores(), PixelScores()
     if not any(outcome.sample.masks for outcome in outcomes):
         return routed, named
@@ -225,7 +225,7 @@ def _pixels(sample: Sample, prediction: Prediction) -> ImagePixels | None:
 
 
 def _figures(samples: Sequence[Sample], found: Sequence[Judgement], pixels: PixelScores) -> Figures:
-    """The figures of one category in one of the two ways."""
+    """The figures of one category, as routed or as named."""
     return category_figures(samples, [each.score for each in found], pixels, [each.is_anomalous for each in found])
 
 

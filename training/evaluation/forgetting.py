@@ -1,14 +1,14 @@
-"""What learning later products did to earlier ones: forgetting (FM) and backward transfer (BWT).
+"""The effect of later products on earlier ones: forgetting measure (FM) and backward transfer (BWT).
 
-Let a(l, j) be a figure of category j, higher being better, measured with the state after l of k states, and let only
-those categories count that some state before the last has learned.
+Let a(l, j) be a figure of category j, higher is better, measured with state l of k. Only categories that were learned
+before the last state count.
 
 - Forgetting measure: FM = mean over j of max over l < k of (a(l, j) − a(k, j)). Chaudhry, Dokania, Ajanthan and Torr,
   "Riemannian Walk for Incremental Learning", ECCV 2018, section 3, with the states after which j had been learned.
 - Backward transfer: BWT = mean over j of (a(k, j) − a(j, j)), where a(j, j) is measured with the first state that
   has learned j. Lopez-Paz and Ranzato, "Gradient Episodic Memory for Continual Learning", NIPS 2017, equation 3.
 
-Both have the figure's unit. FM is never below −BWT: it looks back to the best state, BWT to the first.
+Both have the figure's unit. FM is never below −BWT: it compares with the best state, BWT with the first.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,30 +22,30 @@ from moleflow.training.evaluation.records import METRICS, CategoryFigures, Conti
 __all__ = ["HIGHER_IS_BETTER", "backward_transfer", "check_sequence", "continual_figures", "forgetting"]
 
 HIGHER_IS_BETTER = tuple(name for name in METRICS if name not in ("false_alarm_rate", "defect_recall"))
-"""Figures that forgetting is computed of. Those at a threshold are left out: one of them rises when the other falls."""
+"""Figures for which forgetting is computed. Those at a threshold are left out: one rises when the other falls."""
 
 Table = Sequence[Sequence[float | None]]
-"""Rows: states in order of learning; columns: categories; ``None`` where the state has not learned it."""
+"""Rows: states in order of learning; columns: categories; ``None`` if the state has not learned it."""
 
 
 def forgetting(after: Table) -> float | None:
-    """FM of a table of figures; ``None`` when no category was measured before the last state."""
+    """FM of a table of figures; ``None`` if no category was measured before the last state."""
     losses = [max(earlier) - last for earlier, last in _histories(after)]
     return fmean(losses) if losses else None
 
 
 def backward_transfer(after: Table) -> float | None:
-    """BWT of a table of figures; ``None`` when no category was measured before the last state."""
+    """BWT of a table of figures; ``None`` if no category was measured before the last state."""
     gains = [last - earlier[0] for earlier, last in _histories(after)]
     return fmean(gains) if gains else None
 
 
 def check_sequence(states: Sequence[tuple[str, Sequence[str]]], measured: Sequence[str]) -> None:
-    """Whether ``states``, each a checkpoint's name and its products, are those of one checkpoint, oldest first.
+    """Check that ``states``, each a checkpoint's name and its products, are states of one checkpoint, oldest first.
 
     Raises:
-        ConfigurationError: a state has not learned what the one before had, in that order, and more; or it has
-            learned none of the products that are ``measured``.
+        ConfigurationError: a state's products do not start with those of the one before, or are not more; or none of
+            them is ``measured``.
     """
     for (name, earlier), (later_name, later) in pairwise(states):
         if tuple(later[: len(earlier)]) != tuple(earlier) or len(later) == len(earlier):
@@ -62,10 +62,10 @@ def check_sequence(states: Sequence[tuple[str, Sequence[str]]], measured: Sequen
 
 
 def continual_figures(states: Sequence[Evaluation]) -> Continual:
-    """FM and BWT of every figure over evaluations of one checkpoint's states, oldest first, the present one last.
+    """FM and BWT of every figure over evaluations of one checkpoint's states, oldest first.
 
     Raises:
-        ConfigurationError: the states are none of one sequence, or were not measured alike on the same images.
+        ConfigurationError: the states are not one sequence, or were not measured on the same images.
     """
     last = states[-1]
     measured = [each.category for each in last.categories]
@@ -92,7 +92,7 @@ def continual_figures(states: Sequence[Evaluation]) -> Continual:
 
 
 def _histories(after: Table) -> list[tuple[list[float], float]]:
-    """For each category that counts: its figures before the last state, and that of the last."""
+    """For each category that counts: its figures before the last state, and in the last."""
     histories = []
     for *earlier, last in zip(*after, strict=True):
         known = [value for value in earlier if value is not None]
@@ -102,7 +102,7 @@ def _histories(after: Table) -> list[tuple[list[float], float]]:
 
 
 def _check_comparable(state: Evaluation, last: Evaluation) -> None:
-    """What both have learned must have been measured in both, by one protocol, on as many images."""
+    """Check that categories learned by both were measured with the same protocol and number of images."""
     if state.protocol != last.protocol:
         raise ConfigurationError(
             f"{state.checkpoint} was evaluated by another protocol ({state.protocol}, not {last.protocol}); evaluate "

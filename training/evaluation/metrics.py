@@ -1,8 +1,8 @@
-"""How well scores tell defective from good: AUROC, average precision and best F1, of images and of pixels; and AUPRO.
+"""AUROC, average precision and best F1 of images and of pixels; and AUPRO.
 
-The first three are computed exactly, ties included, from the two sets of scores sorted apart: for a threshold at each
-positive score, two binary searches count the positives and negatives at or above it. What a category's pixels need is
-4 bytes each, and as much again while they are joined for sorting.
+The first three are exact, ties included. Positives and negatives are sorted separately; for a threshold at each
+positive score, binary searches count the scores at or above it. Pixels take 4 bytes each, and as much again while they
+are concatenated for sorting.
 """
 
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ from moleflow.training.evaluation.curves import Curve, operating_points
 __all__ = ["EVALUATION_SIDE", "ImagePixels", "PixelScores", "Ranking", "image_pixels", "image_ranking", "ranking"]
 
 EVALUATION_SIDE = 256
-"""Maps and masks are compared at this many pixels square, so that images of every size weigh the same and memory is
-known: 578 images take 152 MB and, while they are sorted, 303 MB. It is the size that the field's papers use most."""
+"""Maps and masks are compared at this size, so that all images weigh the same and memory is known: 578 images take
+152 MB, and 303 MB while they are sorted. It is the most common size in the literature."""
 
 _CHUNK = 1 << 21
-"""Positive scores looked up at a time; bounds the memory of the counts, at 8 bytes each."""
+"""Positive scores per chunk; bounds the memory of the counts, 8 bytes each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
     """How well scores rank positives above negatives, each 0…1; all ``None`` unless there are both.
 
-    ``auroc`` is the chance that a positive scores above a negative, ties counting half. ``average_precision`` is the
-    mean, over the positives, of the precision when everything that scores at least as high is called positive.
-    ``best_f1`` is the highest F1 of any threshold: a bound, since it is chosen on the labels.
+    ``auroc`` is the probability that a positive scores above a negative, ties counting half. ``average_precision`` is
+    the mean, over the positives, of the precision at a threshold equal to their score. ``best_f1`` is the highest F1 of
+    any threshold: an upper bound, since the threshold is chosen on the labels.
     """
 
     auroc: float | None
@@ -47,10 +47,10 @@ class ImagePixels:
 
 
 def image_pixels(anomaly_map: np.ndarray, mask: np.ndarray | None, side: int = EVALUATION_SIDE) -> ImagePixels:
-    """One image's map, ``(height, width)`` float, by its mask, of the same shape, bool; ``None`` on a good image.
+    """Split one image's map, ``(height, width)`` float, by its bool mask of the same shape, ``None`` if it is good.
 
-    Both are brought to ``side`` × ``side``: the map bilinearly, the mask by the nearest pixel. ``ValueError`` when
-    the shapes differ or a value is not finite.
+    Both are resized to ``side`` × ``side``: the map bilinearly, the mask by the nearest pixel. ``ValueError`` if the
+    shapes differ or a value is not finite.
     """
     if anomaly_map.ndim != 2 or (mask is not None and mask.shape != anomaly_map.shape):
         raise ValueError(
@@ -67,9 +67,9 @@ def image_pixels(anomaly_map: np.ndarray, mask: np.ndarray | None, side: int = E
 
 
 class PixelScores:
-    """Collects the anomaly maps of one category with their masks; gives the metrics over all pixels.
+    """Collects the anomaly maps and masks of one category, and computes the metrics over all pixels.
 
-    A defective image without mask must be left out, since its pixels have no labels.
+    Defective images without a mask must be left out: their pixels have no labels.
     """
 
     def __init__(self, side: int = EVALUATION_SIDE) -> None:
@@ -91,26 +91,25 @@ class PixelScores:
         self._regions.extend(pixels.regions)
 
     def ranking(self) -> Ranking:
-        """AUROC, average precision and best F1 over every pixel added so far."""
+        """AUROC, average precision and best F1 over all pixels so far."""
         return ranking(self._sorted_negatives(), _joined(self._regions))
 
     def aupro(self, limit: float = FPR_LIMIT) -> float | None:
-        """Area below the overlap of regions, over every image added so far; see
-        ``moleflow.training.evaluation.aupro``."""
+        """AUPRO over all images so far; see ``moleflow.training.evaluation.aupro``."""
         return aupro(self._sorted_negatives(), self._regions, limit)
 
     def roc(self) -> Curve | None:
-        """Found share of defective pixels over the false-positive rate, to be drawn."""
+        """The ROC curve of all pixels."""
         positives = _joined(self._regions)
         positives.sort()
         return operating_points(self._sorted_negatives(), [positives] if len(positives) else [])
 
     def pro(self, limit: float = FPR_LIMIT) -> Curve | None:
-        """Mean overlap of the regions over the false-positive rate, to be drawn."""
+        """The curve of the mean overlap of regions."""
         return operating_points(self._sorted_negatives(), self._regions, limit)
 
     def _sorted_negatives(self) -> np.ndarray:
-        """All defect-free pixels ascending; kept as one part, so that they are joined and sorted once."""
+        """All defect-free pixels ascending; concatenated and sorted once."""
         if not self._sorted:
             self._negatives = [_joined(self._negatives)]
             self._negatives[0].sort()
@@ -119,7 +118,7 @@ class PixelScores:
 
 
 def image_ranking(scores: Sequence[float] | np.ndarray, anomalous: Sequence[bool] | np.ndarray) -> Ranking:
-    """The metrics of images: one score and one label each. ``ValueError`` when the two differ in length."""
+    """The metrics of images, with one score and one label each. ``ValueError`` if the lengths differ."""
     values, labels = np.asarray(scores, dtype=np.float64), np.asarray(anomalous, dtype=bool)
     if values.shape != labels.shape or values.ndim != 1:
         raise ValueError(f"scores and labels must be two lists of one length; got {values.shape} and {labels.shape}")
@@ -127,7 +126,7 @@ def image_ranking(scores: Sequence[float] | np.ndarray, anomalous: Sequence[bool
 
 
 def ranking(negatives: np.ndarray, positives: np.ndarray) -> Ranking:
-    """The metrics of two sets of scores, ``(N,)`` and ``(P,)``; sorts both in place. ``ValueError`` on NaN."""
+    """The metrics of scores ``(N,)`` and ``(P,)``; sorts both in place. ``ValueError`` on NaN."""
     if not len(negatives) or not len(positives):
         return Ranking(None, None, None)
     negatives.sort()
@@ -152,12 +151,12 @@ def ranking(negatives: np.ndarray, positives: np.ndarray) -> Ranking:
 
 
 def _resized(values: np.ndarray, side: int, how: Image.Resampling) -> np.ndarray:
-    """Bring ``(height, width)`` float32 or uint8 to ``(side, side)``."""
+    """Resize ``(height, width)`` float32 or uint8 to ``(side, side)``."""
     if values.shape == (side, side):
         return values
     return np.asarray(Image.fromarray(values).resize((side, side), how))
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """One array of all parts, its own memory."""
+    """All parts in one new array."""
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""What an evaluation found, as typed values: the JSON that `moleflow evaluate --json` writes and others read back."""
+"""The results of an evaluation: the JSON that `moleflow evaluate --json` writes and other commands read."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -35,11 +35,11 @@ class _Record(BaseModel):
 
 
 class Figures(_Record):
-    """One category's results, or their mean: shares 0…1, ``None`` where there is nothing to measure them on."""
+    """The figures of one category, or their mean: fractions 0…1, ``None`` if there is nothing to measure."""
 
     image_auroc: float | None
     image_ap: float | None
-    image_f1: float | None = Field(description="best F1 of any threshold: a bound, since it is chosen on the labels")
+    image_f1: float | None = Field(description="best F1 of any threshold, chosen on the labels: an upper bound")
     pixel_auroc: float | None
     pixel_ap: float | None
     aupro: float | None
@@ -50,11 +50,11 @@ class Figures(_Record):
 _AnyFigures = TypeVar("_AnyFigures", "Figures", "ServiceAnswers")
 
 METRICS = tuple(Figures.model_fields)
-"""Names of the figures, in the order in which they are shown."""
+"""Names of the figures in display order."""
 
 
 class ServiceAnswers(_Record):
-    """What the service would do with one category's images that it does not score as what they are: shares 0…1."""
+    """How the service would treat images that it does not score as their own product: fractions 0…1."""
 
     good_refused: float | None = Field(description="good images that get the verdict unknown_product")
     defective_refused: float | None = Field(description="defective images that get the verdict unknown_product")
@@ -62,7 +62,7 @@ class ServiceAnswers(_Record):
 
 
 class CategoryFigures(_Record):
-    """One category. ``routed`` is what a user gets; ``named`` is with the true product given instead of routed."""
+    """One category. ``routed`` is what a user gets; ``named`` is with the true product given."""
 
     category: ProductName
     good: int = Field(ge=0, description="good test images")
@@ -77,7 +77,7 @@ class CategoryFigures(_Record):
 
 
 class Confusion(_Record):
-    """How many images of each category (rows) were routed to which learned product (columns)."""
+    """Number of images of each category (rows) that were routed to each learned product (columns)."""
 
     categories: tuple[ProductName, ...]
     products: tuple[ProductName, ...]
@@ -92,14 +92,14 @@ class Confusion(_Record):
 
 
 class Protocol(_Record):
-    """How it was measured; figures of another protocol cannot be compared."""
+    """How it was measured; figures are comparable only within one protocol."""
 
     evaluation_side: int = Field(ge=1, description="maps and masks are compared at this many pixels square")
     fpr_limit: float = Field(gt=0, le=1, description="upper end of AUPRO's false-positive rate")
 
 
 class OverSequence(_Record):
-    """One figure over the states of a checkpoint; see ``moleflow.training.evaluation.forgetting`` for the formulae."""
+    """One figure over the states of a checkpoint (``moleflow.training.evaluation.forgetting``)."""
 
     after: tuple[tuple[float | None, ...], ...] = Field(
         description="rows: states, in order of learning; columns: categories; null where it was not learned yet"
@@ -109,7 +109,7 @@ class OverSequence(_Record):
 
 
 class Continual(_Record):
-    """What learning later products did to earlier ones; the last state is the checkpoint that was evaluated."""
+    """The effect of later products on earlier ones; the last state is the checkpoint that was evaluated."""
 
     states: tuple[tuple[ProductName, ...], ...] = Field(description="the products that each state has learned")
     categories: tuple[ProductName, ...] = Field(description="those measured, in order of learning")
@@ -118,7 +118,7 @@ class Continual(_Record):
 
 
 class Evaluation(_Record):
-    """Every figure of one checkpoint on the test images of some of its products."""
+    """All figures of one checkpoint on the test images of some of its products."""
 
     created: datetime
     checkpoint: str = Field(description="the file's name")
@@ -142,7 +142,7 @@ class Evaluation(_Record):
 
 
 def mean_of(figures: Sequence[_AnyFigures]) -> _AnyFigures:
-    """The mean of each figure over those records, at least one, that have it."""
+    """The mean of each figure over the records that have it; at least one record."""
     kind = type(figures[0])
     values = {name: [getattr(each, name) for each in figures] for name in kind.model_fields}
     defined = {name: [value for value in column if value is not None] for name, column in values.items()}
@@ -150,7 +150,7 @@ def mean_of(figures: Sequence[_AnyFigures]) -> _AnyFigures:
 
 
 def read_evaluation(path: Path) -> Evaluation:
-    """Read what ``moleflow evaluate --json`` wrote. ``ConfigurationError`` when the file is none such."""
+    """Read a file that ``moleflow evaluate --json`` wrote. ``ConfigurationError`` if it is not one."""
     try:
         return Evaluation.model_validate_json(read_regular_file(path))
     except OSError as error:
@@ -165,5 +165,5 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def write_json(what: str, path: Path, record: BaseModel) -> None:
-    """Write a record as indented JSON, atomically. ``ConfigurationError`` when the place cannot be written to."""
+    """Write a record as indented JSON, atomically. ``ConfigurationError`` if it cannot be written."""
     write_text(what, path, record.model_dump_json(indent=2) + "\n")

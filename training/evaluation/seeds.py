@@ -1,4 +1,4 @@
-"""Mean and spread of the same evaluation over several checkpoints, such as those of three seeds."""
+"""Mean and spread of an evaluation over several checkpoints, such as three seeds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, stdev
@@ -24,7 +24,7 @@ class Spread(_Record):
 
 
 class SpreadFigures(_Record):
-    """One category, or the mean of all, by figure; ``None`` where a run has nothing to measure it on."""
+    """One category, or the mean of all, by figure; ``None`` if a run does not have it."""
 
     name: str
     routing_accuracy: Spread
@@ -33,7 +33,7 @@ class SpreadFigures(_Record):
 
 
 class Summary(_Record):
-    """What several runs have in common. ``forgetting`` is there when every run has earlier states."""
+    """The summary of several runs; with ``forgetting`` if every run has earlier states."""
 
     checkpoints: tuple[str, ...]
     seeds: tuple[tuple[int, ...], ...] = Field(description="of each run, by category")
@@ -115,7 +115,7 @@ def _check(runs: Sequence[Evaluation]) -> None:
 
 
 def _measured(run: Evaluation) -> Iterator[str]:
-    """What must agree between runs, in words."""
+    """What must be the same in all runs, in words."""
     yield f"maps at {run.protocol.evaluation_side} pixels, false-positive rate up to {run.protocol.fpr_limit}"
     for each in run.categories:
         yield f"{each.category} on {each.good} good and {each.defective} defective images, {each.masked} with mask"

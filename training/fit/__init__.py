@@ -1,3 +1,3 @@
-"""Fitting one product: its expert, and the thresholds of its verdicts."""
+"""Fitting one product's expert, and the held-out scores that calibrate it."""
 
 __all__ = ["cross_fitting", "loss", "resume", "trainer"]

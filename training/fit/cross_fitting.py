@@ -1,14 +1,13 @@
-"""What a task's calibration is made from: good images scored by an expert that was not fitted to them.
+"""Held-out scores for calibration: good images scored by an expert that was not fitted to them.
 
-Where there are many good images, some are held out of the fit. Where there are few, that would leave too few on both
-sides, so they are cross-fitted instead: split into folds, each scored by a temporary expert that was fitted to the
-other folds in the same way. The expert that is kept is then fitted to *all* images, since it is the best to be had
-from them: it has seen more than the temporary ones, so that unseen good images score lower with it if anything, and
-the false-alarm rate errs on the safe side (cross-conformal prediction, Vovk 2015; CV+, Barber et al. 2021). The task
-that learns the base is treated alike; each of its folds learns a temporary base too. The price is as many fits as
-there are folds, of a little less than the whole each.
+With many good images, some are held out of the fit. With few, that would leave too few on both sides, so they are
+cross-fitted: split into folds, each scored by a temporary expert that was fitted to the other folds. The final expert
+is then fitted to *all* images. It has seen more images than the temporary ones, so unseen good images score lower with
+it, if anything, and the false-positive rate errs on the safe side (cross-conformal prediction, Vovk 2015; CV+, Barber
+et al. 2021). The task that learns the base is treated alike, with a temporary base per fold. The cost is one fit per
+fold, each to a little less than all images.
 
-The router's distances are cross-fitted always: its prototype takes no training.
+The router's distances are always cross-fitted: a prototype needs no training.
 """
 
 import copy
@@ -45,17 +44,17 @@ __all__ = [
 ]
 
 MIN_IMAGES = MIN_SCORES + 1
-"""Fewest good images of a product: one to fit to, the others to calibrate with."""
+"""Fewest good images of a product: one to fit, the others to calibrate."""
 
 ROUTER_FOLDS = 10
-"""Folds of the router's cross-fit: the usual number (Kohavi 1995), a tenth of the images missing from each."""
+"""Folds for the router's distances, the usual number (Kohavi 1995)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which of a task's good images, by position, the kept expert is fitted to, and in which folds they are scored.
+    """Positions of a task's good images: those that the final expert is fitted to, and the folds that are scored.
 
-    A single fold was held out of the fit, and is scored by the kept expert; several are cross-fitted.
+    A single fold is held out of the fit and scored by the final expert; several are cross-fitted.
     """
 
     fit: tuple[int, ...]
@@ -63,12 +62,12 @@ class Split:
 
     @property
     def is_cross_fitted(self) -> bool:
-        """Whether temporary experts score the folds."""
+        """Whether the folds are scored by temporary experts."""
         return len(self.folds) > 1
 
 
 def split(name: str, count: int, training: TrainingConfig) -> Split:
-    """Split ``count`` good images of the product ``name``; drawn by the task's own seed.
+    """Split ``count`` good images of the product ``name``, with the task's own seed.
 
     Raises:
         DatasetError: too few of them.
@@ -89,7 +88,7 @@ def split(name: str, count: int, training: TrainingConfig) -> Split:
 
 
 class HeldOutScores(BaseModel):
-    """Image scores of held-out images, the highest values of their pixel maps, and background NLLs, in nats."""
+    """Image scores of held-out images, maxima of their pixel maps, and background NLLs, in nats."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -140,7 +139,7 @@ def cross_fit(
 
 
 def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig) -> HeldOutScores:
-    """Judge images with a fitted expert, computed as prediction does it."""
+    """Score images with a fitted expert, computed as in prediction."""
     expert = MergedExpert(trainer.base, trainer.expert, matmul_dtype(trainer.precision))
     side = config.backbone.image_size
     found = HeldOutScores()
@@ -155,7 +154,7 @@ def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig)
 
 
 def cross_fitted_distances(descriptors: torch.Tensor, config: RouterConfig) -> torch.Tensor:
-    """The distance of each descriptor ``(n, D)`` to a prototype that was fitted without it: ``(n,)``."""
+    """Distances ``(n,)`` of descriptors ``(n, D)``, each to a prototype that was fitted without it."""
     count = len(descriptors)
     folds = min(ROUTER_FOLDS, count)
     number = torch.arange(count) % folds

@@ -1,8 +1,8 @@
-"""The gradients of one optimizer step: a few images at a time, on a CPU each of its threads some of them.
+"""The gradients of one optimizer step, a few images at a time; on a CPU the images are divided among threads.
 
-Every part of the loss is a mean over images, so the batch's loss is that of its parts by their share, and its
-gradients are theirs added up. Threads that have images of their own wait for each other once a step instead of at
-the end of every operation (``moleflow.model.runtime.parallel``).
+Every term of the loss is a mean over images, so loss and gradients of the batch are weighted sums of those of its
+parts. Threads with their own images synchronise once per step instead of after every operation
+(``moleflow.model.runtime.parallel``).
 """
 
 import torch
@@ -18,28 +18,28 @@ from moleflow.training.fit.loss import tail_aware_loss
 __all__ = ["add_gradients"]
 
 AT_ONCE_BYTES = 10 * 2**20
-"""Size that float32 embeddings of images taken together may have on a CPU: four images of MAIN. With fewer the
-products and the summing of gradients take longer, with more the passes between, whose values leave the cache."""
+"""Most bytes of float32 embeddings processed at once on a CPU: four images of MAIN. With fewer, matrix products and
+gradient sums take longer; with more, elementwise passes do, since values no longer fit into the cache."""
 
 
 def add_gradients(
     base: Base, expert: Expert, embeddings: torch.Tensor, training: TrainingConfig, precision: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Add the gradients of the batch's loss to what takes any of ``base`` and ``expert``.
+    """Add the gradients of the batch's loss to the parameters of ``base`` and ``expert`` that take any.
 
-    ``embeddings`` are ``(B, H, W, D)``; products run in the resolved ``precision``. Returns loss and mean NLL as
-    scalars, without waiting for them. Sums are taken in one order for one number of threads, which so gives the same
-    bits every time; another number gives others, by rounding.
+    ``embeddings`` are ``(B, H, W, D)``; matrix products run in the resolved ``precision``. Returns loss and mean NLL
+    as scalars, without synchronising. The order of summation depends on the number of threads only, so results are
+    reproducible to the bit for one number of threads, and differ by rounding between numbers.
     """
     flow = FusedFlow(base, expert, matmul_dtype(precision))
 
     def take(share: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Loss and NLL, and gradients, of some images by their share in the batch."""
+        """Loss, NLL and gradients of some images, weighted by their fraction of the batch."""
         totals = torch.zeros(2, device=share.device)
         gradients: list[torch.Tensor] = []
         for images in share.split(at_once(share)):
             weight = len(images) / len(embeddings)
-            with torch.enable_grad():  # which PyTorch knows for each thread
+            with torch.enable_grad():  # the mode is per thread
                 with autocast(share.device, precision):
                     z, log_det = flow(images)
                 nll = negative_log_likelihood(z, log_det)
@@ -60,14 +60,14 @@ def add_gradients(
 
 
 def at_once(embeddings: torch.Tensor) -> int:
-    """How many images of ``(B, H, W, D)`` to take together: all of them, but few on a CPU, see ``AT_ONCE_BYTES``."""
+    """How many images of ``(B, H, W, D)`` to process at once: all, but on a CPU see ``AT_ONCE_BYTES``."""
     if embeddings.device.type != "cpu":
         return len(embeddings)
     return max(1, AT_ONCE_BYTES // (4 * embeddings[0].numel()))
 
 
 def _sums(sums: list[torch.Tensor], found: list[torch.Tensor]) -> list[torch.Tensor]:
-    """``found`` added to ``sums``, in place, of which there are none at first."""
+    """Add ``found`` to ``sums`` in place; ``sums`` is empty at first."""
     if not sums:
         return found
     for total, gradient in zip(sums, found, strict=True):

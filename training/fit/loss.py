@@ -1,4 +1,4 @@
-"""The training loss: likelihood with weight on each image's worst patches (method, section 5)."""
+"""The training loss: NLL with extra weight on each image's worst patches (method, section 5)."""
 
 import torch
 

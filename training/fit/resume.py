@@ -1,4 +1,4 @@
-"""Run fits to their ends, each from where an interrupted one stopped."""
+"""Run fits that continue after an interruption."""
 
 import math
 import time
@@ -16,16 +16,16 @@ __all__ = ["ResumableFit"]
 
 
 class ResumableFit:
-    """Runs one fit after another, saving each one's state after every epoch to the same file."""
+    """Runs one fit after another, and saves the state after every epoch to one file."""
 
     def __init__(self, state_path: Path, reporter: Reporter) -> None:
         self.state_path, self.reporter = state_path, reporter
 
     def run(self, trainer: TaskTrainer, store: Embeddings, fingerprint: str) -> None:
-        """Fit ``trainer`` to ``store``, from the saved state if that is of the same ``fingerprint``.
+        """Fit ``trainer`` to ``store``, continuing from the saved state if its ``fingerprint`` is the same.
 
         Raises:
-            DivergenceError: loss or weights are not finite any more; the state saved last is that of the epoch before.
+            DivergenceError: loss or weights are not finite; the saved state is that of the epoch before.
         """
         epochs = trainer.training.epochs
         try:
@@ -37,7 +37,7 @@ class ResumableFit:
         with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
 
             def on_step(images: int, loss: torch.Tensor) -> None:
-                # Reading the loss waits for the device, so it is read only where it is shown.
+                # Reading the loss synchronises, so it is read only if it is shown.
                 phase.advance(images, f"loss {loss.item():.1f}" if phase.shows_bar else "")
 
             started = time.perf_counter()
@@ -46,10 +46,15 @@ class ResumableFit:
                 _check_finite(trainer, result.loss)
                 trainer.save(self.state_path, fingerprint)
                 self.reporter.record(
-                    "epoch", name=trainer.name, epoch=result.epoch, loss=result.loss, nll=result.nll,
-                    learning_rate=result.learning_rate, images_per_second=round(phase.rate, 2),
+                    "epoch",
+                    name=trainer.name,
+                    epoch=result.epoch,
+                    loss=result.loss,
+                    nll=result.nll,
+                    learning_rate=result.learning_rate,
+                    images_per_second=round(phase.rate, 2),
                     seconds=round(seconds, 3),
-                )  # fmt: skip
+                )
                 if not phase.shows_bar:
                     self.reporter.line(
                         f"{trainer.name}: epoch {result.epoch}/{epochs}  loss {result.loss:.1f}  "
@@ -60,12 +65,12 @@ class ResumableFit:
         _check_finite(trainer)
 
     def forget(self) -> None:
-        """Remove the saved state: what it led to is kept elsewhere."""
+        """Remove the saved state; its result has been saved elsewhere."""
         self.state_path.unlink(missing_ok=True)
 
 
 def _check_finite(trainer: TaskTrainer, loss: float = 0.0) -> None:
-    """``DivergenceError`` unless the loss and all that was learned are finite."""
+    """``DivergenceError`` unless the loss and all weights are finite."""
     weights = {
         f"{part}.{key}": value
         for part in ("base", "expert")

@@ -1,4 +1,4 @@
-"""Fit one task: its expert, and the shared base with it where the task is the first one."""
+"""Fit one task: its expert, and with the first task the shared base."""
 
 import hashlib
 import math
@@ -22,13 +22,13 @@ __all__ = ["EpochResult", "TaskTrainer", "task_seed"]
 
 
 def task_seed(seed: int, name: str, purpose: str = "") -> int:
-    """A seed of the task's own, from its name and not its position: the order of learning does not change it."""
+    """A seed of the task's own, from its name and not its position, so it does not depend on the order of tasks."""
     return int.from_bytes(hashlib.sha256(f"{seed}|{name}|{purpose}".encode()).digest()[:7])
 
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """What an epoch came to: its number from 1, mean loss and mean NLL over its steps, and last learning rate."""
+    """The result of an epoch: its number from 1, mean loss and mean NLL over its steps, and the last learning rate."""
 
     epoch: int
     loss: float
@@ -37,13 +37,13 @@ class EpochResult:
 
 
 class TaskTrainer:
-    """Trains the expert of one task, and ``base`` too where it learns; everything else stays as it is.
+    """Trains the expert of one task, and ``base`` if it learns with this task.
 
-    ``first`` tells the task that begins with a new base. The base learns with it, and with every task where the
+    ``first`` is true for a task that starts a new base. The base learns with it, or with every task if the
     configuration says so (``FlowConfig.sharing``).
 
-    The state after each whole epoch can be saved and restored; continuing from it gives the same weights as
-    never having stopped (same machine, same number of threads).
+    The state after each epoch can be saved and restored; continuing from it gives the same weights as an uninterrupted
+    training (same machine, same number of threads).
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class TaskTrainer:
         self.epoch = 0
 
     def step(self, embeddings: torch.Tensor, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars, without waiting for them."""
+        """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars, without synchronising."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
@@ -83,7 +83,7 @@ class TaskTrainer:
     def epochs(
         self, store: Embeddings, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
     ) -> Iterator[EpochResult]:
-        """Train from the epoch reached to the last one, yielding after each; ``on_step`` gets images and loss."""
+        """Train the remaining epochs, yielding after each; ``on_step`` gets the number of images and the loss."""
         steps = math.ceil(len(store) / self.training.batch_size)
         if self.epoch == 0:
             rows = torch.arange(len(store)).split(self.training.batch_size)
@@ -103,26 +103,26 @@ class TaskTrainer:
             yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
 
     def finish(self) -> None:
-        """Make the expert what it will be when it is read back: it is calibrated as such."""
+        """Round the expert to its stored type, so that it is calibrated as it will be loaded."""
         self.expert.round_to(self.stored_type)
 
     def learning_rate(self, epoch: float) -> float:
-        """Linear warm-up, then cosine to the final rate; ``epoch`` counts whole and part epochs from 0."""
+        """Linear warm-up, then cosine decay to the final rate; ``epoch`` is fractional, from 0."""
         training = self.training
         wanted = training.first_warmup_epochs if self.first else training.warmup_epochs
         warmup = min(wanted, training.epochs / 4)
         if epoch < warmup:
-            # Never zero: the first step counts.
+            # Not zero in the first step.
             return training.learning_rate * max(epoch / warmup, 0.01)
         progress = (epoch - warmup) / max(training.epochs - warmup, 1e-9)
         share = training.final_learning_rate
         return training.learning_rate * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
     def save(self, path: Path, fingerprint: str) -> None:
-        """Write the state after a whole epoch atomically; ``fingerprint`` says what it belongs to.
+        """Write the state after an epoch atomically; ``fingerprint`` identifies the fit.
 
         Raises:
-            CheckpointError: the file cannot be written, as on a full disk.
+            CheckpointError: the file cannot be written.
         """
         state: dict[str, Any] = {
             "fingerprint": fingerprint,
@@ -133,7 +133,7 @@ class TaskTrainer:
         }
         try:
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                torch.save(state, file)  # by its path it would not say why it cannot be written
+                torch.save(state, file)  # given a path, its error would not say why
         except (OSError, RuntimeError) as error:
             raise CheckpointError(
                 f"the state of training {str(path)!r} cannot be written ({one_line(error)}); make room and give the "
@@ -141,10 +141,10 @@ class TaskTrainer:
             ) from error
 
     def restore(self, path: Path, fingerprint: str) -> bool:
-        """Continue from ``path`` if it holds a state of the same ``fingerprint``; says whether it did.
+        """Restore the state in ``path`` if it has the same ``fingerprint``; returns whether it did.
 
         Raises:
-            ValueError: the file is damaged. Nothing has been taken from it.
+            ValueError: the file is damaged; nothing has been restored.
         """
         if not path.is_file():
             return False
@@ -152,7 +152,7 @@ class TaskTrainer:
             state = torch.load(path, map_location=self.device, weights_only=True)
             if state["fingerprint"] != fingerprint:
                 return False
-        except Exception as error:  # on bytes that are no pickle the restricted reader fails in every way there is
+        except Exception as error:  # the restricted unpickler raises anything on damaged files
             raise ValueError(f"{str(path)!r} is no whole state of training ({one_line(error)})") from error
         self.expert.load_state_dict(state["expert"])
         if self.trains_base:

@@ -43,7 +43,7 @@ def test_embeddings_are_in_the_order_of_the_images(
         expected = features(batch)
     with compute(features, paths, tmp_path) as store:
         assert len(store) == len(paths) == 10
-        assert not store.on_disk
+        assert store._file is None
         assert torch.allclose(store.values, expected, atol=1e-5)
         indices = torch.tensor([7, 0, 3])
         assert torch.equal(store.batch(indices, CPU), store.values[indices])
@@ -53,7 +53,7 @@ def test_above_the_limit_they_are_in_a_file_with_the_same_bits(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
     with compute(features, paths, tmp_path) as memory, compute(features, paths, tmp_path, memory_limit=1000) as disk:
-        assert disk.on_disk
+        assert disk._file is not None
         assert torch.equal(memory.values, disk.values)
         indices = torch.tensor([1, 5])
         assert torch.equal(memory.batch(indices, CPU), disk.batch(indices, CPU))
@@ -63,7 +63,7 @@ def test_the_limit_is_in_bytes(features: FeatureExtractor, paths: tuple[Path, ..
     size = 10 * 4 * 4 * 16 * 4
     for limit, on_disk in ((size, False), (size - 1, True)):
         with compute(features, paths, tmp_path, memory_limit=limit) as store:
-            assert store.on_disk is on_disk
+            assert (store._file is not None) is on_disk
 
 
 def test_the_temporary_file_is_unnamed(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:

@@ -1,3 +1,3 @@
-"""The gradient of a training step, written out: the flow's blocks as single functions."""
+"""The hand-written backward pass of a training step."""
 
 __all__ = ["network"]

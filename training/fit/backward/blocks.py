@@ -1,8 +1,8 @@
-"""The blocks of a fused training step (``moleflow.training.fit.backward.network``): each with its gradient written out.
+"""The flow's blocks with hand-written gradients, for ``moleflow.training.fit.backward.network``.
 
-``forward`` takes values ``(B, H, W, D)`` and the log-determinant ``(B, H, W)`` so far, which it adds to, and returns
-values and what ``backward`` wants. ``backward`` takes the gradients of both, and returns that of the values it was
-given and those of ``learned``. Both change the values and gradients they are given.
+``forward`` takes values ``(B, H, W, D)`` and the log-determinant ``(B, H, W)`` so far, adds to the latter, and returns
+the new values and what ``backward`` needs. ``backward`` takes the gradients of both results, and returns the gradients
+of the input values and of ``learned``. Both overwrite their arguments.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ class FusedBlock(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FusedContext:
-    """What the scale sees of the neighbours: the folded kernel ``(D/2, 1, k, k)``, as learned and as computed with."""
+    """The folded kernel ``(D/2, 1, k, k)`` of the scale context, as learned and in the type of the products."""
 
     learned: torch.Tensor
     used: torch.Tensor
@@ -53,7 +53,7 @@ class FusedMoLE:
         self.learned += [] if context is None else [context.learned]
         self.permutation, self.inverse = base.permutation, base.permutation.argsort()
         self.channel_scale, self.log_scale = base.channel_scale, base.channel_scale.log().sum()
-        # Elsewhere asking would wait for the device, and costs more than the pass that a scale of 1 could be spared.
+        # On other devices asking would synchronise, which costs more than the pass it could save.
         self.is_scaled = base.channel_scale.device.type != "cpu" or bool((base.channel_scale != 1).any())
 
     def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> tuple[torch.Tensor, Any]:
@@ -118,7 +118,7 @@ class FusedDIA:
         return grad, [*found, *more]
 
     def _halves(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The half that is kept and the one that is changed."""
+        """The unchanged half and the transformed one."""
         first, second = x.chunk(2, -1)
         return (second, first) if self.flip else (first, second)
 
@@ -130,7 +130,7 @@ def _select(x: torch.Tensor, permutation: torch.Tensor) -> torch.Tensor:
 def _couple(
     coupling: Coupling, x2: torch.Tensor, s: torch.Tensor, t: torch.Tensor, log_det: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``x2·exp(ŝ) + t`` in place of ``x2``, for an ``s`` with its slope; returns what ``_couple_backward`` wants."""
+    """``x2·exp(ŝ) + t`` in place of ``x2``; ``s`` includes its slope. Returns what ``_couple_backward`` needs."""
     bounded = at_least_float32(s).tanh_()
     log_det.add_(bounded.sum(-1), alpha=coupling.clamp)
     product = (bounded * coupling.clamp).exp_().mul_(x2)
@@ -145,7 +145,7 @@ def _couple_backward(
     kept: tuple[torch.Tensor, torch.Tensor],
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gradients of ``s`` and ``t`` in ``dtype``; ``grad``, that of the output, becomes that of ``x2`` in place."""
+    """Gradients of ``s`` and ``t`` in ``dtype``; turns ``grad``, that of the output, into that of ``x2`` in place."""
     bounded, product = kept
     grad_t = grad.to(dtype, copy=True)  # grad itself changes below
     grad_s = torch.addcmul(grad_log_det.unsqueeze(-1), grad, product)

@@ -1,5 +1,4 @@
-"""The linear layers of a fused training step (``moleflow.training.fit.backward.network``), which give gradients of what
-is learned in them."""
+"""Linear layers with hand-written gradients, for ``moleflow.training.fit.backward.network``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +9,12 @@ import torch.nn.functional as F
 __all__ = ["Gradients", "Layer", "LowRankLayer", "mlp", "mlp_backward"]
 
 Gradients = list[torch.Tensor | None]
-"""Of each learned tensor, in their order; ``None`` of one that takes none."""
+"""One per learned tensor, in order; ``None`` if it takes no gradient."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A linear layer as computed: ``weight`` ``(out, in)`` and ``bias`` ``(out,)``; gradients go to ``learned``."""
+    """A linear layer with ``weight`` ``(out, in)`` and ``bias`` ``(out,)``; gradients are those of ``learned``."""
 
     weight: torch.Tensor
     bias: torch.Tensor
@@ -25,7 +24,7 @@ class Layer:
         return F.linear(x, self.weight, self.bias)
 
     def gradients(self, x: torch.Tensor, grad: torch.Tensor) -> Gradients:
-        """Of ``learned``, weight and bias, for input rows ``(n, in)`` and the output's gradient ``(n, out)``."""
+        """Gradients of ``learned`` for input rows ``(n, in)`` and the output's gradient ``(n, out)``."""
         weight, bias = self.learned
         if not weight.requires_grad:
             return [None, None]
@@ -34,7 +33,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class LowRankLayer(Layer):
-    """``factor·(W + (a/r)·B A)`` on a frozen ``W``: what is learned is A, B and bias, by thin products."""
+    """``factor·(W + (a/r)·B A)`` with a frozen ``W``: A, B and the bias are learned, by thin products."""
 
     used: tuple[torch.Tensor, torch.Tensor]
     scaling: float
@@ -49,7 +48,7 @@ class LowRankLayer(Layer):
 
 
 def mlp(layers: Sequence[Layer], x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The output of layers with ReLU between, and what ``mlp_backward`` wants: what each layer was given."""
+    """The output of layers with ReLU between, and each layer's input, which ``mlp_backward`` needs."""
     given = [x]
     for layer in layers[:-1]:
         given.append(layer(given[-1]).relu_())
@@ -59,7 +58,7 @@ def mlp(layers: Sequence[Layer], x: torch.Tensor) -> tuple[torch.Tensor, list[to
 def mlp_backward(
     layers: Sequence[Layer], given: Sequence[torch.Tensor], grad: torch.Tensor
 ) -> tuple[Gradients, torch.Tensor]:
-    """Gradients of what is learned, layer after layer, and of the input, for that of the output."""
+    """Gradients of all learned tensors, layer by layer, and of the input, for that of the output."""
     found: Gradients = []
     shape = given[0].shape
     grad = grad.flatten(0, -2)

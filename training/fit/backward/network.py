@@ -1,15 +1,14 @@
-"""The flow as a training step computes it: ``moleflow.model.flow.reference`` in fewer passes over memory.
+"""The flow of a training step: ``moleflow.model.flow.reference`` with fewer passes over memory.
 
-Outside the products a step is bound by memory, and what autograd makes of it line by line reads and writes the same
-values many times over. Here all blocks are one function with its gradient written out
-(``moleflow.training.fit.backward.blocks``):
+Outside the matrix products a step is memory-bound, and autograd reads and writes the same values many times. Here all
+blocks are one function with a hand-written backward (``moleflow.training.fit.backward.blocks``):
 
-- Base and low-rank change are merged, and the products' weights brought to their type, once a step. On a frozen base
+- Base and low-rank change are merged, and weights cast to the type of the products, once per step. On a frozen base
   the gradients of the change come from thin products.
-- Slope of the clamp and gain of the shift are in the last layers' weights.
-- Values and their gradients are changed in place from block to block. ReLU's gradient needs its own output only.
+- The clamp's slope and the shift's gain are folded into the last layers' weights.
+- Values and gradients are updated in place from block to block. ReLU's gradient needs only its output.
 - With ``p = x₂·exp(ŝ)`` kept, the gradient of ŝ is that of y₂ times p, and x₂ itself is not needed.
-- The sums for biases are in the type of the products, which costs no pass of its own.
+- Bias gradients are summed in the type of the products, which avoids a cast.
 
 ``moleflow.training.fit.gradients`` calls it on a few images at a time, and adds up their gradients.
 """
@@ -32,15 +31,15 @@ __all__ = ["FusedFlow"]
 
 
 class FusedFlow:
-    """The flow in one optimizer step, with products in ``dtype``.
+    """The flow during one optimizer step, with matrix products in ``dtype``.
 
-    Call it on some images after others, from any threads, and take ``gradients`` of what is made of each result;
-    then ``finish`` brings their sums to the parameters of ``base`` and ``expert``.
+    Call it on parts of the batch, from any thread, and take the ``gradients`` of each part's loss; then ``finish``
+    with their sums sets the gradients of the parameters of ``base`` and ``expert``.
     """
 
     def __init__(self, base: Base, expert: Expert, dtype: torch.dtype) -> None:
         self.base, self.expert, self.dtype = base, expert, dtype
-        # What adapts and mixes the input takes part in autograd as it is.
+        # Adapter and mixer are left to autograd.
         direct = [module for module in (expert.adapter, base.mixer) if module is not None]
         self._sources: list[torch.Tensor] = [p for module in direct for p in module.parameters() if p.requires_grad]
         self._leaves = list(self._sources)
@@ -54,11 +53,11 @@ class FusedFlow:
         return _Blocks.apply(x, self._blocks, *(tensor for block in self._blocks for tensor in block.learned))
 
     def gradients(self, loss: torch.Tensor) -> list[torch.Tensor]:
-        """Gradients of a scalar made of one call's results, as ``finish`` takes them; they are the caller's own."""
+        """Gradients, for ``finish``, of a scalar loss computed from the results of one call."""
         return list(torch.autograd.grad(loss, self._leaves))
 
     def finish(self, gradients: Sequence[torch.Tensor]) -> None:
-        """Take gradients from what the parameters were merged into back to the parameters, and add them there."""
+        """Propagate the gradients of the merged weights to the parameters, and add them there."""
         torch.autograd.backward(self._sources, gradients)
 
     def _mole(self, base: MoLEBase, subnet: TaskSubnet) -> FusedMoLE:
@@ -75,7 +74,7 @@ class FusedFlow:
 
     def _dia(self, block: DIABlock) -> FusedDIA:
         def layers(net: nn.Sequential, factor: float) -> tuple[Layer, ...]:
-            """The linear layers of an MLP, whose output is multiplied by ``factor``."""
+            """The linear layers of an MLP, with the output multiplied by ``factor``."""
             *inner, last = [layer for layer in net if isinstance(layer, nn.Linear)]
             return *(self._layer(each.weight, each.bias) for each in inner), self._layer(last.weight, last.bias, factor)
 
@@ -104,7 +103,7 @@ class FusedFlow:
         return LowRankLayer(weight, bias, learned, self._used(delta.A, delta.B), delta.scaling, factor)
 
     def _leaf(self, source: torch.Tensor) -> torch.Tensor:
-        """What stands for ``source`` in gradients until ``finish``, if ``source`` takes any."""
+        """A stand-in for ``source`` whose gradient ``finish`` passes on, if ``source`` takes any."""
         leaf = source.detach().requires_grad_(source.requires_grad)
         if source.requires_grad:
             self._sources.append(source)
@@ -117,7 +116,7 @@ class FusedFlow:
 
 
 class _Blocks(torch.autograd.Function):
-    """All blocks; values and gradients are copied once each, and then changed in place."""
+    """All blocks; values and gradients are each copied once, then updated in place."""
 
     @staticmethod
     def forward(
