@@ -31,7 +31,7 @@ from moleflow.model.features.extractor import stack_images
 from moleflow.model.images.decode import DecodedImage, open_for_model
 from moleflow.model.runtime.threads import configure_threads
 from moleflow.model.verdict.results import Prediction
-from moleflow.service.responses.encode import encode_map
+from moleflow.service.responses.encode import base64_pieces, describe_map
 from moleflow.service.responses.render import ResponseFormat, render
 from moleflow.training.report.markdown import markdown_table
 
@@ -72,7 +72,8 @@ def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
     values = finding.pixel_map(image.height, image.width)
     steps["map"] = (perf_counter() - started) * 1000
     started = perf_counter()
-    encode_map(values, "png")
+    _, data = describe_map(values, "png")
+    b"".join(base64_pieces(data))
     packed = (perf_counter() - started) * 1000
     started = perf_counter()
     job = job_of(detector, data, DecodedImage(pixels, image.width, image.height), finding)

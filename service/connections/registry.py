@@ -1,7 +1,7 @@
 """All connections of one server, and which of them to evict when there are too many."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -71,7 +71,6 @@ class Connections:
         self.turns = Turns()
         self._open: set[Client] = set()
         self._metrics = metrics
-        self._on_closed: list[Callable[[], None]] = []
         if metrics is not None:
             metrics.watch(metrics.connections, lambda: len(self))
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from moleflow.service.responses.schemas import AnomalyMap
 
-__all__ = ["MapEncoding", "base64_pieces", "describe_map", "encode_map", "map_to_png", "npy_pieces"]
+__all__ = ["MapEncoding", "base64_pieces", "describe_map", "map_to_png", "npy_pieces"]
 
 MapEncoding = Literal["png", "npy", "npy16"]
 """16-bit PNG, NumPy file of float32, or NumPy file of float16."""
@@ -35,12 +35,6 @@ _COMPRESSION_LEVEL = 1
 """zlib level of map PNGs. A smoothed map of 1024 × 1024 pixels took 16 ms and 477 kB with this level and the Up filter;
 level 2 took 20 ms and 450 kB, level 3 35 ms and 412 kB, run-length or Huffman coding alone 13 ms and 858 kB. Pillow's
 encoder, which tries every filter, took at least twice the time of level 2."""
-
-
-def encode_map(values: np.ndarray, encoding: MapEncoding) -> AnomalyMap:
-    """Encode a map, ``(height, width)`` float32 in nats, for the JSON response."""
-    described, data = describe_map(values, encoding)
-    return described.model_copy(update={"data": b"".join(base64_pieces(data)).decode("ascii")})
 
 
 def describe_map(values: np.ndarray, encoding: MapEncoding) -> tuple[AnomalyMap, list[bytes | memoryview]]:

@@ -9,6 +9,8 @@ import numpy as np
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration, TaskCalibration
 from moleflow.model.verdict.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
+from moleflow.service.responses.encode import MapEncoding, base64_pieces, describe_map
+from moleflow.service.responses.schemas import AnomalyMap
 
 SIZE, CELLS = 64, 8
 
@@ -87,3 +89,9 @@ class DummyDetector:
 
     def warm_up(self, batch_size: int = 1) -> None:
         self.warmed_up.append(batch_size)
+
+
+def encode_map(values: np.ndarray, encoding: MapEncoding) -> AnomalyMap:
+    """A map's entry in the JSON response, with its data."""
+    described, data = describe_map(values, encoding)
+    return described.model_copy(update={"data": b"".join(base64_pieces(data)).decode("ascii")})

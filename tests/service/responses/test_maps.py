@@ -5,7 +5,7 @@ import io
 
 import numpy as np
 import pytest
-from dummy import calibration
+from dummy import calibration, encode_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -15,7 +15,7 @@ from sample_images import sample_image
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.heatmap import ColourScale, overlay
 from moleflow.model.verdict.results import Candidate, Prediction
-from moleflow.service.responses.encode import base64_pieces, encode_map, map_to_png, npy_pieces
+from moleflow.service.responses.encode import base64_pieces, map_to_png, npy_pieces
 from moleflow.service.responses.overlay import overlay_png
 from moleflow.service.responses.schemas import AnomalyMap
 

@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dummy import calibration
+from dummy import calibration, encode_map
 
 from moleflow.model.errors import ExpertError
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.results import MAX_CANDIDATES, Candidate, CheckpointInfo, Finding, Prediction, Refusal
-from moleflow.service.responses.encode import encode_map
 from moleflow.service.responses.schemas import PredictionResponse, Timing, build_response
 
 TIMING = Timing(decode=1, queue=2, inference=3, encode=4)
