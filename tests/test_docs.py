@@ -1,6 +1,7 @@
 """The documentation is short where it must be, its links lead somewhere, and its commands exist."""
 
 import importlib
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -139,6 +140,15 @@ def test_settings_that_are_named_exist() -> None:
     named = set(re.findall(r"`MOLEFLOW_([A-Z_]+)`", read(ROOT / "docs" / "deployment.md")))
     elsewhere = {"THREADS"}  # read before the settings are
     assert named - elsewhere == {name.upper() for name in Settings.model_fields}, ENVIRONMENT_PREFIX
+
+
+def test_the_response_that_is_shown_is_one_of_the_api() -> None:
+    from moleflow.service.responses.schemas import PredictionResponse
+
+    block = re.search(r"^```json\n(.*?)^```", read(ROOT / "docs" / "api.md"), re.M | re.S)
+    assert block is not None
+    shown = json.loads(block[1])
+    assert set(shown) == set(PredictionResponse.model_validate(shown).model_dump())
 
 
 @pytest.mark.parametrize("folder", ["model", "training", "service"])
