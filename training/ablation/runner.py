@@ -106,7 +106,7 @@ class Ablation:
         strict: bool = False,
     ) -> None:
         if len(set(tasks)) != len(tasks):
-            raise DuplicateTaskError(f"a task is named twice in {', '.join(tasks)}; name each product once.")
+            raise DuplicateTaskError(f"a task is named more than once in {', '.join(tasks)}; name each product once.")
         self.data, self.tasks, self.out, self.preset = data, tuple(tasks), out, preset
         self.backbone_weights, self.cache = backbone_weights, cache or out / "embeddings"
         self.device = resolve_device(device)
