@@ -18,7 +18,7 @@ class UnknownProductError(MoLEFlowError):
 
 
 class OverloadedError(MoLEFlowError):
-    """No place or no memory is free; try again after ``retry_after_seconds``."""
+    """The queue or a memory budget is full; retry after ``retry_after_seconds``."""
 
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds

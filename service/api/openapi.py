@@ -36,7 +36,7 @@ _QUERY = [
     }
     for name, schema in _OPTIONS.items()
 ]
-"""The options as parameters. They are described here since the route reads the query itself."""
+"""The options as query parameters, documented here because the route parses the query itself."""
 
 _FORM = {
     "type": "object",
