@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tiny_model import PLUGIN, tiny_checkpoint
 
-from benchmarks.accuracy import forgetting, unknown_products, verdicts
+from benchmarks.accuracy import forgetting, verdicts
 
 
 def test_a_checkpoint_forgets_nothing_against_itself_and_a_changed_one_does(
@@ -29,17 +29,3 @@ def test_verdicts_are_counted_by_product_and_together(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" ")[0] for line in lines if not line.startswith("  ")] == ["bolt", "nut", "all"]
     assert len([line for line in lines if line.startswith("  calibrated 0.01")]) == 3
-
-
-def test_the_router_alone_is_measured_with_each_category_left_out(
-    judged_products: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, few in (("AXES", (4,)), ("FLOORS", (0.01,)), ("WEIGHTS", (2.0,)), ("SPREAD_AXES", (16,))):
-        monkeypatch.setattr(unknown_products, name, few)
-    options = ["--backbone", "tiny_backbone", "--image-size", "32", "--plugin", str(PLUGIN)]
-    command = [str(judged_products), *options, "--descriptors", str(tmp_path)]
-    assert unknown_products.main(command) == 0
-    printed = capsys.readouterr().out
-    assert len([line for line in printed.splitlines() if line.startswith("| bolt |")]) == 2
-    assert unknown_products.main(command) == 0  # from the descriptors that were kept
-    assert capsys.readouterr().out == printed
