@@ -72,8 +72,8 @@ def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
     values = finding.pixel_map(image.height, image.width)
     steps["map"] = (perf_counter() - started) * 1000
     started = perf_counter()
-    _, data = describe_map(values, "png")
-    b"".join(base64_pieces(data))
+    _, pieces = describe_map(values, "png")
+    b"".join(base64_pieces(pieces))
     packed = (perf_counter() - started) * 1000
     started = perf_counter()
     job = job_of(detector, data, DecodedImage(pixels, image.width, image.height), finding)
