@@ -98,7 +98,7 @@ def parse(output: str) -> Load:
     bad = columns["status"] != 200
     if bad.any():
         raise BenchmarkError(
-            f"{bad.sum()} of {len(values)} answers have another status: {columns['status'][bad][0]:.0f}."
+            f"{bad.sum()} of {len(values)} answers have another status than 200: {columns['status'][bad][0]:.0f}."
         )
     columns["ended"] = columns["ended"] / 1e6
     columns["latency"] = columns["latency"] / 1e3

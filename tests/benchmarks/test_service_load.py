@@ -111,7 +111,7 @@ def test_memory_is_compared_between_the_end_of_the_warm_up_and_the_end() -> None
 
 
 def test_an_answer_that_is_no_success_ends_the_measurement() -> None:
-    with pytest.raises(BenchmarkError, match="1 of 2 answers do not have status 200 but, e.g., 429"):
+    with pytest.raises(BenchmarkError, match="1 of 2 answers have another status than 200: 429"):
         parse("Running\n1000000 5 200 9 1 1 1 1\n2000000 5 429 9 nan nan nan nan\n")
     with pytest.raises(BenchmarkError, match="the load generator got no answer: unable to connect"):
         parse("unable to connect")
