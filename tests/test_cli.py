@@ -249,7 +249,7 @@ def test_summarise_prints_mean_and_deviation_and_writes_json(
     ("options", "hint"),
     [
         (("--task", "screw"), "learned: bolt, nut, gear"),
-        (("--task", "gear"), "where product 'gear' should be"),
+        (("--task", "gear"), "for product 'gear'"),
         (("--json", "/dev/null/out.json"), "cannot be written"),
         (("--history", "missing.json"), "missing.json"),
     ],

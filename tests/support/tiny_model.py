@@ -147,7 +147,10 @@ def tiny_checkpoint(
 
     ``white_levels`` are recorded as if the products had 16-bit images.
     """
-    path.write_bytes(_checkpoint_bytes(names, config or tiny_config(), typical_background, white_levels))
+    # A file beside it takes its name, as when training saves: who has opened the old one goes on with it.
+    written = path.with_name(f"{path.name}.new")
+    written.write_bytes(_checkpoint_bytes(names, config or tiny_config(), typical_background, white_levels))
+    written.replace(path)
     return Checkpoint.open(path)
 
 

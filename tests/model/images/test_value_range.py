@@ -92,7 +92,10 @@ def test_8_bit_images_get_the_same_bits_with_and_without_white_levels(
     ):
         assert found.score == expected.score
         assert np.array_equal(found.grid_map, expected.grid_map)
-        assert found.candidates == expected.candidates
+        assert [each.name for each in found.candidates] == [each.name for each in expected.candidates]
+        # Every product sees a view of its own, and a product of matrices may add in another order for a larger batch.
+        distances = [[each.distance for each in one.candidates] for one in (found, expected)]
+        assert distances[0] == pytest.approx(distances[1], rel=1e-5)
 
 
 def test_a_named_product_uses_its_own_white_level(detector: Detector) -> None:
