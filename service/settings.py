@@ -81,7 +81,7 @@ class Settings(BaseSettings):
         description="number of decoder processes, and of encoder threads",
     )
     decode_timeout_seconds: float = Field(
-        2.0, gt=0, le=600, description="CPU time limit for decoding one image; an image that takes more gets status 413"
+        1.8, gt=0, le=600, description="CPU time limit for decoding one image; an image that takes more gets status 413"
     )
     upload_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="timeout for receiving an upload; slower ones get status 408"

@@ -46,6 +46,14 @@ def marker_of(image: np.ndarray) -> str | None:
     return name if name is not None and (image == image[0, 0]).all() else None
 
 
+def queued_seconds() -> float:
+    """How long this thread has been ready but without a processor so far, by the kernel's count; 0 where unknown."""
+    try:
+        return int(Path("/proc/thread-self/schedstat").read_text(encoding="ascii").split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
+
+
 class Failing:
     """A predictor that fails as its images ask; everything else is the real one's."""
 
@@ -84,14 +92,16 @@ class Heartbeat:
         threading.Thread(target=self._look, daemon=True).start()
 
     async def beat(self) -> None:
-        """Write a line per delay: start, length, the loop's own processor time in it, and stacks."""
+        """Write a line per delay: start, length, the loop's own processor time and its waiting for a processor in it,
+        and stacks. The rest of the length was waiting for the interpreter's lock."""
         while True:
-            busy, self._seen = time.thread_time(), []
+            busy, queued, self._seen = time.thread_time(), queued_seconds(), []
             self._due = time.monotonic() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
             late = time.monotonic() - self._due
             if late > LEAST_STALL_SECONDS:
-                stall = {"start": self._due, "seconds": late, "own_seconds": time.thread_time() - busy}
+                own, waited = time.thread_time() - busy, queued_seconds() - queued
+                stall = {"start": self._due, "seconds": late, "own_seconds": own, "queued_seconds": waited}
                 self._stalls.write(json.dumps(stall | {"at": self._seen[:MOST_PLACES]}) + "\n")
                 self._stalls.flush()
 
