@@ -1,1 +1,1 @@
-"""Measurements of MoLE-Flow. ``python -m benchmarks`` lists them; ``README.md`` says what each room holds."""
+"""Measurements of MoLE-Flow. ``python -m benchmarks`` lists them; ``README.md`` says what each package holds."""

@@ -32,6 +32,7 @@ NAMES = {
     "unknown_verdicts": ("accuracy.unknown_verdicts", "products that were never learned, as the service refuses them"),
     "epochs": ("accuracy.epochs", "how many epochs are worth their time"),
     "hyperparameters": ("accuracy.hyperparameters", "what each hyperparameter brings, judged without test images"),
+    "scoring": ("accuracy.scoring", "how likelihoods and a memory become one map, judged without test images"),
     "hostile_load": ("hostile.load", "a service under attack and a bad operator for half an hour"),
     "hostile_images": ("hostile.images", "write one hostile image to a file"),
     "decode_cost": ("hostile.decode_cost", "time and memory of decoding the worst uploads"),

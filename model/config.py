@@ -16,8 +16,10 @@ __all__ = [
     "BackboneConfig",
     "ExpertDtype",
     "FlowConfig",
+    "MemoryConfig",
     "ModelConfig",
     "RouterConfig",
+    "ScoringConfig",
     "Sharing",
     "Subnet",
 ]
@@ -62,6 +64,9 @@ MAX_KERNEL = 31
 
 MAX_AXES = 64
 """Most axes of a prototype. The router pads all prototypes to the largest rank."""
+
+MAX_PROTOTYPES = 100_000
+"""Most patches in a product's memory: more than a coreset of 10 % of 1,000 images."""
 
 MAX_WEIGHT = 1e6
 """Largest factor; beyond it float32 loses the other operand."""
@@ -168,12 +173,39 @@ class RouterConfig(_Config):
     )
 
 
+class MemoryConfig(_Config):
+    """A product's memory of good patches (``moleflow.model.memory.bank``)."""
+
+    prototypes: int = Field(4000, ge=1, le=MAX_PROTOTYPES, description="most patches that are kept")
+    dim: int = Field(256, ge=1, le=MAX_EMBEDDING_DIM, description="principal components of the stages that are kept")
+
+
+class ScoringConfig(_Config):
+    """From a product's likelihoods to its anomaly map; the defaults are the published scoring (method, section 6)."""
+
+    cap: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_WEIGHT,
+        description="standard deviations at which the flow's map saturates; null: the map is the NLL itself",
+    )
+    memory: MemoryConfig | None = Field(None, description="memory that is added to the capped map; null: none")
+    flow_weight: float = Field(0.5, ge=0, le=MAX_WEIGHT, description="weight of the capped map beside the memory")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.memory is not None and self.cap is None:
+            raise ValueError("scoring with a memory needs a cap: the NLL has no scale to add a distance to")
+        return self
+
+
 class ModelConfig(_Config):
     """Everything that determines a checkpoint's tensor shapes and arithmetic."""
 
     backbone: BackboneConfig = BackboneConfig()
     flow: FlowConfig = FlowConfig()
     router: RouterConfig = RouterConfig()
+    scoring: ScoringConfig = ScoringConfig()
     score_top_k: int = Field(3, ge=1, le=4096**2, description="patches whose mean is the image score")
     expert_dtype: ExpertDtype = Field(
         "float32", description="storage type of experts; they are rounded to it before calibration"

@@ -11,10 +11,12 @@ from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.errors import PredictionError
 from moleflow.model.features.backbone import import_plugin
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import Views
-from moleflow.model.judge import Judge
-from moleflow.model.routing.novelty import check_limit
+from moleflow.model.judge import Judge, Scored
+from moleflow.model.memory.scorer import PatchMaps, image_scores
+from moleflow.model.routing.novelty import background_nll, check_limit
 from moleflow.model.routing.router import Router, image_descriptor
 from moleflow.model.routing.shortlist import Shortlist, shortlist
 from moleflow.model.runtime.device import autocast, resolve_device, resolve_precision
@@ -22,7 +24,6 @@ from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.store.experts import Experts
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
 from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
-from moleflow.model.verdict.scoring import image_score
 
 __all__ = ["MAX_EXPERTS", "WARM_EXPERTS", "Detector"]
 
@@ -75,8 +76,8 @@ class Detector:
         self.false_alarm_rate = check_rate(false_alarm_rate, "the false-alarm rate")
         self.unknown_limit = check_limit(unknown_limit)
         self._checkpoint = checkpoint
-        self._top_k = checkpoint.header.config.score_top_k
-        features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
+        self._config = checkpoint.header.config
+        features = FeatureExtractor.for_prediction(self._config, checkpoint.backbone(), self.precision)
         self._features = features.to(self.device)
         # Experts are read on first use; only the profiles are read here.
         profiles = [checkpoint.profile(task.index) for task in checkpoint.header.tasks]
@@ -92,7 +93,7 @@ class Detector:
             false_alarm_rate=self.false_alarm_rate,
             unknown_limit=self.unknown_limit,
             model_size=self.preprocessing.image_size,
-            dim=checkpoint.header.config.backbone.embedding_dim,
+            dim=self._config.backbone.embedding_dim,
         )
         self._experts = Experts(checkpoint, self.device, self.precision, max_experts)
 
@@ -177,7 +178,7 @@ class Detector:
             return []
         with torch.inference_mode():
             views = self._views(images, forced)
-            embeddings, distances, ratios = self._compare(views)
+            features, distances, ratios = self._compare(views)
             # The only device synchronisation before scoring: which experts does this batch need?
             routed = self._shortlist(distances, ratios, forced)
             refuses = refuse_unknown and self.unknown_limit > 0
@@ -186,10 +187,10 @@ class Detector:
                 for found in routed
             ]
             seen = [views.row(number, task) for number, task in enumerate(chosen) if task is not None]
-            if seen != list(range(len(embeddings))):
-                embeddings = embeddings[torch.tensor(seen, dtype=torch.long, device=self.device)]
-            maps, failed = self._experts.maps(embeddings, [task for task in chosen if task is not None])
-            scored = zip(maps.cpu().numpy(), image_score(maps, self._top_k).tolist(), strict=True)
+            if seen != list(range(len(features))):
+                features = features.rows(torch.tensor(seen, dtype=torch.long, device=self.device))
+            maps, failed = self._experts.maps(features, [task for task in chosen if task is not None])
+            scored = iter(self._scored(maps))
         results: list[Finding | Failure] = []
         for image, found, task in zip(views.images, routed, chosen, strict=True):
             numbers = None if task is None else next(scored)
@@ -217,19 +218,18 @@ class Detector:
             return []
         with torch.inference_mode():
             views = self._views(images, [None] * len(images))
-            embeddings, distances, ratios = self._compare(views)
+            features, distances, ratios = self._compare(views)
             routed = self._shortlist(distances, ratios, named)
             wrong = [row for row, found in enumerate(routed) if found.nearest[0] != found.task]
             rows = [*range(len(images)), *wrong]
             chosen = [*(found.nearest[0] for found in routed), *(routed[row].task for row in wrong)]
             seen = [views.row(row, route.index) for row, route in zip(rows, chosen, strict=True)]
-            if seen != list(range(len(embeddings))):
-                embeddings = embeddings[seen]
-            maps, scores = self.score(embeddings, [route.index for route in chosen])
-            scored = zip(rows, chosen, maps.cpu().numpy(), scores.tolist(), strict=True)
+            if seen != list(range(len(features))):
+                features = features.rows(seen)
+            scored = self._scored(self.maps(features, [route.index for route in chosen]))
             results = [
-                self._judge.prediction(routed[row], *numbers).of_image(views.images[row], self.tasks)
-                for row, *numbers in scored
+                self._judge.prediction(routed[row], route, numbers).of_image(views.images[row], self.tasks)
+                for row, route, numbers in zip(rows, chosen, scored, strict=True)
             ]
         again = dict(zip(wrong, results[len(images) :], strict=True))
         return [(result, again.get(row, result)) for row, result in enumerate(results[: len(images)])]
@@ -238,33 +238,39 @@ class Detector:
         """The images at the model's size, scaled by each product's white level."""
         return Views.of(list(map(self.preprocessing.resize, images)), [each.white_level for each in self.tasks], named)
 
-    def _compare(self, views: Views) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Embeddings of all views, and each image's distances and distance ratios ``(images, T)`` in each product's
+    def _compare(self, views: Views) -> tuple[PatchFeatures, torch.Tensor, torch.Tensor]:
+        """Features of all views, and each image's distances and distance ratios ``(images, T)`` in each product's
         own view."""
         batch = stack_images(views.levels, self.preprocessing.resize, self.device)
-        embeddings, distances, ratios = self.embed_and_route(batch)
+        features, distances, ratios = self.embed_and_route(batch)
         if views.rows is not None:
             rows = torch.from_numpy(views.rows).to(self.device, non_blocking=True)
             distances, ratios = distances.gather(0, rows), ratios.gather(0, rows)
-        return embeddings, distances, ratios
+        return features, distances, ratios
 
-    def embed_and_route(self, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """``(B, S, S, 3)`` in 0…255 on the device to embeddings ``(B, H, W, D)``, distances and distance ratios
-        ``(B, T)``. Asynchronous on CUDA."""
+    def embed_and_route(self, batch: torch.Tensor) -> tuple[PatchFeatures, torch.Tensor, torch.Tensor]:
+        """``(B, S, S, 3)`` in 0…255 on the device to features, distances and distance ratios ``(B, T)``.
+        Asynchronous on CUDA."""
         with autocast(self.device, self.precision):
-            embeddings = self._features(batch)
-        return embeddings, *self._router(image_descriptor(embeddings))
+            features = self._features(batch)
+        return features, *self._router(image_descriptor(features.embeddings))
 
-    def score(self, embeddings: torch.Tensor, tasks: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeddings and the task of each image to patch maps ``(B, H, W)`` and scores ``(B,)``; asynchronous on CUDA.
+    def maps(self, features: PatchFeatures, tasks: Sequence[int]) -> PatchMaps:
+        """Features and the task of each image to patch maps; asynchronous on CUDA.
 
         Raises:
             ExpertError: the expert of one of the tasks is damaged.
         """
-        maps, failed = self._experts.maps(embeddings, tasks)
+        maps, failed = self._experts.maps(features, tasks)
         for error in failed.values():
             raise error
-        return maps, image_score(maps, self._top_k)
+        return maps
+
+    def _scored(self, maps: PatchMaps) -> list[Scored]:
+        """The maps and scores of each image, on the host."""
+        scores = image_scores(maps, self._config.scoring, self._config.score_top_k).tolist()
+        nll, anomaly = maps.nll.cpu().numpy(), maps.anomaly.cpu().numpy()
+        return [Scored(*each) for each in zip(anomaly, scores, map(background_nll, nll), strict=True)]
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Merge the first few experts and predict once on blank images, so that the first request is not slow.

@@ -2,16 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from moleflow.model.errors import ExpertError, PredictionError
-from moleflow.model.routing.novelty import background_nll, novelty_score
+from moleflow.model.routing.novelty import novelty_score
 from moleflow.model.routing.shortlist import Route, Shortlist
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.results import Candidate, Prediction, Refusal, TaskInfo
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "Scored"]
+
+
+class Scored(NamedTuple):
+    """The numbers of an expert for one image: its anomaly map ``(H, W)``, image score, and background NLL."""
+
+    grid_map: np.ndarray
+    score: float
+    background: float
 
 
 class Judge:
@@ -41,12 +50,12 @@ class Judge:
     def find(
         self,
         found: Shortlist,
-        scored: tuple[np.ndarray, float] | None,
+        scored: Scored | None,
         failed: Mapping[int, ExpertError],
         *,
         refuses: bool,
     ) -> Prediction | Refusal:
-        """The result for one image. ``scored`` is its patch map and score; ``None`` if the router refused it already.
+        """The result for one image. ``scored`` is ``None`` if the router refused it already.
 
         Raises:
             PredictionError: distances or scores are not finite, or the image's expert is in ``failed``.
@@ -61,21 +70,21 @@ class Judge:
         if found.task.index in failed:
             error = failed[found.task.index]
             raise ExpertError(error.task, error.reason)  # a fresh one per image: raising sets its traceback
-        result = self.prediction(found, found.task, *scored)
+        result = self.prediction(found, found.task, scored)
         refused = refuses and found.named is None and result.is_unknown
         return self._refusal(found, result.novelty_score) if refused else result
 
-    def prediction(self, found: Shortlist, task: Route, grid_map: np.ndarray, score: float) -> Prediction:
+    def prediction(self, found: Shortlist, task: Route, scored: Scored) -> Prediction:
         """The result of the expert of ``task``. Raises ``ExpertError`` if its scores are not finite."""
         novelty, calibration = found.least_ratio, self._calibrations[task.index]
         if task.index == found.nearest[0].index:  # the ratio belongs to the nearest product; so must the background
-            novelty = novelty_score(novelty, background_nll(grid_map), calibration.grounds.median, self._dim)
+            novelty = novelty_score(novelty, scored.background, calibration.grounds.median, self._dim)
         return Prediction(
             candidates=self._candidates(found),
             novelty_score=novelty,
             task=self._candidate(task),
-            score=score,
-            grid_map=grid_map,
+            score=scored.score,
+            grid_map=scored.grid_map,
             model_size=self._model_size,
             calibration=calibration,
             false_alarm_rate=self._rate,

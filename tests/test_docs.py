@@ -152,13 +152,13 @@ def test_the_response_that_is_shown_is_one_of_the_api() -> None:
 
 
 @pytest.mark.parametrize("folder", ["model", "training", "service"])
-def test_the_architecture_shows_every_room(folder: str) -> None:
-    rooms = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
+def test_the_architecture_shows_every_package(folder: str) -> None:
+    packages = {path.parent.name for path in (ROOT / folder).glob("*/__init__.py")}
     text, picture = read(ROOT / "docs" / "architecture.md"), read(ROOT / "docs" / "images" / "architecture.svg")
-    assert rooms
-    assert {room for room in rooms if f"`{room}`" not in text} == set()
+    assert packages
+    assert {name for name in packages if f"`{name}`" not in text} == set()
     unseen = {"runtime", "files"}  # no image and no product passes through them
-    assert {room for room in rooms - unseen if f">{room}<" not in picture} == set()
+    assert {name for name in packages - unseen if f">{name}<" not in picture} == set()
 
 
 def test_the_command_says_what_there_is() -> None:

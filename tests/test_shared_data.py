@@ -31,9 +31,9 @@ def moleflow(*arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Cookies and two printed papers, a few epochs of the small flow on the plugin's ResNet-50."""
+    """Cookies and two printed papers, an epoch of the small flow on the plugin's ResNet-50."""
     path = tmp_path_factory.mktemp("shared") / "factory.safetensors"
-    common = ("--checkpoint", path, "--plugin", PLUGIN, "--epochs", 2)
+    common = ("--checkpoint", path, "--plugin", PLUGIN, "--epochs", 1, "--folds", 1)
     moleflow(
         "train",
         SHARED / "data",

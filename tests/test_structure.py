@@ -21,7 +21,7 @@ LEVELS = (
     ("model.features",),
     ("model.flow",),
     ("model.verdict",),
-    ("model.routing",),
+    ("model.memory", "model.routing"),
     ("model.store",),
     ("model.judge",),
     ("model.detector",),
@@ -44,9 +44,9 @@ LEVELS = (
     ("service.api",),
     ("service.server",),
 )
-"""Rooms and modules; each imports only what stands on an earlier line, and itself."""
+"""Packages and modules; each imports only what stands on an earlier line, and itself."""
 
-LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
 SOURCES = [path for folder in ("model", "training", "service") for path in (ROOT / folder).rglob("*.py")]
 EVERYTHING = [
     *SOURCES,
@@ -78,27 +78,27 @@ def own_imports(path: Path) -> Iterator[str]:
             yield name.removeprefix("moleflow.")
 
 
-def room(module: str) -> str | None:
-    """The room that a module lies in; the longest name that fits."""
+def package_of(module: str) -> str | None:
+    """The package of ``LEVELS`` that a module lies in; the longest name that fits."""
     return max((name for name in LEVEL if f"{module}.".startswith(f"{name}.")), key=len, default=None)
 
 
-def test_every_module_lies_in_a_room() -> None:
+def test_every_module_lies_in_a_package() -> None:
     packages = {"model", "training", "service"}
-    assert {dotted(path) for path in SOURCES if room(dotted(path)) is None} == packages
+    assert {dotted(path) for path in SOURCES if package_of(dotted(path)) is None} == packages
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=dotted)
-def test_a_module_imports_only_from_rooms_below_its_own(path: Path) -> None:
-    here = room(dotted(path))
+def test_a_module_imports_only_from_packages_below_its_own(path: Path) -> None:
+    here = package_of(dotted(path))
     for name in own_imports(path):
-        there = room(name)
+        there = package_of(name)
         if here is not None and there is not None and there != here:
             assert LEVEL[there] < LEVEL[here], f"{dotted(path)} imports {name}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=dotted)
-def test_a_room_is_entered_by_what_it_lists(path: Path) -> None:
+def test_a_package_is_entered_by_what_it_lists(path: Path) -> None:
     for name in own_imports(path):
         package, _, module = name.rpartition(".")
         if package.count(".") and package != dotted(path.parent) and not dotted(path).startswith(f"{package}."):

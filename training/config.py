@@ -6,11 +6,11 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from moleflow.model.config import BackboneConfig, FlowConfig, ModelConfig
+from moleflow.model.config import BackboneConfig, FlowConfig, MemoryConfig, ModelConfig, ScoringConfig
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import EMBEDDED_BACKBONE
 
-__all__ = ["NO_CHANGES", "PRESETS", "Preset", "TrainingConfig", "preset"]
+__all__ = ["DEFAULT_PRESET", "FUSED_CAP", "NO_CHANGES", "PRESETS", "Preset", "TrainingConfig", "preset"]
 
 NO_CHANGES: Mapping[str, Any] = MappingProxyType({})
 """No overrides."""
@@ -81,6 +81,9 @@ class Preset(BaseModel):
         return self.model_copy(update={"model": network, "training": schedule})
 
 
+FUSED_CAP = 4.0
+"""Cap of the flow's map beside a memory, in standard deviations of good patches (docs/results/accuracy.md)."""
+
 PRESETS: dict[str, Preset] = {
     "main": Preset(
         name="main",
@@ -92,7 +95,11 @@ PRESETS: dict[str, Preset] = {
     "fast": Preset(
         name="fast",
         description="WideResNet-50-2 with ZCA whitening per product: D = 160, rank 16, 8 epochs",
-        model=ModelConfig(backbone=BackboneConfig(embedding_dim=160), flow=FlowConfig(adapter="zca", lora_rank=16)),
+        model=ModelConfig(
+            backbone=BackboneConfig(embedding_dim=160),
+            flow=FlowConfig(adapter="zca", lora_rank=16),
+            scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig()),
+        ),
         training=TrainingConfig(epochs=8, batch_size=8, learning_rate=1e-3, first_warmup_epochs=1, warmup_epochs=1),
     ),
     # D and rank match the backbone's 40 + 112 channels; a small flow allows a higher learning rate, less warm-up.
@@ -100,7 +107,9 @@ PRESETS: dict[str, Preset] = {
         name="small",
         description="for CPUs and offline use: the embedded EfficientNet-Lite0, D = 160, rank 16, 12 epochs",
         model=ModelConfig(
-            backbone=BackboneConfig(name=EMBEDDED_BACKBONE, embedding_dim=160), flow=FlowConfig(lora_rank=16)
+            backbone=BackboneConfig(name=EMBEDDED_BACKBONE, embedding_dim=160),
+            flow=FlowConfig(lora_rank=16),
+            scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig(dim=128)),
         ),
         training=TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-3, first_warmup_epochs=1, warmup_epochs=1),
     ),
@@ -108,10 +117,18 @@ PRESETS: dict[str, Preset] = {
     "compact": Preset(
         name="compact",
         description="main with experts of a third of the size: rank 16, stored in bfloat16",
-        model=ModelConfig(flow=FlowConfig(lora_rank=16), expert_dtype="bfloat16"),
+        model=ModelConfig(
+            flow=FlowConfig(lora_rank=16),
+            scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig(prototypes=2000, dim=128)),
+            expert_dtype="bfloat16",
+        ),
         training=TrainingConfig(),
     ),
 }
+
+
+DEFAULT_PRESET = "fast"
+"""What ``moleflow train`` takes: more accurate than an hour of ``main``, in minutes."""
 
 
 def preset(name: str) -> Preset:

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-from benchmarks.accuracy.pseudo_defects import make_pseudo
+from benchmarks.accuracy.pseudo_defects import SHARP, make_pseudo
 from benchmarks.shared.rows import append_row, read_rows
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
@@ -87,14 +87,14 @@ class Product:
     pseudo: tuple[Sample, ...]
 
 
-def load_product(data: Path, name: str, out: Path, start: Preset, most: int) -> Product:
-    """Split as training does, keep at most ``most`` images to fit to, and make the pseudo-defects."""
+def load_product(data: Path, name: str, out: Path, start: Preset, most: int, kinds: Sequence[str] = SHARP) -> Product:
+    """Split as training does, keep at most ``most`` images to fit to, and make pseudo-defects of the given kinds."""
     category = load_category(data, name)
     parts = split(name, len(category.train), start.training)
     held_out = tuple(category.train[row] for row in parts.folds[0])
     fit = tuple(category.train[row] for row in parts.fit)
     fit = fit[:: -(-len(fit) // most)] if len(fit) > most else fit
-    made = make_pseudo(held_out, out / "pseudo" / name, name)
+    made = make_pseudo(held_out, out / "pseudo" / name, name, kinds)
     return Product(category, fit, held_out, tuple(Sample(path, "pseudo", (mask,)) for path, mask in made))
 
 

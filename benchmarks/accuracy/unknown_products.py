@@ -92,7 +92,7 @@ def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> di
             images = [read_image(path, features.preprocessing.image_size) for path in kept[start : start + BATCH_SIZE]]
             with torch.inference_mode():
                 batch = stack_images(images, features.preprocessing.resize, torch.device("cpu"))
-                parts.append(image_descriptor(features(batch)))
+                parts.append(image_descriptor(features(batch).embeddings))
         found[kind] = torch.cat(parts)
         if kind == "train":
             found["changes"] = descriptor_changes(

@@ -32,6 +32,7 @@ from benchmarks.shared.statistics import interval
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.detector import Detector
 from moleflow.model.features.extractor import stack_images
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.routing.novelty import EXCESS_POWER, EXCESS_UNIT, background_nll, effective_ratios
 from moleflow.model.routing.router import Prototype, Router, image_descriptor
 from moleflow.model.store.checkpoint import Checkpoint
@@ -104,16 +105,16 @@ class Factory:
             if image is not None:
                 batch.append(resize(image))
             if batch and (image is None or len(batch) == BATCH_SIZE):
-                embeddings = self.detector.embed_and_route(stack_images(batch, resize, device))[0]
+                features = self.detector.embed_and_route(stack_images(batch, resize, device))[0]
                 for (kept, router), found in zip(routers, parts, strict=True):
-                    found.append(self._see(embeddings, kept, router))
+                    found.append(self._see(features, kept, router))
                 batch = []
         return [Seen.join(found) for found in parts]
 
-    def _see(self, embeddings: torch.Tensor, kept: Sequence[int], router: Router) -> Seen:
-        distances, ratios = router(image_descriptor(embeddings))
+    def _see(self, features: PatchFeatures, kept: Sequence[int], router: Router) -> Seen:
+        distances, ratios = router(image_descriptor(features.embeddings))
         nearest = [kept[row] for row in distances.argmin(1).tolist()]
-        maps = self.detector.score(embeddings, nearest)[0].numpy()
+        maps = self.detector.maps(features, nearest).nll.numpy()
         typical = torch.tensor([self.calibrations[index].distances.median for index in kept])
         levels = [background_nll(each) for each in maps]
         usual = [self.calibrations[index].grounds.median for index in nearest]

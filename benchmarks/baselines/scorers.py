@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from timm import create_model
 from timm.data import resolve_data_config
 
-from benchmarks.baselines.coreset import farthest_first
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.extractor import stack_images
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.training.data.datasets import read_image
+from moleflow.training.fit.coreset import farthest_first
 
 __all__ = ["METHODS", "Scored", "Scorer", "Setting", "make_scorer"]
 

@@ -21,7 +21,8 @@ from benchmarks.shared.synthetic_checkpoint import random_expert, synthetic_task
 from moleflow.model.detector import Detector
 from moleflow.model.routing.router import Router
 from moleflow.model.runtime.threads import configure_threads
-from moleflow.model.store.checkpoint import Checkpoint, digest_tensors
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.sections import digest_tensors
 from moleflow.training.continual.save import save_task
 
 SAMPLED = 16

@@ -10,16 +10,14 @@ import torch
 
 from benchmarks.shared.random_checkpoint import random_backbone
 from moleflow.model.config import ModelConfig
+from moleflow.model.features.backbone import stage_channels
 from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.memory.bank import MemoryBank
+from moleflow.model.memory.fusion import Fusion
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype
-from moleflow.model.store.checkpoint import (
-    Header,
-    Tensors,
-    digest_tensors,
-    expert_tensors,
-    profile_tensors,
-    write_checkpoint,
-)
+from moleflow.model.store.checkpoint import Header, Tensors, write_checkpoint
+from moleflow.model.store.sections import digest_tensors, expert_tensors, profile_tensors
 from moleflow.model.store.tensor_file import StoredSection
 from moleflow.model.verdict.results import TaskInfo
 from moleflow.training.config import Preset, TrainingConfig
@@ -67,7 +65,20 @@ def random_expert(config: ModelConfig, number: int) -> dict[str, torch.Tensor]:
     with torch.no_grad():
         for parameter in expert.parameters():
             parameter.add_(0.01 * torch.randn(parameter.shape, generator=generator))
-    return expert_tensors(expert, config.expert_dtype)
+    return expert_tensors(random_parts(config, expert, generator), config.expert_dtype)
+
+
+def random_parts(config: ModelConfig, expert: Expert, generator: torch.Generator) -> ProductParts:
+    """The expert with a random memory and fusion, as the configuration has them."""
+    if config.scoring.cap is None:
+        return ProductParts(expert)
+    fusion, memory = Fusion(config.scoring, config.backbone.embedding_dim), config.scoring.memory
+    if memory is None:
+        return ProductParts(expert, None, fusion)
+    channels, dim = sum(stage_channels(config.backbone)), memory.dim
+    sizes = (channels,), (channels, min(dim, channels)), (memory.prototypes, min(dim, channels))
+    mean, axes, prototypes = (torch.randn(size, generator=generator) for size in sizes)
+    return ProductParts(expert, MemoryBank.of(mean, axes / channels**0.5, prototypes), fusion)
 
 
 def synthetic_task(

@@ -92,7 +92,7 @@ class Stages:
     """
 
     def __init__(self, detector: Detector) -> None:
-        expert = detector._experts.get(0)
+        expert = detector._experts.get(0).flow
         parts: dict[str, Sequence[nn.Module | None]] = {
             "normalise": (detector._features,),
             "backbone": (detector._features.backbone,),

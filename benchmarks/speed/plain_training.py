@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.reference import flow_forward
 from moleflow.training.fit.loss import tail_aware_loss
@@ -22,8 +23,8 @@ class PlainFeatures:
     ``images`` are RGB, ``(n, S, S, 3)`` uint8, decoded and resized.
     """
 
-    def __init__(self, features: FeatureExtractor, images: Sequence[np.ndarray]) -> None:
-        self.features, self.images = features, list(images)
+    def __init__(self, extractor: FeatureExtractor, images: Sequence[np.ndarray]) -> None:
+        self.extractor, self.images = extractor, list(images)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -34,15 +35,19 @@ class PlainFeatures:
     def __exit__(self, *_: object) -> None:
         self.images = []
 
-    @torch.inference_mode()
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``."""
+        return self.features(indices, device).embeddings
+
+    @torch.inference_mode()
+    def features(self, indices: torch.Tensor, device: torch.device) -> PatchFeatures:
+        """The features at ``indices`` ``(b,)`` on ``device``."""
         chosen = [self.images[index] for index in indices.tolist()]
-        return self.features(stack_images(chosen, self.features.preprocessing.resize, device))
+        return self.extractor(stack_images(chosen, self.extractor.preprocessing.resize, device))
 
     def subset(self, rows: Sequence[int]) -> "PlainFeatures":
         """The images at ``rows``."""
-        return PlainFeatures(self.features, [self.images[row] for row in rows])
+        return PlainFeatures(self.extractor, [self.images[row] for row in rows])
 
 
 class PlainTrainer(TaskTrainer):

@@ -58,11 +58,10 @@ def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
     moments.append(perf_counter())
     with torch.inference_mode():
         batch = stack_images([pixels], preprocessing.resize, detector.device)
-        embeddings, distances, _ = detector.embed_and_route(batch)
+        features, distances, _ = detector.embed_and_route(batch)
         task = int(distances[0].argmin())
         moments.append(perf_counter())
-        maps, _ = detector.score(embeddings, [task])
-        maps.cpu()
+        detector.maps(features, [task]).anomaly.cpu()
     moments.append(perf_counter())
     names = ("decode", "resize", "backbone", "flow")
     steps = {name: (end - start) * 1000 for name, start, end in zip(names, moments, moments[1:], strict=False)}

@@ -36,6 +36,7 @@ from benchmarks.shared.statistics import ratios, spread
 from benchmarks.shared.subprocesses import environment, module_command
 from benchmarks.speed.plain_training import PlainFeatures, PlainTrainer
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_precision
@@ -89,7 +90,7 @@ class Ways:
             device=CPU,
             precision=self.precision,
         )
-        return EmbeddingStore(torch.cat([values for _, values in parts]))
+        return EmbeddingStore(PatchFeatures(torch.cat([values.embeddings for _, values in parts])))
 
 
 def synthetic_images(count: int, side: int, seed: int = 0) -> list[np.ndarray]:

@@ -18,7 +18,7 @@ from moleflow.model.features.plugin import import_plugin
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.runtime.soundness import not_finite
 
-__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "meta_network"]
+__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "meta_network", "stage_channels"]
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 """timm name of the network whose ImageNet weights come with an installed package."""
@@ -117,6 +117,11 @@ def meta_network(config: BackboneConfig) -> nn.Module:
             "choose a smaller image_size, or another backbone."
         )
     return net
+
+
+def stage_channels(config: BackboneConfig) -> tuple[int, ...]:
+    """Channels of each stage, finest first. Raises ``BackboneError`` as ``meta_network``."""
+    return tuple(_feature_info(meta_network(config)).channels())
 
 
 def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:

@@ -1,4 +1,4 @@
-"""From images to patch embeddings: normalisation, backbone, embedding."""
+"""From images to the features of their patches: normalisation, backbone, embedding."""
 
 from collections.abc import Callable
 from typing import Self
@@ -10,6 +10,7 @@ from torch import nn
 from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.embedding import PatchEmbedder
+from moleflow.model.features.patches import PatchFeatures, pooled_stage
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import scale_values
 from moleflow.model.runtime.device import matmul_dtype
@@ -18,7 +19,10 @@ __all__ = ["FeatureExtractor", "as_levels", "stack_images"]
 
 
 class FeatureExtractor(nn.Module):
-    """``(B, S, S, 3)`` in 0…255 to patch embeddings ``(B, H, W, D)`` float32; frozen."""
+    """``(B, S, S, 3)`` in 0…255 to features of patches; frozen.
+
+    ``pooled_stages`` is the number of stages that are pooled for the memory: all, or none without a memory.
+    """
 
     scale: torch.Tensor
     offset: torch.Tensor
@@ -27,6 +31,7 @@ class FeatureExtractor(nn.Module):
         super().__init__()
         self.backbone = backbone
         self.embedder = PatchEmbedder(backbone.channels, config.backbone.embedding_dim)
+        self.pooled_stages = 0 if config.scoring.memory is None else len(backbone.channels)
         scale, offset = map(torch.from_numpy, backbone.preprocessing.scale_and_offset())
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
@@ -46,10 +51,12 @@ class FeatureExtractor(nn.Module):
         """Input size, mean and std."""
         return self.backbone.preprocessing
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings of a batch; matrix products may run in lower precision under autocast."""
+    def forward(self, images: torch.Tensor) -> PatchFeatures:
+        """Features of a batch; matrix products may run in lower precision under autocast."""
         x = torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
-        return self.embedder(self.backbone(x)).float()
+        stages = self.backbone(x)
+        pooled = tuple(map(pooled_stage, stages)) if self.pooled_stages else ()
+        return PatchFeatures(self.embedder(stages).float(), pooled)
 
 
 def stack_images(

@@ -10,11 +10,13 @@ import torch
 
 __all__ = ["fault_of", "not_finite"]
 
-_POSITIVE = re.compile(r"prototype\.(floor|variances)|(base\.)?blocks\.\d+\.channel_scale")
+_POSITIVE = re.compile(
+    r"prototype\.(floor|variances)|(base\.)?blocks\.\d+\.channel_scale|fusion\.(flow|memory)_deviation"
+)
 """Tensors used as divisors or in logarithms."""
 
-_NOT_NEGATIVE = re.compile(r".*\brunning_var")
-"""Tensors whose square root is taken."""
+_NOT_NEGATIVE = re.compile(r".*\brunning_var|fusion\.gate")
+"""Tensors whose square root is taken, and weights."""
 
 _PERMUTATION = re.compile(r"(base\.)?blocks\.\d+\.permutation")
 """Index tensors: an invalid index on a GPU breaks the CUDA context."""

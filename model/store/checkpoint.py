@@ -15,7 +15,6 @@ from typing import NamedTuple, Self
 
 import torch
 
-from moleflow.model.config import ExpertDtype
 from moleflow.model.errors import (
     CheckpointDigestError,
     CheckpointError,
@@ -24,36 +23,36 @@ from moleflow.model.errors import (
     CheckpointVersionError,
     one_line,
 )
-from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.backbone import Backbone, stage_channels
 from moleflow.model.files.atomic import atomic_write
 from moleflow.model.files.file_names import as_text
 from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.memory.bank import MemoryBank
+from moleflow.model.memory.fusion import Fusion
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype
 from moleflow.model.runtime.soundness import fault_of
-from moleflow.model.store.header import FORMAT_VERSION, Header, UnknownVersionError, parse_header
+from moleflow.model.store.header import FORMAT_VERSION, READABLE_VERSIONS, Header, UnknownVersionError, parse_header
 from moleflow.model.store.layout import (
-    STORED_TYPES,
     Layout,
     backbone_layout,
     base_layout,
     differences,
     expert_layout,
     profile_layout,
+    scoring_layout,
 )
+from moleflow.model.store.sections import digest_tensors
 from moleflow.model.store.tensor_file import StoredSection, TensorFile, Tensors, write_tensor_file
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.results import CheckpointInfo
 
 __all__ = [
     "FORMAT_VERSION",
-    "STORED_TYPES",
     "Checkpoint",
     "Header",
     "Profile",
     "Tensors",
-    "digest_tensors",
-    "expert_tensors",
-    "profile_tensors",
     "write_checkpoint",
 ]
 
@@ -128,7 +127,8 @@ class Checkpoint:
             section, first = f"tasks.{task.index}.expert", header.config.flow.starts_base(task.index)
             # A thousand experts share a few layouts.
             if (id(file.layout(section)), first) not in checked:
-                self._check_layout(section, expert_layout(header.config, first=first))
+                scoring = scoring_layout(header.config.scoring, file.layout(section))
+                self._check_layout(section, {**expert_layout(header.config, first=first), **scoring})
                 checked.add((id(file.layout(section)), first))
             section = f"tasks.{task.index}.profile"
             self._check_layout(section, profile_layout(header.config, task, file.layout(section)))
@@ -204,14 +204,30 @@ class Checkpoint:
         self._load(prototype, described, f"{section}.prototype")
         return Profile(prototype, self._calibration(tensors, index))
 
-    def expert(self, index: int) -> Expert:
-        """Expert of the task at ``index``."""
-        section = f"tasks.{index}.expert"
+    def product(self, index: int) -> ProductParts:
+        """What scores the task at ``index``: its expert, and memory and fusion if the scoring has them."""
+        section, config = f"tasks.{index}.expert", self.header.config
         tensors = self.section(section)
-        expert = Expert(self.header.config, first=self.header.config.flow.starts_base(index))
+        expert = Expert(config, first=config.flow.starts_base(index))
         # A separate base is loaded by ``base``.
-        self._load(expert, {k: v for k, v in tensors.items() if not k.startswith("base.")}, section)
-        return expert.requires_grad_(False)
+        others = ("base.", "memory.", "fusion.")
+        self._load(expert, {k: v for k, v in tensors.items() if not k.startswith(others)}, section)
+        expert.requires_grad_(False)
+        if config.scoring.cap is None:
+            return ProductParts(expert)
+        fusion = Fusion(config.scoring, config.backbone.embedding_dim)
+        self._load(fusion, _part(tensors, "fusion"), f"{section}.fusion")
+        if config.scoring.memory is None:
+            return ProductParts(expert, None, fusion)
+        stored = _part(tensors, "memory")
+        channels = sum(stage_channels(config.backbone))
+        bank = MemoryBank(channels, stored["axes"].shape[1], len(stored["prototypes"]))
+        self._load(bank, stored, f"{section}.memory")
+        return ProductParts(expert, bank, fusion)
+
+    def expert(self, index: int) -> Expert:
+        """The flow's expert of the task at ``index``."""
+        return self.product(index).expert
 
     def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
         try:
@@ -241,7 +257,7 @@ def _parse_header(path: Path, document: str) -> Header:
         return parse_header(document)
     except UnknownVersionError as error:
         raise CheckpointVersionError(
-            f"{str(path)!r} has {error}; this program reads version {FORMAT_VERSION}. "
+            f"{str(path)!r} has {error}; this program reads versions {' and '.join(map(str, READABLE_VERSIONS))}. "
             "Use the MoLE-Flow version that wrote it, or train again."
         ) from error
     except (ValueError, RecursionError) as error:
@@ -252,37 +268,6 @@ def _parse_header(path: Path, document: str) -> Header:
 
 def _part(tensors: Tensors, name: str) -> dict[str, torch.Tensor]:
     return {k.removeprefix(f"{name}."): v for k, v in tensors.items() if k.startswith(f"{name}.")}
-
-
-def profile_tensors(prototype: Prototype, held_out: Tensors) -> dict[str, torch.Tensor]:
-    """A task's profile section: prototype and held-out scores.
-
-    ``held_out`` has one vector per field of ``TaskCalibration``. Each is sorted, so it does not identify images.
-    """
-    tensors = {f"prototype.{key}": value.detach().cpu() for key, value in prototype.state_dict().items()}
-    return tensors | {f"held_out.{key}": value.detach().float().cpu().sort().values for key, value in held_out.items()}
-
-
-def expert_tensors(expert: Expert, dtype: ExpertDtype = "float32", base: Base | None = None) -> dict[str, torch.Tensor]:
-    """A task's expert section with its parameters as ``dtype``, and with its own ``base``, if any."""
-    learned = {key for key, _ in expert.named_parameters()}
-    tensors = {
-        key: value.detach().cpu().to(STORED_TYPES[dtype] if key in learned else value.dtype)
-        for key, value in expert.state_dict().items()
-    }
-    own = {} if base is None else base.state_dict()
-    return tensors | {f"base.{key}": value.detach().cpu() for key, value in own.items()}
-
-
-def digest_tensors(tensors: Tensors) -> str:
-    """SHA-256 over names, types, shapes and bytes, in the order of names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        value = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{value.dtype}|{tuple(value.shape)}|".encode())
-        if value.numel():
-            digest.update(value.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors | StoredSection]) -> None:

@@ -19,10 +19,13 @@ from moleflow.model.names import find_named
 from moleflow.model.store.tensor_table import unique_keys
 from moleflow.model.verdict.results import MAX_TASKS, Sha256, TaskInfo
 
-__all__ = ["FORMAT_VERSION", "Header", "UnknownVersionError", "parse_header"]
+__all__ = ["FORMAT_VERSION", "READABLE_VERSIONS", "Header", "UnknownVersionError", "parse_header"]
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 """Incremented whenever older programs would misread new files, or this one older files."""
+
+READABLE_VERSIONS = (4, FORMAT_VERSION)
+"""Version 4 had no ``scoring`` in its configuration: its products were scored as the default scores."""
 
 
 class UnknownVersionError(ValueError):
@@ -84,7 +87,7 @@ def parse_header(document: str) -> Header:
     if not isinstance(found, dict) or "format_version" not in found:
         raise ValueError("it has no format_version")
     version = found["format_version"]
-    if type(version) is not int or version != FORMAT_VERSION:
+    if type(version) is not int or version not in READABLE_VERSIONS:
         raise UnknownVersionError(f"format version {one_line(repr(version))}")
     try:
         return Header.model_validate_json(document, strict=True)

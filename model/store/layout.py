@@ -9,15 +9,26 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
-from moleflow.model.config import BackboneConfig, ExpertDtype, ModelConfig
+from moleflow.model.config import BackboneConfig, ExpertDtype, ModelConfig, ScoringConfig
 from moleflow.model.errors import one_line
 from moleflow.model.features.backbone import meta_network
 from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.memory.bank import MemoryBank
+from moleflow.model.memory.fusion import Fusion
 from moleflow.model.routing.router import Prototype
 from moleflow.model.store.tensor_table import Spec
 from moleflow.model.verdict.results import TaskInfo
 
-__all__ = ["STORED_TYPES", "Layout", "backbone_layout", "base_layout", "differences", "expert_layout", "profile_layout"]
+__all__ = [
+    "STORED_TYPES",
+    "Layout",
+    "backbone_layout",
+    "base_layout",
+    "differences",
+    "expert_layout",
+    "profile_layout",
+    "scoring_layout",
+]
 
 STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -46,7 +57,7 @@ def _own_base_layout(config: ModelConfig) -> dict[str, Spec]:
 
 @functools.lru_cache
 def expert_layout(config: ModelConfig, *, first: bool) -> Layout:
-    """The section ``tasks.INDEX.expert``; ``first`` if the task starts a new base."""
+    """The flow's part of the section ``tasks.INDEX.expert``; ``first`` if the task starts a new base."""
     with torch.device("meta"):
         expert = Expert(config, first=first)
     learned = {key for key, _ in expert.named_parameters()}
@@ -54,6 +65,25 @@ def expert_layout(config: ModelConfig, *, first: bool) -> Layout:
     state = {key: value.to(stored) if key in learned else value for key, value in expert.state_dict().items()}
     own = _own_base_layout(config) if config.flow.sharing == "separated" else {}
     return _specs(state) | {f"base.{key}": spec for key, spec in own.items()}
+
+
+def scoring_layout(config: ScoringConfig, found: Iterable[Spec]) -> Layout:
+    """The scoring's part of the section ``tasks.INDEX.expert``: the memory and the fusion.
+
+    The numbers of channels, components and prototypes are taken from the tensors ``found``, up to the configured ones.
+    The channels are compared with the backbone's when the product is loaded.
+    """
+    if config.cap is None:
+        return {}
+    with torch.device("meta"):
+        layout = _specs(Fusion(config, 1).state_dict(prefix="fusion."))
+        if config.memory is not None:
+            shapes = {spec.key: spec.shape for spec in found if len(spec.shape) == 2}
+            channels, dim = shapes.get("memory.axes", (1, 1))
+            count = shapes.get("memory.prototypes", (1, 1))[0]
+            sizes = channels, min(dim, config.memory.dim), min(count, config.memory.prototypes)
+            layout |= _specs(MemoryBank(*(max(size, 1) for size in sizes)).state_dict(prefix="memory."))
+    return layout
 
 
 def profile_layout(config: ModelConfig, info: TaskInfo, found: Iterable[Spec]) -> Layout:

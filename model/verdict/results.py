@@ -179,9 +179,10 @@ class Prediction(_Routed):
     """An expert's result for one image.
 
     ``task`` is the product whose expert scored the image: the nearest, unless the caller named one. ``grid_map`` is
-    the NLL of each patch, ``(H, W)`` float32 in nats; unbounded, may be negative. ``score`` is the mean of its k
-    highest values. Both are raw; ``calibration`` gives their p-values and thresholds. ``is_unknown`` means that the
-    novelty score exceeds the limit, but the product was named or refusing was off.
+    the anomaly of each patch, ``(H, W)`` float32, and ``score`` the mean of the k highest patches; by the checkpoint's
+    ``ScoringConfig`` they are NLLs in nats, or dimensionless. Both are raw, unbounded, and may be negative;
+    ``calibration`` gives their p-values and thresholds. ``is_unknown`` means that the novelty score exceeds the limit,
+    but the product was named or refusing was off.
 
     Construction raises ``ExpertError`` if a value is not finite: a comparison with NaN would read as a verdict.
 

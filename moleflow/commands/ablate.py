@@ -42,6 +42,7 @@ class StudyName(StrEnum):
     SPATIAL_CONTEXT_KERNEL = "spatial_context_kernel"
     TAIL_WEIGHT = "tail_weight"
     SCORE_TOP_K = "score_top_k"
+    SCORING = "scoring"
 
 
 def ablate(

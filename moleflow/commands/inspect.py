@@ -9,7 +9,7 @@ from moleflow.commands.options import CheckpointArgument
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
-    from moleflow.model.config import FlowConfig
+    from moleflow.model.config import FlowConfig, ScoringConfig
     from moleflow.model.store.checkpoint import Checkpoint
     from moleflow.model.verdict.results import TaskInfo
 
@@ -67,7 +67,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         f"adapter {flow.adapter}, experts stored in {config.expert_dtype}",
         "base": f"{flow.sharing}, {base_parameters / 1e6:.2f} M parameters, {sizes.get('base', 0) / 1e6:.1f} MB, "
         f"{header.base_sha256[:12]}…",
-        "score": f"mean of the {config.score_top_k} highest patches",
+        "score": f"mean of the {config.score_top_k} highest patches, {_scoring(config.scoring)}",
     }
     for key, value in rows.items():
         facts.add_row(key, escape(value))
@@ -102,6 +102,15 @@ def _images(task: "TaskInfo") -> str:
 
 def _subnet(flow: "FlowConfig") -> str:
     return f"rank {flow.lora_rank}" if flow.subnet == "lora" else "separate dense layers per task"
+
+
+def _scoring(scoring: "ScoringConfig") -> str:
+    if scoring.cap is None:
+        return "by NLL"
+    if scoring.memory is None:
+        return f"by NLL; map capped at {scoring.cap:g} standard deviations"
+    kept = f"{scoring.memory.prototypes} patches of {scoring.memory.dim} components"
+    return f"by a memory of up to {kept}, and {scoring.flow_weight:g} × NLL capped at {scoring.cap:g}"
 
 
 def _listed(values: tuple[float, ...]) -> str:

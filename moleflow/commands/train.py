@@ -43,8 +43,8 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="main (the published method), fast (whitened embeddings, minutes on a CPU), small (bundled backbone, "
-            "offline) or compact (main with small experts). Default: main, or that of CHECKPOINT."
+            help="fast (flow and memory, minutes on a CPU), small (the same with the bundled backbone, offline), main "
+            "(the published method) or compact (main with small experts). Default: fast, or that of CHECKPOINT."
         ),
     ] = None,
     backbone: BackboneName = None,
@@ -82,6 +82,7 @@ def train(
     from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
     from moleflow.model.runtime.threads import configure_threads
     from moleflow.model.store.checkpoint import Checkpoint
+    from moleflow.training.config import DEFAULT_PRESET
     from moleflow.training.config import preset as find_preset
     from moleflow.training.continual.sequence import train_tasks
     from moleflow.training.data.datasets import discover, stray_images
@@ -94,7 +95,7 @@ def train(
         import_plugin(plugin)
     reporter = Reporter()
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
-    chosen = find_preset(preset or (stored.preset if stored else "main"))
+    chosen = find_preset(preset or (stored.preset if stored else DEFAULT_PRESET))
     schedule = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "folds": folds, "seed": seed,
     }  # fmt: skip

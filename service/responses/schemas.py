@@ -79,7 +79,7 @@ class RegionBox(Schema):
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     area_fraction: float = Field(gt=0, le=1, description="fraction of the image that the region, not its box, covers")
-    peak: float = Field(description="maximum of the map inside the region, in nats")
+    peak: float = Field(description="maximum of the map inside the region")
     peak_x: int = Field(ge=0, description="column of the peak")
     peak_y: int = Field(ge=0, description="row of the peak")
 
@@ -89,7 +89,7 @@ class RegionBox(Schema):
 
 
 class AnomalyMap(Schema):
-    """The anomaly score of every pixel, in nats; higher is more anomalous, and values may be negative.
+    """The anomaly of every pixel, in the score's units; higher is more anomalous, and values may be negative.
 
     ``png``: 16-bit greyscale; the score is minimum + stored / 65535 * (maximum - minimum).
     ``npy``: a NumPy file of the scores; float16 values are rounded to one part in 2,000 and clipped to ±65,504.
@@ -140,7 +140,9 @@ class PredictionResponse(Schema):
     verdict: Verdict = Field(description="good, anomalous, or unknown_product: the image matches no learned product")
     task: TaskReference | None = Field(description="the product; null when it is unknown")
     routing: Routing
-    score: float | None = Field(description="anomaly score of the image, in nats; unbounded, may be negative")
+    score: float | None = Field(
+        description="anomaly score of the image, in the units of its product's scoring; unbounded, may be negative"
+    )
     p_value: float | None = Field(
         ge=0,
         le=1,

@@ -14,7 +14,6 @@ from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.baselines import accuracy, speed, speed_table
-from benchmarks.baselines.coreset import farthest_first
 from benchmarks.baselines.protocol import SubjectError, Worker, WorkerError
 from benchmarks.baselines.scorers import Scored
 from benchmarks.shared.errors import BenchmarkError
@@ -23,6 +22,7 @@ from benchmarks.speed.bare_network import flow_products
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.training.data.datasets import read_image
+from moleflow.training.fit.coreset import farthest_first
 
 FAKE = """
 import os, sys, time
@@ -183,7 +183,7 @@ def test_the_lower_bound_multiplies_as_often_as_the_merged_flow() -> None:
 
 @pytest.mark.parametrize("pool", [1, 7, 200])
 def test_the_coreset_is_that_of_the_plain_greedy_choice(pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("benchmarks.baselines.coreset.SMALLEST_POOL", pool)
+    monkeypatch.setattr("moleflow.training.fit.coreset.SMALLEST_POOL", pool)
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(200, 5, generator=generator)
     features[150:] = features[:50]  # rows that repeat

@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_model import PLUGIN, product_image, tiny_config
 
 from benchmarks.accuracy import hyperparameters, pseudo_defects, trials
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
 from moleflow.training.config import Preset, TrainingConfig
 from moleflow.training.embeddings.extraction import EmbeddingStore
@@ -22,16 +23,16 @@ START = Preset(
 )
 
 
-@pytest.mark.parametrize("kind", ["paste", "scar", "blob"])
+@pytest.mark.parametrize("kind", list(pseudo_defects.KINDS))
 def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind: str) -> None:
     image = np.asarray(Image.fromarray(product_image(3, 0)).resize((96, 80)))
     changed, mask = pseudo_defects.with_pseudo_defect(image, kind, np.random.default_rng(4))
     difference = np.abs(changed.astype(int) - image).max(-1)
     assert changed.shape == image.shape
     assert changed.dtype == np.uint8
-    assert 0 < mask.mean() < 0.2
+    assert 0 < mask.mean() < (0.2 if kind in pseudo_defects.SHARP else 0.4)
     assert difference[mask].mean() > 5
-    assert difference[~mask].mean() < 0.2 * difference[mask].mean()
+    assert difference[~mask].mean() < 0.3 * difference[mask].mean()
 
 
 def test_pseudo_defects_are_made_of_held_out_images_and_are_the_same_each_time(
@@ -74,7 +75,7 @@ def test_averaging_leaves_the_mean_of_the_last_epochs_weights() -> None:
         trainer = TaskTrainer(
             "bolt", START.model, training, base, first=True, device=torch.device("cpu"), precision="fp32"
         )
-        store = EmbeddingStore(torch.randn(8, 4, 4, 16, generator=torch.Generator().manual_seed(0)))
+        store = EmbeddingStore(PatchFeatures(torch.randn(8, 4, 4, 16, generator=torch.Generator().manual_seed(0))))
         if epochs < 4:
             for _ in zip(range(epochs), trainer.epochs(store), strict=False):
                 pass

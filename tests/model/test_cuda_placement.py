@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from moleflow.model.detector import Detector
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype
 from moleflow.model.store.checkpoint import Checkpoint, Profile
 from moleflow.model.verdict.calibration import Calibration, TaskCalibration
@@ -75,8 +76,8 @@ class Unread:
     def profile(self, index: int) -> Profile:
         return Profile(Prototype(DIM, 4, 4), CALIBRATION)
 
-    def expert(self, index: int) -> Expert:
-        return Expert(self.header.config, first=index == 0).requires_grad_(False)
+    def product(self, index: int) -> ProductParts:
+        return ProductParts(Expert(self.header.config, first=index == 0).requires_grad_(False))
 
 
 @pytest.fixture
@@ -90,15 +91,14 @@ def images(device: torch.device) -> torch.Tensor:
 
 @torch.no_grad()
 def test_prediction_stays_on_cuda_and_waits_for_nothing(on_cuda: Detector) -> None:
-    embeddings, distances, shares = on_cuda.embed_and_route(images(CUDA))
-    assert embeddings.device.type == distances.device.type == shares.device.type == "cuda"
-    assert embeddings.shape == (3, 4, 4, DIM)
+    features, distances, shares = on_cuda.embed_and_route(images(CUDA))
+    assert features.embeddings.device.type == distances.device.type == shares.device.type == "cuda"
+    assert features.embeddings.shape == (3, 4, 4, DIM)
     assert distances.shape == shares.shape == (3, 3)
     for tasks in ([0, 0, 0], [2, 0, 1], [1, 1, 2]):
-        maps, scores = on_cuda.score(embeddings, tasks)
-        assert maps.device.type == scores.device.type == "cuda"
-        assert maps.shape == (3, 4, 4)
-        assert scores.shape == (3,)
+        maps = on_cuda.maps(features, tasks)
+        assert maps.nll.device.type == maps.anomaly.device.type == "cuda"
+        assert maps.nll.shape == maps.anomaly.shape == (3, 4, 4)
 
 
 @torch.no_grad()
@@ -117,10 +117,10 @@ def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
 
 @torch.no_grad()
 def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
-    embeddings, _, _ = on_cuda.embed_and_route(images(CUDA))
+    features, _, _ = on_cuda.embed_and_route(images(CUDA))
     on_cuda._experts.get(1).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
-        on_cuda.score(embeddings, [1, 1, 1])
+        on_cuda.maps(features, [1, 1, 1])
 
 
 @torch.no_grad()

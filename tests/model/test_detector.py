@@ -171,8 +171,8 @@ def test_predict_both_runs_the_backbone_once_and_rescores_only_misrouted_images(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes, scored = [], []
-    score = detector.score
-    monkeypatch.setattr(detector, "score", lambda x, tasks: scored.extend(tasks) or score(x, tasks))
+    maps = detector.maps
+    monkeypatch.setattr(detector, "maps", lambda features, tasks: scored.extend(tasks) or maps(features, tasks))
     hook = detector._features.backbone.net.register_forward_hook(lambda module, given, out: passes.append(len(out)))
     try:
         both = detector.predict_both(IMAGES, ["gear", "bolt", "gear", "bolt", "gear"])
@@ -227,8 +227,8 @@ def test_the_least_recently_used_expert_is_evicted_from_the_cache(
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32", max_experts=2)
     merged: list[int] = []
-    read = checkpoint.expert
-    monkeypatch.setattr(checkpoint, "expert", lambda index: merged.append(index) or read(index))
+    read = checkpoint.product
+    monkeypatch.setattr(checkpoint, "product", lambda index: merged.append(index) or read(index))
     for name in ("bolt", "nut", "bolt", "gear", "bolt", "nut"):
         detector.predict(IMAGES[:1], [name])
     assert merged == [0, 1, 2, 1]

@@ -11,24 +11,22 @@ import torch
 from PIL import Image
 from torch import nn
 
-from moleflow.model.config import BackboneConfig, FlowConfig, ModelConfig, RouterConfig
-from moleflow.model.features.backbone import Backbone, import_plugin
+from moleflow.model.config import BackboneConfig, FlowConfig, MemoryConfig, ModelConfig, RouterConfig, ScoringConfig
+from moleflow.model.features.backbone import Backbone, import_plugin, stage_channels
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
 from moleflow.model.flow.expert import Base, Expert
+from moleflow.model.memory.bank import MemoryBank
+from moleflow.model.memory.fusion import Fusion
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype, image_descriptor
-from moleflow.model.store.checkpoint import (
-    Checkpoint,
-    Header,
-    Tensors,
-    digest_tensors,
-    expert_tensors,
-    profile_tensors,
-    write_checkpoint,
-)
+from moleflow.model.store.checkpoint import Checkpoint, Header, Tensors, write_checkpoint
+from moleflow.model.store.sections import digest_tensors, expert_tensors, profile_tensors
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from moleflow.model.verdict.results import TaskInfo
 
 __all__ = [
+    "CAPPED",
+    "FUSED",
     "PLUGIN",
     "damage",
     "product_image",
@@ -38,6 +36,7 @@ __all__ = [
     "tiny_config",
     "tiny_expert",
     "tiny_held_out",
+    "tiny_parts",
     "write_product",
     "write_tested_product",
 ]
@@ -50,13 +49,23 @@ PLUGIN = Path(__file__).with_name("tiny_backbone.py")
 M = TypeVar("M", bound=nn.Module)
 
 
-def tiny_config(*, dim: int = 16, image_size: int = 32, **flow: Any) -> ModelConfig:
-    """Two MoLE and two DIA blocks of width 16 on the small network's strides 8 and 16."""
+CAPPED = ScoringConfig(cap=3.0)
+"""A capped map, without a memory."""
+
+FUSED = ScoringConfig(cap=4.0, memory=MemoryConfig(prototypes=20, dim=6))
+"""A capped map with a small memory."""
+
+
+def tiny_config(
+    *, dim: int = 16, image_size: int = 32, scoring: ScoringConfig | None = None, **flow: Any
+) -> ModelConfig:
+    """Two MoLE and two DIA blocks of width 16 on the small network's strides 8 and 16; published scoring by default."""
     sizes: dict[str, Any] = {"coupling_blocks": 2, "dia_blocks": 2, "lora_rank": 2, "scale_context_kernel": 3} | flow
     return ModelConfig(
         backbone=BackboneConfig(name="tiny_backbone", image_size=image_size, embedding_dim=dim),
         flow=FlowConfig(**sizes),
         router=RouterConfig(axes=4),
+        scoring=scoring or ScoringConfig(),
     )
 
 
@@ -80,6 +89,22 @@ def tiny_base(config: ModelConfig, seed: int = 1) -> Base:
 def tiny_expert(config: ModelConfig, seed: int = 2, *, first: bool = False) -> Expert:
     """An expert with random parameters, as after training."""
     return randomized(Expert(config, first=first, seed=seed), seed)
+
+
+def tiny_parts(config: ModelConfig, expert: Expert | None = None, seed: int = 3) -> ProductParts:
+    """An expert with a random memory and fusion, as the scoring has them."""
+    generator = torch.Generator().manual_seed(seed)
+    expert = expert or tiny_expert(config, seed)
+    if config.scoring.cap is None:
+        return ProductParts(expert)
+    fusion, memory = Fusion(config.scoring, config.backbone.embedding_dim), config.scoring.memory
+    for name, value in fusion.named_buffers():
+        value.fill_(0.5 if name == "gate" else float(1 + torch.rand((), generator=generator)))
+    if memory is None:
+        return ProductParts(expert, None, fusion)
+    channels = sum(stage_channels(config.backbone))
+    sizes = (channels,), (channels, memory.dim), (memory.prototypes, memory.dim)
+    return ProductParts(expert, MemoryBank.of(*(torch.randn(size, generator=generator) for size in sizes)), fusion)
 
 
 def product_image(kind: int, seed: int, side: int = 32) -> np.ndarray:
@@ -170,12 +195,12 @@ def _checkpoint_bytes(
         images = [product_image(index, seed, config.backbone.image_size) for seed in range(8)]
         with torch.inference_mode():
             batch = stack_images(images, features.preprocessing.resize, torch.device("cpu"))
-            descriptors = image_descriptor(features(batch))
+            descriptors = image_descriptor(features(batch).embeddings)
         expert = tiny_expert(config, 100 + index, first=index == 0)
         changes = descriptors * 0.02
         prototype = Prototype.fit(descriptors.clone(), config.router, changes.clone())
         held_out = tiny_held_out(index, typical_background)
-        both = profile_tensors(prototype, held_out), expert_tensors(expert)
+        both = profile_tensors(prototype, held_out), expert_tensors(tiny_parts(config, expert, 300 + index))
         calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
         sections |= {f"tasks.{index}.profile": both[0], f"tasks.{index}.expert": both[1]}
         infos.append(

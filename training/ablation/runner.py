@@ -25,7 +25,8 @@ from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.outputs import check_output_folder, write_text
 from moleflow.model.files.regular_file import read_regular_file
 from moleflow.model.runtime.device import resolve_device, resolve_precision
-from moleflow.model.store.checkpoint import Checkpoint, digest_tensors
+from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.sections import digest_tensors
 from moleflow.training.ablation.studies import STUDIES, Row, Study, rows_for
 from moleflow.training.config import Preset, TrainingConfig
 from moleflow.training.continual.journal import HISTORY, side_file

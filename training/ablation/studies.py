@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from moleflow.training.config import NO_CHANGES, Preset
+from moleflow.training.config import FUSED_CAP, Preset
 
 __all__ = ["STUDIES", "Published", "Row", "Study", "rows_for"]
 
@@ -40,13 +40,15 @@ class Row:
     flow: Mapping[str, Any] = field(default_factory=dict)
     training: Mapping[str, Any] = field(default_factory=dict)
     score_top_k: int | None = None
+    scoring: Mapping[str, Any] | None = None
     published: Published = OPEN
     note: str = ""
 
     def resolve(self, preset: Preset) -> Preset:
         """``preset`` with this row's overrides."""
-        scoring = NO_CHANGES if self.score_top_k is None else {"score_top_k": self.score_top_k}
-        return preset.with_changes(flow=self.flow, training=self.training, model=scoring)
+        changes = {"score_top_k": self.score_top_k, "scoring": self.scoring}
+        given = {key: value for key, value in changes.items() if value is not None}
+        return preset.with_changes(flow=self.flow, training=self.training, model=given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +235,16 @@ _SCORE_TOP_K = Study(
     ),
 )
 
+_SCORING = Study(
+    "scoring",
+    "From likelihoods to the anomaly map",
+    (
+        Row("published", scoring={}, published=Published(98.29, 97.82, 99.31, 54.20), note="the map is the NLL"),
+        Row("capped", scoring={"cap": 3.0}, note="the map saturates; the image score stays that of the NLL"),
+        Row("capped, with memory", scoring={"cap": FUSED_CAP, "memory": {}}, note="a coreset of good patches is added"),
+    ),
+)
+
 STUDIES: dict[str, Study] = {
     study.name: study
     for study in (
@@ -246,5 +258,6 @@ STUDIES: dict[str, Study] = {
         _SPATIAL_CONTEXT,
         _TAIL_WEIGHT,
         _SCORE_TOP_K,
+        _SCORING,
     )
 }

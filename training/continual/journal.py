@@ -13,7 +13,7 @@ from moleflow.model.files.atomic import target_of
 from moleflow.model.files.file_lock import has_no_locks, lock_open_file, release_lock, try_lock
 from moleflow.model.files.outputs import check_output, reason, remedy, write_text, writing
 from moleflow.model.files.regular_file import read_regular_file
-from moleflow.training.fit.cross_fitting import FoldScores
+from moleflow.training.fit.cross_fitting import FoldMaps
 
 __all__ = ["HISTORY", "Journal", "exclusive", "side_file"]
 
@@ -40,7 +40,7 @@ class Journal(BaseModel):
 
     fingerprint: str = ""
     done: list[str] = []
-    folds: FoldScores | None = None
+    folds: FoldMaps | None = None
 
     @classmethod
     def find(cls, path: Path) -> Self:

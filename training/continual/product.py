@@ -13,8 +13,11 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
+from moleflow.model.memory.bank import MemoryBank
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype, image_descriptor
-from moleflow.model.store.checkpoint import FORMAT_VERSION, Tensors, digest_tensors, expert_tensors, profile_tensors
+from moleflow.model.store.checkpoint import FORMAT_VERSION, Tensors
+from moleflow.model.store.sections import digest_tensors, expert_tensors, profile_tensors
 from moleflow.model.verdict.results import TaskInfo
 from moleflow.training.config import TrainingConfig
 from moleflow.training.continual.save import task_info
@@ -23,9 +26,11 @@ from moleflow.training.data.white_levels import Reader, find_white_level
 from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
 from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
-from moleflow.training.fit.cross_fitting import FoldScores, cross_fit, cross_fitted_distances, score_held_out, split
+from moleflow.training.fit.cross_fitting import FoldMaps, cross_fit, cross_fitted_distances, split
+from moleflow.training.fit.held_out import fit_fusion, held_out_scores, map_held_out
+from moleflow.training.fit.memory import fit_bank
 from moleflow.training.fit.resume import ResumableFit
-from moleflow.training.fit.trainer import TaskTrainer
+from moleflow.training.fit.trainer import TaskTrainer, task_seed
 from moleflow.training.progress import Reporter
 
 __all__ = ["LearnedProduct", "ProductLearner", "Shared"]
@@ -81,8 +86,8 @@ class ProductLearner:
         index: int,
         shared: Shared,
         base_sha256: str,
-        folds: FoldScores | None,
-        keep_folds: Callable[[FoldScores], None],
+        folds: FoldMaps | None,
+        keep_folds: Callable[[FoldMaps], None],
     ) -> LearnedProduct:
         """Learn ``category`` as the task at ``index``; trains ``shared.base`` where the configuration says so.
 
@@ -99,47 +104,53 @@ class ProductLearner:
         fingerprint = self._fingerprint(category, shared, base_sha256, white)
         parts = split(category.name, len(category.train), self.training)
         make_trainer = functools.partial(self._trainer, config, first)
+        make_bank = functools.partial(self._bank, config)
         with self._embed(category, shared, white) as store:
             if parts.is_cross_fitted:
                 self.reporter.line(
                     f"{category.name}: cross-fits its {len(store)} images in {len(parts.folds)} folds to calibrate"
                 )
                 if folds is None or folds.fingerprint != fingerprint:
-                    folds = FoldScores(fingerprint=fingerprint)
-                held_out = cross_fit(
+                    folds = FoldMaps(fingerprint=fingerprint)
+                maps = cross_fit(
                     category.name,
                     store,
                     parts.folds,
                     make_trainer,
+                    make_bank,
                     shared.base,
-                    config,
                     self.fitting,
                     folds,
                     keep_folds,
                 )
             trainer = make_trainer(category.name, shared.base)
-            self.fitting.run(trainer, store.subset(parts.fit), fingerprint)
+            own = store.subset(parts.fit)
+            self.fitting.run(trainer, own, fingerprint)
             shared.base.requires_grad_(False)
             trainer.expert.requires_grad_(False)
+            bank = make_bank(category.name, own)
             if not parts.is_cross_fitted:
-                held_out = score_held_out(trainer, store.subset(parts.folds[0]), config)
+                maps = map_held_out(trainer, bank, store.subset(parts.folds[0]))
             every = torch.arange(len(store))
             descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
         prototype = Prototype.fit(descriptors, config.router, self._changes(category, shared, descriptors, white))
-        values = {
-            "scores": torch.tensor(held_out.scores),
-            "peaks": torch.tensor(held_out.peaks),
-            "grounds": torch.tensor(held_out.grounds),
-            "distances": cross_fitted_distances(descriptors, config.router),
-        }
+        fusion = fit_fusion(config, maps)
+        values = held_out_scores(config, fusion, maps)
+        values["distances"] = cross_fitted_distances(descriptors, config.router)
         profile = profile_tensors(prototype, values)
         own_base = shared.base if config.flow.sharing == "separated" else None
-        expert = expert_tensors(trainer.expert, config.expert_dtype, own_base)
+        expert = expert_tensors(ProductParts(trainer.expert, bank, fusion), config.expert_dtype, own_base)
         info = task_info(category.name, index, parts, self.training, values, profile, expert, white)
         return LearnedProduct(info, profile, expert)
 
     def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
         return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
+
+    def _bank(self, config: ModelConfig, name: str, images: Embeddings) -> MemoryBank | None:
+        if config.scoring.memory is None:
+            return None
+        self.reporter.line(f"{name}: chooses the patches to remember")
+        return fit_bank(images, config.scoring.memory, task_seed(self.training.seed, name, "memory"))
 
     def _fingerprint(self, category: Category, shared: Shared, base_sha256: str, white_level: int | None) -> str:
         """A digest of everything that the state of an unfinished task depends on."""

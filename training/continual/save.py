@@ -9,7 +9,8 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.errors import one_line
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.flow.expert import Base
-from moleflow.model.store.checkpoint import Checkpoint, Header, Tensors, digest_tensors, write_checkpoint
+from moleflow.model.store.checkpoint import Checkpoint, Header, Tensors, write_checkpoint
+from moleflow.model.store.sections import digest_tensors
 from moleflow.model.store.tensor_file import StoredSection
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration
 from moleflow.model.verdict.results import TaskInfo

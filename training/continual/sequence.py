@@ -23,7 +23,7 @@ from moleflow.training.data.product_folders import checked_name
 from moleflow.training.data.warnings import report_warnings
 from moleflow.training.embeddings.cache import EmbeddingCache
 from moleflow.training.errors import DuplicateTaskError
-from moleflow.training.fit.cross_fitting import FoldScores, split
+from moleflow.training.fit.cross_fitting import FoldMaps, split
 from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import task_seed
 from moleflow.training.progress import Reporter
@@ -194,7 +194,7 @@ class _ContinualTrainer:
             if shared.config.flow.starts_base(index):
                 shared = dataclasses.replace(shared, base=self._new_base(shared.config).to(self.device))
 
-        def keep_folds(folds: FoldScores) -> None:
+        def keep_folds(folds: FoldMaps) -> None:
             journal.folds = folds
             journal.write(self.journal_path)
 

@@ -1,3 +1,3 @@
-"""Extraction and caching of patch embeddings, and augmentation of good images."""
+"""Extraction and caching of patch features, and augmentation of good images."""
 
 __all__ = ["augment", "cache", "extraction"]

@@ -109,7 +109,7 @@ def descriptor_changes(
         found = []
         inputs = [paths[row] for row in chosen]
         for _, values in extract(features, inputs, augmented, device=device, precision=precision):
-            found.append(image_descriptor(values))
+            found.append(image_descriptor(values.embeddings))
             on_progress(len(values))
         moved.append(torch.cat(found) - descriptors[list(chosen)])
     return torch.cat(moved)

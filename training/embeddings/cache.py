@@ -2,7 +2,8 @@
 
 One file per image, ``FOLDER/SOURCE/ab/abcdef….npy``. ``SOURCE`` is a digest of everything else that determines an
 embedding: backbone weights and stages, preprocessing, embedding dimension, matmul precision and device type. The file
-name is the SHA-256 of the image's bytes, plus the white level for 16-bit images.
+name is the SHA-256 of the image's bytes, plus the white level for 16-bit images. Where the scoring has a memory, pooled
+stages lie beside it, ``abcdef….stage0.npy`` and so on, as the bits of bfloat16, which NumPy does not have.
 
 Writes are atomic; concurrent writers only duplicate work. A cache that cannot be written, as on a full disk, is an
 error rather than hours of work lost. Nothing is ever removed: delete the folder, or one ``SOURCE``, when no longer
@@ -22,12 +23,13 @@ from moleflow.model.config import BackboneConfig
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.patches import STAGE_TYPE, PatchFeatures
 from moleflow.model.files.atomic import atomic_write, remove_stale_workspaces
 from moleflow.model.files.outputs import reason
 from moleflow.model.files.regular_file import read_regular_file
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.runtime.soundness import not_finite
-from moleflow.model.store.checkpoint import digest_tensors
+from moleflow.model.store.sections import digest_tensors
 from moleflow.training.data.white_levels import is_16_bit
 from moleflow.training.embeddings.extraction import extract
 from moleflow.training.errors import DatasetError
@@ -39,13 +41,13 @@ CACHE_FORMAT = 2
 
 
 class CachedEmbeddings:
-    """Embeddings ``(n, H, W, D)`` float32 of a sequence of images, read from their files on demand.
+    """Features of a sequence of images, read from their files on demand; ``stages`` is the number of pooled stages.
 
     Not memory-mapped: if another program truncates a mapped file, touching it kills the process.
     """
 
-    def __init__(self, files: Sequence[Path]) -> None:
-        self._files = list(files)
+    def __init__(self, files: Sequence[Path], stages: int = 0) -> None:
+        self._files, self._stages = list(files), stages
 
     def __len__(self) -> int:
         return len(self._files)
@@ -62,14 +64,28 @@ class CachedEmbeddings:
         Raises:
             ConfigurationError: a file was removed or changed meanwhile.
         """
-        rows = torch.stack([_read(self._files[index]) for index in indices.tolist()])
-        if device.type != "cuda":
-            return rows
-        return rows.pin_memory().to(device, non_blocking=True)
+        return PatchFeatures(self._stack([self._files[index] for index in indices.tolist()])).to(device).embeddings
+
+    def features(self, indices: torch.Tensor, device: torch.device) -> PatchFeatures:
+        """The features at ``indices`` ``(b,)`` on ``device``, copies.
+
+        Raises:
+            ConfigurationError: a file was removed or changed meanwhile.
+        """
+        chosen = [self._files[index] for index in indices.tolist()]
+        stages = [
+            self._stack([_stage_file(file, number) for file in chosen]).view(STAGE_TYPE)
+            for number in range(self._stages)
+        ]
+        return PatchFeatures(self._stack(chosen), tuple(stages)).to(device)
 
     def subset(self, rows: Sequence[int]) -> "CachedEmbeddings":
         """The images at ``rows``, from the same files."""
-        return CachedEmbeddings([self._files[row] for row in rows])
+        return CachedEmbeddings([self._files[row] for row in rows], self._stages)
+
+    @staticmethod
+    def _stack(files: Sequence[Path]) -> torch.Tensor:
+        return torch.stack([_read(file) for file in files])
 
 
 class EmbeddingCache:
@@ -119,19 +135,26 @@ class EmbeddingCache:
             DatasetError: an image cannot be read.
         """
         files = [self._file_of(path, white_level) for path in paths]
+        stages = features.pooled_stages
+
+        def parts(file: Path) -> list[Path]:
+            return [file, *(_stage_file(file, number) for number in range(stages))]
+
         # Identical images share a file. Damaged files, as after a power failure, count as missing.
-        missing = {file: path for file, path in zip(files, paths, strict=True) if _shape(file) is None}
+        missing = {file: path for file, path in zip(files, paths, strict=True) if None in map(_shape, parts(file))}
         on_progress(len(paths) - len(missing))
         targets = list(missing)
         for start, values in extract(features, list(missing.values()), read, device=device, precision=precision):
-            for target, value in zip(targets[start:], values.numpy(), strict=False):
-                self._write(target, lambda path, value=value: _save(path, value))  # type: ignore[misc]
+            arrays = [values.embeddings.numpy(), *(stage.view(torch.int16).numpy() for stage in values.stages)]
+            for target, *found in zip(targets[start:], *arrays, strict=False):
+                for place, value in zip(parts(target), found, strict=True):
+                    self._write(place, lambda path, value=value: _save(path, value))  # type: ignore[misc]
             on_progress(len(values))
-        shapes = {file: _shape(file) for file in files}
+        shapes = {file: [_shape(part) for part in parts(file)] for file in files}
         for file, shape in shapes.items():
-            if shape is None or shape != shapes[files[0]]:
+            if None in shape or shape != shapes[files[0]]:
                 raise _changed(file)
-        return CachedEmbeddings(files)
+        return CachedEmbeddings(files, stages)
 
     def _file_of(self, path: Path, white_level: int | None) -> Path:
         digest = digest_image(path)
@@ -157,19 +180,24 @@ def digest_image(path: Path) -> str:
         raise DatasetError(f"{path} cannot be read: {reason(error)}; check that it still exists.") from error
 
 
+def _stage_file(file: Path, number: int) -> Path:
+    """The file of a pooled stage beside that of the embeddings."""
+    return file.with_name(f"{file.stem}.stage{number}.npy")
+
+
 def _save(path: Path, value: np.ndarray) -> None:
     with path.open("wb") as file:
         np.save(file, value)
 
 
 def _shape(path: Path) -> tuple[int, ...] | None:
-    """The shape ``(H, W, D)`` of one image's embeddings, or ``None`` without a complete file."""
+    """The shape ``(H, W, D)`` of one image's embeddings or pooled stage, or ``None`` without a complete file."""
     try:
         # Mapping checks the file's length; the map is dropped without reading it.
         found = np.lib.format.open_memmap(path, mode="r")
     except (OSError, ValueError, EOFError):
         return None
-    return found.shape if found.dtype == np.float32 and found.ndim == 3 else None
+    return found.shape if found.dtype in (np.float32, np.int16) and found.ndim == 3 else None
 
 
 def _read(path: Path) -> torch.Tensor:

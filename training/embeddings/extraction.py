@@ -1,5 +1,6 @@
-"""A task's embeddings, computed once: the backbone is frozen and training uses no augmentation."""
+"""The features of a task's images, computed once: the backbone is frozen and training uses no augmentation."""
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -12,6 +13,7 @@ import torch
 
 from moleflow.model.errors import BackboneError, ConfigurationError
 from moleflow.model.features.extractor import FeatureExtractor, as_levels, stack_images
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.runtime.device import autocast
 from moleflow.model.runtime.soundness import not_finite
 from moleflow.model.runtime.threads import helper_threads
@@ -26,7 +28,7 @@ EXTRACTION_BATCH = 16
 
 
 class Embeddings(Protocol):
-    """Patch embeddings of a sequence of images, as a context manager."""
+    """Patch features of a sequence of images, as a context manager."""
 
     def __len__(self) -> int: ...
 
@@ -37,16 +39,26 @@ class Embeddings(Protocol):
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)`` float32."""
 
+    def features(self, indices: torch.Tensor, device: torch.device) -> PatchFeatures:
+        """The features at ``indices`` ``(b,)`` on ``device``: embeddings, and pooled stages where there is a memory."""
+
     def subset(self, rows: Sequence[int]) -> "Embeddings":
         """The images at ``rows``; shares storage with this one and is invalid once it is closed."""
 
 
 class EmbeddingStore:
-    """Patch embeddings ``(n, H, W, D)`` float32 of a task's images, in memory or memory-mapped from a temporary file,
-    which leaving the context frees."""
+    """Patch features of a task's images: ``values`` are the embeddings ``(n, H, W, D)``. In memory, or memory-mapped
+    from a temporary file, which leaving the context frees."""
 
-    def __init__(self, values: torch.Tensor, file: IO[bytes] | None = None, rows: torch.Tensor | None = None) -> None:
-        self.values, self._file, self._rows = values, file, rows
+    def __init__(
+        self, features: PatchFeatures, file: IO[bytes] | None = None, rows: torch.Tensor | None = None
+    ) -> None:
+        self._features, self._file, self._rows = features, file, rows
+
+    @property
+    def values(self) -> torch.Tensor:
+        """Embeddings of all images that are stored, ``(n, H, W, D)`` float32."""
+        return self._features.embeddings
 
     def __len__(self) -> int:
         return len(self.values) if self._rows is None else len(self._rows)
@@ -55,21 +67,23 @@ class EmbeddingStore:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.values = torch.empty(0)
+        self._features = PatchFeatures(torch.empty(0))
         if self._file is not None:
             self._file.close()
 
     def batch(self, indices: torch.Tensor, device: torch.device) -> torch.Tensor:
         """The embeddings at ``indices`` ``(b,)`` on ``device``: ``(b, H, W, D)``."""
         rows = self.values[indices if self._rows is None else self._rows[indices]]
-        if device.type != "cuda":
-            return rows
-        return rows.pin_memory().to(device, non_blocking=True)
+        return PatchFeatures(rows).to(device).embeddings
+
+    def features(self, indices: torch.Tensor, device: torch.device) -> PatchFeatures:
+        """The features at ``indices`` ``(b,)`` on ``device``."""
+        return self._features.rows(indices if self._rows is None else self._rows[indices]).to(device)
 
     def subset(self, rows: Sequence[int]) -> "EmbeddingStore":
         """The images at ``rows``; shares storage with this one and is invalid once it is closed."""
         chosen = torch.tensor(rows)
-        return EmbeddingStore(self.values, rows=chosen if self._rows is None else self._rows[chosen])
+        return EmbeddingStore(self._features, rows=chosen if self._rows is None else self._rows[chosen])
 
     @classmethod
     def compute(
@@ -96,17 +110,25 @@ class EmbeddingStore:
         store: EmbeddingStore | None = None
         for start, values in extract(features, paths, read, device=device, precision=precision):
             if store is None:
-                store = cls._empty((len(paths), *values.shape[1:]), folder, memory_limit)
-            store.values[start : start + len(values)] = values
+                store = cls._empty(len(paths), values, folder, memory_limit)
+            kept = store._features.rows(slice(start, start + len(values)))
+            for target, source in zip(
+                (kept.embeddings, *kept.stages), (values.embeddings, *values.stages), strict=True
+            ):
+                target.copy_(source)
             on_progress(len(values))
         assert store is not None  # paths is not empty
         return store
 
     @classmethod
-    def _empty(cls, shape: tuple[int, ...], folder: Path, memory_limit: int) -> "EmbeddingStore":
-        size = 4 * int(np.prod(shape))
+    def _empty(cls, count: int, like: PatchFeatures, folder: Path, memory_limit: int) -> "EmbeddingStore":
+        """Room for ``count`` images with features of the shapes of ``like``."""
+        parts = [(part.dtype, (count, *part.shape[1:])) for part in (like.embeddings, *like.stages)]
+        sizes = [dtype.itemsize * math.prod(shape) for dtype, shape in parts]
+        size = sum(sizes)
         if size <= memory_limit:
-            return cls(torch.empty(shape))
+            values = [torch.empty(shape, dtype=dtype) for dtype, shape in parts]
+            return cls(PatchFeatures(values[0], tuple(values[1:])))
         try:
             # Unnamed, so that a kill leaves nothing behind and no other program can truncate it; allocated at once, as
             # a disk that fills up under a memory map kills the process.
@@ -121,7 +143,11 @@ class EmbeddingStore:
                 f"the embeddings of this product take {size / 1e9:.1f} GB, which {str(folder)!r} cannot hold "
                 f"({error.strerror}); make room there, or choose a smaller --image-size."
             ) from error
-        return cls(torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape)), file)
+        every = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=(size,)))
+        values = [
+            piece.view(dtype).view(shape) for piece, (dtype, shape) in zip(every.split(sizes), parts, strict=True)
+        ]
+        return cls(PatchFeatures(values[0], tuple(values[1:])), file)
 
 
 def extract(
@@ -131,9 +157,8 @@ def extract(
     *,
     device: torch.device,
     precision: str,
-) -> Iterator[tuple[int, torch.Tensor]]:
-    """Embed ``paths`` in batches: yields the index of each batch's first image, and embeddings ``(b, H, W, D)`` on the
-    CPU.
+) -> Iterator[tuple[int, PatchFeatures]]:
+    """Embed ``paths`` in batches: yields the index of each batch's first image, and its features on the CPU.
 
     ``read`` decodes one image, given its path and the side of the model's input. The next batch is decoded while the
     backbone works on the current one.
@@ -150,9 +175,14 @@ def extract(
         decoded = _ahead(pool, batches, lambda path: as_levels(read(path, side), resize))
         for start, images in zip(starts, decoded, strict=True):
             with torch.inference_mode(), autocast(device, precision):
-                values = features(stack_images(images, resize, device)).to("cpu")
-            if not_finite({"embeddings": values}):
-                odd = next(path for path, each in zip(paths[start:], values, strict=False) if not each.isfinite().all())
+                found = features(stack_images(images, resize, device))
+            values = PatchFeatures(found.embeddings.cpu(), tuple(stage.cpu() for stage in found.stages))
+            if not_finite({"embeddings": values.embeddings}):
+                odd = next(
+                    path
+                    for path, each in zip(paths[start:], values.embeddings, strict=False)
+                    if not each.isfinite().all()
+                )
                 raise BackboneError(
                     f"the backbone's features of {odd} are not finite in {precision}; use --precision fp32, or other "
                     "weights."

@@ -10,11 +10,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from moleflow.model.detector import MAX_EXPERTS
+from moleflow.model.features.patches import PatchFeatures
+from moleflow.model.memory.scorer import image_scores
 from moleflow.model.routing.router import Router, image_descriptor
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.store.experts import Experts
 from moleflow.model.verdict.results import Candidate, Prediction
-from moleflow.model.verdict.scoring import image_score
 from moleflow.training.data.datasets import Category
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.evaluation.evaluate import Outcome, measure
@@ -81,8 +82,8 @@ class CachedEvaluation:
         info = self._header.task(category.name)
         outcomes: list[Outcome] = []
         for rows in torch.arange(len(embeddings)).split(BATCH_SIZE):
-            batch = embeddings.batch(rows, self._device)
-            distances = self._router(image_descriptor(batch))[0]
+            batch = embeddings.features(rows, self._device)
+            distances = self._router(image_descriptor(batch.embeddings))[0]
             nearest, own = distances.argmin(1).tolist(), [info.index] * len(batch)
             routed = self._predict(batch, nearest, distances)
             named = routed if nearest == own else self._predict(batch, own, distances)
@@ -92,13 +93,14 @@ class CachedEvaluation:
         return measure(category.name, outcomes, seed=info.seed).figures
 
     @torch.inference_mode()
-    def _predict(self, embeddings: torch.Tensor, tasks: Sequence[int], distances: torch.Tensor) -> list[Prediction]:
-        """The results for embeddings ``(B, H, W, D)``, each by the expert of its entry in ``tasks``."""
-        maps, failed = self._experts.maps(embeddings, tasks)
+    def _predict(self, features: PatchFeatures, tasks: Sequence[int], distances: torch.Tensor) -> list[Prediction]:
+        """The results for ``features``, each by the expert of its entry in ``tasks``."""
+        maps, failed = self._experts.maps(features, tasks)
         for error in failed.values():
             raise error
         found = []
-        scored = zip(tasks, maps.cpu().numpy(), image_score(maps, self._top_k).tolist(), strict=True)
+        scores = image_scores(maps, self._header.config.scoring, self._top_k).tolist()
+        scored = zip(tasks, maps.anomaly.cpu().numpy(), scores, strict=True)
         for row, (task, grid_map, score) in enumerate(scored):
             calibration, distance = self._calibrations[task], distances[row, task].item()
             p_value = calibration.distances.p_value(distance)

@@ -1,3 +1,3 @@
-"""Fitting one product's expert, and the held-out scores that calibrate it."""
+"""Fitting one product's expert and memory, and the held-out images that calibrate them."""
 
-__all__ = ["cross_fitting", "loss", "resume", "trainer"]
+__all__ = ["coreset", "cross_fitting", "held_out", "loss", "memory", "resume", "trainer"]

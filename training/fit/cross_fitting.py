@@ -1,4 +1,4 @@
-"""Held-out scores for calibration: good images scored by an expert that was not fitted to them.
+"""Held-out maps for calibration: good images mapped by an expert and a memory that were not fitted to them.
 
 With many good images, some are held out of the fit. With few, that would leave too few on both sides, so they are
 cross-fitted: split into folds, each scored by a temporary expert that was fitted to the other folds. The final expert
@@ -16,30 +16,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from moleflow.model.config import ModelConfig, RouterConfig
+from moleflow.model.config import RouterConfig
 from moleflow.model.flow.expert import Base
-from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.routing.novelty import background_nll
+from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.routing.router import Prototype, Router
-from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.verdict.calibration import MIN_SCORES
-from moleflow.model.verdict.scoring import image_score, pixel_map
 from moleflow.training.config import TrainingConfig
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.errors import DatasetError
+from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, map_held_out
 from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
 
 __all__ = [
     "MIN_IMAGES",
-    "FoldScores",
-    "HeldOutScores",
+    "FoldMaps",
     "Split",
     "cross_fit",
     "cross_fitted_distances",
-    "score_held_out",
     "split",
 ]
 
@@ -87,28 +83,11 @@ def split(name: str, count: int, training: TrainingConfig) -> Split:
     return Split(tuple(sorted(order[wanted:])), (tuple(sorted(order[:wanted])),))
 
 
-class HeldOutScores(BaseModel):
-    """Image scores of held-out images, maxima of their pixel maps, and background NLLs, in nats."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    scores: list[float] = []
-    peaks: list[float] = []
-    grounds: list[float] = []
-
-    def add(self, other: "HeldOutScores") -> None:
-        """Append the values of further images."""
-        self.scores += other.scores
-        self.peaks += other.peaks
-        self.grounds += other.grounds
-
-
-class FoldScores(BaseModel):
-    """The scores of the first ``done`` folds of the task that ``fingerprint`` identifies."""
+class FoldMaps(BaseModel):
+    """The maps of the first folds of the task that ``fingerprint`` identifies."""
 
     fingerprint: str
-    done: int = 0
-    held_out: HeldOutScores = HeldOutScores()
+    folds: list[StoredMaps] = []
 
 
 def cross_fit(
@@ -116,41 +95,28 @@ def cross_fit(
     store: Embeddings,
     folds: tuple[tuple[int, ...], ...],
     make_trainer: Callable[[str, Base], TaskTrainer],
+    make_bank: Callable[[str, Embeddings], MemoryBank | None],
     shared_base: Base,
-    config: ModelConfig,
     fitting: ResumableFit,
-    known: FoldScores,
-    keep: Callable[[FoldScores], None],
-) -> HeldOutScores:
-    """Score every fold with a temporary expert that is fitted to the others, except those ``known`` already.
+    known: FoldMaps,
+    keep: Callable[[FoldMaps], None],
+) -> HeldOutMaps:
+    """Map every fold with a temporary expert and memory that are fitted to the others, except those ``known`` already.
 
-    ``make_trainer(name, base)`` makes the trainer of a fold, seeded by its name. ``shared_base`` is never changed: a
-    task that learns the base learns a copy in every fold. ``keep`` is called after every fold with all scores so far.
+    ``make_trainer(name, base)`` and ``make_bank(name, images)`` make those of a fold, seeded by its name.
+    ``shared_base`` is never changed: a task that learns the base learns a copy in every fold. ``keep`` is called after
+    every fold with all maps so far.
     """
-    for number, fold in enumerate(folds[known.done :], start=known.done + 1):
-        others = sorted({*range(len(store))} - {*fold})
-        trainer = make_trainer(f"{name}, fold {number} of {len(folds)}", copy.deepcopy(shared_base))
+    for number, fold in enumerate(folds[len(known.folds) :], start=len(known.folds) + 1):
+        others = store.subset(sorted({*range(len(store))} - {*fold}))
+        fold_name = f"{name}, fold {number} of {len(folds)}"
+        trainer = make_trainer(fold_name, copy.deepcopy(shared_base))
         state = hashlib.sha256(f"{known.fingerprint}|fold {number}".encode()).hexdigest()
-        fitting.run(trainer, store.subset(others), state)
-        known.held_out.add(score_held_out(trainer, store.subset(fold), config))
-        known.done = number
+        fitting.run(trainer, others, state)
+        maps = map_held_out(trainer, make_bank(fold_name, others), store.subset(fold))
+        known.folds.append(StoredMaps.of(maps))
         keep(known)
-    return known.held_out
-
-
-def score_held_out(trainer: TaskTrainer, store: Embeddings, config: ModelConfig) -> HeldOutScores:
-    """Score images with a fitted expert, computed as in prediction."""
-    expert = MergedExpert(trainer.base, trainer.expert, matmul_dtype(trainer.precision))
-    side = config.backbone.image_size
-    found = HeldOutScores()
-    with torch.inference_mode(), autocast(trainer.device, trainer.precision):
-        for indices in torch.arange(len(store)).split(8):
-            nll = expert(store.batch(indices, trainer.device))
-            found.scores += image_score(nll, config.score_top_k).tolist()
-            for each in nll.cpu().numpy():
-                found.peaks.append(float(pixel_map(each, side, side, side).max()))
-                found.grounds.append(background_nll(each))
-    return found
+    return HeldOutMaps.joined([fold.maps() for fold in known.folds])
 
 
 def cross_fitted_distances(descriptors: torch.Tensor, config: RouterConfig) -> torch.Tensor:

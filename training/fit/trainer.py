@@ -13,7 +13,7 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.errors import CheckpointError, one_line
 from moleflow.model.files.atomic import atomic_write
 from moleflow.model.flow.expert import Base, Expert
-from moleflow.model.store.checkpoint import STORED_TYPES
+from moleflow.model.store.sections import STORED_TYPES
 from moleflow.training.config import TrainingConfig
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.gradients import add_gradients

@@ -13,8 +13,10 @@ from moleflow.model.config import BackboneConfig
 from moleflow.model.detector import Detector
 from moleflow.model.errors import BackboneError, CheckpointError, CheckpointFormatError
 from moleflow.model.features.backbone import Backbone, import_plugin
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.runtime.soundness import fault_of, not_finite
-from moleflow.model.store.checkpoint import Checkpoint, digest_tensors, expert_tensors, write_checkpoint
+from moleflow.model.store.checkpoint import Checkpoint, write_checkpoint
+from moleflow.model.store.sections import digest_tensors, expert_tensors
 from moleflow.model.verdict.results import Failure
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -100,7 +102,7 @@ def test_unusable_values_are_not_written_and_the_old_file_stays(checkpoint: Chec
     path = tmp_path / "factory.safetensors"
     path.write_bytes(checkpoint.path.read_bytes())
     sections = {name: checkpoint.stored(name) for name in checkpoint.header.digests()}
-    expert = expert_tensors(tiny_expert(tiny_config(), 7))
+    expert = expert_tensors(ProductParts(tiny_expert(tiny_config(), 7)))
     first_is(NAN)(expert["adapter.beta_logit"])
     with pytest.raises(CheckpointError, match=r"is not written, since of section 'tasks.1.expert' tensor"):
         write_checkpoint(path, checkpoint.header, sections | {"tasks.1.expert": expert})

@@ -23,7 +23,8 @@ from moleflow.model.errors import (
     CheckpointVersionError,
     UnknownTaskError,
 )
-from moleflow.model.store.checkpoint import FORMAT_VERSION, Checkpoint, digest_tensors, write_checkpoint
+from moleflow.model.store.checkpoint import FORMAT_VERSION, Checkpoint, write_checkpoint
+from moleflow.model.store.sections import digest_tensors
 from moleflow.model.verdict.results import Failure
 
 NAMES = ("bolt", "nut", "gear")
@@ -72,7 +73,7 @@ def test_a_copy_predicts_the_same_bits(checkpoint: Checkpoint, detector: Detecto
 
 def test_the_header_tells_configuration_preprocessing_and_tasks_in_order(checkpoint: Checkpoint) -> None:
     header = Checkpoint.open(checkpoint.path).header
-    assert header.format_version == FORMAT_VERSION == 4
+    assert header.format_version == FORMAT_VERSION == 5
     assert header.config == tiny_config()
     assert header.preprocessing.mean == (0.5, 0.45, 0.4)
     assert [task.name for task in header.tasks] == list(NAMES)
@@ -239,12 +240,14 @@ def test_a_detector_goes_on_with_the_file_that_it_opened_after_a_newer_one_took_
     assert (found.grid_map == expected.grid_map).all()
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 6, "4", None])
 def test_an_unknown_format_version_is_refused_with_both_versions(
     checkpoint: Checkpoint, tmp_path: Path, version: object
 ) -> None:
     path = rewritten(checkpoint.path, tmp_path / "f", lambda document, _: document.update(format_version=version))
-    with pytest.raises(CheckpointVersionError, match=f"format version {version!r}; this program reads version 4"):
+    with pytest.raises(
+        CheckpointVersionError, match=f"format version {version!r}; this program reads versions 4 and 5"
+    ):
         Checkpoint.open(path)
 
 

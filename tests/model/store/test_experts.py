@@ -10,6 +10,8 @@ from tiny_model import damage, product_image, tiny_checkpoint
 
 from moleflow.model.detector import Detector
 from moleflow.model.errors import ExpertError, PredictionError
+from moleflow.model.features.patches import PatchFeatures
+from moleflow.model.memory.scorer import PatchMaps
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import Failure, Prediction
 
@@ -82,7 +84,9 @@ def test_numbers_that_are_not_finite_are_no_verdict(checkpoint: Checkpoint, monk
     sound = detector._experts.get
 
     def get(index: int) -> object:
-        return sound(index) if index != 2 else lambda x: torch.full(x.shape[:3], math.nan)
+        if index != 2:
+            return sound(index)
+        return lambda features: PatchMaps(*[torch.full(features.embeddings.shape[:3], math.nan)] * 2)
 
     monkeypatch.setattr(detector._experts, "get", get)
     found = detector.predict(IMAGES)
@@ -99,7 +103,9 @@ def test_a_damaged_backbone_is_told_and_no_product_is_blamed(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
-    monkeypatch.setattr(detector._features, "forward", lambda batch: torch.full((len(batch), 4, 4, 16), math.nan))
+    monkeypatch.setattr(
+        detector._features, "forward", lambda batch: PatchFeatures(torch.full((len(batch), 4, 4, 16), math.nan))
+    )
     for failure in detector.predict(IMAGES, [None, "nut", None]):
         assert isinstance(failure, Failure)
         assert not isinstance(failure.error, ExpertError)

@@ -11,7 +11,7 @@ from tiny_model import product_image, write_product
 
 from moleflow.model.detector import Detector
 from moleflow.model.errors import BackboneError, ConfigurationError
-from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.embedding import PatchEmbedder
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset
 from moleflow.training.continual.journal import exclusive, side_file
@@ -283,8 +283,8 @@ def names_in(path: Path) -> list[str]:
 def test_features_that_are_not_finite_are_an_error_that_names_the_image(
     products: Path, tiny_preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = FeatureExtractor.forward
-    monkeypatch.setattr(FeatureExtractor, "forward", lambda self, images: plain(self, images) * float("inf"))
+    plain = PatchEmbedder.forward
+    monkeypatch.setattr(PatchEmbedder, "forward", lambda self, stages: plain(self, stages) * float("inf"))
     with pytest.raises(BackboneError, match=r"features of .*0\.png are not finite in fp32"):
         learn(products, ["bolt"], tmp_path / "factory.safetensors", tiny_preset)
     assert not (tmp_path / "factory.safetensors").exists()

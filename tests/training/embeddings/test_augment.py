@@ -64,7 +64,10 @@ def test_changes_are_the_differences_of_augmented_descriptors(products: Path) ->
     config = tiny_config()
     features = FeatureExtractor(config, Backbone.pretrained(config.backbone))
     plain = torch.cat(
-        [image_descriptor(values) for _, values in extract(features, paths, read_image, device=CPU, precision="fp32")]
+        [
+            image_descriptor(values.embeddings)
+            for _, values in extract(features, paths, read_image, device=CPU, precision="fp32")
+        ]
     )
     counted: list[int] = []
     changes = descriptor_changes(

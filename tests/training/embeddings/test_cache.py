@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from forked import Processes
-from tiny_model import product_image, tiny_config
+from tiny_model import FUSED, product_image, tiny_config
 
 import moleflow.training.embeddings.extraction
 from moleflow.model.config import ModelConfig
@@ -317,3 +317,27 @@ def test_killing_two_writers_leaves_only_complete_files(
     assert all(np.load(path).shape == (4, 4, 16) for path in kept)
     found, expected = (embed(opened(tmp_path / name, features), features, paths) for name in ("0", "expected"))
     assert torch.allclose(values(found), values(expected), atol=1e-5)
+
+
+def test_pooled_stages_are_cached_beside_the_embeddings(paths: tuple[Path, ...], tmp_path: Path) -> None:
+    config = tiny_config(scoring=FUSED)
+    pooling = extractor(config)
+    found = embed(opened(tmp_path / "cache", pooling, config), pooling, paths)
+    indices = torch.tensor([7, 0, 3])
+    options = {"device": CPU, "precision": "fp32", "folder": tmp_path}
+    with EmbeddingStore.compute(pooling, paths, read_image, **options) as store:  # type: ignore[arg-type]
+        for one, other in zip(found.features(indices, CPU).stages, store.features(indices, CPU).stages, strict=True):
+            assert torch.equal(one, other)
+    subset = found.subset([3, 7]).features(torch.tensor([1]), CPU)
+    assert torch.equal(subset.stages[1], found.features(torch.tensor([7]), CPU).stages[1])
+
+
+def test_a_cache_without_stages_gets_them_when_a_memory_needs_them(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
+) -> None:
+    config = tiny_config(scoring=FUSED)
+    pooling = extractor(config)
+    plain = embed(opened(tmp_path / "cache", features), features, paths)
+    fuller = embed(opened(tmp_path / "cache", pooling, config), pooling, paths)
+    assert torch.equal(values(plain), values(fuller))
+    assert len(fuller.features(torch.tensor([0]), CPU).stages) == 2

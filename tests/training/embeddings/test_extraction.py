@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny_model import tiny_config
+from tiny_model import FUSED, tiny_config
 
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
@@ -40,7 +40,7 @@ def test_embeddings_are_in_the_order_of_the_images(
 ) -> None:
     with torch.inference_mode():
         batch = stack_images([read_image(path) for path in paths], features.preprocessing.resize, CPU)
-        expected = features(batch)
+        expected = features(batch).embeddings
     with compute(features, paths, tmp_path) as store:
         assert len(store) == len(paths) == 10
         assert store._file is None
@@ -120,3 +120,23 @@ def test_images_are_resized_to_the_models_size(features: FeatureExtractor, tmp_p
 def test_an_empty_list_of_images_is_refused(features: FeatureExtractor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="paths must not be empty"):
         compute(features, (), tmp_path)
+
+
+def test_pooled_stages_are_kept_for_a_memory_in_memory_and_on_disk(paths: tuple[Path, ...], tmp_path: Path) -> None:
+    config = tiny_config(scoring=FUSED)
+    pooling = FeatureExtractor(config, Backbone.pretrained(config.backbone))
+    rows = torch.tensor([7, 0, 3])
+    with torch.inference_mode():
+        batch = stack_images([read_image(paths[row]) for row in rows], pooling.preprocessing.resize, CPU)
+        expected = pooling(batch).stages
+    with compute(pooling, paths, tmp_path) as memory, compute(pooling, paths, tmp_path, memory_limit=0) as disk:
+        for store in (memory, disk, memory.subset([3, 7, 0])):
+            found = store.features(torch.tensor([1, 2, 0]) if len(store) == 3 else rows, CPU)
+            assert [stage.shape for stage in found.stages] == [(3, 4, 4, 12), (3, 2, 2, 20)]
+            for stage, right in zip(found.stages, expected, strict=True):
+                assert torch.allclose(stage.float(), right.float(), rtol=0.02, atol=1e-3)
+
+
+def test_without_a_memory_no_stage_is_kept(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+    with compute(features, paths, tmp_path) as store:
+        assert store.features(torch.tensor([0]), CPU).stages == ()

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 from rich.console import Console
-from tiny_model import tiny_config
+from tiny_model import CAPPED, FUSED, tiny_config
 
-from moleflow.model.config import RouterConfig
+from moleflow.model.config import RouterConfig, ScoringConfig
 from moleflow.model.detector import Detector
 from moleflow.model.routing.router import Prototype, Router
 from moleflow.model.store.checkpoint import Checkpoint
@@ -27,7 +27,8 @@ FOLDS = 3
 
 @pytest.fixture(scope="module")
 def preset(tiny_preset: Preset) -> Preset:
-    return tiny_preset.with_changes(backbone={}, training={"folds": FOLDS})
+    """Several folds, and a memory, which is fitted in each."""
+    return tiny_preset.with_changes(model={"scoring": FUSED}, training={"folds": FOLDS})
 
 
 def learn(data: Path, tasks: list[str], path: Path, preset: Preset, precision: str = "fp32") -> Path:
@@ -120,11 +121,12 @@ def test_every_image_calibrates_and_is_fitted_to(learned: Path) -> None:
 def test_the_kept_expert_and_base_are_those_of_a_plain_fit_to_all_images(
     learned: Path, products: Path, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Other folds give another calibration and not another weight: nothing of the temporary experts stays.
+    # Other folds give another calibration and not another weight: nothing of the temporary experts stays. The fusion's
+    # statistics are a part of the calibration.
     other = learn(products, ["bolt", "nut"], tmp_path / "f", preset.with_changes(backbone={}, training={"folds": 2}))
     one, two = tensors(learned), tensors(other)
-    calibrating = {key for key in one if "held_out." in key and "distances" not in key}
-    assert len(calibrating) == 2 * 3
+    calibrating = {key for key in one if (".held_out." in key and "distances" not in key) or ".fusion." in key}
+    assert len(calibrating) == 2 * (3 + 5)
     assert {key for key in one if not torch.equal(one[key], two[key])} == calibrating
 
 
@@ -182,11 +184,12 @@ def test_distances_are_to_prototypes_that_were_fitted_without_the_image() -> Non
     assert torch.allclose(without[~left], expected)
 
 
+@pytest.mark.parametrize("scoring", [ScoringConfig(), CAPPED, FUSED], ids=["published", "capped", "fused"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_held_out_image_gets_the_score_that_it_calibrated_with_when_it_is_served(
-    products: Path, tiny_preset: Preset, tmp_path: Path, precision: str
+    products: Path, tiny_preset: Preset, tmp_path: Path, precision: str, scoring: ScoringConfig
 ) -> None:
-    preset = tiny_preset.with_changes(backbone={}, training={"folds": 1})
+    preset = tiny_preset.with_changes(model={"scoring": scoring}, training={"folds": 1})
     path = learn(products, ["bolt", "nut"], tmp_path / "factory.safetensors", preset, precision)
     detector = Detector.load(path, device="cpu", precision=precision)
     for index, name in enumerate(("bolt", "nut")):

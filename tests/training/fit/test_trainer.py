@@ -8,6 +8,7 @@ import torch
 from tiny_model import tiny_config
 
 from moleflow.model.errors import CheckpointError
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
 from moleflow.training.config import TrainingConfig
 from moleflow.training.embeddings.extraction import EmbeddingStore
@@ -24,7 +25,7 @@ def make_trainer(*, first: bool = True, name: str = "nut", **changes: object) ->
 
 
 def make_store(count: int = 7) -> EmbeddingStore:
-    return EmbeddingStore(torch.randn(count, 4, 4, 16, generator=torch.Generator().manual_seed(3)))
+    return EmbeddingStore(PatchFeatures(torch.randn(count, 4, 4, 16, generator=torch.Generator().manual_seed(3))))
 
 
 def weights(trainer: TaskTrainer) -> dict[str, torch.Tensor]:

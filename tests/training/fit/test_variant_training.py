@@ -2,11 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
-from tiny_model import product_image, tiny_config, tiny_expert
+from tiny_model import CAPPED, FUSED, product_image, tiny_config, tiny_expert
 from variants import VARIANTS
 
 from moleflow.model.detector import Detector
@@ -23,6 +24,14 @@ from moleflow.training.progress import Reporter
 
 NAMES = ("bolt", "nut", "gear")
 FORGETTING = "sequential"
+
+ALL: dict[str, dict[str, Any]] = {
+    **VARIANTS,
+    "capped": {"scoring": CAPPED},
+    "with memory": {"scoring": FUSED},
+    "separated, with memory": {"scoring": FUSED, "sharing": "separated"},
+}
+"""The networks, and the ways to score by them."""
 
 Learned = Callable[[str], tuple[Path, Path]]
 """A variant's name to its checkpoint after one product, and after three."""
@@ -43,7 +52,7 @@ def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **opti
 
 
 def variant(preset: Preset, name: str) -> Preset:
-    return preset.model_copy(update={"model": tiny_config(**VARIANTS[name])})
+    return preset.model_copy(update={"model": tiny_config(**ALL[name])})
 
 
 def predictions(path: Path, name: str) -> list[Prediction]:
@@ -83,7 +92,7 @@ def learned(products: Path, tiny_preset: Preset, tmp_path_factory: pytest.TempPa
     return make
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_older_products_move_only_where_the_base_learns_on(learned: Learned, name: str) -> None:
     first, last = learned(name)
     for before, after in zip(predictions(first, "bolt"), predictions(last, "bolt"), strict=True):
@@ -93,7 +102,7 @@ def test_older_products_move_only_where_the_base_learns_on(learned: Learned, nam
     assert same(section(first, "base"), section(last, "base")) == (name != FORGETTING)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_a_variant_is_served_from_its_checkpoint(learned: Learned, name: str) -> None:
     _, last = learned(name)
     Checkpoint.open(last).verify()
@@ -105,7 +114,7 @@ def test_a_variant_is_served_from_its_checkpoint(learned: Learned, name: str) ->
     assert len(scores) == 3
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_held_out_scores_are_those_that_prediction_gives(
     learned: Learned, products: Path, tiny_preset: Preset, name: str
 ) -> None:

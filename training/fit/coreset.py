@@ -1,4 +1,4 @@
-"""PatchCore's coreset by farthest-first traversal (k-center greedy, Gonzalez 1985), in less time on a CPU.
+"""A coreset by farthest-first traversal (k-center greedy, Gonzalez 1985), as in PatchCore, in less time on a CPU.
 
 Plain greedy reads every feature once per chosen point; for 10 % of a category that is hours of memory traffic. Here
 most points wait: the distance to the nearest chosen point only shrinks, so an old distance is an upper bound. The

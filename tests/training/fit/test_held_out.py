@@ -1,0 +1,52 @@
+"""Maps of held-out images are kept exactly, and give the scores that calibrate."""
+
+import pytest
+import torch
+from tiny_model import CAPPED, FUSED, tiny_config
+
+from moleflow.model.config import ScoringConfig
+from moleflow.model.routing.novelty import background_nll
+from moleflow.model.verdict.scoring import pixel_map
+from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, fit_fusion, held_out_scores
+
+
+def maps(*, memory: bool = True) -> HeldOutMaps:
+    generator = torch.Generator().manual_seed(0)
+    nll, distances = 20 + torch.randn(5, 4, 4, generator=generator), 3 + torch.randn(5, 4, 4, generator=generator)
+    return HeldOutMaps(nll, distances if memory else None)
+
+
+@pytest.mark.parametrize("memory", [True, False])
+def test_maps_survive_a_json_document_bit_by_bit(memory: bool) -> None:
+    given = maps(memory=memory)
+    found = StoredMaps.model_validate_json(StoredMaps.of(given).model_dump_json()).maps()
+    assert torch.equal(found.nll, given.nll)
+    assert (found.distances is None) == (not memory)
+    if found.distances is not None and given.distances is not None:
+        assert torch.equal(found.distances, given.distances)
+
+
+def test_a_document_whose_maps_are_cut_is_refused() -> None:
+    stored = StoredMaps.of(maps())
+    with pytest.raises(ValueError, match="reshape"):
+        stored.model_copy(update={"nll": stored.nll[:-4]}).maps()
+
+
+def test_folds_are_joined_in_order() -> None:
+    one, other = maps(), maps()
+    joined = HeldOutMaps.joined([one, other])
+    assert torch.equal(joined.nll, torch.cat((one.nll, other.nll)))
+    assert joined.distances is not None
+    assert len(joined.distances) == 10
+
+
+@pytest.mark.parametrize("scoring", [ScoringConfig(), CAPPED, FUSED], ids=["published", "capped", "fused"])
+def test_scores_peaks_and_backgrounds_are_those_of_prediction(scoring: ScoringConfig) -> None:
+    config, given = tiny_config(scoring=scoring), maps()
+    fusion = fit_fusion(config, given)
+    anomaly = given.nll if fusion is None else fusion(given.nll, given.distances if scoring.memory else None)
+    scored = anomaly if scoring.memory else given.nll
+    found = held_out_scores(config, fusion, HeldOutMaps(given.nll, given.distances if scoring.memory else None))
+    assert torch.allclose(found["scores"], scored.flatten(1).topk(3).values.mean(1))
+    assert found["peaks"].tolist() == pytest.approx([pixel_map(each.numpy(), 32, 32, 32).max() for each in anomaly])
+    assert found["grounds"].tolist() == pytest.approx([background_nll(each.numpy()) for each in given.nll])

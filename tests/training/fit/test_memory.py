@@ -1,0 +1,75 @@
+"""A memory is fitted to patches of good images: principal components, and a coreset that covers them."""
+
+import pytest
+import torch
+
+from moleflow.model.config import MemoryConfig
+from moleflow.model.features.patches import STAGE_TYPE, PatchFeatures
+from moleflow.model.memory.bank import MergedBank, concatenated, project
+from moleflow.training.embeddings.extraction import EmbeddingStore
+from moleflow.training.fit import memory
+from moleflow.training.fit.memory import fit_bank
+
+SMALL = MemoryConfig(prototypes=30, dim=4)
+
+
+def store(count: int = 12, seed: int = 0) -> EmbeddingStore:
+    generator = torch.Generator().manual_seed(seed)
+    fine = torch.randn(count, 4, 4, 10, generator=generator) * torch.linspace(3, 0.1, 10)
+    coarse = torch.randn(count, 2, 2, 6, generator=generator)
+    stages = tuple(stage.to(STAGE_TYPE) for stage in (fine, coarse))
+    return EmbeddingStore(PatchFeatures(torch.zeros(count, 4, 4, 8), stages))
+
+
+def all_patches(images: EmbeddingStore) -> torch.Tensor:
+    return concatenated(images.features(torch.arange(len(images)), torch.device("cpu")).stages).flatten(0, 2)
+
+
+def test_the_axes_are_the_principal_components_of_the_patches() -> None:
+    bank = fit_bank(store(), SMALL, seed=0)
+    patches = all_patches(store())
+    assert torch.allclose(bank.mean.float(), patches.mean(0), atol=0.02)
+    centred = patches - patches.mean(0)
+    best = torch.linalg.svd(centred, full_matrices=False).S[:4].square().sum()
+    kept = (centred @ bank.axes.float()).square().sum()
+    assert kept > 0.99 * best
+    assert torch.allclose(bank.axes.float().T @ bank.axes.float(), torch.eye(4), atol=0.02)
+
+
+def test_the_prototypes_are_patches_of_the_images_and_cover_them() -> None:
+    bank = fit_bank(store(), SMALL, seed=0)
+    patches = project(list(store().features(torch.arange(12), torch.device("cpu")).stages),
+                      bank.mean.float(), bank.axes.float()).flatten(0, 2)  # fmt: skip
+    to_patch = torch.cdist(bank.prototypes.float(), patches).amin(1)
+    assert to_patch.max() < 0.05
+    covered = torch.cdist(patches, bank.prototypes.float()).amin(1).max()
+    drawn = patches[torch.randperm(len(patches), generator=torch.Generator().manual_seed(1))[:30]]
+    assert covered < torch.cdist(patches, drawn).amin(1).max()
+
+
+def test_few_patches_are_all_remembered() -> None:
+    bank = fit_bank(store(1), SMALL, seed=0)
+    assert len(bank.prototypes) == 16
+    assert MergedBank(bank)(store(1).features(torch.arange(1), torch.device("cpu")).stages).max() < 0.05
+
+
+def test_no_more_components_are_kept_than_there_are_channels() -> None:
+    assert fit_bank(store(), MemoryConfig(prototypes=8, dim=64), seed=0).axes.shape == (16, 16)
+
+
+def test_the_seed_alone_determines_a_memory() -> None:
+    one, same, other = (fit_bank(store(), SMALL, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one.prototypes, same.prototypes)
+    assert not torch.equal(one.prototypes, other.prototypes)
+
+
+def test_many_patches_are_sampled_evenly_from_all_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "CORESET_PATCHES", 24)
+    images = store()
+    # Two patches of each of twelve images are fewer than the prototypes, so that all are kept.
+    bank = fit_bank(images, SMALL, seed=0)
+    assert len(bank.prototypes) == 24
+    for row in range(len(images)):
+        own = project(images.features(torch.tensor([row]), torch.device("cpu")).stages, bank.mean.float(),
+                      bank.axes.float()).flatten(0, 2)  # fmt: skip
+        assert (torch.cdist(bank.prototypes.float(), own).amin(1) < 0.05).sum() == 2

@@ -1,0 +1,98 @@
+"""Maps of held-out good images, and what is learned from them: the fusion, and the scores that calibrate verdicts.
+
+The images were not used to fit the expert and the memory that map them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.memory.bank import MemoryBank
+from moleflow.model.memory.fusion import Fusion
+from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer, image_scores
+from moleflow.model.routing.novelty import background_nll
+from moleflow.model.runtime.device import autocast, matmul_dtype
+from moleflow.model.verdict.scoring import pixel_map
+from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.fit.trainer import TaskTrainer
+
+__all__ = ["HeldOutMaps", "StoredMaps", "fit_fusion", "held_out_scores", "map_held_out"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeldOutMaps:
+    """NLL and distance to the memory of each patch of ``n`` images, ``(n, H, W)`` float32 on the CPU.
+
+    ``distances`` are ``None`` without a memory.
+    """
+
+    nll: torch.Tensor
+    distances: torch.Tensor | None
+
+    @classmethod
+    def joined(cls, parts: Sequence["HeldOutMaps"]) -> Self:
+        """The images of all ``parts``."""
+        distances = [part.distances for part in parts if part.distances is not None]
+        return cls(torch.cat([part.nll for part in parts]), torch.cat(distances) if distances else None)
+
+
+class StoredMaps(BaseModel):
+    """``HeldOutMaps`` in a JSON document; the values are exact."""
+
+    model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
+
+    shape: tuple[int, int, int]
+    nll: bytes
+    distances: bytes | None
+
+    @classmethod
+    def of(cls, maps: HeldOutMaps) -> Self:
+        """The same maps."""
+        count, height, width = maps.nll.shape
+        distances = None if maps.distances is None else maps.distances.numpy().tobytes()
+        return cls(shape=(count, height, width), nll=maps.nll.numpy().tobytes(), distances=distances)
+
+    def maps(self) -> HeldOutMaps:
+        """The same maps. ``ValueError`` if the document was damaged."""
+        return HeldOutMaps(self._values(self.nll), None if self.distances is None else self._values(self.distances))
+
+    def _values(self, data: bytes) -> torch.Tensor:
+        return torch.from_numpy(np.frombuffer(data, np.float32).reshape(self.shape).copy())
+
+
+@torch.inference_mode()
+def map_held_out(trainer: TaskTrainer, bank: MemoryBank | None, store: Embeddings) -> HeldOutMaps:
+    """Map images with a fitted expert and its memory, computed as in prediction."""
+    parts = ProductParts(trainer.expert, None if bank is None else bank.to(trainer.device))
+    scorer = ProductScorer(trainer.base, parts, matmul_dtype(trainer.precision))
+    found = []
+    with autocast(trainer.device, trainer.precision):
+        for indices in torch.arange(len(store)).split(8):
+            nll, distances = scorer.raw_maps(store.features(indices, trainer.device))
+            found.append(HeldOutMaps(nll.cpu(), None if distances is None else distances.cpu()))
+    return HeldOutMaps.joined(found)
+
+
+def fit_fusion(config: ModelConfig, maps: HeldOutMaps) -> Fusion | None:
+    """The fusion by the statistics of ``maps``; ``None`` where the scoring caps nothing."""
+    if config.scoring.cap is None:
+        return None
+    return Fusion.fit(config.scoring, config.backbone.embedding_dim, maps.nll, maps.distances)
+
+
+@torch.no_grad()
+def held_out_scores(config: ModelConfig, fusion: Fusion | None, maps: HeldOutMaps) -> dict[str, torch.Tensor]:
+    """Image scores, maxima of pixel maps, and background NLLs in nats: ``(n,)`` each, by their names in
+    ``moleflow.model.verdict.calibration.TaskCalibration``."""
+    both = PatchMaps(maps.nll, maps.nll if fusion is None else fusion(maps.nll, maps.distances))
+    side = config.backbone.image_size
+    return {
+        "scores": image_scores(both, config.scoring, config.score_top_k),
+        "peaks": torch.tensor([float(pixel_map(each, side, side, side).max()) for each in both.anomaly.numpy()]),
+        "grounds": torch.tensor([background_nll(each) for each in maps.nll.numpy()]),
+    }
