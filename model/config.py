@@ -177,7 +177,10 @@ class MemoryConfig(_Config):
     """A product's memory of good patches (``moleflow.model.memory.bank``)."""
 
     prototypes: int = Field(4000, ge=1, le=MAX_PROTOTYPES, description="most patches that are kept")
-    dim: int = Field(256, ge=1, le=MAX_EMBEDDING_DIM, description="principal components of the stages that are kept")
+    pooled: int = Field(
+        1500, ge=0, le=MAX_PROTOTYPES, description="most pooled patches that are kept of a flat surface; 0: none"
+    )
+    dim: int = Field(192, ge=1, le=MAX_EMBEDDING_DIM, description="principal components of the stages that are kept")
 
 
 class ScoringConfig(_Config):

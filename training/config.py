@@ -82,7 +82,7 @@ class Preset(BaseModel):
 
 
 FUSED_CAP = 4.0
-"""Cap of the flow's map beside a memory, in standard deviations of good patches (docs/results/accuracy.md)."""
+"""Cap of the flow's map beside a memory, in standard deviations of good patches (docs/results/scoring.md)."""
 
 PRESETS: dict[str, Preset] = {
     "main": Preset(
@@ -119,7 +119,7 @@ PRESETS: dict[str, Preset] = {
         description="main with experts of a third of the size: rank 16, stored in bfloat16",
         model=ModelConfig(
             flow=FlowConfig(lora_rank=16),
-            scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig(prototypes=2000, dim=128)),
+            scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig(prototypes=2000, pooled=0, dim=128)),
             expert_dtype="bfloat16",
         ),
         training=TrainingConfig(),

@@ -50,7 +50,8 @@ USUAL = MemoryConfig()
 
 @dataclass(frozen=True)
 class Variant:
-    """One way of scoring; ``flow`` is whether the flow takes part, ``gated`` whether the gate applies."""
+    """One way of scoring; ``flow`` is whether the flow takes part, ``gated`` whether gates apply. Without them pooled
+    patches do not count."""
 
     name: str
     cap: float | None = None
@@ -74,10 +75,11 @@ VARIANTS = (
     Variant("fused, weight 1", cap=4.0, memory=USUAL, weight=1.0),
     Variant("fused, top 1", cap=4.0, memory=USUAL, top_k=1),
     Variant("fused, top 10", cap=4.0, memory=USUAL, top_k=10),
-    Variant("2,000 × 256", cap=4.0, memory=MemoryConfig(prototypes=2000)),
-    Variant("2,000 × 128", cap=4.0, memory=MemoryConfig(prototypes=2000, dim=128)),
-    Variant("4,000 × 128", cap=4.0, memory=MemoryConfig(dim=128)),
-    Variant("8,000 × 128", cap=4.0, memory=MemoryConfig(prototypes=8000, dim=128)),
+    Variant("fused, no pooled", cap=4.0, memory=MemoryConfig(pooled=0)),
+    Variant("2,000 × 192", cap=4.0, memory=MemoryConfig(prototypes=2000)),
+    Variant("2,000 × 128, no pooled", cap=4.0, memory=MemoryConfig(prototypes=2000, pooled=0, dim=128)),
+    Variant("4,000 × 256, no pooled", cap=4.0, memory=MemoryConfig(pooled=0, dim=256)),
+    Variant("8,000 × 128, no pooled", cap=4.0, memory=MemoryConfig(prototypes=8000, pooled=0, dim=128)),
 )
 
 
@@ -127,7 +129,7 @@ class Study:
 
     def distances(self, product: Product, memory: MemoryConfig) -> Maps:
         """The maps of a memory."""
-        name = f"memory-{memory.prototypes}-{memory.dim}-{self.seed}"
+        name = f"memory-{memory.prototypes}-{memory.pooled}-{memory.dim}-{self.seed}"
         if not self._path(product, name).exists():
             bank = fit_bank(self.embed(product.fit), memory, task_seed(self.seed, product.category.name, "memory"))
             merged = MergedBank(bank).to(self.device)
@@ -150,7 +152,7 @@ class Study:
             "pseudo": [sample.path for sample in product.pseudo],
             "test": [sample.path for sample in product.category.test],
         }
-        found = {}
+        found: dict[str, Any] = {}
         for kind, paths in images.items():
             store, parts = self.embed(paths), []
             with autocast(self.device, self.precision):
@@ -173,14 +175,16 @@ def fused(variant: Variant, dim: int, nll: Maps, distances: Maps | None) -> tupl
     )
     fusion = Fusion.fit(scoring, dim, nll["good"], None if distances is None else distances["good"])
     if not variant.gated:
-        fusion.gate = torch.ones(())
+        fusion.gate = torch.tensor([1.0] + [0.0] * (len(fusion.gate) - 1))
     made = {}
     for kind, values in nll.items():
         made[kind] = PatchMaps(values, fusion(values, None if distances is None else distances[kind]))
     return made, scoring
 
 
-def judge(variant: Variant, product: Product, maps: Mapping[str, PatchMaps], scoring: ScoringConfig, side: int) -> dict:
+def judge(
+    variant: Variant, product: Product, maps: Mapping[str, PatchMaps], scoring: ScoringConfig, side: int
+) -> dict[str, dict[str, float]]:
     """Figures in percent, by group (``sharp``, ``faint``, ``test``) and metric."""
     held_out = [Sample(path, None) for path in product.held_out]
     good, pseudo = maps["good"], maps["pseudo"]

@@ -72,13 +72,15 @@ def random_parts(config: ModelConfig, expert: Expert, generator: torch.Generator
     """The expert with a random memory and fusion, as the configuration has them."""
     if config.scoring.cap is None:
         return ProductParts(expert)
-    fusion, memory = Fusion(config.scoring, config.backbone.embedding_dim), config.scoring.memory
-    if memory is None:
-        return ProductParts(expert, None, fusion)
-    channels, dim = sum(stage_channels(config.backbone)), memory.dim
-    sizes = (channels,), (channels, min(dim, channels)), (memory.prototypes, min(dim, channels))
-    mean, axes, prototypes = (torch.randn(size, generator=generator) for size in sizes)
-    return ProductParts(expert, MemoryBank.of(mean, axes / channels**0.5, prototypes), fusion)
+    bank, memory = None, config.scoring.memory
+    if memory is not None:
+        channels = sum(stage_channels(config.backbone))
+        dim = min(memory.dim, channels)
+        sizes = (channels,), (channels, dim), (memory.prototypes, dim), (memory.pooled, dim)
+        mean, axes, *prototypes = (torch.randn(size, generator=generator) for size in sizes)
+        bank = MemoryBank.of(mean, axes / channels**0.5, *prototypes)
+    kinds = 2 if memory is not None and memory.pooled else 1
+    return ProductParts(expert, bank, Fusion(config.scoring, config.backbone.embedding_dim, kinds))
 
 
 def synthetic_task(

@@ -77,7 +77,7 @@ class ProductScorer(nn.Module):
 
     @torch.no_grad()
     def raw_maps(self, features: PatchFeatures) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """NLL and distances to the memory, ``(B, H, W)`` each; no distances without a memory."""
+        """NLL ``(B, H, W)`` and distances ``(B, kinds, H, W)`` to the memory; no distances without a memory."""
         if features.embeddings.device.type == "cpu" and len(features) > 1:
             found = parallel_map(self.raw_maps, [features.rows(slice(row, row + 1)) for row in range(len(features))])
             distances = [each for _, each in found if each is not None]

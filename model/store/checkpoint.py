@@ -215,14 +215,13 @@ class Checkpoint:
         expert.requires_grad_(False)
         if config.scoring.cap is None:
             return ProductParts(expert)
-        fusion = Fusion(config.scoring, config.backbone.embedding_dim)
+        stored, bank, kinds = _part(tensors, "memory"), None, 1
+        if config.scoring.memory is not None:
+            sizes = stored["axes"].shape[1], len(stored["prototypes"]), len(stored["pooled"])
+            bank, kinds = MemoryBank(sum(stage_channels(config.backbone)), *sizes), 2 if sizes[-1] else 1
+            self._load(bank, stored, f"{section}.memory")
+        fusion = Fusion(config.scoring, config.backbone.embedding_dim, kinds)
         self._load(fusion, _part(tensors, "fusion"), f"{section}.fusion")
-        if config.scoring.memory is None:
-            return ProductParts(expert, None, fusion)
-        stored = _part(tensors, "memory")
-        channels = sum(stage_channels(config.backbone))
-        bank = MemoryBank(channels, stored["axes"].shape[1], len(stored["prototypes"]))
-        self._load(bank, stored, f"{section}.memory")
         return ProductParts(expert, bank, fusion)
 
     def expert(self, index: int) -> Expert:

@@ -75,14 +75,17 @@ def scoring_layout(config: ScoringConfig, found: Iterable[Spec]) -> Layout:
     """
     if config.cap is None:
         return {}
+    shapes = {spec.key: spec.shape for spec in found if len(spec.shape) == 2}
     with torch.device("meta"):
-        layout = _specs(Fusion(config, 1).state_dict(prefix="fusion."))
-        if config.memory is not None:
-            shapes = {spec.key: spec.shape for spec in found if len(spec.shape) == 2}
-            channels, dim = shapes.get("memory.axes", (1, 1))
-            count = shapes.get("memory.prototypes", (1, 1))[0]
-            sizes = channels, min(dim, config.memory.dim), min(count, config.memory.prototypes)
-            layout |= _specs(MemoryBank(*(max(size, 1) for size in sizes)).state_dict(prefix="memory."))
+        if config.memory is None:
+            return _specs(Fusion(config, 1).state_dict(prefix="fusion."))
+        channels, dim = shapes.get("memory.axes", (1, 1))
+        count, pooled = (shapes.get(f"memory.{name}", (0, 1))[0] for name in ("prototypes", "pooled"))
+        memory = config.memory
+        pooled = min(pooled, memory.pooled)
+        sizes = max(channels, 1), max(min(dim, memory.dim), 1), max(min(count, memory.prototypes), 1), pooled
+        layout = _specs(MemoryBank(*sizes).state_dict(prefix="memory."))
+        layout |= _specs(Fusion(config, 1, kinds=2 if pooled else 1).state_dict(prefix="fusion."))
     return layout
 
 

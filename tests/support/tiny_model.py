@@ -52,7 +52,7 @@ M = TypeVar("M", bound=nn.Module)
 CAPPED = ScoringConfig(cap=3.0)
 """A capped map, without a memory."""
 
-FUSED = ScoringConfig(cap=4.0, memory=MemoryConfig(prototypes=20, dim=6))
+FUSED = ScoringConfig(cap=4.0, memory=MemoryConfig(prototypes=20, pooled=8, dim=6))
 """A capped map with a small memory."""
 
 
@@ -97,14 +97,15 @@ def tiny_parts(config: ModelConfig, expert: Expert | None = None, seed: int = 3)
     expert = expert or tiny_expert(config, seed)
     if config.scoring.cap is None:
         return ProductParts(expert)
-    fusion, memory = Fusion(config.scoring, config.backbone.embedding_dim), config.scoring.memory
+    bank, memory = None, config.scoring.memory
+    if memory is not None:
+        channels = sum(stage_channels(config.backbone))
+        sizes = (channels,), (channels, memory.dim), (memory.prototypes, memory.dim), (memory.pooled, memory.dim)
+        bank = MemoryBank.of(*(torch.randn(size, generator=generator) for size in sizes))
+    fusion = Fusion(config.scoring, config.backbone.embedding_dim, kinds=2 if memory and memory.pooled else 1)
     for name, value in fusion.named_buffers():
-        value.fill_(0.5 if name == "gate" else float(1 + torch.rand((), generator=generator)))
-    if memory is None:
-        return ProductParts(expert, None, fusion)
-    channels = sum(stage_channels(config.backbone))
-    sizes = (channels,), (channels, memory.dim), (memory.prototypes, memory.dim)
-    return ProductParts(expert, MemoryBank.of(*(torch.randn(size, generator=generator) for size in sizes)), fusion)
+        value.copy_(torch.rand(value.shape, generator=generator) + (0 if name == "gate" else 1))
+    return ProductParts(expert, bank, fusion)
 
 
 def product_image(kind: int, seed: int, side: int = 32) -> np.ndarray:

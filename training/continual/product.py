@@ -27,7 +27,7 @@ from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indice
 from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
 from moleflow.training.fit.cross_fitting import FoldMaps, cross_fit, cross_fitted_distances, split
-from moleflow.training.fit.held_out import fit_fusion, held_out_scores, map_held_out
+from moleflow.training.fit.held_out import fit_fusion, held_out_scores, map_held_out, without_unused
 from moleflow.training.fit.memory import fit_bank
 from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
@@ -138,6 +138,7 @@ class ProductLearner:
         values = held_out_scores(config, fusion, maps)
         values["distances"] = cross_fitted_distances(descriptors, config.router)
         profile = profile_tensors(prototype, values)
+        bank, fusion = without_unused(bank, fusion)
         own_base = shared.base if config.flow.sharing == "separated" else None
         expert = expert_tensors(ProductParts(trainer.expert, bank, fusion), config.expert_dtype, own_base)
         info = task_info(category.name, index, parts, self.training, values, profile, expert, white)

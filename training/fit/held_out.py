@@ -21,14 +21,13 @@ from moleflow.model.verdict.scoring import pixel_map
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.trainer import TaskTrainer
 
-__all__ = ["HeldOutMaps", "StoredMaps", "fit_fusion", "held_out_scores", "map_held_out"]
+__all__ = ["HeldOutMaps", "StoredMaps", "fit_fusion", "held_out_scores", "map_held_out", "without_unused"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOutMaps:
-    """NLL and distance to the memory of each patch of ``n`` images, ``(n, H, W)`` float32 on the CPU.
-
-    ``distances`` are ``None`` without a memory.
+    """NLL ``(n, H, W)`` of each patch of ``n`` images and its distances ``(n, kinds, H, W)`` to the memory, float32 on
+    the CPU. ``distances`` are ``None`` without a memory.
     """
 
     nll: torch.Tensor
@@ -47,6 +46,7 @@ class StoredMaps(BaseModel):
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
 
     shape: tuple[int, int, int]
+    kinds: int = 1
     nll: bytes
     distances: bytes | None
 
@@ -54,15 +54,21 @@ class StoredMaps(BaseModel):
     def of(cls, maps: HeldOutMaps) -> Self:
         """The same maps."""
         count, height, width = maps.nll.shape
-        distances = None if maps.distances is None else maps.distances.numpy().tobytes()
-        return cls(shape=(count, height, width), nll=maps.nll.numpy().tobytes(), distances=distances)
+        shape = count, height, width
+        if maps.distances is None:
+            return cls(shape=shape, nll=maps.nll.numpy().tobytes(), distances=None)
+        kinds, distances = maps.distances.shape[1], maps.distances.numpy().tobytes()
+        return cls(shape=shape, kinds=kinds, nll=maps.nll.numpy().tobytes(), distances=distances)
 
     def maps(self) -> HeldOutMaps:
         """The same maps. ``ValueError`` if the document was damaged."""
-        return HeldOutMaps(self._values(self.nll), None if self.distances is None else self._values(self.distances))
+        count, *grid = self.shape
+        distances = None if self.distances is None else _values(self.distances, (count, self.kinds, *grid))
+        return HeldOutMaps(_values(self.nll, self.shape), distances)
 
-    def _values(self, data: bytes) -> torch.Tensor:
-        return torch.from_numpy(np.frombuffer(data, np.float32).reshape(self.shape).copy())
+
+def _values(data: bytes, shape: tuple[int, ...]) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(data, np.float32).reshape(shape).copy())
 
 
 @torch.inference_mode()
@@ -96,3 +102,10 @@ def held_out_scores(config: ModelConfig, fusion: Fusion | None, maps: HeldOutMap
         "peaks": torch.tensor([float(pixel_map(each, side, side, side).max()) for each in both.anomaly.numpy()]),
         "grounds": torch.tensor([background_nll(each) for each in maps.nll.numpy()]),
     }
+
+
+def without_unused(bank: MemoryBank | None, fusion: Fusion | None) -> tuple[MemoryBank | None, Fusion | None]:
+    """Memory and fusion without pooled patches, where these have no weight; they predict the same."""
+    if bank is None or fusion is None or fusion.gate[1:].any():
+        return bank, fusion
+    return MemoryBank.of(bank.mean, bank.axes, bank.prototypes), fusion.without_pooled()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from moleflow.model.config import MemoryConfig
-from moleflow.model.memory.bank import STORED_TYPE, MemoryBank, concatenated, project
+from moleflow.model.memory.bank import STORED_TYPE, MemoryBank, concatenated, pool_patches, project
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.coreset import farthest_first
 
@@ -34,31 +34,37 @@ _CPU = torch.device("cpu")
 def fit_bank(store: Embeddings, config: MemoryConfig, seed: int) -> MemoryBank:
     """The memory of the images in ``store``; the same for the same ``seed``. Computed on the CPU.
 
-    A product with fewer patches than ``config.prototypes`` keeps them all.
+    A product with fewer patches than ``config.prototypes`` keeps them all, and likewise its pooled patches.
     """
     generator = torch.Generator().manual_seed(seed)
-    batches = torch.arange(len(store)).split(_BATCH)
-    first = store.features(batches[0][:1], _CPU)
-    cells = first.stages[0].shape[1] * first.stages[0].shape[2]
 
     def sampled(most: int, values: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> torch.Tensor:
         """About ``most`` patches, as many of each image, of the maps that ``values`` makes of pooled stages."""
-        each = min(cells, max(1, most // len(store)))
         found = []
-        for rows in batches:
+        for rows in torch.arange(len(store)).split(_BATCH):
             for image in values(store.features(rows, _CPU).stages).flatten(1, 2):
-                found.append(image[torch.randperm(cells, generator=generator)[:each]])
+                chosen = torch.randperm(len(image), generator=generator)[: max(1, most // len(store))]
+                found.append(image[chosen])
         return torch.cat(found)
+
+    def coreset(patches: torch.Tensor, most: int) -> torch.Tensor:
+        """At most ``most`` of the ``patches`` ``(n, d)``, which cover them."""
+        if len(patches) <= most:
+            return patches
+        dim, search = patches.shape[1], patches
+        if dim > SEARCH_DIM:
+            search = patches @ torch.randn(dim, SEARCH_DIM, generator=generator)
+        return patches[farthest_first(search, int(torch.randint(len(patches), (), generator=generator)), most)]
 
     raw = sampled(COMPONENT_PATCHES, concatenated)
     mean = raw.mean(0).to(STORED_TYPE).float()
     axes = _principal_axes(raw - mean, config.dim).to(STORED_TYPE).float()
-    patches = sampled(CORESET_PATCHES, lambda stages: project(stages, mean, axes))
-    if len(patches) > config.prototypes:
-        search = patches @ torch.randn(axes.shape[1], SEARCH_DIM, generator=generator)
-        start = int(torch.randint(len(patches), (), generator=generator))
-        patches = patches[farthest_first(search if axes.shape[1] > SEARCH_DIM else patches, start, config.prototypes)]
-    return MemoryBank.of(mean, axes, patches)
+    prototypes = coreset(sampled(CORESET_PATCHES, lambda stages: project(stages, mean, axes)), config.prototypes)
+    pooled = None
+    if config.pooled:
+        every = sampled(CORESET_PATCHES // 2, lambda stages: pool_patches(project(stages, mean, axes)))
+        pooled = coreset(every, config.pooled)
+    return MemoryBank.of(mean, axes, prototypes, pooled)
 
 
 def _principal_axes(centred: torch.Tensor, dim: int) -> torch.Tensor:

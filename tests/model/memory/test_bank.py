@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from moleflow.model.features.patches import STAGE_TYPE, pooled_stage
-from moleflow.model.memory.bank import MemoryBank, MergedBank, concatenated, project
+from moleflow.model.memory.bank import MemoryBank, MergedBank, concatenated, pool_patches, project
 
 CHANNELS = (12, 20)
 
@@ -45,7 +45,29 @@ def test_projecting_each_stage_before_upsampling_equals_projecting_the_concatena
 def test_the_distance_is_that_to_the_nearest_prototype(bank: MemoryBank) -> None:
     patches = project(stages(), bank.mean.float(), bank.axes.float())
     expected = torch.cdist(patches.flatten(0, 2), bank.prototypes.float()).amin(1).view(3, 4, 4)
-    assert torch.allclose(MergedBank(bank)(stages()), expected, atol=1e-3)
+    found = MergedBank(bank)(stages())
+    assert found.shape == (3, 1, 4, 4)
+    assert torch.allclose(found[:, 0], expected, atol=1e-3)
+
+
+def test_pooled_patches_have_distances_of_their_own(bank: MemoryBank) -> None:
+    pooled = torch.randn(9, 6, generator=torch.Generator().manual_seed(8))
+    both = MemoryBank.of(bank.mean, bank.axes, bank.prototypes, pooled)
+    found = MergedBank(both)(stages())
+    assert torch.equal(found[:, :1], MergedBank(bank)(stages()))
+    patches = pool_patches(project(stages(), both.mean.float(), both.axes.float()))
+    assert patches.shape == (3, 2, 2, 6)
+    nearest = torch.cdist(patches.flatten(0, 2), both.pooled.float()).amin(1).view(3, 1, 2, 2)
+    expected = F.interpolate(nearest, size=(4, 4), mode="bilinear", align_corners=False)
+    assert torch.allclose(found[:, 1:], expected, atol=1e-3)
+
+
+def test_a_pooled_patch_is_the_mean_of_its_neighbourhood_without_what_lies_outside() -> None:
+    patches = torch.randn(1, 8, 8, 3, generator=torch.Generator().manual_seed(0))
+    found = pool_patches(patches)
+    assert found.shape == (1, 4, 4, 3)
+    assert torch.allclose(found[0, 0, 0], patches[0, :3, :3].mean((0, 1)), atol=1e-6)
+    assert torch.allclose(found[0, 2, 1], patches[0, 2:7, 0:5].mean((0, 1)), atol=1e-6)
 
 
 def test_a_patch_that_is_remembered_has_no_distance(bank: MemoryBank) -> None:
@@ -68,4 +90,4 @@ def test_the_distances_of_an_image_do_not_depend_on_its_batch(bank: MemoryBank) 
 
 def test_a_memory_is_stored_in_half_of_the_bytes(bank: MemoryBank) -> None:
     assert {value.dtype for value in bank.state_dict().values()} == {torch.bfloat16}
-    assert set(bank.state_dict()) == {"mean", "axes", "prototypes"}
+    assert set(bank.state_dict()) == {"mean", "axes", "prototypes", "pooled"}

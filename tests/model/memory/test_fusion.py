@@ -7,7 +7,7 @@ import torch
 from tiny_model import CAPPED, FUSED
 
 from moleflow.model.config import ScoringConfig
-from moleflow.model.memory.fusion import Fusion, flow_norm, gate
+from moleflow.model.memory.fusion import Fusion, flatness, flow_norm, gate
 
 DIM = 16
 
@@ -16,7 +16,8 @@ def noise(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-NLL, DISTANCES = 20 + noise(8, 4, 4), 5 + noise(8, 4, 4, seed=1)
+NLL, DISTANCES = 20 + noise(8, 4, 4), 5 + noise(8, 1, 4, 4, seed=1)
+POOLED = torch.cat((DISTANCES, 3 + 2 * noise(8, 1, 4, 4, seed=2)), 1)
 
 
 def test_the_norm_is_the_root_of_the_squared_norm_of_z_plus_a_constant() -> None:
@@ -48,7 +49,7 @@ def test_no_patch_exceeds_the_cap_and_their_order_is_kept() -> None:
 def test_the_fused_map_is_the_gated_memory_plus_the_weighted_flow() -> None:
     fusion = Fusion.fit(FUSED, DIM, NLL, DISTANCES)
     flow = Fusion.fit(ScoringConfig(cap=4.0), DIM, NLL, None)(NLL, None)
-    memory = (DISTANCES - DISTANCES.mean()) / DISTANCES.std(correction=0)
+    memory = (DISTANCES[:, 0] - DISTANCES.mean()) / DISTANCES.std(correction=0)
     expected = fusion.gate * memory + 0.5 * flow
     assert 0 < fusion.gate < 1
     assert torch.allclose(fusion(NLL, DISTANCES), expected, atol=1e-4)
@@ -65,9 +66,35 @@ def test_the_gate_is_open_when_images_do_not_differ_and_shut_when_half_of_the_va
     assert gate((within + 3 * between).double()) == 0
 
 
+def test_a_surface_is_flat_where_the_position_explains_nothing_and_an_object_is_not() -> None:
+    within = noise(400, 10, 10).double()
+    places = noise(1, 10, 10, seed=2).double()
+    places = (places - places.mean()) / places.std(correction=0)
+    assert flatness(within) == pytest.approx(1, abs=0.02)
+    assert flatness(within + 0.5 * places) == pytest.approx(1 - 2 * 0.25 / 1.25, abs=0.02)
+    assert flatness(within + 2 * places) == 0
+
+
+def test_pooled_patches_count_half_of_their_gate_on_a_flat_surface() -> None:
+    fusion = Fusion.fit(FUSED, DIM, NLL, POOLED)
+    wide = POOLED.double()
+    assert fusion.gate[0] == pytest.approx(gate(wide[:, 0]))
+    assert fusion.gate[1] == pytest.approx(0.5 * gate(wide[:, 1]) * flatness(wide[:, 0]))
+    one = Fusion.fit(FUSED, DIM, NLL, DISTANCES)(NLL, DISTANCES)
+    pooled = (POOLED[:, 1] - POOLED[:, 1].mean()) / POOLED[:, 1].std(correction=0)
+    assert torch.allclose(fusion(NLL, POOLED), one + fusion.gate[1] * pooled, atol=1e-4)
+
+
+def test_pooled_patches_without_weight_can_be_left_out() -> None:
+    fusion = Fusion.fit(FUSED, DIM, NLL, POOLED)
+    fusion.gate[1] = 0
+    before = fusion(NLL, POOLED)
+    assert torch.equal(fusion.without_pooled()(NLL, DISTANCES), before)
+
+
 def test_patches_that_are_all_alike_still_fuse_to_finite_numbers() -> None:
     same = torch.full((3, 4, 4), 20.0)
-    fusion = Fusion.fit(FUSED, DIM, same, same)
+    fusion = Fusion.fit(FUSED, DIM, same, same[:, None])
     assert fusion(NLL[:1], DISTANCES[:1]).isfinite().all()
 
 

@@ -50,7 +50,7 @@ CHANGES: dict[str, dict[str, dict[str, Any]]] = {
     "scoring": {
         "published": {},
         "capped": {"cap": 3.0},
-        "capped, with memory": {"cap": 4.0, "memory": {"prototypes": 4000, "dim": 256}},
+        "capped, with memory": {"cap": 4.0, "memory": {"prototypes": 4000, "pooled": 1500, "dim": 192}},
     },
 }
 """Study → row, in table order → the fields that differ from ``main``, and their values."""

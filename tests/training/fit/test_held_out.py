@@ -2,17 +2,17 @@
 
 import pytest
 import torch
-from tiny_model import CAPPED, FUSED, tiny_config
+from tiny_model import CAPPED, FUSED, tiny_config, tiny_parts
 
 from moleflow.model.config import ScoringConfig
 from moleflow.model.routing.novelty import background_nll
 from moleflow.model.verdict.scoring import pixel_map
-from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, fit_fusion, held_out_scores
+from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, fit_fusion, held_out_scores, without_unused
 
 
 def maps(*, memory: bool = True) -> HeldOutMaps:
     generator = torch.Generator().manual_seed(0)
-    nll, distances = 20 + torch.randn(5, 4, 4, generator=generator), 3 + torch.randn(5, 4, 4, generator=generator)
+    nll, distances = 20 + torch.randn(5, 4, 4, generator=generator), 3 + torch.randn(5, 2, 4, 4, generator=generator)
     return HeldOutMaps(nll, distances if memory else None)
 
 
@@ -38,6 +38,19 @@ def test_folds_are_joined_in_order() -> None:
     assert torch.equal(joined.nll, torch.cat((one.nll, other.nll)))
     assert joined.distances is not None
     assert len(joined.distances) == 10
+
+
+def test_pooled_patches_are_left_out_where_they_have_no_weight() -> None:
+    config, given = tiny_config(scoring=FUSED), maps()
+    bank, fusion = tiny_parts(config).bank, fit_fusion(config, given)
+    assert fusion is not None
+    assert without_unused(bank, fusion) == (bank, fusion)
+    fusion.gate[1] = 0
+    smaller, smallest = without_unused(bank, fusion)
+    assert smaller is not None
+    assert smallest is not None
+    assert (len(smaller.pooled), len(smallest.gate)) == (0, 1)
+    assert without_unused(None, None) == (None, None)
 
 
 @pytest.mark.parametrize("scoring", [ScoringConfig(), CAPPED, FUSED], ids=["published", "capped", "fused"])

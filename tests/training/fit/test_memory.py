@@ -10,7 +10,7 @@ from moleflow.training.embeddings.extraction import EmbeddingStore
 from moleflow.training.fit import memory
 from moleflow.training.fit.memory import fit_bank
 
-SMALL = MemoryConfig(prototypes=30, dim=4)
+SMALL = MemoryConfig(prototypes=30, pooled=10, dim=4)
 
 
 def store(count: int = 12, seed: int = 0) -> EmbeddingStore:
@@ -50,11 +50,17 @@ def test_the_prototypes_are_patches_of_the_images_and_cover_them() -> None:
 def test_few_patches_are_all_remembered() -> None:
     bank = fit_bank(store(1), SMALL, seed=0)
     assert len(bank.prototypes) == 16
+    assert len(bank.pooled) == 4
     assert MergedBank(bank)(store(1).features(torch.arange(1), torch.device("cpu")).stages).max() < 0.05
 
 
+def test_pooled_patches_are_remembered_only_if_they_are_wanted() -> None:
+    assert len(fit_bank(store(), SMALL, seed=0).pooled) == 10
+    assert len(fit_bank(store(), SMALL.model_copy(update={"pooled": 0}), seed=0).pooled) == 0
+
+
 def test_no_more_components_are_kept_than_there_are_channels() -> None:
-    assert fit_bank(store(), MemoryConfig(prototypes=8, dim=64), seed=0).axes.shape == (16, 16)
+    assert fit_bank(store(), MemoryConfig(prototypes=8, pooled=0, dim=64), seed=0).axes.shape == (16, 16)
 
 
 def test_the_seed_alone_determines_a_memory() -> None:
