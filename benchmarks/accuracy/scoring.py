@@ -47,6 +47,9 @@ Maps = Mapping[str, torch.Tensor]
 
 USUAL = MemoryConfig()
 
+LEAST_VARIANTS = 3
+"""With fewer, a rank correlation says nothing."""
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -218,7 +221,8 @@ def agreement(found: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[st
         for group in ("sharp", "faint", "test")
     }
     order["both"] = rankdata(order["sharp"] + order["faint"])
-    return {group: float(np.corrcoef(order[group], order["test"])[0, 1]) for group in ("sharp", "faint", "both")}
+    with np.errstate(invalid="ignore"):  # NaN where an order is a single tie
+        return {group: float(np.corrcoef(order[group], order["test"])[0, 1]) for group in ("sharp", "faint", "both")}
 
 
 def run(study: Study, variants: Sequence[Variant]) -> str:
@@ -245,11 +249,11 @@ def run(study: Study, variants: Sequence[Variant]) -> str:
         print(variant.name, *_cells(means[variant.name]), sep=" | ", flush=True)
     rows.sort(key=lambda row: [*(product.category.name for product in study.products), "**mean**"].index(row[0]))
     table = markdown_table(["product", "scoring", "sharp", "faint", "test"], rows, right_from=2)
+    text = f"Each cell: image AUROC / pixel AUROC / pixel AP / AUPRO.\n\n{table}"
+    if len(means) < LEAST_VARIANTS:
+        return text
     agreed = "\n".join(f"- {group}: {value:.2f}" for group, value in agreement(means).items())
-    return (
-        f"Each cell: image AUROC / pixel AUROC / pixel AP / AUPRO.\n\n{table}\n\n"
-        f"Rank correlation over the variants, pseudo-defects with test images:\n\n{agreed}"
-    )
+    return f"{text}\n\nRank correlation over the variants, pseudo-defects with test images:\n\n{agreed}"
 
 
 def _cells(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
