@@ -64,14 +64,14 @@ def main(arguments: Sequence[str]) -> int:
     """Run from a command line; returns the exit status."""
     parser = make_parser("memory_cost", __doc__)
     parser.add_argument("--preset", choices=list(PRESETS), default=DEFAULT_PRESET)
-    parser.add_argument("--precision", action="append", help="default: bf16 and fp32")
+    parser.add_argument("--precision", action="append", help="default: auto, the faster one here")
     parser.add_argument("--batch", type=positive, action="append", help="default: 1 and 8")
     parser.add_argument("--rounds", type=positive, default=15)
     add_output(parser)
     options = parser.parse_args(arguments)
     configure_threads()
     keep_freed_memory()
-    result = measure(options.preset, options.precision or ("bf16", "fp32"), options.batch or (1, 8), options.rounds)
+    result = measure(options.preset, options.precision or ("auto",), options.batch or (1, 8), options.rounds)
     rows, gates = [], []
     for precision, batches in result["ms_per_image"].items():
         for batch, times in batches.items():
