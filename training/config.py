@@ -94,7 +94,7 @@ PRESETS: dict[str, Preset] = {
     # Chosen with pseudo-defects on held-out good images, see docs/results/hyperparameters.md.
     "fast": Preset(
         name="fast",
-        description="WideResNet-50-2 with ZCA whitening per product: D = 160, rank 16, 8 epochs",
+        description="WideResNet-50-2 with ZCA whitening and a memory per product: D = 160, rank 16, 8 epochs",
         model=ModelConfig(
             backbone=BackboneConfig(embedding_dim=160),
             flow=FlowConfig(adapter="zca", lora_rank=16),
@@ -105,7 +105,7 @@ PRESETS: dict[str, Preset] = {
     # D and rank match the backbone's 40 + 112 channels; a small flow allows a higher learning rate, less warm-up.
     "small": Preset(
         name="small",
-        description="for CPUs and offline use: the embedded EfficientNet-Lite0, D = 160, rank 16, 12 epochs",
+        description="for CPUs and offline use: embedded EfficientNet-Lite0 with a memory, D = 160, rank 16, 12 epochs",
         model=ModelConfig(
             backbone=BackboneConfig(name=EMBEDDED_BACKBONE, embedding_dim=160),
             flow=FlowConfig(lora_rank=16),
@@ -116,7 +116,7 @@ PRESETS: dict[str, Preset] = {
     # Its effect on accuracy is measured in docs/results/scale.md.
     "compact": Preset(
         name="compact",
-        description="main with experts of a third of the size: rank 16, stored in bfloat16",
+        description="main with smaller experts, rank 16, stored in bfloat16, and a small memory",
         model=ModelConfig(
             flow=FlowConfig(lora_rank=16),
             scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig(prototypes=2000, pooled=0, dim=128)),
@@ -128,7 +128,7 @@ PRESETS: dict[str, Preset] = {
 
 
 DEFAULT_PRESET = "fast"
-"""What ``moleflow train`` takes: more accurate than an hour of ``main``, in minutes."""
+"""What ``moleflow train`` takes: minutes on a CPU, and more accurate than an hour of ``main`` on three products."""
 
 
 def preset(name: str) -> Preset:

@@ -19,10 +19,8 @@ Changed = tuple[np.ndarray, np.ndarray]
 """The image ``(h, w, 3)`` float32 with a defect, and the defect's mask ``(h, w)`` bool."""
 
 
-def make_pseudo(
-    paths: Sequence[Path], folder: Path, name: str, kinds: Sequence[str] = ()
-) -> tuple[tuple[Path, Path], ...]:
-    """Make one pseudo-defect of each of ``kinds`` (default: ``SHARP``) for every image.
+def make_pseudo(paths: Sequence[Path], folder: Path, name: str, kinds: Sequence[str]) -> tuple[tuple[Path, Path], ...]:
+    """Make one pseudo-defect of each of ``kinds`` for every image.
 
     Returns the paths of image and mask, both PNG, named ``NUMBER_KIND.png`` and ``NUMBER_KIND_mask.png``.
     """
@@ -30,7 +28,7 @@ def make_pseudo(
     made = []
     for number, path in enumerate(paths):
         image = read_image(path)
-        for kind in kinds or SHARP:
+        for kind in kinds:
             rng = np.random.default_rng(task_seed(0, name, f"{kind} {number}"))
             changed, mask = with_pseudo_defect(image, kind, rng)
             target = folder / f"{number:03d}_{kind}.png"

@@ -2,7 +2,7 @@
 
     python -m benchmarks scoring DATA --out scoring/ [--task bottle …] [--backbone NAME --plugin MODULE] [--most 200]
 
-Each product is learned once, as a task after the first; its flow's NLL and its memories' distances are kept as maps.
+Each product is learned once, in order; its flow's NLL and its memories' distances are kept as maps.
 Every variant is then a matter of arithmetic. It is judged by *pseudo-defects* made of held-out good images
 (``pseudo_defects.py``): sharp ones as in CutPaste, and large, thin or faint ones. Metrics of the test images are only
 reported; the last table tells how well the order of variants by pseudo-defects agrees with that by test images.
@@ -44,6 +44,8 @@ __all__ = ["VARIANTS", "Variant", "agreement", "main"]
 
 Maps = Mapping[str, torch.Tensor]
 """Maps ``(n, H, W)`` of held-out good images (``good``), pseudo-defects (``pseudo``) and test images (``test``)."""
+
+TASKS = ("bottle", "grid", "magnetic_tile")
 
 USUAL = MemoryConfig()
 
@@ -263,7 +265,7 @@ def _cells(groups: Mapping[str, Mapping[str, float]]) -> list[str]:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The command line."""
     parser = make_parser("scoring", __doc__)
-    add_arguments(parser, ("bottle", "grid", "magnetic_tile"))
+    add_arguments(parser, TASKS)
     parser.set_defaults(most=1000)
     parser.add_argument("--preset", choices=list(PRESETS), default="fast")
     parser.add_argument("--epochs", type=positive)
@@ -282,7 +284,7 @@ def main(arguments: Sequence[str]) -> int:
         backbone={key: value for key, value in backbone.items() if value},
         training={"folds": 1} | ({"epochs": options.epochs} if options.epochs else {}),  # held-out images judge
     )
-    names = options.task or ("bottle", "grid", "magnetic_tile")
+    names = options.task or TASKS
     products = [load_product(options.data, name, options.out, start, options.most, tuple(KINDS)) for name in names]
     study = Study(products, start, options.out, options.backbone_weights, (options.seed or [0])[0])
     chosen = [variant for variant in VARIANTS if not options.variant or variant.name in options.variant]

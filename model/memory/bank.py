@@ -27,7 +27,7 @@ STORED_TYPE = torch.bfloat16
 """Type in which a memory is stored: half the size, and an error of 2⁻⁹ of a value."""
 
 POOLING, POOLED_STRIDE = 5, 2
-"""Side of the neighbourhoods of pooled patches, and their distance; chosen by pseudo-defects among 3, 5, 7 and 9."""
+"""Side of the neighbourhoods of pooled patches, and their distance (docs/results/scoring.md)."""
 
 _AT_ONCE = 196
 """Patches compared at once: their distances to all prototypes then fit into a processor's cache."""

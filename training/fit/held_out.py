@@ -3,13 +3,14 @@
 The images were not used to fit the expert and the memory that map them.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from moleflow.model.config import ModelConfig
 from moleflow.model.memory.bank import MemoryBank
@@ -41,7 +42,7 @@ class HeldOutMaps:
 
 
 class StoredMaps(BaseModel):
-    """``HeldOutMaps`` in a JSON document; the values are exact."""
+    """``HeldOutMaps`` in a JSON document; the values are exact. A document that was cut is invalid."""
 
     model_config = ConfigDict(ser_json_bytes="base64", val_json_bytes="base64", extra="forbid")
 
@@ -49,6 +50,13 @@ class StoredMaps(BaseModel):
     kinds: int = 1
     nll: bytes
     distances: bytes | None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        size = 4 * math.prod(self.shape)
+        if len(self.nll) != size or (self.distances is not None and len(self.distances) != size * self.kinds):
+            raise ValueError("the maps are not of the stated shape")
+        return self
 
     @classmethod
     def of(cls, maps: HeldOutMaps) -> Self:
@@ -61,7 +69,7 @@ class StoredMaps(BaseModel):
         return cls(shape=shape, kinds=kinds, nll=maps.nll.numpy().tobytes(), distances=distances)
 
     def maps(self) -> HeldOutMaps:
-        """The same maps. ``ValueError`` if the document was damaged."""
+        """The same maps."""
         count, *grid = self.shape
         distances = None if self.distances is None else _values(self.distances, (count, self.kinds, *grid))
         return HeldOutMaps(_values(self.nll, self.shape), distances)

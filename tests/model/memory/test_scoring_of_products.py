@@ -1,5 +1,6 @@
 """A checkpoint whose products have a memory predicts by it, and stores it with each product."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,8 +65,6 @@ def test_an_image_gets_the_same_bits_in_any_batch(tmp_path: Path) -> None:
 
 def test_a_version_without_scoring_opens_with_the_published_one(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "old.safetensors").path
-    import json
-
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         table = json.loads(file.read(size))
