@@ -18,6 +18,7 @@ __all__ = [
     "FlowConfig",
     "MemoryConfig",
     "ModelConfig",
+    "Precision",
     "RouterConfig",
     "ScoringConfig",
     "Sharing",
@@ -36,6 +37,9 @@ experts; or a separate one per task."""
 
 ExpertDtype = Literal["float32", "bfloat16"]
 """Storage type of experts; they are trained, and merged into the base, in float32."""
+
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+"""Type of matrix products; ``auto`` depends on the device. NLL, log-determinant and router always use float32."""
 
 DEFAULT_UNKNOWN_LIMIT = 0.7
 """Default upper limit of the novelty score (``moleflow.model.routing.novelty``) of an image of a known product: the

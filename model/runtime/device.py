@@ -1,22 +1,20 @@
 """Device and precision."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import get_args
 
 import torch
 
+from moleflow.model.config import Precision
 from moleflow.model.errors import ConfigurationError, DeviceError
 
 __all__ = [
-    "PRECISIONS",
     "at_least_float32",
     "autocast",
     "matmul_dtype",
     "resolve_device",
     "resolve_precision",
 ]
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16")
-"""Type of matrix products. NLL, log-determinant and router always use float32."""
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -55,8 +53,8 @@ def resolve_precision(precision: str, device: torch.device) -> str:
         ConfigurationError: the name is unknown.
         DeviceError: fp16 on a CPU.
     """
-    if precision not in PRECISIONS:
-        raise ConfigurationError(f"precision {precision!r} is not known; use one of {', '.join(PRECISIONS)}.")
+    if precision not in get_args(Precision):
+        raise ConfigurationError(f"precision {precision!r} is not known; use one of {', '.join(get_args(Precision))}.")
     if precision == "auto":
         if device.type == "cuda":
             return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"

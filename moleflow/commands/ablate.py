@@ -1,27 +1,11 @@
 """`moleflow ablate`: run one table of the ablation study."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 import typer
 
-from moleflow.commands.options import (
-    BackboneName,
-    BackboneWeights,
-    BatchSize,
-    Cache,
-    Device,
-    Epochs,
-    ImageSize,
-    MaxPixels,
-    Plugin,
-    PrecisionName,
-    PrecisionOption,
-    Seed,
-    Strict,
-    given,
-)
+from moleflow.commands import options
 
 if TYPE_CHECKING:
     from moleflow.training.ablation.table import StudyTable
@@ -29,24 +13,15 @@ if TYPE_CHECKING:
 __all__ = ["StudyName", "ablate"]
 
 
-class StudyName(StrEnum):
-    """The tables of the ablation study."""
-
-    CORE = "core"
-    SUBNET = "subnet"
-    BLOCKS = "blocks"
-    SHARING = "sharing"
-    LORA_RANK = "lora_rank"
-    LAMBDA_LOGDET = "lambda_logdet"
-    SCALE_CONTEXT_KERNEL = "scale_context_kernel"
-    SPATIAL_CONTEXT_KERNEL = "spatial_context_kernel"
-    TAIL_WEIGHT = "tail_weight"
-    SCORE_TOP_K = "score_top_k"
-    SCORING = "scoring"
+StudyName = Literal[
+    "core", "subnet", "blocks", "sharing", "lora_rank", "lambda_logdet", "scale_context_kernel",
+    "spatial_context_kernel", "tail_weight", "score_top_k", "scoring",
+]  # fmt: skip
+"""The tables of the ablation study; known here without loading them."""
 
 
 def ablate(
-    study: Annotated[StudyName, typer.Argument(metavar="STUDY", help=f"One of {', '.join(StudyName)}.")],
+    study: Annotated[StudyName, typer.Argument(metavar="STUDY", help=f"One of {', '.join(get_args(StudyName))}.")],
     data: Annotated[
         Path,
         typer.Argument(metavar="DATA", help="Folder with one folder per product, each with labelled test images."),
@@ -60,18 +35,18 @@ def ablate(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON document instead of the table.")] = False,
     preset: Annotated[str, typer.Option(help="The full configuration: main, fast, small or compact.")] = "main",
-    backbone: BackboneName = None,
-    backbone_weights: BackboneWeights = None,
-    plugin: Plugin = None,
-    image_size: ImageSize = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
-    seed: Seed = 0,
-    cache: Cache = None,
-    strict: Strict = False,
-    max_pixels: MaxPixels = None,
-    device: Device = "auto",
-    precision: PrecisionOption = PrecisionName.AUTO,
+    backbone: options.BackboneName = None,
+    backbone_weights: options.BackboneWeights = None,
+    plugin: options.Plugin = None,
+    image_size: options.ImageSize = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    seed: options.Seed = 0,
+    cache: options.Cache = None,
+    strict: options.Strict = False,
+    max_pixels: options.MaxPixels = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Train and evaluate every row of one table of the ablation study on the same sequence of products.
 
@@ -81,39 +56,30 @@ def ablate(
     """
     from json import dumps
 
-    from moleflow.model.features.backbone import import_plugin
     from moleflow.model.files.outputs import check_output, write_text
-    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
-    from moleflow.model.runtime.threads import configure_threads
     from moleflow.training.ablation.runner import Ablation
     from moleflow.training.ablation.studies import STUDIES
     from moleflow.training.ablation.table import StudyTable
     from moleflow.training.config import preset as find_preset
     from moleflow.training.progress import Reporter
 
-    configure_threads()
-    limit_pixels(max_pixels or MAX_PIXELS)
+    options.prepare(max_pixels, plugin)
     if markdown is not None:
         check_output("the table", markdown)  # fail before the training
-    if plugin:
-        import_plugin(plugin)
     reporter = Reporter()
     # Rows are compared by ranking metrics, which do not depend on thresholds. So no cross-fitting, which would take six
     # trainings instead of one, and few held-out images, which are lost to the fit.
     schedule = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "folds": 1, "min_held_out": 5}
     chosen = find_preset(preset).with_changes(
-        backbone=given({"name": backbone, "image_size": image_size}), training=given(schedule)
+        backbone=options.given({"name": backbone, "image_size": image_size}), training=options.given(schedule)
     )
     ablation = Ablation(
-        data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision.value,
+        data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision,
         cache=cache, reporter=reporter, strict=strict,
     )  # fmt: skip
-    wanted = STUDIES[study.value]
-    try:
+    wanted = STUDIES[study]
+    with options.resumable(reporter):
         table = StudyTable(wanted, ablation.run(wanted))
-    except KeyboardInterrupt:
-        reporter.line("stopped; run the same command again to continue from the last complete epoch")
-        raise typer.Exit(130) from None
     if markdown is not None:
         write_text("the table", markdown, table.markdown())
     if json:

@@ -1,36 +1,22 @@
 """`moleflow evaluate`: measure a checkpoint on labelled test images."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moleflow.commands.options import (
-    CheckpointArgument,
-    Device,
-    MaxPixels,
-    Plugin,
-    PrecisionName,
-    PrecisionOption,
-    Strict,
-)
+from moleflow.commands import options
 
 if TYPE_CHECKING:
-    from moleflow.model.detector import Detector
-    from moleflow.training.data.datasets import Category
     from moleflow.training.evaluation.evaluate import Measured
     from moleflow.training.evaluation.records import Evaluation
     from moleflow.training.progress import Reporter
 
 __all__ = ["evaluate"]
 
-WIDTH_WITHOUT_TERMINAL = 160
-"""Width of the tables in a file or pipe."""
-
 
 def evaluate(
-    checkpoint: CheckpointArgument,
+    checkpoint: options.CheckpointArgument,
     data: Annotated[
         Path, typer.Argument(metavar="DATA", help="Folder with one folder per product (MVTec AD or VisA layout).")
     ],
@@ -51,11 +37,11 @@ def evaluate(
         Path | None, typer.Option(metavar="FILE", help="Write an HTML report with tables, charts and images.")
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per batch.")] = 8,
-    strict: Strict = False,
-    max_pixels: MaxPixels = None,
-    plugin: Plugin = None,
-    device: Device = "auto",
-    precision: PrecisionOption = PrecisionName.AUTO,
+    strict: options.Strict = False,
+    max_pixels: options.MaxPixels = None,
+    plugin: options.Plugin = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Measure a checkpoint on test images: image AUROC, AP and F1; pixel AUROC, AP and AUPRO; routing; verdicts.
 
@@ -64,30 +50,25 @@ def evaluate(
     early, the results so far are shown and written.
     """
     from moleflow.model.detector import Detector
-    from moleflow.model.features.backbone import import_plugin
     from moleflow.model.files.outputs import check_output
-    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
-    from moleflow.model.runtime.threads import configure_threads
     from moleflow.training.data.selection import load_test_categories
     from moleflow.training.evaluation.evaluate import evaluate as measure
     from moleflow.training.evaluation.forgetting import check_sequence, continual_figures
+    from moleflow.training.evaluation.states import evaluation_of, name_and_products, open_state
     from moleflow.training.progress import Reporter
 
-    configure_threads()
-    limit_pixels(max_pixels or MAX_PIXELS)
+    options.prepare(max_pixels, plugin)
     for what, path in (("the figures", json), ("the report", report)):
         if path:  # fail before the evaluation
             check_output(what, path, inputs=(checkpoint, *(history or ())))
-    if plugin:
-        import_plugin(plugin)
     reporter = Reporter()
-    detector = Detector.load(checkpoint, device=device, precision=precision.value)
+    detector = Detector.load(checkpoint, device=device, precision=precision)
     categories = load_test_categories(data, [each.name for each in detector.tasks], task or (), reporter, strict=strict)
-    states: list[Evaluation | Detector] = [_state(path, device, precision) for path in history or ()]
-    check_sequence([*map(_name_and_products, states), _name_and_products(detector)], [each.name for each in categories])
+    states = [open_state(path, device=device, precision=precision) for path in history or ()]
+    check_sequence(list(map(name_and_products, [*states, detector])), [each.name for each in categories])
     results = _Results(json, report, reporter)
     try:
-        earlier = _measure_earlier(states, categories, batch_size, reporter)
+        earlier = [evaluation_of(state, categories, batch_size, reporter) for state in states]
         evaluation, measured = measure(
             detector, categories, batch_size=batch_size, reporter=reporter, keep=results.keep
         )
@@ -115,11 +96,9 @@ class _Results:
 
     def show(self) -> None:
         """Print the tables and write the report, if there are results."""
-        from rich.console import Console
-
         from moleflow.model.files.outputs import write_text
         from moleflow.training.report.html import report_page
-        from moleflow.training.report.tables import evaluation_tables
+        from moleflow.training.report.tables import evaluation_tables, print_tables
 
         if self._latest is None:
             return
@@ -127,47 +106,6 @@ class _Results:
         if self._report:
             write_text("the report", self._report, report_page(evaluation, measured))
             self._reporter.line(f"report: {self._report}")
-        console = Console()
-        if not console.is_terminal:
-            console = Console(width=WIDTH_WITHOUT_TERMINAL)
-        for table in evaluation_tables(evaluation):
-            console.print(table)
+        print_tables(evaluation_tables(evaluation))
         if evaluation.unmeasured:
             self._reporter.line(f"ended early; not evaluated: {', '.join(evaluation.unmeasured)}")
-
-
-def _state(path: Path, device: str, precision: PrecisionName) -> "Evaluation | Detector":
-    """An earlier state: a stored evaluation, or a checkpoint to evaluate."""
-    from moleflow.model.detector import Detector
-    from moleflow.training.evaluation.records import read_evaluation
-
-    if path.suffix == ".json":
-        return read_evaluation(path)
-    return Detector.load(path, device=device, precision=precision.value)
-
-
-def _measure_earlier(
-    states: "Sequence[Evaluation | Detector]", categories: "Sequence[Category]", batch_size: int, reporter: "Reporter"
-) -> "list[Evaluation]":
-    """Evaluations of the earlier states; stored ones are used as they are."""
-    from moleflow.model.detector import Detector
-    from moleflow.training.evaluation.evaluate import evaluate as measure
-
-    evaluations = []
-    for state in states:
-        if not isinstance(state, Detector):
-            evaluations.append(state)
-            continue
-        name, products = _name_and_products(state)
-        reporter.line(f"earlier state {name}")
-        known = [each for each in categories if each.name in products]
-        evaluations.append(measure(state, known, batch_size=batch_size, reporter=reporter)[0])
-    return evaluations
-
-
-def _name_and_products(state: "Evaluation | Detector") -> tuple[str, tuple[str, ...]]:
-    from moleflow.model.detector import Detector
-
-    if isinstance(state, Detector):
-        return state.checkpoint.name, tuple(each.name for each in state.tasks)
-    return state.checkpoint, state.products

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from moleflow.commands.options import CheckpointArgument
+from moleflow.commands import options
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -24,7 +24,7 @@ _COLUMNS: "dict[str, JustifyMethod]" = {
 
 
 def inspect(
-    checkpoint: CheckpointArgument,
+    checkpoint: options.CheckpointArgument,
     json: Annotated[bool, typer.Option("--json", help="Print the header as JSON.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read all tensors and verify their digests.")] = False,
 ) -> None:

@@ -1,53 +1,25 @@
 """Options shared by several subcommands."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
-from enum import StrEnum
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model import config
 
-__all__ = [
-    "BackboneName",
-    "BackboneWeights",
-    "BatchSize",
-    "Cache",
-    "CheckpointArgument",
-    "Device",
-    "Epochs",
-    "FalseAlarmRate",
-    "ImageSize",
-    "MaxPixels",
-    "Plugin",
-    "PrecisionName",
-    "PrecisionOption",
-    "Seed",
-    "Strict",
-    "UnknownLimit",
-    "from_home",
-    "given",
-]
-
-
-class PrecisionName(StrEnum):
-    """Precision of matrix products."""
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
-
+if TYPE_CHECKING:
+    from moleflow.training.progress import Reporter
 
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A checkpoint written by `moleflow train`.", metavar="CHECKPOINT")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto uses CUDA if available.")]
-PrecisionOption = Annotated[
-    PrecisionName, typer.Option(help="Precision of matrix products. auto uses bf16 where the hardware supports it.")
+Precision = Annotated[
+    config.Precision, typer.Option(help="Precision of matrix products. auto uses bf16 where the hardware supports it.")
 ]
 Cache = Annotated[
     Path | None,
@@ -84,7 +56,7 @@ UnknownLimit = Annotated[
     float | None,
     typer.Option(
         help=f"Novelty score above which the product counts as unknown; 0 accepts every image. "
-        f"[default: {DEFAULT_UNKNOWN_LIMIT}]"
+        f"[default: {config.DEFAULT_UNKNOWN_LIMIT}]"
     ),
 ]
 
@@ -92,6 +64,28 @@ UnknownLimit = Annotated[
 def given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that the user gave, those that are not ``None``."""
     return {key: value for key, value in options.items() if value is not None}
+
+
+def prepare(max_pixels: int | None, plugin: str | None = None) -> None:
+    """Set this process's threads and pixel limit, and import the plugin."""
+    from moleflow.model.features.backbone import import_plugin
+    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
+    from moleflow.model.runtime.threads import configure_threads
+
+    configure_threads()
+    limit_pixels(max_pixels or MAX_PIXELS)
+    if plugin:
+        import_plugin(plugin)
+
+
+@contextlib.contextmanager
+def resumable(reporter: "Reporter") -> Iterator[None]:
+    """Turn an interrupt into exit status 130 and the advice to run the command again."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reporter.line("stopped; run the same command again to continue from the last complete epoch")
+        raise typer.Exit(130) from None
 
 
 def from_home(command: Callable[..., Any]) -> Callable[..., Any]:

@@ -3,23 +3,13 @@
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from enum import StrEnum
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from moleflow.commands.options import (
-    CheckpointArgument,
-    Device,
-    FalseAlarmRate,
-    MaxPixels,
-    Plugin,
-    PrecisionName,
-    PrecisionOption,
-    UnknownLimit,
-)
+from moleflow.commands import options
 
 if TYPE_CHECKING:
     from moleflow.image_files import ImageFile
@@ -35,17 +25,12 @@ MAX_FILE_BYTES = 2**30
 """Maximum file size: more than any image within the pixel limit takes in any format."""
 
 
-class MapName(StrEnum):
-    """Encodings of the anomaly map with --json."""
-
-    NONE = "none"
-    PNG = "png"
-    NPY = "npy"
-    NPY16 = "npy16"
+MapName = Literal["none", "png", "npy", "npy16"]
+"""Encodings of the anomaly map with --json."""
 
 
 def predict(
-    checkpoint: CheckpointArgument,
+    checkpoint: options.CheckpointArgument,
     images: Annotated[
         list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")
     ],
@@ -58,13 +43,13 @@ def predict(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, as in the API.")] = False,
-    false_alarm_rate: FalseAlarmRate = None,
-    unknown_limit: UnknownLimit = None,
-    map_: Annotated[MapName, typer.Option("--map", help="With --json: add the anomaly map in base64.")] = MapName.NONE,
-    max_pixels: MaxPixels = None,
-    plugin: Plugin = None,
-    device: Device = "auto",
-    precision: PrecisionOption = PrecisionName.AUTO,
+    false_alarm_rate: options.FalseAlarmRate = None,
+    unknown_limit: options.UnknownLimit = None,
+    map_: Annotated[MapName, typer.Option("--map", help="With --json: add the anomaly map in base64.")] = "none",
+    max_pixels: options.MaxPixels = None,
+    plugin: options.Plugin = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:  # fmt: skip
     """Find defects in image files: product, score, verdict, and optionally an overlay of the anomaly map.
 
@@ -74,21 +59,15 @@ def predict(
     """
     from moleflow.model.detector import Detector
     from moleflow.model.files.outputs import check_output_folder
-    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
     from moleflow.model.names import find_named
-    from moleflow.model.runtime.threads import configure_threads
     from moleflow.training.progress import Reporter
 
-    configure_threads()
-    limit_pixels(max_pixels or MAX_PIXELS)
+    options.prepare(max_pixels)
     if save_overlay is not None:
         check_output_folder("the folder of overlays", save_overlay)
         _check_apart(save_overlay, images)
-    rates = {"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit}
-    detector = Detector.load(
-        checkpoint, device=device, precision=precision.value, plugin=plugin,
-        **{name: rate for name, rate in rates.items() if rate is not None},
-    )  # fmt: skip
+    rates = options.given({"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit})
+    detector = Detector.load(checkpoint, device=device, precision=precision, plugin=plugin, **rates)
     if task is not None:
         find_named(task, detector.tasks)  # fail before reading images
     reporter, problems = Reporter(), _Problems()
@@ -98,7 +77,7 @@ def predict(
     with reporter.phase("images", total) as phase:
         while chunk := list(islice(files, BATCH_SIZE)):
             for image, job in _jobs(detector, chunk, task, problems):
-                _show(image.path, job, map_.value if json else None)
+                _show(image.path, job, map_ if json else None)
                 if save_overlay is not None:
                     _save_overlay(save_overlay / image.overlay, job, problems)
             phase.advance(len(chunk))
@@ -179,7 +158,7 @@ def _jobs(
         )  # fmt: skip
 
 
-def _show(path: Path, job: "Job", json_map: str | None) -> None:
+def _show(path: Path, job: "Job", json_map: MapName | None) -> None:
     """Print one line: JSON when ``json_map`` names the map's encoding, else plain text."""
     import json
 
@@ -188,7 +167,7 @@ def _show(path: Path, job: "Job", json_map: str | None) -> None:
     from moleflow.service.responses.render import ResponseFormat, render
 
     if json_map is not None:
-        response = json.loads(render(job, ResponseFormat(map_encoding=json_map)).content)  # type: ignore[arg-type]
+        response = json.loads(render(job, ResponseFormat(map_encoding=json_map)).content)
         print(json.dumps({"path": as_text(path)} | response), flush=True)
         return
     finding, name = job.finding, as_line(path)

@@ -7,9 +7,6 @@ import typer
 
 __all__ = ["summarise"]
 
-WIDTH_WITHOUT_TERMINAL = 200
-"""Width of the tables in a file or pipe."""
-
 
 def summarise(
     evaluations: Annotated[
@@ -21,20 +18,14 @@ def summarise(
 
     All evaluations must cover the same products and images.
     """
-    from rich.console import Console
-
     from moleflow.model.files.outputs import check_output
     from moleflow.training.evaluation.records import read_evaluation, write_json
     from moleflow.training.evaluation.seeds import summarise as compute
-    from moleflow.training.report.tables import summary_tables
+    from moleflow.training.report.tables import print_tables, summary_tables
 
     if json:
         check_output("the summary", json, inputs=evaluations)
     summary = compute([read_evaluation(path) for path in evaluations])
     if json:
         write_json("the summary", json, summary)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH_WITHOUT_TERMINAL)
-    for table in summary_tables(summary):
-        console.print(table)
+    print_tables(summary_tables(summary))

@@ -5,22 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from moleflow.commands.options import (
-    BackboneName,
-    BackboneWeights,
-    BatchSize,
-    Cache,
-    Device,
-    Epochs,
-    ImageSize,
-    MaxPixels,
-    Plugin,
-    PrecisionName,
-    PrecisionOption,
-    Seed,
-    Strict,
-    given,
-)
+from moleflow.commands import options
 
 if TYPE_CHECKING:
     from moleflow.model.config import ModelConfig
@@ -47,12 +32,12 @@ def train(
             "(the published method) or compact (main with small experts). Default: fast, or that of CHECKPOINT."
         ),
     ] = None,
-    backbone: BackboneName = None,
-    backbone_weights: BackboneWeights = None,
-    plugin: Plugin = None,
-    image_size: ImageSize = None,
-    epochs: Epochs = None,
-    batch_size: BatchSize = None,
+    backbone: options.BackboneName = None,
+    backbone_weights: options.BackboneWeights = None,
+    plugin: options.Plugin = None,
+    image_size: options.ImageSize = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
     learning_rate: Annotated[float | None, typer.Option(min=0, help="Peak learning rate.")] = None,
     folds: Annotated[
         int | None,
@@ -62,15 +47,15 @@ def train(
             "Default: 5.",
         ),
     ] = None,
-    seed: Seed = 0,
+    seed: options.Seed = 0,
     replace: Annotated[
         bool, typer.Option("--replace", help="Retrain products that are already learned (except the first).")
     ] = False,
-    strict: Strict = False,
-    max_pixels: MaxPixels = None,
-    cache: Cache = None,
-    device: Device = "auto",
-    precision: PrecisionOption = PrecisionName.AUTO,
+    strict: options.Strict = False,
+    max_pixels: options.MaxPixels = None,
+    cache: options.Cache = None,
+    device: options.Device = "auto",
+    precision: options.Precision = "auto",
 ) -> None:
     """Learn products from images of good parts, one after another, into one checkpoint.
 
@@ -78,9 +63,6 @@ def train(
     needed. After an interruption, run the same command again to continue from the last complete epoch.
     """
     from moleflow.model.errors import ConfigurationError
-    from moleflow.model.features.backbone import import_plugin
-    from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
-    from moleflow.model.runtime.threads import configure_threads
     from moleflow.model.store.checkpoint import Checkpoint
     from moleflow.training.config import DEFAULT_PRESET
     from moleflow.training.config import preset as find_preset
@@ -89,17 +71,14 @@ def train(
     from moleflow.training.data.warnings import report_warnings
     from moleflow.training.progress import Reporter
 
-    configure_threads()
-    limit_pixels(max_pixels or MAX_PIXELS)
-    if plugin:
-        import_plugin(plugin)
+    options.prepare(max_pixels, plugin)
     reporter = Reporter()
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
     chosen = find_preset(preset or (stored.preset if stored else DEFAULT_PRESET))
     schedule = {
         "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "folds": folds, "seed": seed,
     }  # fmt: skip
-    network = given({"name": backbone, "image_size": image_size})
+    network = options.given({"name": backbone, "image_size": image_size})
     if stored:
         if preset and preset != stored.preset:
             raise ConfigurationError(
@@ -111,18 +90,15 @@ def train(
         if backbone_weights is not None:
             # Not an error: the same command is run again to continue after an interruption.
             reporter.line(f"{checkpoint} already contains its backbone; {backbone_weights} is ignored")
-    chosen = chosen.with_changes(backbone=network, training=given(schedule))
+    chosen = chosen.with_changes(backbone=network, training=options.given(schedule))
     if not task:
         task = list(discover(data))
         report_warnings(stray_images(data), reporter, strict=strict)
-    try:
+    with options.resumable(reporter):
         train_tasks(
             data, task, checkpoint, preset=chosen, backbone_weights=backbone_weights,
-            replace=replace, device=device, precision=precision.value, cache=cache, reporter=reporter, strict=strict,
+            replace=replace, device=device, precision=precision, cache=cache, reporter=reporter, strict=strict,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        reporter.line("stopped; run the same command again to continue from the last complete epoch")
-        raise typer.Exit(130) from None
 
 
 def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:
