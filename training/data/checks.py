@@ -8,7 +8,7 @@ import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TypeVar
@@ -21,7 +21,7 @@ from moleflow.model.images.decode import has_deep_values, image_format, open_ima
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.training.data.completeness import is_cut_off
 from moleflow.training.data.folders import MAX_LISTED
-from moleflow.training.data.samples import Sample
+from moleflow.training.data.samples import Category
 from moleflow.training.data.warnings import Concern, DataWarning, WarningList
 from moleflow.training.errors import DatasetError
 
@@ -30,11 +30,11 @@ __all__ = [
     "ImageInfo",
     "check_training",
     "inspect_images",
-    "raise_problems",
     "repeats",
     "thread_map",
     "warn_of_images",
     "warn_of_leaks",
+    "with_checks",
 ]
 
 _SHAPE_TOLERANCE = 1.1
@@ -75,22 +75,26 @@ class ImageInfo:
     digest: bytes
 
 
-def check_training(name: str, root: Path, train: Sequence[Path], test: Sequence[Sample]) -> CheckResult:
+def check_training(category: Category) -> CheckResult:
     """Check all training images of a product, and warn of test images among them.
 
     Unreadable test images are ignored here: they are not needed for training.
     """
-    warnings = WarningList(root, name)
-    infos, problems = inspect_images(train)
+    warnings = WarningList(category.root, category.name)
+    infos, problems = inspect_images(category.train)
     warn_of_images(infos, "training", warnings)
     _warn_of_repeats(infos, warnings)
-    warn_of_leaks(infos, inspect_images([sample.path for sample in test])[0], "training", warnings)
-    return CheckResult(problems, len(train), tuple(warnings.found))
+    warn_of_leaks(infos, inspect_images([sample.path for sample in category.test])[0], "training", warnings)
+    return CheckResult(problems, len(category.train), tuple(warnings.found))
 
 
-def raise_problems(what: str, checked: Iterable[CheckResult]) -> None:
-    """Raise one ``DatasetError`` for all unusable files, if any; ``what`` names the files, in the plural."""
-    results = list(checked)
+def with_checks(what: str, categories: Sequence[Category], check: Callable[[Category], CheckResult]) -> list[Category]:
+    """``categories`` with the warnings of ``check``; ``what`` names the checked files, in the plural.
+
+    Raises:
+        DatasetError: some files are unusable; all are named.
+    """
+    results = [check(each) for each in categories]
     problems = [problem for each in results for problem in each.problems]
     if problems:
         more = f" (and {len(problems) - MAX_LISTED} more)" if len(problems) > MAX_LISTED else ""
@@ -98,6 +102,10 @@ def raise_problems(what: str, checked: Iterable[CheckResult]) -> None:
             f"{len(problems)} of {sum(each.files for each in results)} {what} cannot be used; replace or remove them: "
             f"{' '.join(problems[:MAX_LISTED])}{more}"
         )
+    return [
+        replace(each, warnings=(*each.warnings, *found.warnings))
+        for each, found in zip(categories, results, strict=True)
+    ]
 
 
 def inspect_images(paths: Sequence[Path]) -> tuple[dict[Path, ImageInfo], tuple[str, ...]]:
@@ -213,7 +221,6 @@ def warn_of_images(
 def warn_of_leaks(
     train: dict[Path, ImageInfo], test: dict[Path, ImageInfo], concerns: Concern, warnings: WarningList
 ) -> None:
-    """Warn of test images that are also training images."""
     learned = {each.digest for each in train.values() if not each.is_constant}
     known = [path for path, each in test.items() if each.digest in learned]
     warnings.add(

@@ -5,7 +5,6 @@ themselves are checked by ``moleflow.training.data.checks``. Files are in natura
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from moleflow.model.errors import ImageError
 from moleflow.model.files.file_names import as_line
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import open_for_model, open_rgb
-from moleflow.training.data.checks import CheckResult, check_training, raise_problems
+from moleflow.training.data.checks import check_training, with_checks
 from moleflow.training.data.folders import (
     SUFFIXES_LISTED,
     Reason,
@@ -30,22 +29,12 @@ from moleflow.training.data.folders import (
 )
 from moleflow.training.data.layouts import Files, layout_of, mvtec_files, plain_files, visa_files, visa_listed
 from moleflow.training.data.product_folders import checked_name, folders_by_name, product_folder
-from moleflow.training.data.samples import Layout, Sample, is_good
+from moleflow.training.data.samples import Category, Layout, Sample, is_good
 from moleflow.training.data.visa_table import VISA_TABLE, visa_rows
-from moleflow.training.data.warnings import Concern, DataWarning, WarningList
+from moleflow.training.data.warnings import DataWarning, WarningList
 from moleflow.training.errors import DatasetError
 
-__all__ = [
-    "Category",
-    "Layout",
-    "Sample",
-    "discover",
-    "load_categories",
-    "load_category",
-    "read_image",
-    "stray_images",
-    "with_warnings",
-]
+__all__ = ["Category", "Sample", "discover", "load_categories", "load_category", "read_image", "stray_images"]
 
 _DEPTH_OF_PRODUCTS = 3
 """Levels of folders between a product and its images, at most (``Data/Images/Normal``)."""
@@ -68,26 +57,6 @@ _MEANINGS = {
     Reason.LINKED_FOLDER: "Their contents are ignored.",
     Reason.BARRED: "Their contents are ignored; check their permissions.",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Category:
-    """One product: good images for training, and labelled images for testing (none in a plain folder).
-
-    ``good_masks`` are masks of good images, which should be empty.
-    """
-
-    name: str  # in Unicode normal form C, unlike its folder's name
-    root: Path
-    layout: Layout
-    train: tuple[Path, ...]
-    test: tuple[Sample, ...]
-    good_masks: tuple[Path, ...] = ()
-    warnings: tuple[DataWarning, ...] = ()
-
-    def warnings_on(self, concern: Concern) -> list[DataWarning]:
-        """The warnings about training or testing data."""
-        return [each for each in self.warnings if each.concerns == concern]
 
 
 def discover(root: Path) -> tuple[str, ...]:
@@ -136,24 +105,16 @@ def load_category(root: Path, name: str, *, check: bool = True) -> Category:
         DatasetError: a folder is missing, there are no good images, one of them is unreadable, or a mask has no image.
     """
     category = _find(root, name)
-    return load_checked([category])[0] if check else category
+    return _checked([category])[0] if check else category
 
 
 def load_categories(root: Path, names: Sequence[str]) -> list[Category]:
     """``load_category`` for several products; one ``DatasetError`` names every unusable image."""
-    return load_checked([_find(root, name) for name in names])
+    return _checked([_find(root, name) for name in names])
 
 
-def load_checked(categories: Sequence[Category]) -> list[Category]:
-    """``categories`` with the warnings about their training images. Errors as ``load_category``."""
-    checked = [check_training(each.name, each.root, each.train, each.test) for each in categories]
-    raise_problems("training images", checked)
-    return [with_warnings(category, found) for category, found in zip(categories, checked, strict=True)]
-
-
-def with_warnings(category: Category, checked: CheckResult) -> Category:
-    """The same category with further warnings."""
-    return replace(category, warnings=(*category.warnings, *checked.warnings))
+def _checked(categories: Sequence[Category]) -> list[Category]:
+    return with_checks("training images", categories, check_training)
 
 
 def read_image(path: Path, side: int | None = None, *, white_level: int = FULL_SCALE) -> np.ndarray:
@@ -235,7 +196,6 @@ def _warn_of_unused(folder: Path, files: Files, warnings: WarningList) -> None:
 
 
 def _warn_of_labels(files: Files, warnings: WarningList) -> None:
-    """Warn of labels and masks that an evaluation lacks."""
     unmarked = [sample.path for sample in files.bad if not sample.masks]
     warnings.add(
         "testing", "defective images without a mask", unmarked, "They count for image metrics only, not pixel metrics."

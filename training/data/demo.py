@@ -124,7 +124,6 @@ def _crop(photograph: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _photographed(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Random brightness and noise."""
     gain = 1 + rng.uniform(-_GAIN, _GAIN)
     return image * gain + rng.normal(0, _NOISE, image.shape)
 

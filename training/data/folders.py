@@ -106,7 +106,6 @@ def folders(folder: Path) -> tuple[Path, ...]:
 
 
 def is_folder(path: Path) -> bool:
-    """Whether ``path`` is an accessible folder."""
     return _holds(path.is_dir)
 
 

@@ -59,7 +59,6 @@ def layout_of(folder: Path) -> Layout | None:
 
 
 def plain_files(folder: Path) -> Files:
-    """A plain folder of good images."""
     files = Files()
     files.train += files.images_in(folder)
     return files

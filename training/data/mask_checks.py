@@ -17,7 +17,7 @@ from moleflow.training.data.checks import (
     warn_of_leaks,
 )
 from moleflow.training.data.masks import Trait, decode_mask, resized_mask
-from moleflow.training.data.samples import Sample
+from moleflow.training.data.samples import Category, Sample
 from moleflow.training.data.warnings import WarningList
 from moleflow.training.errors import DatasetError
 
@@ -48,16 +48,15 @@ class _Marks:
     orientation_differs: bool
 
 
-def check_testing(
-    name: str, root: Path, test: Sequence[Sample], train: Sequence[Path], good_masks: Sequence[Path]
-) -> CheckResult:
+def check_testing(category: Category) -> CheckResult:
     """Check all test images and masks of a product, and warn of training images among them.
 
     Unreadable training images are ignored here: they are not needed for testing.
     """
-    warnings = WarningList(root, name)
+    test, good_masks = category.test, category.good_masks
+    warnings = WarningList(category.root, category.name)
     infos, problems = inspect_images([sample.path for sample in test])
-    learned = inspect_images(train)[0]
+    learned = inspect_images(category.train)[0]
     warn_of_images(infos, "testing", warnings, learned)
     _warn_of_contradictions(infos, test, warnings)
     warn_of_leaks(learned, infos, "testing", warnings)
@@ -137,7 +136,6 @@ def _is_empty(mask: Path) -> bool | str:
 
 
 def _warn_of_markings(markings: dict[Path, _Marks], warnings: WarningList) -> None:
-    """Warn of suspicious masks, by the paths of their images."""
 
     def add(kind: str, chosen: dict[Path, bool], meaning: str) -> None:
         warnings.add("testing", kind, [path for path, each in chosen.items() if each], meaning)

@@ -1,10 +1,12 @@
-"""Labelled test images, and the names of layouts."""
+"""A product's images: those to train on, and labelled ones to test with."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-__all__ = ["Layout", "Sample", "is_good"]
+from moleflow.training.data.warnings import Concern, DataWarning
+
+__all__ = ["Category", "Layout", "Sample", "is_good"]
 
 _GOOD_NAMES = frozenset(
     {
@@ -52,6 +54,26 @@ class Sample:
     def is_anomalous(self) -> bool:
         """Whether the image shows a defect."""
         return self.defect is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Category:
+    """One product: good images for training, and labelled images for testing (none in a plain folder).
+
+    ``good_masks`` are masks of good images, which should be empty.
+    """
+
+    name: str  # in Unicode normal form C, unlike its folder's name
+    root: Path
+    layout: Layout
+    train: tuple[Path, ...]
+    test: tuple[Sample, ...]
+    good_masks: tuple[Path, ...] = ()
+    warnings: tuple[DataWarning, ...] = ()
+
+    def warnings_on(self, concern: Concern) -> list[DataWarning]:
+        """The warnings about training or testing data."""
+        return [each for each in self.warnings if each.concerns == concern]
 
 
 def is_good(name: str) -> bool:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from moleflow.model.errors import UnknownTaskError
 from moleflow.model.names import product_name, same_name
-from moleflow.training.data.checks import raise_problems
-from moleflow.training.data.datasets import Category, discover, load_category, stray_images, with_warnings
+from moleflow.training.data.checks import with_checks
+from moleflow.training.data.datasets import Category, discover, load_category, stray_images
 from moleflow.training.data.mask_checks import check_testing
 from moleflow.training.data.warnings import report_warnings
 from moleflow.training.errors import DatasetError
@@ -45,9 +45,7 @@ def checked_for_testing(categories: Sequence[Category]) -> list[Category]:
     Raises:
         DatasetError: some of these files are unusable; all are named.
     """
-    checked = [check_testing(each.name, each.root, each.test, each.train, each.good_masks) for each in categories]
-    raise_problems("test images and masks", checked)
-    return [with_warnings(each, found) for each, found in zip(categories, checked, strict=True)]
+    return with_checks("test images and masks", categories, check_testing)
 
 
 def _find_test_categories(

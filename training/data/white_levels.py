@@ -1,7 +1,6 @@
 """Estimating the white level of a product's 16-bit images from its good images, before training."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from moleflow.model.errors import ImageError
 from moleflow.model.images.decode import has_deep_values
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import scale_values, white_level
-from moleflow.model.runtime.threads import helper_threads
+from moleflow.training.data.checks import thread_map
 from moleflow.training.data.datasets import read_image
 from moleflow.training.errors import DatasetError
 
@@ -47,11 +46,10 @@ def find_white_level(
     Raises:
         DatasetError: an image cannot be read.
     """
-    with ThreadPoolExecutor(helper_threads()) as pool:
-        deep = [path for path, is_deep in zip(paths, pool.map(is_16_bit, paths), strict=True) if is_deep]
-        if not deep:
-            return None
-        peak = max(pool.map(lambda path: int(read_image(path, preprocessing.image_size).max()), deep))
+    deep = [path for path, is_deep in zip(paths, thread_map(is_16_bit, paths), strict=True) if is_deep]
+    if not deep:
+        return None
+    peak = max(thread_map(lambda path: int(read_image(path, preprocessing.image_size).max()), deep))
     level = white_level(peak)
     log(f"{name}: {len(deep)} 16-bit images, largest value {peak}: white level {level}")
     return level
