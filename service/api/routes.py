@@ -23,13 +23,7 @@ from moleflow.service.engine.budget import Account
 from moleflow.service.engine.engine import Engine
 from moleflow.service.metrics import Metrics
 from moleflow.service.responses.render import MEDIA_TYPES, ResponseFormat
-from moleflow.service.responses.schemas import (
-    Checkpoint,
-    LiveResponse,
-    PredictionResponse,
-    ReadyResponse,
-    TasksResponse,
-)
+from moleflow.service.responses.schemas import LiveResponse, PredictionResponse, ReadyResponse, TasksResponse
 from moleflow.service.settings import Settings
 
 __all__ = ["router"]
@@ -70,7 +64,7 @@ async def predict(request: Request) -> Response:
 @router.get("/tasks", response_model=TasksResponse, **openapi.TASKS)
 async def tasks(request: Request) -> Response:
     predictor = _engine(request).predictor
-    return _json(TasksResponse(checkpoint=Checkpoint.of(predictor.checkpoint), tasks=list(predictor.tasks)))
+    return _json(TasksResponse(checkpoint=predictor.checkpoint, tasks=predictor.tasks))
 
 
 @router.get("/tasks/{name}", response_model=TaskInfo, **openapi.TASK)
@@ -90,11 +84,11 @@ async def ready(request: Request) -> Response:
     predictor = engine.check_ready()
     return _json(
         ReadyResponse(
-            checkpoint=Checkpoint.of(predictor.checkpoint),
+            checkpoint=predictor.checkpoint,
             tasks=len(predictor.tasks),
             device=str(predictor.device),
             precision=predictor.precision,
-            damaged_products=list(engine.health.damaged),
+            damaged_products=engine.health.damaged,
         )
     )
 
@@ -119,7 +113,6 @@ def _json(model: BaseModel) -> Response:
 
 
 async def _read(request: Request, settings: Settings, account: Account) -> Upload:
-    """The image in the request body."""
     metrics: Metrics = request.app.state.metrics
     with metrics.uploads_in_progress.track_inprogress():
         async with aclosing(read_body(request, account, settings.upload_timeout_seconds)) as chunks:

@@ -12,8 +12,7 @@ from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import open_rgb
 from moleflow.model.verdict.results import CheckpointInfo, Finding, Prediction
 from moleflow.service.errors import UnknownProductError
-from moleflow.service.responses.encode import base64_pieces, describe_map, npy_pieces
-from moleflow.service.responses.overlay import overlay_png
+from moleflow.service.responses.encode import base64_pieces, describe_map, npy_pieces, overlay_png
 from moleflow.service.responses.schemas import PredictionResponse, Timing, build_response
 
 __all__ = [
@@ -78,12 +77,10 @@ class RenderedResponse:
 
     @property
     def size(self) -> int:
-        """Number of bytes."""
         return sum(len(piece) for piece in self.pieces)
 
     @property
     def content(self) -> bytes:
-        """The whole body."""
         return b"".join(self.pieces)
 
 
@@ -165,5 +162,4 @@ def _scored(finding: Finding) -> Prediction:
 
 
 def _milliseconds(seconds: float) -> float:
-    """Milliseconds, rounded to microseconds."""
     return round(seconds * 1000, 3)

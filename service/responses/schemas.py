@@ -5,20 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moleflow.model.verdict.regions import MAX_REGIONS, Region
+from moleflow.model.verdict.regions import MAX_REGIONS
 from moleflow.model.verdict.results import MAX_CANDIDATES, CheckpointInfo, Finding, Prediction, TaskInfo, Verdict
 
 __all__ = [
     "AnomalyMap",
-    "Checkpoint",
-    "ImageSize",
     "LiveResponse",
     "PredictionResponse",
     "ReadyResponse",
-    "RegionBox",
-    "Routing",
-    "RoutingCandidate",
-    "TaskReference",
     "TasksResponse",
     "Timing",
     "build_response",
@@ -26,9 +20,10 @@ __all__ = [
 
 
 class Schema(BaseModel):
-    """Base of all responses. Rejects unknown keys, and numbers that JSON cannot represent."""
+    """Base of all responses, also made of the model's results by their attributes. Rejects unknown keys, and numbers
+    that JSON cannot represent."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, from_attributes=True)
 
 
 class TaskReference(Schema):
@@ -83,10 +78,6 @@ class RegionBox(Schema):
     peak_x: int = Field(ge=0, description="column of the peak")
     peak_y: int = Field(ge=0, description="row of the peak")
 
-    @classmethod
-    def of(cls, region: Region) -> "RegionBox":
-        return cls(**{name: getattr(region, name) for name in cls.model_fields})
-
 
 class AnomalyMap(Schema):
     """The anomaly of every pixel, in the score's units; higher is more anomalous, and values may be negative.
@@ -115,10 +106,6 @@ class Checkpoint(Schema):
 
     name: str = Field(examples=["factory.safetensors"])
     digest: str
-
-    @classmethod
-    def of(cls, info: CheckpointInfo) -> "Checkpoint":
-        return cls(name=info.name, digest=info.digest)
 
 
 class Timing(Schema):
@@ -206,33 +193,22 @@ def build_response(
     product. Raises ``pydantic.ValidationError`` when a number is not finite.
     """
     scored = finding if isinstance(finding, Prediction) else None
-    routed = scored.task if scored else finding.candidates[0]
-    margin = finding.margin
+    names = ("task", "score", "p_value", "threshold", "is_anomalous", "pixel_threshold")
     return PredictionResponse(
         verdict=finding.verdict,
-        task=TaskReference(name=routed.name, index=routed.index) if scored else None,
         routing=Routing(
-            distance=routed.distance,
-            margin=None if math.isinf(margin) else margin,
-            candidates=[
-                RoutingCandidate(
-                    name=c.name, index=c.index, distance=c.distance, p_value=c.p_value, distance_ratio=c.distance_ratio
-                )
-                for c in finding.candidates[:MAX_CANDIDATES]
-            ],
+            distance=finding.product.distance,
+            margin=None if math.isinf(finding.margin) else finding.margin,
+            candidates=finding.candidates[:MAX_CANDIDATES],
             novelty_score=finding.novelty_score,
             forced=forced,
         ),
-        score=scored.score if scored else None,
-        p_value=scored.p_value if scored else None,
-        threshold=scored.threshold if scored else None,
+        **{name: getattr(scored, name, None) for name in names},
         false_alarm_rate=finding.false_alarm_rate,
-        is_anomalous=scored.is_anomalous if scored else None,
-        pixel_threshold=scored.pixel_threshold if scored else None,
-        regions=[RegionBox.of(region) for region in scored.regions(height, width)] if scored else [],
+        regions=scored.regions(height, width) if scored else (),
         anomaly_map=anomaly_map,
-        warnings=list(finding.warnings),
+        warnings=finding.warnings,
         image=ImageSize(width=width, height=height),
-        checkpoint=Checkpoint.of(checkpoint),
+        checkpoint=checkpoint,
         timing_ms=timing,
     )

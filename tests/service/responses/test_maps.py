@@ -15,8 +15,7 @@ from sample_images import sample_image
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.heatmap import ColourScale, overlay
 from moleflow.model.verdict.results import Candidate, Prediction
-from moleflow.service.responses.encode import base64_pieces, map_to_png, npy_pieces
-from moleflow.service.responses.overlay import overlay_png
+from moleflow.service.responses.encode import base64_pieces, map_to_png, npy_pieces, overlay_png
 from moleflow.service.responses.schemas import AnomalyMap
 
 MAPS = arrays.arrays(
