@@ -1,7 +1,5 @@
 """Prometheus metrics of the service. Every app has its own registry."""
 
-from collections.abc import Callable
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -53,10 +51,6 @@ class Metrics:
         self.damaged_products = self._gauge("damaged_products", "products whose expert is damaged")
         self.batch_age = self._gauge("batch_age_seconds", "time since the model started its current batch")
         ProcessCollector(registry=self.registry)
-
-    def watch(self, gauge: Gauge, value: Callable[[], float]) -> None:
-        """Make a gauge read its value at every scrape."""
-        gauge.set_function(value)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format (``content_type``)."""

@@ -123,7 +123,6 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
-    """Unknown options and invalid values."""
     assert isinstance(error, RequestValidationError)
     problems = error.errors()
     detail = " ".join(_explain(problem) for problem in problems[:_MAX_EXPLAINED])
@@ -179,7 +178,6 @@ def _respond_damaged(request: Request, error: ExpertError) -> Response:
 
 
 def _explain(problem: Any) -> str:
-    """One sentence about a validation problem of pydantic's."""
     place, *names = problem["loc"]
     kind = "form field" if place == "form" else f"{place} parameter"
     what = f"{kind} {_short('.'.join(str(name) for name in names))}"
@@ -190,7 +188,6 @@ def _explain(problem: Any) -> str:
 
 
 def _short(value: object) -> str:
-    """A value that a client sent, shortened for an error message."""
     text = repr(value)
     return text if len(text) <= _MAX_QUOTED else f"{text[:_MAX_QUOTED]}…"
 

@@ -117,7 +117,6 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _explain(error: OSError, host: str, port: int) -> str:
-    """Why an address cannot be bound, and what to do."""
     if error.errno == errno.EADDRINUSE:
         return (
             f"port (MOLEFLOW_PORT) cannot be {port}: another program is listening on {host}:{port}. "
@@ -134,7 +133,6 @@ def _explain(error: OSError, host: str, port: int) -> str:
 
 
 def _url(host: str, port: int) -> str:
-    """The URL to open in a browser."""
     if host in _WILDCARDS:
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -145,7 +145,6 @@ def load_settings(**arguments: Any) -> Settings:
 
 
 def _explain(problem: Any) -> str:
-    """One or two sentences about a validation problem of pydantic's."""
     key = str(problem["loc"][0]) if problem["loc"] else "settings"
     variable = ENVIRONMENT_PREFIX + key.upper()
     field = Settings.model_fields.get(key)

@@ -96,7 +96,6 @@ async def _report_unrecoverable(engine: Engine, on_failure: Callable[[Exception]
 async def _report_loading(
     engine: Engine, on_ready: Callable[[Predictor], None] | None, on_failure: Callable[[Exception], None] | None
 ) -> None:
-    """Report whether the model was loaded."""
     try:
         predictor = await engine.wait_until_ready()
     except Exception as error:

@@ -77,7 +77,6 @@ class FormReader:
         )
 
     def write(self, chunk: bytes) -> None:
-        """Parse the next chunk of the body."""
         # The parser is slow on data that starts like a delimiter but is none (RFC 2046 forbids it): a file full of
         # that would take seconds.
         self._delimiters += chunk.count(self._delimiter)
@@ -154,7 +153,6 @@ class FormReader:
 
 
 def file_too_large(max_bytes: int) -> ImageTooLargeError:
-    """The error for an image of more than ``max_bytes``."""
     return ImageTooLargeError(
         f"The upload has more than {max_bytes:,} bytes, which is the limit; send a smaller image, or save it as JPEG "
         "or PNG."

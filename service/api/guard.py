@@ -117,7 +117,6 @@ class _Guard:
 
 
 def _is_address(host: str) -> bool:
-    """Whether a host is an IP address."""
     return ":" in host or host.replace(".", "").isdecimal()
 
 

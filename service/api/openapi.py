@@ -101,7 +101,6 @@ _EXAMPLE = {
 
 
 def _problem(description: str, **headers: str) -> dict[str, Any]:
-    """The documentation of one error status."""
     named = {name: {"description": text, "schema": {"type": "integer"}} for name, text in headers.items()}
     documented: dict[str, Any] = {
         "description": description,

@@ -93,7 +93,6 @@ class Acceptor:
         self._resume()
 
     def close(self) -> None:
-        """Stop accepting."""
         if self._retry is not None:
             self._retry.cancel()
         self._loop.remove_reader(self._listener)

@@ -163,7 +163,6 @@ class Connection(H11Protocol):
             self.framing_bytes += len(piece) - (len(request.body) - previous_length)
 
     def _note_request(self, previous: RequestResponseCycle | None) -> None:
-        """Reset the counters when a new request has started."""
         if self.cycle is not previous:
             self.registry.turns.note_request()
             self._since = time.monotonic()

@@ -83,7 +83,6 @@ class Server(uvicorn.Server):
             abort.cancel()
 
     async def _lame_duck(self) -> None:
-        """Give load balancers time to send requests elsewhere."""
         self._engine.announce_stop()
         _logger.info("Not ready; still accepting requests for %g s.", self._lame_duck_seconds)
         loop = asyncio.get_running_loop()

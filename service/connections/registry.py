@@ -72,7 +72,7 @@ class Connections:
         self._open: set[Client] = set()
         self._metrics = metrics
         if metrics is not None:
-            metrics.watch(metrics.connections, lambda: len(self))
+            metrics.connections.set_function(lambda: len(self))
 
     def __len__(self) -> int:
         return len(self._open)

@@ -32,7 +32,6 @@ class DecoderCheck:
             self._test = asyncio.create_task(self._run())
 
     def cancel(self) -> None:
-        """Cancel a running test."""
         if self._test is not None:
             self._test.cancel()
 

@@ -119,7 +119,6 @@ class DecoderPool:
             self._idle.put(process)
 
     def _error_for(self, died: "_ProcessDiedError") -> Exception:
-        """The error for an image whose decoder process died."""
         if died.status == -signal.SIGPROF:
             return ImageTooLargeError(
                 f"Decoding the image takes more than {self._seconds:g} s of CPU time; send a smaller image, or save it "

@@ -68,7 +68,6 @@ class Batcher:
         self._seconds_per_image = 0.0
 
     def __len__(self) -> int:
-        """Number of images in the queue."""
         return len(self._queue)
 
     @property
@@ -181,7 +180,6 @@ class Batcher:
                     return
 
     def _infer(self, batch: list[_QueuedImage], judge: Judge) -> None:
-        """Run the model on one batch and resolve the result of each image."""
         started = perf_counter()
         outcomes = judge([item.image for item in batch], [item.task for item in batch])
         seconds = perf_counter() - started

@@ -18,7 +18,7 @@ from typing import TypeVar
 from moleflow.model.errors import describe
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.names import find_named
-from moleflow.model.verdict.results import Finding, Prediction
+from moleflow.model.verdict.results import Prediction
 from moleflow.service.decoding.check import DecoderCheck
 from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.batching import Batcher
@@ -74,7 +74,9 @@ class Engine:
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
         self._watching: asyncio.Task[None] | None = None
-        self._stopping, self._is_draining, self._is_stopped = False, False, True
+        self._stopping, self._is_draining = False, False
+        self.is_stopped = True
+        """Whether all threads have ended; a thread in which the model hangs cannot be ended."""
         self.upload_budget = ByteBudget(settings.upload_memory)
         """Memory for uploads, until their responses are encoded."""
         self.response_budget = ByteBudget(settings.answer_memory)
@@ -87,16 +89,16 @@ class Engine:
             lambda data: _in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
             self.health.record_decoder_test,
         )
-        metrics.watch(metrics.queue_length, lambda: len(self._batcher))
-        metrics.watch(metrics.requests_in_progress, lambda: self._accepted)
-        metrics.watch(metrics.ready, lambda: self.is_ready)
-        metrics.watch(metrics.live, lambda: self.health.why_not_live() is None)
-        metrics.watch(metrics.damaged_products, lambda: len(self.health.damaged))
-        metrics.watch(metrics.batch_age, lambda: self.health.busy_seconds)
+        metrics.queue_length.set_function(lambda: len(self._batcher))
+        metrics.requests_in_progress.set_function(lambda: self._accepted)
+        metrics.ready.set_function(lambda: self.is_ready)
+        metrics.live.set_function(lambda: self.health.why_not_live() is None)
+        metrics.damaged_products.set_function(lambda: len(self.health.damaged))
+        metrics.batch_age.set_function(lambda: self.health.busy_seconds)
 
     def start(self, load: Callable[[], Predictor]) -> None:
         """Start loading the model. Returns at once; see ``wait_until_ready``."""
-        self._is_stopped = False
+        self.is_stopped = False
         self._worker.start(load)
         self._watching = asyncio.create_task(self._watch())
         self._decoders.start()
@@ -133,14 +135,9 @@ class Engine:
         self._decoder_check.cancel()
         if self._watching is not None:
             self._watching.cancel()
-        self._is_stopped = stopped
+        self.is_stopped = stopped
         if not stopped:
             log_thread_stacks()
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether all threads have ended; a thread in which the model hangs cannot be ended."""
-        return self._is_stopped
 
     @property
     def is_ready(self) -> bool:
@@ -238,7 +235,8 @@ class Engine:
         finding = inferred.finding
         if false_alarm_rate is not None:
             finding = finding.at(false_alarm_rate)
-        metrics.predictions.labels(_product_label(finding), finding.verdict.value).inc()
+        product = finding.task.name if isinstance(finding, Prediction) else ""  # to Prometheus an absent label
+        metrics.predictions.labels(product, finding.verdict.value).inc()
         queue_seconds = waited + inferred.queue_seconds
         metrics.queue_seconds.observe(queue_seconds)
         job = Job(
@@ -298,8 +296,3 @@ async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result
         return result, started - submitted, perf_counter() - started
 
     return await asyncio.get_running_loop().run_in_executor(pool, timed)
-
-
-def _product_label(finding: Finding) -> str:
-    """The metrics label of the product; empty, which Prometheus treats as absent, for an unknown one."""
-    return finding.task.name if isinstance(finding, Prediction) else ""

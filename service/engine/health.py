@@ -6,7 +6,7 @@ intervals. Attributes are only ever replaced as a whole, so no lock is needed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 from moleflow.model.errors import ExpertError, describe
@@ -56,26 +56,23 @@ class Health:
 
     # --- called by the inference thread
 
-    @contextmanager
-    def loading(self) -> Iterator[None]:
+    def loading(self) -> AbstractContextManager[None]:
         """The block loads and warms up the model."""
-        self._work = _Work("Loading the model", self._load_timeout, 1)
-        try:
-            yield
-        finally:
-            self._work = None
+        return self._at(_Work("Loading the model", self._load_timeout, 1))
+
+    def working(self) -> AbstractContextManager[None]:
+        """The block processes a batch."""
+        return self._at(_Work("The last batch", self._batch_timeout, HANG_FACTOR))
 
     @contextmanager
-    def working(self) -> Iterator[None]:
-        """The block processes a batch."""
-        self._work = _Work("The last batch", self._batch_timeout, HANG_FACTOR)
+    def _at(self, work: _Work) -> Iterator[None]:
+        self._work = work
         try:
             yield
         finally:
             self._work = None
 
     def loaded(self) -> None:
-        """The model is loaded and warmed up."""
         self._loaded = True
 
     def load_failed(self) -> None:
@@ -83,7 +80,6 @@ class Health:
         self._beyond_repair = "The model could not be loaded; see the log of the service."
 
     def thread_ended(self) -> None:
-        """The inference thread has ended."""
         self._beyond_repair = (
             self._beyond_repair or "The inference thread has died; the service can no longer process images."
         )

@@ -43,7 +43,6 @@ class Worker:
         self._tests, self._next_test, self._test_delay = 0, 0.0, _FIRST_TEST_SECONDS
 
     def start(self, load: Callable[[], Predictor]) -> None:
-        """Start loading the model. Returns at once."""
         self._thread = threading.Thread(target=self._run, args=(load,), name="inference", daemon=True)
         self._thread.start()
 
