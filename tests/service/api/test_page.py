@@ -13,6 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
+from chromium import CHROMIUM, FLAGS
 from dummy import DummyDetector
 from PIL import Image
 from running import Running, run_server
@@ -20,7 +21,6 @@ from sample_images import encoded, sample_image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 
-CHROMIUM = shutil.which("chromium")
 PATIENCE_MS = 30_000  # generous, for busy machines
 sync_api.expect.set_options(timeout=PATIENCE_MS)
 
@@ -29,16 +29,6 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine: apt-get install chromium"),
 ]
 
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 GOOD, DEFECT = encoded(sample_image(180, 120)), encoded(sample_image(180, 120, spot=True))
 PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
 

@@ -1,13 +1,13 @@
 """The report is self-contained, shows every metric, and renders in a real browser."""
 
 import re
-import shutil
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chromium import CHROMIUM, FLAGS
 
 from moleflow.training.evaluation.evaluate import Measured
 from moleflow.training.evaluation.forgetting import continual_figures
@@ -17,18 +17,6 @@ from moleflow.training.report.html import report_page
 from moleflow.training.report.tables import percent
 
 Evaluated = tuple[Evaluation, list[Measured]]
-
-CHROMIUM = shutil.which("chromium")
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 
 
 class Elements(HTMLParser):
