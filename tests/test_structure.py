@@ -23,7 +23,7 @@ LEVELS = (
     ("model.verdict",),
     ("model.memory", "model.routing"),
     ("model.store",),
-    ("model.judge",),
+    ("model.products",),
     ("model.detector",),
     # Learning.
     ("training.errors", "training.config", "training.progress"),

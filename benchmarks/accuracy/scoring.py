@@ -9,35 +9,31 @@ reported; the last table tells how well the order of variants by pseudo-defects 
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import rankdata
 
 from benchmarks.accuracy.pseudo_defects import FAINT, KINDS, SHARP
-from benchmarks.accuracy.trials import COLUMNS, Product, add_arguments, anomaly_map, load_product
+from benchmarks.accuracy.trials import COLUMNS, Images, Product, add_arguments, anomaly_map, load_product
 from benchmarks.shared.command import make_parser, positive, prepare
 from moleflow.model.config import MemoryConfig, ScoringConfig
-from moleflow.model.features.backbone import Backbone
-from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
 from moleflow.model.memory.bank import MergedBank
 from moleflow.model.memory.fusion import Fusion
 from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer, image_scores
-from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
+from moleflow.model.runtime.device import matmul_dtype
 from moleflow.model.runtime.memory import keep_freed_memory
 from moleflow.training.config import PRESETS, Preset, preset
-from moleflow.training.data.datasets import Sample, read_image
-from moleflow.training.embeddings.cache import EmbeddingCache
-from moleflow.training.embeddings.extraction import Embeddings
+from moleflow.training.data.datasets import Sample
 from moleflow.training.evaluation.figures import category_figures, labelled_pixels
 from moleflow.training.evaluation.metrics import PixelScores
 from moleflow.training.fit.memory import fit_bank
-from moleflow.training.fit.trainer import TaskTrainer, task_seed
+from moleflow.training.fit.trainer import task_seed
 from moleflow.training.report.markdown import markdown_table
 
 __all__ = ["VARIANTS", "Variant", "agreement", "main"]
@@ -93,19 +89,8 @@ class Study:
 
     def __init__(self, products: Sequence[Product], start: Preset, out: Path, weights: Path | None, seed: int) -> None:
         self.products, self.start, self.out, self.seed = products, start, out, seed
-        self.device = resolve_device("auto")
-        self.precision = resolve_precision("auto", self.device)
-        self.config = start.model
-        backbone = Backbone.pretrained(self.config.backbone, weights)
-        self._features = FeatureExtractor.for_prediction(self.config, backbone, self.precision).to(self.device)
-        self._cache = EmbeddingCache.open(
-            out / "embeddings", self.config.backbone, backbone, device=self.device, precision=self.precision
-        )
+        self.config, self._images = start.model, Images(start.model, out, weights)
         self._base = Base(self.config, seed=task_seed(seed, "", "base"))
-
-    def embed(self, paths: Iterable[Path]) -> Embeddings:
-        """The features of images."""
-        return self._cache.embed(self._features, list(paths), read_image, device=self.device, precision=self.precision)
 
     def learn(self) -> None:
         """Fit every product's flow and write its NLL maps, unless all are there."""
@@ -113,20 +98,16 @@ class Study:
         if all(path.exists() for path in wanted):
             return
         for number, product in enumerate(self.products):
-            trainer = TaskTrainer(
-                product.category.name,
-                self.config,
-                self.start.training,
-                self._base,
-                first=number == 0,
-                device=self.device,
-                precision=self.precision,
-            )
-            for result in trainer.epochs(self.embed(product.fit)):
+            trainer = self._images.trainer(product, self.start.training, self._base, first=number == 0)
+            for result in trainer.epochs(self._images.embed(product.fit)):
                 print(f"{trainer.name}: epoch {result.epoch}, NLL {result.nll:.1f}", flush=True)
             self._base.requires_grad_(False)
-            scorer = ProductScorer(self._base, ProductParts(trainer.expert), matmul_dtype(self.precision))
-            self._write(product, self._flow_name(), lambda batch, scorer=scorer: scorer.raw_maps(batch)[0])
+            scorer = ProductScorer(self._base, ProductParts(trainer.expert), matmul_dtype(self._images.precision))
+
+            def nll(batch: PatchFeatures, scorer: ProductScorer = scorer) -> torch.Tensor:
+                return scorer.raw_maps(batch)[0]
+
+            self._write(product, self._flow_name(), nll)
 
     def nll(self, product: Product) -> Maps:
         """The flow's maps."""
@@ -136,8 +117,10 @@ class Study:
         """The maps of a memory."""
         name = f"memory-{memory.prototypes}-{memory.pooled}-{memory.dim}-{self.seed}"
         if not self._path(product, name).exists():
-            bank = fit_bank(self.embed(product.fit), memory, task_seed(self.seed, product.category.name, "memory"))
-            merged = MergedBank(bank).to(self.device)
+            bank = fit_bank(
+                self._images.embed(product.fit), memory, task_seed(self.seed, product.category.name, "memory")
+            )
+            merged = MergedBank(bank).to(self._images.device)
             self._write(product, name, lambda batch: merged(batch.stages))
         return self._read(product, name)
 
@@ -148,23 +131,11 @@ class Study:
         size = self.config.backbone.image_size
         return self.out / "maps" / f"{product.category.name}-{len(product.fit)}-{size}-{name}.npz"
 
-    @torch.inference_mode()
-    def _write(self, product: Product, name: str, maps: Any) -> None:
-        path = self._path(product, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images = {
-            "good": product.held_out,
-            "pseudo": [sample.path for sample in product.pseudo],
-            "test": [sample.path for sample in product.category.test],
-        }
-        found: dict[str, Any] = {}
-        for kind, paths in images.items():
-            store, parts = self.embed(paths), []
-            with autocast(self.device, self.precision):
-                for rows in torch.arange(len(paths)).split(8):
-                    parts.append(maps(store.features(rows, self.device)).float().cpu())
-            found[kind] = torch.cat(parts).numpy()
-        np.savez(path, **found)
+    def _write(self, product: Product, name: str, maps: Callable[[PatchFeatures], torch.Tensor]) -> None:
+        device = self._images.device
+        self._images.write_maps(
+            self._path(product, name), product, lambda store, rows: maps(store.features(rows, device)).float()
+        )
 
     def _read(self, product: Product, name: str) -> Maps:
         with np.load(self._path(product, name)) as stored:
@@ -180,7 +151,7 @@ def fused(variant: Variant, dim: int, nll: Maps, distances: Maps | None) -> tupl
     )
     fusion = Fusion.fit(scoring, dim, nll["good"], None if distances is None else distances["good"])
     if not variant.gated:
-        fusion.gate = torch.tensor([1.0] + [0.0] * (len(fusion.gate) - 1))
+        fusion.memory_weight = torch.tensor([1.0] + [0.0] * (len(fusion.memory_weight) - 1))
     made = {}
     for kind, values in nll.items():
         made[kind] = PatchMaps(values, fusion(values, None if distances is None else distances[kind]))

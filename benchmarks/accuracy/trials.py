@@ -23,14 +23,15 @@ from scipy.ndimage import gaussian_filter
 
 from benchmarks.accuracy.pseudo_defects import SHARP, make_pseudo
 from benchmarks.shared.rows import append_row, read_rows
+from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
 from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K, image_score, pixel_map
-from moleflow.training.config import Preset
-from moleflow.training.data.datasets import Category, Sample, load_category, read_image
+from moleflow.training.config import Preset, TrainingConfig
+from moleflow.training.data.datasets import Category, Sample, load_category
 from moleflow.training.embeddings.cache import EmbeddingCache
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.evaluation.figures import category_figures, labelled_pixels
@@ -42,6 +43,7 @@ __all__ = [
     "COLUMNS",
     "HEADINGS",
     "Bench",
+    "Images",
     "Product",
     "Setting",
     "add_arguments",
@@ -98,52 +100,79 @@ def load_product(data: Path, name: str, out: Path, start: Preset, most: int, kin
     return Product(category, fit, held_out, tuple(Sample(path, "pseudo", (mask,)) for path, mask in made))
 
 
+class Images:
+    """The features of images by one configuration, cached on disk below ``out``, and what is made of them."""
+
+    def __init__(self, config: ModelConfig, out: Path, weights: Path | None) -> None:
+        self.config, self.device = config, resolve_device("auto")
+        self.precision = resolve_precision("auto", self.device)
+        backbone = Backbone.pretrained(config.backbone, weights)
+        self._features = FeatureExtractor.for_prediction(config, backbone, self.precision).to(self.device)
+        self._cache = EmbeddingCache.open(
+            out / "embeddings", config.backbone, backbone, device=self.device, precision=self.precision
+        )
+
+    def embed(self, paths: Iterable[Path]) -> Embeddings:
+        """The features of images."""
+        return self._cache.embed(self._features, list(paths))
+
+    def trainer(self, product: Product, training: TrainingConfig, base: Base, *, first: bool) -> TaskTrainer:
+        """A trainer of the product's expert."""
+        name, device, precision = product.category.name, self.device, self.precision
+        return TaskTrainer(name, self.config, training, base, first=first, device=device, precision=precision)
+
+    @torch.inference_mode()
+    def write_maps(
+        self, path: Path, product: Product, maps: Callable[[Embeddings, torch.Tensor], torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Maps ``(n, H, W)`` of held-out good images, of pseudo-defects and of test images, also written to ``path``.
+
+        ``maps`` gets embeddings and the rows to map.
+        """
+        images = {
+            "good": product.held_out,
+            "pseudo": [sample.path for sample in product.pseudo],
+            "test": [sample.path for sample in product.category.test],
+        }
+        found = {}
+        for kind, paths in images.items():
+            store = self.embed(paths)
+            with autocast(self.device, self.precision):
+                found[kind] = torch.cat([maps(store, rows).cpu() for rows in torch.arange(len(store)).split(8)])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Any] = {kind: values.float().numpy() for kind, values in found.items()}
+        np.savez(path, **arrays)
+        return found
+
+
 class Bench:
     """Trains on the products' embeddings, which are cached on disk for each backbone configuration."""
 
     def __init__(self, products: Sequence[Product], out: Path, weights: Path | None) -> None:
         self.products, self.out, self.weights = products, out, weights
-        self.device = resolve_device("auto")
-        self.precision = resolve_precision("auto", self.device)
 
     def run(self, setting: Setting, start: Preset, seed: int, key: str) -> dict[str, dict[str, float]]:
         """Learn the products in order; returns the figures of each."""
         wanted = setting.resolve(start).with_changes(training={"seed": seed})
-        config = wanted.model
-        backbone = Backbone.pretrained(config.backbone, self.weights)
-        features = FeatureExtractor.for_prediction(config, backbone, self.precision).to(self.device)
-        cache = EmbeddingCache.open(
-            self.out / "embeddings", config.backbone, backbone, device=self.device, precision=self.precision
-        )
-
-        def embed(paths: Iterable[Path]) -> Embeddings:
-            return cache.embed(features, list(paths), read_image, device=self.device, precision=self.precision)
-
+        config, images = wanted.model, Images(wanted.model, self.out, self.weights)
         base = Base(config, seed=task_seed(seed, "", "base"))
         found = {}
         for number, product in enumerate(self.products):
-            trainer = TaskTrainer(
-                product.category.name,
-                config,
-                wanted.training,
-                base,
-                first=number == 0,
-                device=self.device,
-                precision=self.precision,
-            )
+            trainer = images.trainer(product, wanted.training, base, first=number == 0)
             if setting.optimizer is not torch.optim.AdamW:
                 trainer.optimizer = setting.optimizer(  # type: ignore[assignment, call-arg]
                     trainer.parameters, lr=wanted.training.learning_rate, weight_decay=wanted.training.weight_decay
                 )
-            store = embed(product.fit)
+            store = images.embed(product.fit)
             begun = time.perf_counter()
             fit(trainer, store, setting.averaged)
             seconds = time.perf_counter() - begun
-            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, matmul_dtype(self.precision))
-            maps = self._all_maps(expert, product, embed)
-            self.maps_path(key, product).parent.mkdir(exist_ok=True)
-            arrays: dict[str, Any] = {kind: values.numpy() for kind, values in maps.items()}
-            np.savez(self.maps_path(key, product), **arrays)
+            expert = MergedExpert(trainer.base.requires_grad_(False), trainer.expert, matmul_dtype(images.precision))
+
+            def nll(store: Embeddings, rows: torch.Tensor, expert: MergedExpert = expert) -> torch.Tensor:
+                return expert(store.batch(rows, images.device))
+
+            maps = images.write_maps(self.maps_path(key, product), product, nll)
             dim, side = config.backbone.embedding_dim, config.backbone.image_size
             found[product.category.name] = {
                 "seconds": seconds,
@@ -154,21 +183,6 @@ class Bench:
     def maps_path(self, key: str, product: Product) -> Path:
         """File of a row's patch maps: of held-out good images, of pseudo-defects, and of test images."""
         return self.out / "maps" / f"{key}.{product.category.name}.npz"
-
-    def _all_maps(
-        self, expert: MergedExpert, product: Product, embed: Callable[[Iterable[Path]], Embeddings]
-    ) -> dict[str, torch.Tensor]:
-        return {
-            "good": self._maps(expert, embed(product.held_out)),
-            "pseudo": self._maps(expert, embed(sample.path for sample in product.pseudo)),
-            "test": self._maps(expert, embed(sample.path for sample in product.category.test)),
-        }
-
-    @torch.inference_mode()
-    def _maps(self, expert: MergedExpert, embeddings: Embeddings) -> torch.Tensor:
-        with autocast(self.device, self.precision):
-            rows = torch.arange(len(embeddings)).split(8)
-            return torch.cat([expert(embeddings.batch(part, self.device)).cpu() for part in rows])
 
 
 def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:

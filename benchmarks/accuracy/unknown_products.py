@@ -95,9 +95,7 @@ def describe(data: Path, name: str, features: FeatureExtractor, thin: int) -> di
                 parts.append(image_descriptor(features(batch).embeddings))
         found[kind] = torch.cat(parts)
         if kind == "train":
-            found["changes"] = descriptor_changes(
-                features, kept, found["train"], read_image, device=torch.device("cpu"), precision="fp32"
-            )
+            found["changes"] = descriptor_changes(features, kept, found["train"], None)
     return found
 
 

@@ -114,7 +114,7 @@ class Factory:
     def _see(self, features: PatchFeatures, kept: Sequence[int], router: Router) -> Seen:
         distances, ratios = router(image_descriptor(features.embeddings))
         nearest = [kept[row] for row in distances.argmin(1).tolist()]
-        maps = self.detector.maps(features, nearest).nll.numpy()
+        maps = self.detector.products.maps(features, nearest).nll.numpy()
         typical = torch.tensor([self.calibrations[index].distances.median for index in kept])
         levels = [background_nll(each) for each in maps]
         usual = [self.calibrations[index].grounds.median for index in nearest]

@@ -92,12 +92,12 @@ class Stages:
     """
 
     def __init__(self, detector: Detector) -> None:
-        expert = detector._experts.get(0).flow
+        expert = detector.products.experts.get(0).flow
         parts: dict[str, Sequence[nn.Module | None]] = {
             "normalise": (detector._features,),
             "backbone": (detector._features.backbone,),
             "embedding": (detector._features.embedder,),
-            "router": (detector._router,),
+            "router": (detector.products._router,),
             "flow, rest": (expert,),
             "adapter": (expert.adapter,),
             "mixer": (expert.mixer,),

@@ -7,10 +7,10 @@ from typing import Self
 import numpy as np
 import torch
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.likelihood import negative_log_likelihood
-from moleflow.model.flow.reference import flow_forward
 from moleflow.training.fit.loss import tail_aware_loss
 from moleflow.training.fit.trainer import TaskTrainer
 
@@ -51,7 +51,7 @@ class PlainFeatures:
 
 
 class PlainTrainer(TaskTrainer):
-    """Trains as ``TaskTrainer`` does, by ``moleflow.model.flow.reference.flow_forward``."""
+    """Trains as ``TaskTrainer`` does, by ``benchmarks.shared.reference_flow.flow_forward``."""
 
     def step(self, embeddings: torch.Tensor, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars."""

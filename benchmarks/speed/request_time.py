@@ -61,7 +61,7 @@ def time_steps(detector: Detector, data: bytes) -> dict[str, float]:
         features, distances, _ = detector.embed_and_route(batch)
         task = int(distances[0].argmin())
         moments.append(perf_counter())
-        detector.maps(features, [task]).anomaly.cpu()
+        detector.products.maps(features, [task]).anomaly.cpu()
     moments.append(perf_counter())
     names = ("decode", "resize", "backbone", "flow")
     steps = {name: (end - start) * 1000 for name, start, end in zip(names, moments, moments[1:], strict=False)}

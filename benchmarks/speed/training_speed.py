@@ -83,13 +83,7 @@ class Ways:
     def embed(self, images: Sequence[np.ndarray]) -> EmbeddingStore:
         """The embeddings that our way trains on."""
         given = [Path(str(number)) for number in range(len(images))]  # an index in place of a file
-        parts = extract(
-            self.features["ours"],
-            given,
-            lambda path, side: images[int(path.name)],
-            device=CPU,
-            precision=self.precision,
-        )
+        parts = extract(self.features["ours"], given, lambda path, side: images[int(path.name)])
         return EmbeddingStore(PatchFeatures(torch.cat([values.embeddings for _, values in parts])))
 
 

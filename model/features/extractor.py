@@ -13,7 +13,7 @@ from moleflow.model.features.embedding import PatchEmbedder
 from moleflow.model.features.patches import PatchFeatures, pooled_stage
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import scale_values
-from moleflow.model.runtime.device import matmul_dtype
+from moleflow.model.runtime.device import autocast, matmul_dtype
 
 __all__ = ["FeatureExtractor", "as_levels", "stack_images"]
 
@@ -21,20 +21,18 @@ __all__ = ["FeatureExtractor", "as_levels", "stack_images"]
 class FeatureExtractor(nn.Module):
     """``(B, S, S, 3)`` in 0…255 to features of patches; frozen.
 
-    ``pooled_stages`` is the number of stages that are pooled for the memory: all, or none without a memory.
+    ``precision`` is the resolved one of matrix products. ``pooled_stages`` is the number of stages that are pooled for
+    the memory: all, or none without a memory.
     """
 
-    scale: torch.Tensor
-    offset: torch.Tensor
-
-    def __init__(self, config: ModelConfig, backbone: Backbone) -> None:
+    def __init__(self, config: ModelConfig, backbone: Backbone, precision: str = "fp32") -> None:
         super().__init__()
-        self.backbone = backbone
+        self.backbone, self.precision = backbone, precision
         self.embedder = PatchEmbedder(backbone.channels, config.backbone.embedding_dim)
         self.pooled_stages = 0 if config.scoring.memory is None else len(backbone.channels)
         scale, offset = map(torch.from_numpy, backbone.preprocessing.scale_and_offset())
-        self.register_buffer("scale", scale, persistent=False)
-        self.register_buffer("offset", offset, persistent=False)
+        self.scale = nn.Buffer(scale, persistent=False)
+        self.offset = nn.Buffer(offset, persistent=False)
         self.eval().requires_grad_(False)
 
     @classmethod
@@ -44,7 +42,12 @@ class FeatureExtractor(nn.Module):
         Training uses the same: in half precision, embeddings of the folded and the plain network differ by several
         percent, and an expert must see at prediction time what it was fitted to.
         """
-        return cls(config, backbone.folded(matmul_dtype(precision)))
+        return cls(config, backbone.folded(matmul_dtype(precision)), precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.scale.device
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -52,11 +55,11 @@ class FeatureExtractor(nn.Module):
         return self.backbone.preprocessing
 
     def forward(self, images: torch.Tensor) -> PatchFeatures:
-        """Features of a batch; matrix products may run in lower precision under autocast."""
-        x = torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
-        stages = self.backbone(x)
-        pooled = tuple(map(pooled_stage, stages)) if self.pooled_stages else ()
-        return PatchFeatures(self.embedder(stages).float(), pooled)
+        with autocast(self.device, self.precision):
+            x = torch.addcmul(self.offset, images.float(), self.scale).permute(0, 3, 1, 2)
+            stages = self.backbone(x)
+            pooled = tuple(map(pooled_stage, stages)) if self.pooled_stages else ()
+            return PatchFeatures(self.embedder(stages).float(), pooled)
 
 
 def stack_images(

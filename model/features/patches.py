@@ -30,6 +30,12 @@ class PatchFeatures:
         """The images at ``index``."""
         return type(self)(self.embeddings[index], tuple(stage[index] for stage in self.stages))
 
+    def chosen(self, rows: Sequence[int]) -> Self:
+        """The images at ``rows``; this object itself if these are all, in order."""
+        if list(rows) == list(range(len(self))):
+            return self
+        return self.rows(torch.tensor(rows, dtype=torch.long, device=self.embeddings.device))
+
     def to(self, device: torch.device) -> Self:
         """The same on ``device``; on CUDA the copy is asynchronous, from pinned memory."""
         if device.type != "cuda":

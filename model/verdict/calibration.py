@@ -29,14 +29,7 @@ import numpy as np
 
 from moleflow.model.errors import ConfigurationError
 
-__all__ = [
-    "DEFAULT_FALSE_ALARM_RATE",
-    "MIN_SCORES",
-    "Calibration",
-    "TaskCalibration",
-    "check_rate",
-    "tail_count",
-]
+__all__ = ["DEFAULT_FALSE_ALARM_RATE", "MIN_SCORES", "Calibration", "TaskCalibration", "check_rate"]
 
 DEFAULT_FALSE_ALARM_RATE = 0.01
 """Fraction of good images that may be called anomalous, by default."""
@@ -56,10 +49,12 @@ def tail_count(count: int) -> int:
     return max(1, min(count - 1, round(_TAIL_FACTOR * math.sqrt(count))))
 
 
-def check_rate(rate: float, name: str) -> float:
-    """``rate`` itself if it is in (0, 1); else ``ConfigurationError`` about ``name``."""
+def check_rate(rate: float) -> float:
+    """``rate`` itself if it is in (0, 1); else ``ConfigurationError``."""
     if not 0 < rate < 1:
-        raise ConfigurationError(f"{name} cannot be {rate!r}; it must be above 0 and below 1, such as 0.01.")
+        raise ConfigurationError(
+            f"the false-alarm rate cannot be {rate!r}; it must be above 0 and below 1, such as 0.01."
+        )
     return rate
 
 
@@ -107,7 +102,7 @@ class Calibration:
         Raises:
             ConfigurationError: ``rate`` is not in (0, 1).
         """
-        check_rate(rate, "the false-alarm rate")
+        check_rate(rate)
         count = len(self.scores)
         at_start = (self.tail + 1) / (count + 1)
         if rate <= at_start:

@@ -134,7 +134,7 @@ class _Routed:
         Raises:
             ConfigurationError: the rate is not in (0, 1).
         """
-        return replace(self, false_alarm_rate=check_rate(false_alarm_rate, "the false-alarm rate"))
+        return replace(self, false_alarm_rate=check_rate(false_alarm_rate))
 
     def of_image(self, image: np.ndarray, tasks: Sequence[TaskInfo]) -> Self:
         """The same result with the white level and warnings for ``image`` (at the model's size)."""

@@ -6,6 +6,7 @@ the autograd engine, which need a CUDA driver for tensors on ``cuda``.
 """
 
 from collections.abc import Callable, Iterator
+from operator import attrgetter
 
 import pytest
 import torch
@@ -96,7 +97,7 @@ def test_prediction_stays_on_cuda_and_waits_for_nothing(on_cuda: Detector) -> No
     assert features.embeddings.shape == (3, 4, 4, DIM)
     assert distances.shape == shares.shape == (3, 3)
     for tasks in ([0, 0, 0], [2, 0, 1], [1, 1, 2]):
-        maps = on_cuda.maps(features, tasks)
+        maps = on_cuda.products.maps(features, tasks)
         assert maps.nll.device.type == maps.anomaly.device.type == "cuda"
         assert maps.nll.shape == maps.anomaly.shape == (3, 4, 4)
 
@@ -108,9 +109,9 @@ def test_images_left_on_the_cpu_are_found(on_cuda: Detector) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", ["_router", "_features"])
+@pytest.mark.parametrize("part", ["products._router", "_features"])
 def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
-    getattr(on_cuda, part).cpu()
+    attrgetter(part)(on_cuda).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
         on_cuda.embed_and_route(images(CUDA))
 
@@ -118,9 +119,9 @@ def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
 @torch.no_grad()
 def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
     features, _, _ = on_cuda.embed_and_route(images(CUDA))
-    on_cuda._experts.get(1).cpu()
+    on_cuda.products.experts.get(1).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
-        on_cuda.maps(features, [1, 1, 1])
+        on_cuda.products.maps(features, [1, 1, 1])
 
 
 @torch.no_grad()

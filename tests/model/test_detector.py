@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 from tiny_model import product_image, tiny_checkpoint, tiny_config
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError, UnknownTaskError
 from moleflow.model.flow.likelihood import negative_log_likelihood
-from moleflow.model.flow.reference import flow_forward
 from moleflow.model.routing.router import image_descriptor
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import MAX_CANDIDATES, Prediction, Refusal, Verdict
@@ -60,7 +60,7 @@ def test_a_prediction_equals_the_method_computed_step_by_step(checkpoint: Checkp
     found = detector.predict([IMAGES[0]])[0]
     mean, std = (torch.tensor(values) for values in ((0.5, 0.45, 0.4), (0.25, 0.2, 0.3)))
     x = ((torch.from_numpy(IMAGES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
-    expert, prototype = checkpoint.expert(2), checkpoint.profile(2).prototype
+    expert, prototype = checkpoint.product(2).expert, checkpoint.profile(2).prototype
     with torch.inference_mode():
         embeddings = detector._features.embedder(checkpoint.backbone()(x))
         nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, embeddings))
@@ -96,8 +96,8 @@ def test_candidates_are_the_nearest_products_and_a_named_one_may_be_another(tmp_
     assert named.task.index == left_out
     assert named.task.distance > named.candidates[-1].distance
     assert named.candidates == free.candidates
-    routed, told = many.predict_both([IMAGES[0]], [names[left_out]])[0]
-    assert (routed.task, told.task) == (free.task, named.task)
+    routed, forced = many.predict_both([IMAGES[0]], [names[left_out]])[0]
+    assert (routed.task, forced.task) == (free.task, named.task)
 
 
 def test_a_named_product_overrides_the_router(detector: Detector) -> None:
@@ -171,8 +171,10 @@ def test_predict_both_runs_the_backbone_once_and_rescores_only_misrouted_images(
     detector: Detector, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passes, scored = [], []
-    maps = detector.maps
-    monkeypatch.setattr(detector, "maps", lambda features, tasks: scored.extend(tasks) or maps(features, tasks))
+    maps = detector.products.maps
+    monkeypatch.setattr(
+        detector.products, "maps", lambda features, tasks: scored.extend(tasks) or maps(features, tasks)
+    )
     hook = detector._features.backbone.net.register_forward_hook(lambda module, given, out: passes.append(len(out)))
     try:
         both = detector.predict_both(IMAGES, ["gear", "bolt", "gear", "bolt", "gear"])
@@ -250,7 +252,7 @@ def test_experts_are_read_on_first_use(checkpoint: Checkpoint, monkeypatch: pyte
 def test_warming_up_merges_the_first_experts(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
     detector.warm_up(2)
-    monkeypatch.setattr(checkpoint, "expert", lambda index: pytest.fail("an expert was read after warming up"))
+    monkeypatch.setattr(checkpoint, "product", lambda index: pytest.fail("an expert was read after warming up"))
     detector.predict(IMAGES)
 
 
@@ -268,7 +270,7 @@ def test_an_unknown_image_is_refused_and_the_rest_of_the_batch_scored(
 
 
 def test_a_batch_of_unknown_images_runs_no_expert(detector: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(detector._experts, "get", lambda index: pytest.fail("an expert was asked"))
+    monkeypatch.setattr(detector.products.experts, "get", lambda index: pytest.fail("an expert was asked"))
     assert [type(each) for each in detector.predict([FOREIGN] * 3)] == [Refusal] * 3
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
@@ -34,11 +34,10 @@ from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.selection import checked_for_testing
 from moleflow.training.data.warnings import report_warnings
-from moleflow.training.data.white_levels import Reader
-from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache, digest_image
+from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.errors import DatasetError, DuplicateTaskError
 from moleflow.training.evaluation.cached import CachedEvaluation, CategoryMetrics
-from moleflow.training.evaluation.records import CategoryFigures
+from moleflow.training.evaluation.records import CategoryFigures, Record
 from moleflow.training.progress import Reporter, epoch_seconds
 
 __all__ = ["Ablation", "RowResult"]
@@ -47,10 +46,8 @@ RESULT_FORMAT = 1
 """Part of every digest; raised whenever the meaning of a result changes."""
 
 
-class RowResult(BaseModel):
+class RowResult(Record):
     """The result of one row: metrics after the last task, parameter counts and time."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str
     tasks: tuple[str, ...]
@@ -170,7 +167,6 @@ class Ablation:
             return None
 
     def _measure(self, preset: Preset, source: _Source) -> RowResult:
-        """Train and evaluate ``preset``, and save the result."""
         # Rows that differ only in scoring share one training.
         weights = preset.with_changes(model={"score_top_k": self.preset.model.score_top_k})
         folder = self.out / "runs" / _digest(weights, source)
@@ -255,24 +251,12 @@ class Ablation:
         )
         results = []
         for category in categories:
-            total = len(category.test)
-            level = checkpoint.header.task(category.name).white_level
-            with self._embed(category, source, level) as embeddings, self.reporter.phase(category.name, total) as phase:
+            level, paths = checkpoint.header.task(category.name).white_level, [each.path for each in category.test]
+            with self.reporter.phase(f"{category.name}: test embeddings", len(paths)) as phase:
+                embeddings = source.cache.embed(source.features, paths, level, on_progress=phase.advance)
+            with self.reporter.phase(category.name, len(paths)) as phase:
                 results.append(evaluation.category(category, embeddings, phase.advance))
         return results
-
-    def _embed(self, category: Category, source: _Source, white_level: int | None) -> CachedEmbeddings:
-        paths = [sample.path for sample in category.test]
-        with self.reporter.phase(f"{category.name}: test embeddings", len(paths)) as phase:
-            return source.cache.embed(
-                source.features,
-                paths,
-                Reader(white_level),
-                device=self.device,
-                precision=self.precision,
-                white_level=white_level,
-                on_progress=phase.advance,
-            )
 
 
 def _learned(path: Path) -> int:

@@ -33,7 +33,6 @@ class StudyTable:
     results: Sequence[tuple[Row, RowResult]]
 
     def headings(self) -> list[str]:
-        """Column headings."""
         forgetting = FORGETTING.values() if self.study.forgetting else ()
         return ["configuration", *METRICS.values(), *forgetting, "params / later task", "train s"]
 
@@ -93,7 +92,6 @@ class StudyTable:
 
 
 def _means(categories: Sequence[CategoryMetrics]) -> dict[str, float | None]:
-    """Means over the categories that have the metric."""
     return {key: _mean([getattr(metrics, key) for metrics in categories]) for key in METRICS}
 
 

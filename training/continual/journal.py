@@ -87,10 +87,10 @@ def exclusive(checkpoint: Path) -> Iterator[None]:
             if has_no_locks(error):
                 raise ConfigurationError(
                     f"files in {str(path.parent)!r} cannot be locked ({reason(error)}), so a second training could not "
-                    "be kept off; choose a --checkpoint on a local disk."
+                    "be prevented; choose a --checkpoint on a local disk."
                 ) from error
             raise ConfigurationError(
-                f"{str(path)!r}, which keeps a second training off, cannot be locked ({reason(error)}); remove it if "
+                f"{str(path)!r}, which prevents a second training, cannot be locked ({reason(error)}); remove it if "
                 f"no training runs, or {remedy(error)}."
             ) from error
         if taken:

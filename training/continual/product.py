@@ -16,13 +16,12 @@ from moleflow.model.flow.expert import Base
 from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype, image_descriptor
-from moleflow.model.store.checkpoint import FORMAT_VERSION, Tensors
+from moleflow.model.store.checkpoint import FORMAT_VERSION
 from moleflow.model.store.sections import digest_tensors, expert_tensors, profile_tensors
-from moleflow.model.verdict.results import TaskInfo
 from moleflow.training.config import TrainingConfig
-from moleflow.training.continual.save import task_info
+from moleflow.training.continual.save import LearnedProduct, task_info
 from moleflow.training.data.datasets import Category
-from moleflow.training.data.white_levels import Reader, find_white_level
+from moleflow.training.data.white_levels import find_white_level
 from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
 from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
@@ -33,7 +32,7 @@ from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
 from moleflow.training.progress import Reporter
 
-__all__ = ["LearnedProduct", "ProductLearner", "Shared"]
+__all__ = ["ProductLearner", "Shared"]
 
 _CPU = torch.device("cpu")
 
@@ -47,15 +46,6 @@ class Shared:
     features: FeatureExtractor
     base: Base
     cache: EmbeddingCache | None
-
-
-@dataclass(frozen=True, slots=True)
-class LearnedProduct:
-    """The record of a learned product and its two sections of the checkpoint."""
-
-    info: TaskInfo
-    profile: Tensors
-    expert: Tensors
 
 
 class ProductLearner:
@@ -173,25 +163,10 @@ class ProductLearner:
 
     def _embed(self, category: Category, shared: Shared, white_level: int | None) -> Embeddings:
         with self.reporter.phase(f"{category.name}: embeddings", len(category.train)) as phase:
+            images = shared.features, category.train, white_level
             if shared.cache is not None:
-                return shared.cache.embed(
-                    shared.features,
-                    category.train,
-                    Reader(white_level),
-                    device=self.device,
-                    precision=self.precision,
-                    white_level=white_level,
-                    on_progress=phase.advance,
-                )
-            return EmbeddingStore.compute(
-                shared.features,
-                category.train,
-                Reader(white_level),
-                device=self.device,
-                precision=self.precision,
-                folder=self.folder,
-                on_progress=phase.advance,
-            )
+                return shared.cache.embed(*images, on_progress=phase.advance)
+            return EmbeddingStore.compute(*images, folder=self.folder, on_progress=phase.advance)
 
     def _changes(
         self, category: Category, shared: Shared, descriptors: torch.Tensor, white_level: int | None
@@ -200,11 +175,5 @@ class ProductLearner:
         count = len(AUGMENTATIONS) * len(augmented_indices(len(category.train)))
         with self.reporter.phase(f"{category.name}: altered images for the router", count) as phase:
             return descriptor_changes(
-                shared.features,
-                category.train,
-                descriptors,
-                Reader(white_level),
-                device=self.device,
-                precision=self.precision,
-                on_progress=phase.advance,
+                shared.features, category.train, descriptors, white_level, on_progress=phase.advance
             )

@@ -1,5 +1,6 @@
 """Write a checkpoint with a product added or replaced; everything else is kept."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -18,7 +19,16 @@ from moleflow.training.config import TrainingConfig
 from moleflow.training.errors import DivergenceError
 from moleflow.training.fit.cross_fitting import Split
 
-__all__ = ["save_task", "task_info"]
+__all__ = ["LearnedProduct", "save_task", "task_info"]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnedProduct:
+    """The record of a learned product and its two sections of the checkpoint."""
+
+    info: TaskInfo
+    profile: Tensors
+    expert: Tensors
 
 
 def task_info(
@@ -69,11 +79,9 @@ def save_task(
     config: ModelConfig,
     backbone: Backbone,
     base: Base,
-    info: TaskInfo,
-    profile: Tensors,
-    expert: Tensors,
+    learned: LearnedProduct,
 ) -> Checkpoint:
-    """Write the checkpoint ``old``, or a new one, with the task of ``info`` added or replaced, and open it.
+    """Write the checkpoint ``old``, or a new one, with the product ``learned`` added or replaced, and open it.
 
     Backbone, base, other tasks and the name of the ``preset`` are kept from ``old``; their bytes are copied from file
     to file. Only a base that learns with every task (``FlowConfig.sharing``) is written again.
@@ -81,8 +89,8 @@ def save_task(
     Raises:
         CheckpointError: the file cannot be written; an older file is left alone.
     """
-    infos = list(old.header.tasks) if old else []
-    infos[info.index : info.index + 1] = [info]
+    infos, index = list(old.header.tasks) if old else [], learned.info.index
+    infos[index : index + 1] = [learned.info]
     sections: dict[str, Tensors | StoredSection] = {}
     if old is None:
         weights = _state(backbone.net)
@@ -96,7 +104,7 @@ def save_task(
         sections["base"], base_sha256 = weights, digest_tensors(weights)
     else:
         base_sha256 = old.header.base_sha256
-    sections |= {f"tasks.{info.index}.profile": profile, f"tasks.{info.index}.expert": expert}
+    sections |= {f"tasks.{index}.profile": learned.profile, f"tasks.{index}.expert": learned.expert}
     header = Header(
         preset=preset,
         config=config,

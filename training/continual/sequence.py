@@ -16,8 +16,8 @@ from moleflow.model.runtime.device import resolve_device, resolve_precision
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset
 from moleflow.training.continual.journal import HISTORY, Journal, exclusive, side_file
-from moleflow.training.continual.product import LearnedProduct, ProductLearner, Shared
-from moleflow.training.continual.save import save_task
+from moleflow.training.continual.product import ProductLearner, Shared
+from moleflow.training.continual.save import LearnedProduct, save_task
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.product_folders import checked_name
 from moleflow.training.data.warnings import report_warnings
@@ -75,16 +75,8 @@ def train_tasks(
         check_output_folder("the embedding cache", cache)
     with exclusive(path):
         trainer = _ContinualTrainer(path, preset, device, precision, cache, reporter or Reporter())
-        asked = f"{list(tasks)}|{replace}|{preset.training.model_dump_json()}"
-        fingerprint = hashlib.sha256(asked.encode()).hexdigest()
-        earlier = Journal.find(trainer.journal_path)
-        # A call that adds began when none of its tasks was known, so those in the checkpoint are its own work, even if
-        # it was killed before it could note them. Tasks that are not there are not done, whatever was noted.
-        begun: Sequence[str] = ()
-        if earlier.fingerprint == fingerprint:
-            begun = earlier.done if replace else tasks
-        done = [name for name in begun if name in trainer.known]
-        remaining = [name for name in tasks if name not in done]
+        journal = trainer.resume(tasks, replace=replace)
+        remaining = [name for name in tasks if name not in journal.done]
         trainer.check_names(remaining, replace=replace)
         categories = load_categories(data, remaining)
         warnings = [warning for each in categories for warning in each.warnings_on("training")]
@@ -92,7 +84,6 @@ def train_tasks(
         for category in categories:
             # Too few images are an error now, not after hours.
             split(category.name, len(category.train), preset.training)
-        journal = Journal(fingerprint=fingerprint, done=done, folds=earlier.folds)
         journal.write(trainer.journal_path)
         shared = trainer.shared_parts(backbone_weights)
         for category in categories:
@@ -126,6 +117,19 @@ class _ContinualTrainer:
     def known(self) -> list[str]:
         """Names of the tasks in the checkpoint, in order of learning; none before there is a file."""
         return [] if self.checkpoint is None else [task.name for task in self.checkpoint.header.tasks]
+
+    def resume(self, tasks: Sequence[str], *, replace: bool) -> Journal:
+        """The journal of this call, with what the same call has done before it was interrupted."""
+        asked = f"{list(tasks)}|{replace}|{self.preset.training.model_dump_json()}"
+        fingerprint = hashlib.sha256(asked.encode()).hexdigest()
+        earlier = Journal.find(self.journal_path)
+        # A call that adds began when none of its tasks was known, so those in the checkpoint are its own work, even if
+        # it was killed before it could note them. Tasks that are not there are not done, whatever was noted.
+        begun: Sequence[str] = ()
+        if earlier.fingerprint == fingerprint:
+            begun = earlier.done if replace else tasks
+        done = [name for name in begun if name in self.known]
+        return Journal(fingerprint=fingerprint, done=done, folds=earlier.folds)
 
     def check_names(self, names: Sequence[str], *, replace: bool) -> None:
         """Refuse names that are already learned, or with ``replace`` those that cannot be replaced.
@@ -199,17 +203,8 @@ class _ContinualTrainer:
             journal.write(self.journal_path)
 
         learned = self._learner.learn(category, index, shared, base_sha256, journal.folds, keep_folds)
-        self.checkpoint = save_task(
-            self.path,
-            self.checkpoint,
-            self.preset.name,
-            shared.config,
-            shared.backbone,
-            shared.base,
-            learned.info,
-            learned.profile,
-            learned.expert,
-        )
+        parts = shared.config, shared.backbone, shared.base
+        self.checkpoint = save_task(self.path, self.checkpoint, self.preset.name, *parts, learned)
         self._learner.fitting.forget()
         journal.done.append(category.name)
         journal.folds = None

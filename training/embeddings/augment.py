@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from moleflow.model.features.extractor import FeatureExtractor, as_levels
 from moleflow.model.routing.router import image_descriptor
+from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings.extraction import extract
 
 __all__ = ["AUGMENTATIONS", "MAX_IMAGES", "Augmentation", "augmented_indices", "descriptor_changes"]
@@ -75,7 +76,6 @@ AUGMENTATIONS: dict[str, Augmentation] = {"cover": cover, "light": light, "focus
 
 
 def augmented_indices(count: int) -> range:
-    """Indices of the images to augment among ``count``."""
     return range(0, count, -(-count // MAX_IMAGES))
 
 
@@ -83,22 +83,20 @@ def descriptor_changes(
     features: FeatureExtractor,
     paths: Sequence[Path],
     descriptors: torch.Tensor,
-    read: Callable[[Path, int], np.ndarray],
+    white_level: int | None,
     *,
-    device: torch.device,
-    precision: str,
     on_progress: Callable[[int], None] = lambda count: None,
 ) -> torch.Tensor:
     """How augmentation moves the ``descriptors`` ``(n, D)`` of the images at ``paths``: differences ``(m, D)``.
 
-    At most ``MAX_IMAGES`` per augmentation, decoded by ``read`` as for ``extract``. The random seed depends only on the
-    augmentation and the file's name.
+    At most ``MAX_IMAGES`` per augmentation, with 16-bit values scaled by ``white_level``. The random seed depends only
+    on the augmentation and the file's name.
 
     Raises:
         DatasetError: an image cannot be read.
     """
     chosen = augmented_indices(len(paths))
-    resize = features.preprocessing.resize
+    read, resize = Reader(white_level), features.preprocessing.resize
     moved = []
     for name, augmentation in AUGMENTATIONS.items():
 
@@ -108,7 +106,7 @@ def descriptor_changes(
 
         found = []
         inputs = [paths[row] for row in chosen]
-        for _, values in extract(features, inputs, augmented, device=device, precision=precision):
+        for _, values in extract(features, inputs, augmented):
             found.append(image_descriptor(values.embeddings))
             on_progress(len(values))
         moved.append(torch.cat(found) - descriptors[list(chosen)])

@@ -30,7 +30,7 @@ from moleflow.model.files.regular_file import read_regular_file
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.runtime.soundness import not_finite
 from moleflow.model.store.sections import digest_tensors
-from moleflow.training.data.white_levels import is_16_bit
+from moleflow.training.data.white_levels import Reader, is_16_bit
 from moleflow.training.embeddings.extraction import extract
 from moleflow.training.errors import DatasetError
 
@@ -119,16 +119,13 @@ class EmbeddingCache:
         self,
         features: FeatureExtractor,
         paths: Sequence[Path],
-        read: Callable[[Path, int], np.ndarray],
-        *,
-        device: torch.device,
-        precision: str,
         white_level: int | None = None,
+        *,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> CachedEmbeddings:
         """The embeddings of ``paths``, in order; missing ones are computed and stored.
 
-        ``white_level`` is the one that ``read`` uses; embeddings of 16-bit images depend on it.
+        Embeddings of 16-bit images depend on the ``white_level`` of their product.
 
         Raises:
             ConfigurationError: a file cannot be written.
@@ -144,7 +141,7 @@ class EmbeddingCache:
         missing = {file: path for file, path in zip(files, paths, strict=True) if None in map(_shape, parts(file))}
         on_progress(len(paths) - len(missing))
         targets = list(missing)
-        for start, values in extract(features, list(missing.values()), read, device=device, precision=precision):
+        for start, values in extract(features, list(missing.values()), Reader(white_level)):
             arrays = [values.embeddings.numpy(), *(stage.view(torch.int16).numpy() for stage in values.stages)]
             for target, *found in zip(targets[start:], *arrays, strict=False):
                 for place, value in zip(parts(target), found, strict=True):

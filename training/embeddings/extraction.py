@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Protocol, Self
+from typing import IO, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -14,11 +14,14 @@ import torch
 from moleflow.model.errors import BackboneError, ConfigurationError
 from moleflow.model.features.extractor import FeatureExtractor, as_levels, stack_images
 from moleflow.model.features.patches import PatchFeatures
-from moleflow.model.runtime.device import autocast
 from moleflow.model.runtime.soundness import not_finite
 from moleflow.model.runtime.threads import helper_threads
+from moleflow.training.data.white_levels import Reader
 
-__all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "extract"]
+__all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "ahead", "extract"]
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 MEMORY_LIMIT = 8 * 2**30
 """Embeddings of one task stay in memory up to this many bytes; larger ones go to an unnamed temporary file."""
@@ -90,17 +93,16 @@ class EmbeddingStore:
         cls,
         features: FeatureExtractor,
         paths: Sequence[Path],
-        read: Callable[[Path, int], np.ndarray],
+        white_level: int | None,
         *,
-        device: torch.device,
-        precision: str,
         folder: Path,
         memory_limit: int = MEMORY_LIMIT,
         on_progress: Callable[[int], None] = lambda count: None,
     ) -> "EmbeddingStore":
         """Decode, resize and embed ``paths``; ``on_progress`` gets the number of images done since its last call.
 
-        ``folder`` is where the temporary file goes if the embeddings exceed ``memory_limit`` bytes.
+        ``white_level`` is that of the product's 16-bit images; ``folder`` takes a temporary file if the embeddings
+        exceed ``memory_limit`` bytes.
 
         Raises:
             ConfigurationError: ``folder`` has not enough space.
@@ -108,7 +110,7 @@ class EmbeddingStore:
         if not paths:
             raise ValueError("paths must not be empty")
         store: EmbeddingStore | None = None
-        for start, values in extract(features, paths, read, device=device, precision=precision):
+        for start, values in extract(features, paths, Reader(white_level)):
             if store is None:
                 store = cls._empty(len(paths), values, folder, memory_limit)
             kept = store._features.rows(slice(start, start + len(values)))
@@ -151,12 +153,7 @@ class EmbeddingStore:
 
 
 def extract(
-    features: FeatureExtractor,
-    paths: Sequence[Path],
-    read: Callable[[Path, int], np.ndarray],
-    *,
-    device: torch.device,
-    precision: str,
+    features: FeatureExtractor, paths: Sequence[Path], read: Callable[[Path, int], np.ndarray]
 ) -> Iterator[tuple[int, PatchFeatures]]:
     """Embed ``paths`` in batches: yields the index of each batch's first image, and its features on the CPU.
 
@@ -172,10 +169,10 @@ def extract(
     starts = range(0, len(paths), EXTRACTION_BATCH)
     batches = [paths[start : start + EXTRACTION_BATCH] for start in starts]
     with ThreadPoolExecutor(helper_threads()) as pool:
-        decoded = _ahead(pool, batches, lambda path: as_levels(read(path, side), resize))
+        decoded = ahead(pool, batches, lambda path: as_levels(read(path, side), resize))
         for start, images in zip(starts, decoded, strict=True):
-            with torch.inference_mode(), autocast(device, precision):
-                found = features(stack_images(images, resize, device))
+            with torch.inference_mode():
+                found = features(stack_images(images, resize, features.device))
             values = PatchFeatures(found.embeddings.cpu(), tuple(stage.cpu() for stage in found.stages))
             if not_finite({"embeddings": values.embeddings}):
                 odd = next(
@@ -184,14 +181,16 @@ def extract(
                     if not each.isfinite().all()
                 )
                 raise BackboneError(
-                    f"the backbone's features of {odd} are not finite in {precision}; use --precision fp32, or other "
-                    "weights."
+                    f"the backbone's features of {odd} are not finite in {features.precision}; use --precision fp32, "
+                    "or other weights."
                 )
             yield start, values
 
 
-def _ahead(pool: ThreadPoolExecutor, batches: Sequence[Sequence[Path]], work: Callable[[Path], np.ndarray]):  # type: ignore[no-untyped-def]
-    """Yield the results of each batch, with the next one already submitted."""
+def ahead(
+    pool: ThreadPoolExecutor, batches: Sequence[Sequence[Item]], work: Callable[[Item], Result]
+) -> Iterator[list[Result]]:
+    """The results of each batch, with the next one already submitted."""
     pending = [pool.submit(work, path) for path in batches[0]] if batches else []
     for following in [*batches[1:], ()]:
         current, pending = pending, [pool.submit(work, path) for path in following]

@@ -15,9 +15,11 @@ import numpy as np
 
 from moleflow.model.detector import Detector
 from moleflow.model.files.file_names import as_line
+from moleflow.model.names import find_named
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.model.verdict.results import Prediction
 from moleflow.training.data.datasets import Category, Sample, read_image
+from moleflow.training.embeddings.extraction import ahead
 from moleflow.training.evaluation.aupro import FPR_LIMIT
 from moleflow.training.evaluation.curves import Curve, operating_points
 from moleflow.training.evaluation.figures import category_figures, labelled_pixels
@@ -33,31 +35,7 @@ from moleflow.training.evaluation.records import (
 )
 from moleflow.training.progress import Reporter
 
-__all__ = ["Curves", "Judgement", "Measured", "Outcome", "evaluate", "judgement", "measure"]
-
-_CURVE_LIMIT = 1.0
-"""ROC curves cover the whole range of false-positive rates."""
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    """The parts of a prediction that an evaluation uses: the product whose expert scored it, score, and verdict.
-
-    ``is_refused``: the service would answer ``unknown_product``, unless the request names a product.
-    """
-
-    product: str
-    score: float
-    threshold: float
-    is_anomalous: bool
-    is_refused: bool
-
-
-def judgement(prediction: Prediction) -> Judgement:
-    """The only place where an evaluation reads verdicts."""
-    return Judgement(
-        prediction.task.name, prediction.score, prediction.threshold, prediction.is_anomalous, prediction.is_unknown
-    )
+__all__ = ["Curves", "Measured", "Outcome", "evaluate", "measure"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +97,7 @@ def evaluate(
         with reporter.phase(category.name, len(category.test)) as phase:
             outcomes = list(_outcomes(detector, category, batch_size, phase.advance))
         _tell_misfits(category.name, outcomes, reporter)
-        measured.append(measure(category.name, outcomes, seed=_seed(detector, category.name)))
+        measured.append(measure(category.name, outcomes, seed=find_named(category.name, detector.tasks).seed))
         evaluation = _summed_up(detector, categories, measured)
         keep(evaluation, measured)
     return evaluation, measured
@@ -149,8 +127,7 @@ def _summed_up(detector: Detector, categories: Sequence[Category], measured: Seq
 def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
     """All figures of one category, from the results for its images."""
     samples = [outcome.sample for outcome in outcomes]
-    routed = [judgement(outcome.routed) for outcome in outcomes]
-    named = [judgement(outcome.named) for outcome in outcomes]
+    routed, named = [outcome.routed for outcome in outcomes], [outcome.named for outcome in outcomes]
     pixels = _pixel_scores(outcomes)
     as_routed = _figures(samples, routed, pixels[0])
     same = all(outcome.routed is outcome.named for outcome in outcomes)
@@ -164,13 +141,13 @@ def measure(name: str, outcomes: Sequence[Outcome], *, seed: int) -> Measured:
             masked=sum(bool(sample.masks) for sample in samples),
             seed=seed,
             threshold=named[0].threshold,
-            routing_accuracy=fmean(each.product == name for each in routed),
+            routing_accuracy=fmean(each.task.name == name for each in routed),
             routed=as_routed,
             named=as_routed if same else _figures(samples, named, pixels[1]),
             service=_service_answers(name, samples, routed),
         ),
         curves=Curves(
-            image_roc=operating_points(np.array(good), [np.array(bad)] if bad else [], _CURVE_LIMIT),
+            image_roc=operating_points(np.array(good), [np.array(bad)] if bad else []),
             pixel_roc=pixels[0].roc(),
             pro=pixels[0].pro(),
         ),
@@ -199,9 +176,7 @@ def _outcomes(
 
     batches = [category.test[start : start + batch_size] for start in range(0, len(category.test), batch_size)]
     with ThreadPoolExecutor(helper_threads()) as pool:
-        pending = [pool.submit(read, sample) for sample in batches[0]]
-        for batch, following in zip(batches, [*batches[1:], ()], strict=True):
-            images, pending = [future.result() for future in pending], [pool.submit(read, each) for each in following]
+        for batch, images in zip(batches, ahead(pool, batches, read), strict=True):
             both = detector.predict_both(images, [category.name] * len(batch))
             for sample, (routed, named) in zip(batch, both, strict=True):
                 yield Outcome(sample, routed, named)
@@ -224,30 +199,25 @@ def _pixels(sample: Sample, prediction: Prediction) -> ImagePixels | None:
     return labelled_pixels(sample, prediction.pixel_map(EVALUATION_SIDE, EVALUATION_SIDE))
 
 
-def _figures(samples: Sequence[Sample], found: Sequence[Judgement], pixels: PixelScores) -> Figures:
-    """The figures of one category, as routed or as named."""
+def _figures(samples: Sequence[Sample], found: Sequence[Prediction], pixels: PixelScores) -> Figures:
     return category_figures(samples, [each.score for each in found], pixels, [each.is_anomalous for each in found])
 
 
-def _service_answers(name: str, samples: Sequence[Sample], routed: Sequence[Judgement]) -> ServiceAnswers:
+def _service_answers(name: str, samples: Sequence[Sample], routed: Sequence[Prediction]) -> ServiceAnswers:
     refused: dict[bool, list[bool]] = {True: [], False: []}
     for sample, each in zip(samples, routed, strict=True):
-        refused[sample.is_anomalous].append(each.is_refused)
+        refused[sample.is_anomalous].append(each.is_unknown)
     return ServiceAnswers(
         good_refused=fmean(refused[False]) if refused[False] else None,
         defective_refused=fmean(refused[True]) if refused[True] else None,
-        sent_elsewhere=fmean(not each.is_refused and each.product != name for each in routed),
+        sent_elsewhere=fmean(not each.is_unknown and each.task.name != name for each in routed),
     )
 
 
 def _confusion(measured: Sequence[Measured], products: Sequence[str]) -> Confusion:
-    chosen = {each.figures.category: [judgement(one.routed).product for one in each.outcomes] for each in measured}
+    chosen = {each.figures.category: [one.routed.task.name for one in each.outcomes] for each in measured}
     return Confusion(
         categories=tuple(chosen),
         products=tuple(products),
         counts=tuple(tuple(row.count(product) for product in products) for row in chosen.values()),
     )
-
-
-def _seed(detector: Detector, name: str) -> int:
-    return next((task.seed for task in detector.tasks if task.name == name), 0)

@@ -50,7 +50,7 @@ def check_sequence(states: Sequence[tuple[str, Sequence[str]]], measured: Sequen
     for (name, earlier), (later_name, later) in pairwise(states):
         if tuple(later[: len(earlier)]) != tuple(earlier) or len(later) == len(earlier):
             raise ConfigurationError(
-                f"{name} (learned: {', '.join(earlier)}) is no earlier state of {later_name} (learned: "
+                f"{name} (learned: {', '.join(earlier)}) is not an earlier state of {later_name} (learned: "
                 f"{', '.join(later)}); give the states in order of learning, oldest first."
             )
     for name, products in states:

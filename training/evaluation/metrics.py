@@ -99,7 +99,6 @@ class PixelScores:
         return aupro(self._sorted_negatives(), self._regions, limit)
 
     def roc(self) -> Curve | None:
-        """The ROC curve of all pixels."""
         positives = _joined(self._regions)
         positives.sort()
         return operating_points(self._sorted_negatives(), [positives] if len(positives) else [])
@@ -158,5 +157,4 @@ def _resized(values: np.ndarray, side: int, how: Image.Resampling) -> np.ndarray
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """All parts in one new array."""
     return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)

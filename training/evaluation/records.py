@@ -23,6 +23,7 @@ __all__ = [
     "Figures",
     "OverSequence",
     "Protocol",
+    "Record",
     "ServiceAnswers",
     "mean_of",
     "read_evaluation",
@@ -30,11 +31,13 @@ __all__ = [
 ]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """Base of all results; unknown keys are an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Figures(_Record):
+class Figures(Record):
     """The figures of one category, or their mean: fractions 0…1, ``None`` if there is nothing to measure."""
 
     image_auroc: float | None
@@ -53,7 +56,7 @@ METRICS = tuple(Figures.model_fields)
 """Names of the figures in display order."""
 
 
-class ServiceAnswers(_Record):
+class ServiceAnswers(Record):
     """How the service would treat images that it does not score as their own product: fractions 0…1."""
 
     good_refused: float | None = Field(description="good images that get the verdict unknown_product")
@@ -61,7 +64,7 @@ class ServiceAnswers(_Record):
     sent_elsewhere: float | None = Field(description="images that are not refused but scored as another product")
 
 
-class CategoryFigures(_Record):
+class CategoryFigures(Record):
     """One category. ``routed`` is what a user gets; ``named`` is with the true product given."""
 
     category: ProductName
@@ -76,7 +79,7 @@ class CategoryFigures(_Record):
     service: ServiceAnswers = Field(description="with refusals, at the detector's unknown limit")
 
 
-class Confusion(_Record):
+class Confusion(Record):
     """Number of images of each category (rows) that were routed to each learned product (columns)."""
 
     categories: tuple[ProductName, ...]
@@ -91,14 +94,14 @@ class Confusion(_Record):
         return self
 
 
-class Protocol(_Record):
+class Protocol(Record):
     """How it was measured; figures are comparable only within one protocol."""
 
     evaluation_side: int = Field(ge=1, description="maps and masks are compared at this many pixels square")
     fpr_limit: float = Field(gt=0, le=1, description="upper end of AUPRO's false-positive rate")
 
 
-class OverSequence(_Record):
+class OverSequence(Record):
     """One figure over the states of a checkpoint (``moleflow.training.evaluation.forgetting``)."""
 
     after: tuple[tuple[float | None, ...], ...] = Field(
@@ -108,7 +111,7 @@ class OverSequence(_Record):
     backward_transfer: float | None = Field(description="BWT: 0 is none, and negative where later products harmed")
 
 
-class Continual(_Record):
+class Continual(Record):
     """The effect of later products on earlier ones; the last state is the checkpoint that was evaluated."""
 
     states: tuple[tuple[ProductName, ...], ...] = Field(description="the products that each state has learned")
@@ -117,7 +120,7 @@ class Continual(_Record):
     named: dict[str, OverSequence]
 
 
-class Evaluation(_Record):
+class Evaluation(Record):
     """All figures of one checkpoint on the test images of some of its products."""
 
     created: datetime
@@ -159,8 +162,8 @@ def read_evaluation(path: Path) -> Evaluation:
         ) from error
     except ValidationError as error:
         raise ConfigurationError(
-            f"{str(path)!r} is no evaluation ({one_line(error)[:200]}); give a file that `moleflow evaluate --json` "
-            "of this version wrote."
+            f"{str(path)!r} is not an evaluation ({one_line(error)[:200]}); give a file that `moleflow evaluate "
+            "--json` of this version wrote."
         ) from error
 
 

@@ -3,19 +3,15 @@
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, stdev
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from moleflow.model.errors import ConfigurationError
-from moleflow.training.evaluation.records import METRICS, CategoryFigures, Evaluation, OverSequence, Protocol
+from moleflow.training.evaluation.records import METRICS, CategoryFigures, Evaluation, OverSequence, Protocol, Record
 
 __all__ = ["Spread", "SpreadFigures", "Summary", "summarise"]
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Spread(_Record):
+class Spread(Record):
     """One figure over several runs."""
 
     mean: float
@@ -23,7 +19,7 @@ class Spread(_Record):
     runs: tuple[float, ...]
 
 
-class SpreadFigures(_Record):
+class SpreadFigures(Record):
     """One category, or the mean of all, by figure; ``None`` if a run does not have it."""
 
     name: str
@@ -32,7 +28,7 @@ class SpreadFigures(_Record):
     named: dict[str, Spread | None]
 
 
-class Summary(_Record):
+class Summary(Record):
     """The summary of several runs; with ``forgetting`` if every run has earlier states."""
 
     checkpoints: tuple[str, ...]

@@ -13,7 +13,7 @@ from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.verdict.heatmap import overlay
 from moleflow.training.data.datasets import read_image
 from moleflow.training.data.masks import read_mask
-from moleflow.training.evaluation.evaluate import Outcome, judgement
+from moleflow.training.evaluation.evaluate import Outcome
 
 __all__ = ["Case", "CaseGroup", "case_groups"]
 
@@ -44,7 +44,6 @@ class Case:
 
     @property
     def is_right(self) -> bool:
-        """Whether the verdict matches the label."""
         return self.is_anomalous == (self.defect is not None)
 
 
@@ -61,8 +60,9 @@ def case_groups(outcomes: Sequence[Outcome]) -> list[CaseGroup]:
 
     Groups are disjoint; empty groups are omitted. ``DatasetError`` if an image cannot be read.
     """
-    good = sorted((each for each in outcomes if not each.sample.is_anomalous), key=_score, reverse=True)
-    bad = sorted((each for each in outcomes if each.sample.is_anomalous), key=_score)
+    ranked = sorted(outcomes, key=lambda each: each.routed.score)
+    good = [each for each in reversed(ranked) if not each.sample.is_anomalous]
+    bad = [each for each in ranked if each.sample.is_anomalous]
     missed, rest = bad[:_CASES], bad[_CASES:]
     chosen = {
         "Good, highest scores": good[:_CASES],
@@ -72,14 +72,10 @@ def case_groups(outcomes: Sequence[Outcome]) -> list[CaseGroup]:
     return [CaseGroup(title, tuple(_case(each) for each in group)) for title, group in chosen.items() if group]
 
 
-def _score(outcome: Outcome) -> float:
-    return judgement(outcome.routed).score
-
-
 def _case(outcome: Outcome) -> Case:
-    sample, found = outcome.sample, judgement(outcome.routed)
-    image = _thumbnail(read_image(sample.path, white_level=outcome.routed.white_level or FULL_SCALE))
-    shown = overlay(image, outcome.routed)
+    sample, found = outcome.sample, outcome.routed
+    image = _thumbnail(read_image(sample.path, white_level=found.white_level or FULL_SCALE))
+    shown = overlay(image, found)
     if sample.masks:
         shown[find_boundaries(read_mask(sample.masks, *image.shape[:2]), mode="outer")] = _OUTLINE
     return Case(
@@ -87,7 +83,7 @@ def _case(outcome: Outcome) -> Case:
         defect=sample.defect,
         score=found.score,
         is_anomalous=found.is_anomalous,
-        product=found.product,
+        product=found.task.name,
         image=_data_url(image),
         heat_map=_data_url(shown),
     )

@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from moleflow.training.evaluation.aupro import FPR_LIMIT
 from moleflow.training.evaluation.curves import Curve
-from moleflow.training.evaluation.evaluate import Measured, judgement
+from moleflow.training.evaluation.evaluate import Measured
 from moleflow.training.evaluation.records import METRICS, Confusion, Evaluation, ServiceAnswers
 from moleflow.training.report.charts import curve_chart, histogram
 from moleflow.training.report.examples import case_groups
@@ -60,11 +60,10 @@ def _matrix(confusion: Confusion) -> list[tuple[str, list[tuple[int, float, bool
 
 
 def _section(measured: Measured) -> dict[str, Any]:
-    """The template's data for one category."""
     figures, curves = measured.figures, measured.curves
     scores: dict[bool, list[float]] = {False: [], True: []}
     for outcome in measured.outcomes:
-        scores[outcome.sample.is_anomalous].append(judgement(outcome.routed).score)
+        scores[outcome.sample.is_anomalous].append(outcome.routed.score)
     rocs = [("images", curves.image_roc), ("pixels", curves.pixel_roc)]
     charts = {
         "Image scores": histogram(scores[False], scores[True], figures.threshold),

@@ -42,7 +42,6 @@ _WIDTH_WITHOUT_TERMINAL = 200
 
 
 def print_tables(tables: Iterable[Table | Text]) -> None:
-    """Print to standard output."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=_WIDTH_WITHOUT_TERMINAL)

@@ -40,7 +40,7 @@ def test_a_failure_names_the_product_and_has_no_verdict(damaged: Detector) -> No
     assert isinstance(failure, Failure)
     assert isinstance(failure.error, ExpertError)
     assert failure.error.task == "nut"
-    with pytest.raises(ExpertError, match="'nut' is damaged.*factory.safetensors.*restore it.*Other products"):
+    with pytest.raises(ExpertError, match="'nut' is damaged.*factory.safetensors.*restore the file.*Other products"):
         failure.verdict  # noqa: B018
 
 
@@ -58,11 +58,11 @@ def test_an_evaluation_gets_the_error_instead(damaged: Detector) -> None:
 
 def test_a_damaged_expert_is_not_read_again_for_every_image(damaged: Detector, monkeypatch: pytest.MonkeyPatch) -> None:
     damaged.predict(IMAGES)
-    monkeypatch.setattr(damaged._checkpoint, "expert", lambda index: pytest.fail("it was read again"))
+    monkeypatch.setattr(damaged._checkpoint, "product", lambda index: pytest.fail("it was read again"))
     assert isinstance(damaged.predict(IMAGES)[1], Failure)
 
 
-def test_more_products_than_are_kept_are_told_apart_too(damaged: Detector) -> None:
+def test_more_products_than_are_kept_are_distinguished_too(damaged: Detector) -> None:
     small = Detector(damaged._checkpoint, device="cpu", precision="fp32", max_experts=1)
     assert [type(each) for each in small.predict(IMAGES)] == [Prediction, Failure, Prediction]
 
@@ -81,14 +81,14 @@ def test_warming_up_fails_where_no_product_is_left(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_no_verdict(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
-    sound = detector._experts.get
+    sound = detector.products.experts.get
 
     def get(index: int) -> object:
         if index != 2:
             return sound(index)
         return lambda features: PatchMaps(*[torch.full(features.embeddings.shape[:3], math.nan)] * 2)
 
-    monkeypatch.setattr(detector._experts, "get", get)
+    monkeypatch.setattr(detector.products.experts, "get", get)
     found = detector.predict(IMAGES)
     assert [type(each) for each in found] == [Prediction, Prediction, Failure]
     assert isinstance(found[2].error, ExpertError)
@@ -99,7 +99,7 @@ def test_numbers_that_are_not_finite_are_no_verdict(checkpoint: Checkpoint, monk
         detector.predict_both(IMAGES, NAMES)
 
 
-def test_a_damaged_backbone_is_told_and_no_product_is_blamed(
+def test_a_damaged_backbone_is_reported_and_no_product_is_blamed(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")

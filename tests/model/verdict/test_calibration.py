@@ -104,7 +104,7 @@ def test_too_few_or_non_finite_scores_are_refused(scores: list[float]) -> None:
 @pytest.mark.parametrize("rate", [0.0, 1.0, -0.1, 2.0, float("nan")])
 def test_an_invalid_rate_is_refused_with_its_value(rate: float) -> None:
     with pytest.raises(ConfigurationError, match=f"cannot be {rate!r}"):
-        check_rate(rate, "the false-alarm rate")
+        check_rate(rate)
 
 
 def test_a_product_has_a_calibration_of_each_statistic() -> None:

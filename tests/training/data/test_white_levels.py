@@ -18,7 +18,7 @@ from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
-from moleflow.training.data.white_levels import Reader, find_white_level
+from moleflow.training.data.white_levels import find_white_level
 from moleflow.training.embeddings.augment import AUGMENTATIONS
 from moleflow.training.embeddings.cache import EmbeddingCache
 from moleflow.training.evaluation.evaluate import evaluate
@@ -53,15 +53,15 @@ def test_the_white_level_is_estimated_from_good_images_and_logged(tmp_path: Path
     for number in range(3):
         paths.append(folder / f"{number}.png")
         paths[-1].write_bytes(png(np.full((32, 32), white - number), 16, 0))
-    told: list[str] = []
-    assert find_white_level("bolt", paths, SIDE, told.append) == expected
-    assert told == [f"bolt: 3 16-bit images, largest value {white}: white level {expected}"]
+    lines: list[str] = []
+    assert find_white_level("bolt", paths, SIDE, lines.append) == expected
+    assert lines == [f"bolt: 3 16-bit images, largest value {white}: white level {expected}"]
 
 
 def test_8_bit_images_have_no_white_level(products: Path) -> None:
-    told: list[str] = []
-    assert find_white_level("bolt", load_category(products, "bolt").train, SIDE, told.append) is None
-    assert not told
+    lines: list[str] = []
+    assert find_white_level("bolt", load_category(products, "bolt").train, SIDE, lines.append) is None
+    assert not lines
 
 
 def test_a_product_is_learned_from_10_bit_images_like_8_bit_ones(tmp_path: Path, tiny_preset: Preset) -> None:
@@ -133,7 +133,7 @@ def test_the_cache_keeps_one_embedding_per_white_level(tmp_path: Path) -> None:
     cache = EmbeddingCache.open(tmp_path / "cache", config.backbone, backbone, device=cpu, precision="fp32")
 
     def first(white: int | None) -> torch.Tensor:
-        found = cache.embed(features, paths, Reader(white), device=cpu, precision="fp32", white_level=white)
+        found = cache.embed(features, paths, white)
         return found.batch(torch.tensor([0]), cpu)
 
     bright = first(1023)

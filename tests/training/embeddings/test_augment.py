@@ -63,19 +63,12 @@ def test_changes_are_the_differences_of_augmented_descriptors(products: Path) ->
     paths = load_category(products, "bolt").train
     config = tiny_config()
     features = FeatureExtractor(config, Backbone.pretrained(config.backbone))
-    plain = torch.cat(
-        [
-            image_descriptor(values.embeddings)
-            for _, values in extract(features, paths, read_image, device=CPU, precision="fp32")
-        ]
-    )
+    plain = torch.cat([image_descriptor(values.embeddings) for _, values in extract(features, paths, read_image)])
     counted: list[int] = []
-    changes = descriptor_changes(
-        features, paths, plain, read_image, device=CPU, precision="fp32", on_progress=counted.append
-    )
+    changes = descriptor_changes(features, paths, plain, None, on_progress=counted.append)
     assert changes.shape == (len(AUGMENTATIONS) * len(paths), plain.shape[1])
     assert sum(counted) == len(changes)
     assert (changes[: len(paths)].norm(dim=1) > 0).all()  # occlusions; blur changes little in such small images
     # Relative to zero, the changes are the augmented descriptors themselves.
-    altered = descriptor_changes(features, paths, torch.zeros_like(plain), read_image, device=CPU, precision="fp32")
+    altered = descriptor_changes(features, paths, torch.zeros_like(plain), None)
     assert torch.allclose(altered - plain.repeat(len(AUGMENTATIONS), 1), changes, atol=1e-5)

@@ -18,6 +18,7 @@ from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.atomic import atomic_write
+from moleflow.training.data import white_levels
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.embeddings import cache as module
 from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache
@@ -47,7 +48,7 @@ def opened(folder: Path, features: FeatureExtractor, config: ModelConfig = CONFI
 
 
 def embed(cache: EmbeddingCache, features: FeatureExtractor, paths: tuple[Path, ...], **options) -> CachedEmbeddings:  # type: ignore[no-untyped-def]
-    return cache.embed(features, paths, read_image, device=CPU, precision="fp32", **options)
+    return cache.embed(features, paths, **options)
 
 
 def values(embeddings: CachedEmbeddings) -> torch.Tensor:
@@ -64,8 +65,7 @@ class Unused(FeatureExtractor):
 def test_cached_embeddings_have_the_same_bits_as_uncached_ones(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    options = {"device": CPU, "precision": "fp32", "folder": tmp_path}
-    with EmbeddingStore.compute(features, paths, read_image, **options) as store:  # type: ignore[arg-type]
+    with EmbeddingStore.compute(features, paths, None, folder=tmp_path) as store:
         found = embed(opened(tmp_path / "cache", features), features, paths)
         assert len(found) == len(paths)
         assert torch.equal(values(found), store.values)
@@ -84,7 +84,9 @@ def test_cached_embeddings_are_found_in_any_order_and_under_any_name(
     assert torch.equal(values(again), first[[6, 4, 0, 0]])
 
 
-def test_only_what_is_missing_is_computed(features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path) -> None:
+def test_only_what_is_missing_is_computed(
+    features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = opened(tmp_path / "cache", features)
     embed(cache, features, paths[:4])
     decoded: list[Path] = []
@@ -94,7 +96,9 @@ def test_only_what_is_missing_is_computed(features: FeatureExtractor, paths: tup
         return read_image(path, side)
 
     done: list[int] = []
-    found = cache.embed(features, paths, read, device=CPU, precision="fp32", on_progress=done.append)
+    monkeypatch.setattr(white_levels, "read_image", read)
+    found = cache.embed(features, paths, on_progress=done.append)
+    monkeypatch.undo()
     assert sorted(decoded) == sorted(paths[4:])
     assert sum(done) == len(paths)
     assert torch.allclose(
@@ -244,17 +248,21 @@ def test_embeddings_from_before_an_interruption_are_kept(
     cache = opened(tmp_path / "cache", features)
     decoded: list[Path] = []
 
-    def read(path: Path, side: int, failing: bool) -> np.ndarray:
+    failing = True
+
+    def read(path: Path, side: int) -> np.ndarray:
         if failing and path == paths[8]:
             raise KeyboardInterrupt
         decoded.append(path)
         return read_image(path, side)
 
+    monkeypatch.setattr(white_levels, "read_image", read)
     with pytest.raises(KeyboardInterrupt):
-        cache.embed(features, paths, lambda path, side: read(path, side, True), device=CPU, precision="fp32")
+        embed(cache, features, paths)
     assert len(files(cache)) == 8
     decoded.clear()
-    found = cache.embed(features, paths, lambda path, side: read(path, side, False), device=CPU, precision="fp32")
+    failing = False
+    found = embed(cache, features, paths)
     assert sorted(decoded) == sorted(paths[8:])
     whole = embed(opened(tmp_path / "other", features), features, paths)
     assert torch.allclose(values(found), values(whole), atol=1e-5)
@@ -269,7 +277,7 @@ from tiny_model import PLUGIN, tiny_config
 from moleflow.model.features.backbone import Backbone, import_plugin
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.training.embeddings.cache import EmbeddingCache
-from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.data.datasets import load_category
 torch.set_num_threads(1)
 import_plugin(str(PLUGIN))
 config, cpu, folder = tiny_config(), torch.device("cpu"), Path({folder!r})
@@ -278,7 +286,7 @@ paths = load_category(Path({data!r}), "nut").train
 (folder / f"ready.{{os.getpid()}}").touch()
 for number in range({times}):
     cache = EmbeddingCache.open(folder / str(number), config.backbone, features.backbone, device=cpu, precision="fp32")
-    found = cache.embed(features, paths, read_image, device=cpu, precision="fp32")
+    found = cache.embed(features, paths)
     torch.save(found.batch(torch.arange(len(paths)), cpu), folder / f"{{os.getpid()}}.{{number}}.pt")
 """
 
@@ -324,8 +332,7 @@ def test_pooled_stages_are_cached_beside_the_embeddings(paths: tuple[Path, ...],
     pooling = extractor(config)
     found = embed(opened(tmp_path / "cache", pooling, config), pooling, paths)
     indices = torch.tensor([7, 0, 3])
-    options = {"device": CPU, "precision": "fp32", "folder": tmp_path}
-    with EmbeddingStore.compute(pooling, paths, read_image, **options) as store:  # type: ignore[arg-type]
+    with EmbeddingStore.compute(pooling, paths, None, folder=tmp_path) as store:
         for one, other in zip(found.features(indices, CPU).stages, store.features(indices, CPU).stages, strict=True):
             assert torch.equal(one, other)
     subset = found.subset([3, 7]).features(torch.tensor([1]), CPU)

@@ -32,7 +32,7 @@ def paths(products: Path) -> tuple[Path, ...]:
 
 
 def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options) -> EmbeddingStore:  # type: ignore[no-untyped-def]
-    return EmbeddingStore.compute(features, paths, read_image, device=CPU, precision="fp32", folder=folder, **options)
+    return EmbeddingStore.compute(features, paths, None, folder=folder, **options)
 
 
 def test_embeddings_are_in_the_order_of_the_images(
