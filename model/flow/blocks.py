@@ -2,7 +2,7 @@
 adapter (DIA).
 
 Couplings as in Real NVP (arXiv 1605.08803), the soft clamp as in Glow-style flows for anomaly detection (CFLOW-AD,
-arXiv 2107.12571); constants from the method, section 4. The arithmetic is plain in ``moleflow.model.flow.reference``;
+arXiv 2107.12571); constants from the method, section 4. ``benchmarks.shared.reference_flow`` has the plain arithmetic;
 prediction has it in ``merged``, training in ``moleflow.training.fit.backward``.
 """
 
@@ -73,9 +73,6 @@ class MoLEBase(nn.Module):
     whole layers of their own, there are none here.
     """
 
-    permutation: torch.Tensor
-    channel_scale: torch.Tensor
-
     def __init__(self, dim: int, config: FlowConfig, generator: torch.Generator) -> None:
         super().__init__()
         half = dim // 2
@@ -86,8 +83,8 @@ class MoLEBase(nn.Module):
         self.context = None if kernel is None else ScaleContext(half, kernel)
         # On the CPU even if the module is built on the meta device: the generator is the CPU's.
         permutation = torch.randperm(dim, generator=generator, device="cpu")
-        self.register_buffer("permutation", permutation)
-        self.register_buffer("channel_scale", torch.full((dim,), FIXED_CHANNEL_SCALE))
+        self.permutation = nn.Buffer(permutation)
+        self.channel_scale = nn.Buffer(torch.full((dim,), FIXED_CHANNEL_SCALE))
 
 
 class MoLEDelta(nn.Module):

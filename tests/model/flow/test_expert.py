@@ -4,11 +4,11 @@ import pytest
 import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.config import BackboneConfig, ModelConfig
 from moleflow.model.features.embedding import position_code, with_position
 from moleflow.model.flow.expert import Base, Expert, module_list
 from moleflow.model.flow.likelihood import negative_log_likelihood
-from moleflow.model.flow.reference import flow_forward
 
 CONFIG = tiny_config()
 

@@ -3,9 +3,9 @@
 import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.flow.reference import flow_forward
 
 CONFIG = tiny_config(coupling_blocks=3, dia_blocks=3)
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from tiny_model import randomized, tiny_base, tiny_config, tiny_expert
 
+from benchmarks.shared.reference_flow import dia_block, flow_forward, mole_block, scale_and_shift
 from moleflow.model.config import FlowConfig
 from moleflow.model.flow.blocks import DIABlock, MoLEBase, MoLEDelta
 from moleflow.model.flow.expert import Base, Expert
-from moleflow.model.flow.reference import dia_block, flow_forward, mole_block, scale_and_shift
 
 DIM = 8
 GRID = (2, 3)

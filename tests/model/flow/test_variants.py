@@ -5,6 +5,7 @@ import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 from variants import VARIANTS
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.config import FlowConfig, ModelConfig
 from moleflow.model.features.embedding import with_position
 from moleflow.model.flow.adapters import SoftLN, WhiteningAdapter
@@ -13,7 +14,6 @@ from moleflow.model.flow.expert import Base, Expert, flow_input
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.lora import LoRADelta
 from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.flow.reference import flow_forward
 from moleflow.model.flow.subnet import DenseSubnet
 
 every_variant = pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import pytest
 import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
-from moleflow.model.flow.reference import flow_forward
 from moleflow.training.config import TrainingConfig
 from moleflow.training.fit import gradients
 from moleflow.training.fit.gradients import add_gradients, at_once

@@ -38,7 +38,7 @@ class FusedContext:
 
 
 class FusedMoLE:
-    """A MoLE block (``moleflow.model.flow.reference.mole_block``) with merged weights."""
+    """A MoLE block (``benchmarks.shared.reference_flow.mole_block``) with merged weights."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class FusedMoLE:
 
 
 class FusedDIA:
-    """A block of the deep invertible adapter (``moleflow.model.flow.reference.dia_block``)."""
+    """A block of the deep invertible adapter (``benchmarks.shared.reference_flow.dia_block``)."""
 
     def __init__(self, shift: Sequence[Layer], scale: Sequence[Layer], *, flip: bool, dtype: torch.dtype) -> None:
         self.shift, self.scale, self.flip, self.dtype = shift, scale, flip, dtype

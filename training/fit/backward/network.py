@@ -1,4 +1,4 @@
-"""The flow of a training step: ``moleflow.model.flow.reference`` with fewer passes over memory.
+"""The flow of a training step: ``benchmarks.shared.reference_flow`` with fewer passes over memory.
 
 Outside the matrix products a step is memory-bound, and autograd reads and writes the same values many times. Here all
 blocks are one function with a hand-written backward (``moleflow.training.fit.backward.blocks``):

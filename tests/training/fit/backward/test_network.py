@@ -7,11 +7,11 @@ import pytest
 import torch
 from tiny_model import tiny_config
 
+from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.config import FlowConfig, ModelConfig
 from moleflow.model.flow.context import depthwise, depthwise_kernel_gradient
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
-from moleflow.model.flow.reference import flow_forward
 from moleflow.training.fit.backward.network import FusedFlow
 
 VARIANTS = {

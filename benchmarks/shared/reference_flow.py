@@ -1,4 +1,4 @@
-"""The flow as the method writes it (sections 3 and 4): what tests and benchmarks compare the fast forms with.
+"""The flow as the method writes it (sections 3 and 4): what tests and benchmarks compare the product's fast forms with.
 
 Nothing is merged, folded or fused, and gradients are autograd's. Prediction computes the same in
 ``moleflow.model.flow.merged``, training in ``moleflow.training.fit.backward``.
