@@ -70,13 +70,10 @@ class WhiteningAdapter(InputAdapter):
 class FixedLayerNorm(nn.Module):
     """Position code, then LayerNorm over D with a given scale and shift, each ``(D,)``."""
 
-    scale: torch.Tensor
-    shift: torch.Tensor
-
     def __init__(self, scale: torch.Tensor, shift: torch.Tensor) -> None:
         super().__init__()
-        self.register_buffer("scale", scale)
-        self.register_buffer("shift", shift)
+        self.scale = nn.Buffer(scale)
+        self.shift = nn.Buffer(shift)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Embeddings ``(B, H, W, D)`` to the same shape."""
@@ -129,13 +126,10 @@ class ZCAAdapter(InputAdapter):
     for the shared base.
     """
 
-    mean: torch.Tensor
-    matrix: torch.Tensor
-
     def __init__(self, dim: int, *, first: bool = False) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("matrix", torch.eye(dim))
+        self.mean = nn.Buffer(torch.zeros(dim))
+        self.matrix = nn.Buffer(torch.eye(dim))
 
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:

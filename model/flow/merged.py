@@ -34,8 +34,6 @@ class _MergedBlock(nn.Module):
     those that add to the second half divided by it.
     """
 
-    permutation: torch.Tensor
-
     def __init__(self, base: MoLEBase, subnet: TaskSubnet, gain: torch.Tensor, dtype: torch.dtype) -> None:
         super().__init__()
         weights = subnet.merge(base)
@@ -52,7 +50,7 @@ class _MergedBlock(nn.Module):
             self.input = FusedLinear(shift_in, shift_bias, dtype, "relu")
             self.scale_input = FusedLinear(scale_in, scale_bias, dtype, "relu")
         self.scale, self.shift = _last_layers(weights.scale_out, weights.shift_out, MOLE_COUPLING, dtype, second)
-        self.register_buffer("permutation", base.permutation.int())  # int32: half the memory traffic
+        self.permutation = nn.Buffer(base.permutation.int())  # int32: half the memory traffic
 
     def forward(self, x: torch.Tensor, log_det: torch.Tensor) -> torch.Tensor:
         """``(B, H, W, D)`` to the same; adds to ``log_det``. Changes ``x``."""

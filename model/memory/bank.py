@@ -38,17 +38,12 @@ class MemoryBank(nn.Module):
     ``prototypes`` ``(n, d)`` and ``pooled`` ``(m, d)``, which are projected patches; m may be 0. C is the sum of the
     stages' channels."""
 
-    mean: torch.Tensor
-    axes: torch.Tensor
-    prototypes: torch.Tensor
-    pooled: torch.Tensor
-
     def __init__(self, channels: int, dim: int, count: int, pooled: int = 0) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(channels, dtype=STORED_TYPE))
-        self.register_buffer("axes", torch.zeros(channels, dim, dtype=STORED_TYPE))
-        self.register_buffer("prototypes", torch.zeros(count, dim, dtype=STORED_TYPE))
-        self.register_buffer("pooled", torch.zeros(pooled, dim, dtype=STORED_TYPE))
+        self.mean = nn.Buffer(torch.zeros(channels, dtype=STORED_TYPE))
+        self.axes = nn.Buffer(torch.zeros(channels, dim, dtype=STORED_TYPE))
+        self.prototypes = nn.Buffer(torch.zeros(count, dim, dtype=STORED_TYPE))
+        self.pooled = nn.Buffer(torch.zeros(pooled, dim, dtype=STORED_TYPE))
 
     @classmethod
     def of(
@@ -101,13 +96,10 @@ class MergedBank(nn.Module):
     Computed in float32 whatever the precision: half precision would round squared norms by more than distances differ.
     """
 
-    mean: torch.Tensor
-    axes: torch.Tensor
-
     def __init__(self, bank: MemoryBank) -> None:
         super().__init__()
-        self.register_buffer("mean", bank.mean.float())
-        self.register_buffer("axes", bank.axes.float())
+        self.mean = nn.Buffer(bank.mean.float())
+        self.axes = nn.Buffer(bank.axes.float())
         self.near = _Nearest(bank.prototypes)
         self.near_pooled = _Nearest(bank.pooled) if len(bank.pooled) else None
 

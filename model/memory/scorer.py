@@ -71,7 +71,6 @@ class ProductScorer(nn.Module):
 
     @torch.no_grad()
     def forward(self, features: PatchFeatures) -> PatchMaps:
-        """The maps of all images."""
         nll, distances = self.raw_maps(features)
         return PatchMaps(nll, nll if self.fusion is None else self.fusion(nll, distances))
 

@@ -64,19 +64,13 @@ class Prototype(nn.Module):
     into the pooled within-product covariance.
     """
 
-    mean: torch.Tensor
-    axes: torch.Tensor
-    variances: torch.Tensor
-    floor: torch.Tensor
-    spread: torch.Tensor
-
     def __init__(self, dim: int, rank: int, spread_axes: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("axes", torch.zeros(dim, rank))
-        self.register_buffer("variances", torch.ones(rank))
-        self.register_buffer("floor", torch.ones(()))
-        self.register_buffer("spread", torch.zeros(dim, spread_axes))
+        self.mean = nn.Buffer(torch.zeros(dim))
+        self.axes = nn.Buffer(torch.zeros(dim, rank))
+        self.variances = nn.Buffer(torch.ones(rank))
+        self.floor = nn.Buffer(torch.ones(()))
+        self.spread = nn.Buffer(torch.zeros(dim, spread_axes))
 
     @classmethod
     def fit(cls, descriptors: torch.Tensor, config: RouterConfig, changes: torch.Tensor | None = None) -> "Prototype":
@@ -113,36 +107,23 @@ class Prototype(nn.Module):
 
 
 class Router(nn.Module):
-    """Distances of image descriptors to all prototypes, and distance ratios, in a few batched matrix products."""
-
-    mean: torch.Tensor
-    centre: torch.Tensor
-    whitening: torch.Tensor
-    floor_precision: torch.Tensor
-    separating: torch.Tensor
-    places: torch.Tensor
-    gaps: torch.Tensor
+    """Distances of image descriptors to all prototypes, at least one, and distance ratios, in a few batched matrix
+    products."""
 
     def __init__(self, prototypes: Sequence[Prototype]) -> None:
         super().__init__()
-        rank = max((p.axes.shape[1] for p in prototypes), default=0)
-        dim = prototypes[0].mean.shape[0] if prototypes else 0
+        rank, dim = max(p.axes.shape[1] for p in prototypes), len(prototypes[0].mean)
         # Axes in rows are contiguous, which takes a third off the matrix product.
         whitening = torch.zeros(len(prototypes), rank, dim)
         for index, p in enumerate(prototypes):
             # Distance² = ‖d‖²/floor − Σ (aᵢ·d)²·(1/floor − 1/varianceᵢ); padding stays zero and adds nothing.
             gain = (1 / p.floor - 1 / p.variances).clamp_min(0).sqrt()
             whitening[index, : p.axes.shape[1]] = (p.axes * gain).T
-        self.register_buffer("mean", torch.stack([p.mean for p in prototypes]) if prototypes else torch.zeros(0, dim))
-        self.register_buffer("centre", self.mean.mean(0))
-        self.register_buffer("whitening", whitening)
-        self.register_buffer(
-            "floor_precision", torch.stack([1 / p.floor for p in prototypes]) if prototypes else torch.zeros(0)
-        )
-        separating, places, gaps = _discriminant(prototypes)
-        self.register_buffer("separating", separating)
-        self.register_buffer("places", places)
-        self.register_buffer("gaps", gaps)
+        self.mean = nn.Buffer(torch.stack([p.mean for p in prototypes]))
+        self.centre = nn.Buffer(self.mean.mean(0))
+        self.whitening = nn.Buffer(whitening)
+        self.floor_precision = nn.Buffer(torch.stack([1 / p.floor for p in prototypes]))
+        self.separating, self.places, self.gaps = map(nn.Buffer, _discriminant(prototypes))
 
     def forward(self, descriptors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mahalanobis distances and distance ratios, both ``(B, T)`` float32 and dimensionless, of descriptors
@@ -163,7 +144,7 @@ def _discriminant(prototypes: Sequence[Prototype]) -> tuple[torch.Tensor, torch.
     Inputs of the projection are centred by the mean of all means; along each direction the images of a product have a
     standard deviation of at most 1. With fewer than two products k is 0.
     """
-    count, dim = len(prototypes), prototypes[0].mean.shape[0] if prototypes else 0
+    count, dim = len(prototypes), len(prototypes[0].mean)
     if count < 2:
         return torch.zeros(dim, 0), torch.zeros(count, 0), torch.ones(count)
     within = torch.zeros(dim, dim, dtype=torch.float64)
