@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.shared.command import Gate, add_output, finish, make_parser, prepare
 from moleflow.model.detector import Detector
-from moleflow.model.flow.expert import Expert
+from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.data.datasets import load_category
 from moleflow.training.evaluation.evaluate import evaluate
@@ -36,11 +36,11 @@ Found = Mapping[str, Mapping[str, Mapping[str, float]]]
 class Rounded(Checkpoint):
     """A checkpoint that rounds its experts as one with ``expert_dtype: bfloat16`` does."""
 
-    def expert(self, index: int) -> Expert:
-        """Expert number ``index``, rounded to bfloat16."""
-        expert = super().expert(index)
-        expert.round_to(torch.bfloat16)
-        return expert
+    def product(self, index: int) -> ProductParts:
+        """Product number ``index``, with its expert rounded to bfloat16."""
+        parts = super().product(index)
+        parts.expert.round_to(torch.bfloat16)
+        return parts
 
 
 def measure(path: Path, data: Path, tasks: Sequence[str]) -> Found:

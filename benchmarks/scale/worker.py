@@ -23,7 +23,7 @@ from moleflow.model.routing.router import Router
 from moleflow.model.runtime.threads import configure_threads
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.store.sections import digest_tensors
-from moleflow.training.continual.save import save_task
+from moleflow.training.continual.save import LearnedProduct, save_task
 
 SAMPLED = 16
 """Number of older products whose tensors are checked after one was added, evenly spaced."""
@@ -101,7 +101,7 @@ class Worker:
         reset_peaks(os.getpid())
         started = time.perf_counter()
         old = Checkpoint.open(self.path)
-        save_task(self.path, old, header.preset, header.config, backbone, base, info, profile, expert)
+        save_task(self.path, old, header.preset, header.config, backbone, base, LearnedProduct(info, profile, expert))
         seconds = time.perf_counter() - started
         peak = peak_bytes()
         after = Checkpoint.open(self.path)

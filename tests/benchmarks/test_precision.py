@@ -26,7 +26,7 @@ def test_the_gates_hold_while_bf16_moves_no_figure_too_far_either_way(
 
 def test_experts_are_rounded_as_a_checkpoint_that_stores_bf16_gives_them(tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "tiny.safetensors").path
-    exact, rounded = (kind.open(path).expert(0) for kind in (precision.Checkpoint, precision.Rounded))
+    exact, rounded = (kind.open(path).product(0).expert for kind in (precision.Checkpoint, precision.Rounded))
     for one, other in zip(exact.parameters(), rounded.parameters(), strict=True):
         assert torch.equal(one.to(torch.bfloat16).float(), other)
 
