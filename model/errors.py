@@ -52,7 +52,8 @@ __all__ = [
 
 
 _LONGEST_QUOTE = 300
-"""Most characters of foreign text in a message; a hostile file can make a library quote megabytes."""
+"""Most characters of foreign text in a message; a hostile file can make a library quote megabytes, and some libraries
+append a page of advice."""
 
 
 def one_line(error: object) -> str:
@@ -65,10 +66,6 @@ def one_line(error: object) -> str:
     return plain if len(text) <= _LONGEST_QUOTE else plain + "…"
 
 
-_MOST_QUOTED = 300
-"""Most characters that ``describe`` quotes; some libraries append a page of advice."""
-
-
 def describe(error: BaseException) -> str:
     """Type and message of any error on one short line. Never raises, even if the error's ``__str__`` does."""
     name = type(error).__name__
@@ -76,7 +73,7 @@ def describe(error: BaseException) -> str:
         said = one_line(error)
     except Exception:
         return name
-    return f"{name}: {said[:_MOST_QUOTED]}" if said else name
+    return f"{name}: {said}" if said else name
 
 
 class MoLEFlowError(Exception):

@@ -51,7 +51,6 @@ class ExpertCache(Generic[E]):
         return kept.result() if kept is not None else self._fill(index, made)
 
     def clear(self) -> None:
-        """Drop all experts."""
         with self._lock:
             self._kept.clear()
 

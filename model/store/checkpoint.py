@@ -47,14 +47,7 @@ from moleflow.model.store.tensor_file import StoredSection, TensorFile, Tensors,
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.results import CheckpointInfo
 
-__all__ = [
-    "FORMAT_VERSION",
-    "Checkpoint",
-    "Header",
-    "Profile",
-    "Tensors",
-    "write_checkpoint",
-]
+__all__ = ["FORMAT_VERSION", "Checkpoint", "Header", "Tensors", "write_checkpoint"]
 
 _METADATA_KEY = "moleflow"
 
@@ -105,7 +98,7 @@ class Checkpoint:
         document = file.metadata.get(_METADATA_KEY)
         if document is None:
             raise CheckpointFormatError(
-                f"{str(path)!r} is a safetensors file but no MoLE-Flow checkpoint; give one that `moleflow train` "
+                f"{str(path)!r} is a safetensors file but not a MoLE-Flow checkpoint; give one that `moleflow train` "
                 "wrote."
             )
         opened = cls(file, _parse_header(path, document), hashlib.sha256(document.encode()).hexdigest())
@@ -139,10 +132,11 @@ class Checkpoint:
             raise self._unfit(section, problem)
 
     def _unfit(self, section: str, problem: str) -> CheckpointFormatError:
-        return CheckpointFormatError(
-            f"section {one_line(section)!r} of {str(self.path)!r} does not fit its configuration: {problem}; restore "
-            "the file from a copy, or train again."
-        )
+        return CheckpointFormatError(self._about(section, f"does not fit its configuration: {problem}"))
+
+    def _about(self, section: str, problem: str) -> str:
+        where = f"section {one_line(section)!r} of {str(self.path)!r}"
+        return f"{where} {problem}; restore the file from a copy, or train again."
 
     def section(self, name: str) -> dict[str, torch.Tensor]:
         """The tensors of a section (see ``Header.digests``), without its prefix, verified.
@@ -153,16 +147,11 @@ class Checkpoint:
         """
         tensors = self._file.section(name)
         if digest_tensors(tensors) != self._digests[name]:
-            raise CheckpointDigestError(
-                f"section {name!r} of {str(self.path)!r} differs from what was written: the file is damaged or was "
-                "changed; restore it from a copy, or train again."
-            )
+            problem = "differs from what was written: the file is damaged or was changed"
+            raise CheckpointDigestError(self._about(name, problem))
         fault = fault_of(tensors)
         if fault is not None:
-            raise CheckpointFormatError(
-                f"section {name!r} of {str(self.path)!r} cannot be used: {fault}; restore the file from a copy, or "
-                "train again."
-            )
+            raise CheckpointFormatError(self._about(name, f"cannot be used: {fault}"))
         return tensors
 
     def stored(self, name: str) -> StoredSection:
@@ -178,7 +167,6 @@ class Checkpoint:
         return {section: count for section, (count, _) in self._file.sizes().items()}
 
     def backbone(self) -> Backbone:
-        """The frozen backbone with its weights."""
         self._check_layout("backbone", backbone_layout(self.header.config.backbone))
         backbone = Backbone.empty(self.header.config.backbone, self.header.preprocessing)
         self._load(backbone.net, self.section("backbone"), "backbone")
@@ -224,18 +212,12 @@ class Checkpoint:
         self._load(fusion, _part(tensors, "fusion"), f"{section}.fusion")
         return ProductParts(expert, bank, fusion)
 
-    def expert(self, index: int) -> Expert:
-        """The flow's expert of the task at ``index``."""
-        return self.product(index).expert
-
     def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
         try:
             return TaskCalibration.fit({key: value.tolist() for key, value in _part(tensors, "held_out").items()})
         except ValueError as error:
-            raise CheckpointFormatError(
-                f"section 'tasks.{index}.profile' of {str(self.path)!r} does not calibrate: {one_line(error)}; train "
-                "the product again."
-            ) from error
+            problem = f"does not calibrate: {one_line(error)}"
+            raise CheckpointFormatError(self._about(f"tasks.{index}.profile", problem)) from error
 
     def verify(self) -> None:
         """Verify the digest of every section."""
@@ -246,9 +228,7 @@ class Checkpoint:
         try:
             module.load_state_dict(tensors)
         except RuntimeError as error:
-            raise CheckpointFormatError(
-                f"section {section!r} of {str(self.path)!r} does not fit its configuration: {one_line(error)}"
-            ) from error
+            raise self._unfit(section, one_line(error)) from error
 
 
 def _parse_header(path: Path, document: str) -> Header:
@@ -282,11 +262,11 @@ def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors 
     for name, part in ordered.items():
         fault = None if isinstance(part, StoredSection) else fault_of(part)
         if fault is not None:
-            raise CheckpointError(f"checkpoint {str(path)!r} is not written, since of section {name!r} {fault}.")
+            raise CheckpointError(f"checkpoint {str(path)!r} was not written: in section {name!r} {fault}.")
     try:
         with atomic_write(path) as temporary:
             write_tensor_file(temporary, {_METADATA_KEY: header.model_dump_json()}, ordered)
     except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoint {str(path)!r} cannot be written ({one_line(error)}); make room or give it another place."
+            f"checkpoint {str(path)!r} cannot be written ({one_line(error)}); make room, or choose another location."
         ) from error

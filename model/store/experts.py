@@ -3,7 +3,7 @@
 An expert that cannot be loaded fails the images of its product, and no others of their batch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -35,13 +35,7 @@ class Experts:
 
     def prepare(self, tasks: Sequence[int]) -> dict[int, ExpertError]:
         """Load and merge the experts of ``tasks`` now; returns the errors of damaged ones."""
-        failed: dict[int, ExpertError] = {}
-        for index in tasks:
-            try:
-                self.get(index)
-            except ExpertError as error:
-                failed[index] = ExpertError(error.task, error.reason)
-        return failed
+        return self._load(tasks)[1]
 
     def clear(self) -> None:
         """Free all merged experts; they are loaded again on demand."""
@@ -58,15 +52,21 @@ class Experts:
         needed = sorted(set(tasks))
         for start in range(0, len(needed), self.limit):
             # Loading and merging stays on this thread: the number of threads may change the last digits.
-            experts: dict[int, ProductScorer] = {}
-            for index in needed[start : start + self.limit]:
-                try:
-                    experts[index] = self.get(index)
-                except ExpertError as error:
-                    failed[index] = ExpertError(error.task, error.reason)  # a fresh one: no traceback
+            experts, damaged = self._load(needed[start : start + self.limit])
+            failed |= damaged
             with autocast(self._device, self._precision):
                 self._fill(maps, features, tasks, experts)
         return maps, failed
+
+    def _load(self, tasks: Iterable[int]) -> tuple[dict[int, ProductScorer], dict[int, ExpertError]]:
+        """The experts of ``tasks`` by index, and the errors of damaged ones."""
+        experts, failed = {}, {}
+        for index in tasks:
+            try:
+                experts[index] = self.get(index)
+            except ExpertError as error:
+                failed[index] = ExpertError(error.task, error.reason)  # a fresh one: no traceback
+        return experts, failed
 
     def _fill(
         self,

@@ -99,4 +99,4 @@ def parse_header(document: str) -> Header:
 
 
 def _no_constant(text: str) -> None:
-    raise ValueError(f"it has {text}, which is no number")
+    raise ValueError(f"it has {text}, which is not a number")

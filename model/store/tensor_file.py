@@ -60,8 +60,8 @@ class TensorFile:
                 raise
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointFormatError(
-                f"{str(path)!r} is no whole safetensors file ({one_line(error)}); it may be truncated: copy or train "
-                "it again."
+                f"{str(path)!r} is not a complete safetensors file ({one_line(error)}); it may be truncated: copy or "
+                "train it again."
             ) from error
         return cls(path, handle, 8 + length, size, metadata, table)
 

@@ -90,7 +90,7 @@ def table_length(prefix: bytes, size: int) -> int:
     """Length of the table from the first eight bytes of a file of ``size`` bytes. ``ValueError`` if impossible."""
     (length,) = struct.unpack("<Q", prefix)
     if length > min(MAX_TABLE_BYTES, size - 8):
-        raise ValueError(f"its table is said to have {length:,} bytes")
+        raise ValueError(f"its header claims a table of {length:,} bytes")
     return length
 
 
@@ -103,7 +103,7 @@ def parse_table(text: bytes, data_bytes: int) -> tuple[dict[str, str], dict[str,
     checkpoint's. ``ValueError`` says what is wrong.
     """
     if not text.startswith(b"{"):
-        raise ValueError("its table is no JSON object")
+        raise ValueError("its table is not a JSON object")
     written = text.decode()  # strict UTF-8; ``json`` would also accept UTF-16 and surrogates
     if _NEGATIVE_ZERO.search(written):
         raise ValueError("its table has a negative number")
@@ -211,7 +211,7 @@ class _Sizes(dict[tuple[Any, ...], int]):
 
 def _strings(metadata: Any) -> dict[str, str]:
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError("its metadata are no strings")
+        raise ValueError("its metadata are not strings")
     "".join((*metadata, *metadata.values())).encode()  # lone surrogates raise
     return metadata
 

@@ -146,7 +146,7 @@ def check_checkpoint(content: bytes, path: Path) -> bool:
         for task in checkpoint.header.tasks:
             checkpoint.base(task.index)
             checkpoint.profile(task.index)
-            checkpoint.expert(task.index)
+            checkpoint.product(task.index)
     except (CheckpointError, BackboneError) as error:
         assert "\n" not in str(error) and len(str(error)) < 3000
         return False

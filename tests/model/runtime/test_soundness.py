@@ -104,7 +104,7 @@ def test_unusable_values_are_not_written_and_the_old_file_stays(checkpoint: Chec
     sections = {name: checkpoint.stored(name) for name in checkpoint.header.digests()}
     expert = expert_tensors(ProductParts(tiny_expert(tiny_config(), 7)))
     first_is(NAN)(expert["adapter.beta_logit"])
-    with pytest.raises(CheckpointError, match=r"is not written, since of section 'tasks.1.expert' tensor"):
+    with pytest.raises(CheckpointError, match=r"was not written: in section 'tasks.1.expert' tensor"):
         write_checkpoint(path, checkpoint.header, sections | {"tasks.1.expert": expert})
     assert path.read_bytes() == checkpoint.path.read_bytes()
 

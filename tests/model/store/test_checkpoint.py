@@ -54,7 +54,7 @@ def section_of(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.T
 
 def test_what_was_saved_is_loaded_to_the_bit(checkpoint: Checkpoint) -> None:
     config = checkpoint.header.config
-    base, expert = checkpoint.base(), checkpoint.expert(1)
+    base, expert = checkpoint.base(), checkpoint.product(1).expert
     for loaded, original in ((base, tiny_base(config)), (expert, tiny_expert(config, 101))):
         state = original.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
@@ -122,14 +122,14 @@ def test_no_pickle_is_ever_read(checkpoint: Checkpoint, monkeypatch: pytest.Monk
 def test_a_truncated_file_is_refused(checkpoint: Checkpoint, tmp_path: Path, share: float) -> None:
     data = checkpoint.path.read_bytes()
     (tmp_path / "cut.safetensors").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointFormatError, match="cut.safetensors' is no whole safetensors file .*truncated"):
+    with pytest.raises(CheckpointFormatError, match="cut.safetensors' is not a complete safetensors file .*truncated"):
         Checkpoint.open(tmp_path / "cut.safetensors")
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04 a zip", b"\x89PNG\r\n", b"no", bytes(1000)])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
-    with pytest.raises(CheckpointFormatError, match="no whole safetensors file"):
+    with pytest.raises(CheckpointFormatError, match="not a complete safetensors file"):
         Checkpoint.open(tmp_path / "other")
 
 
@@ -146,7 +146,7 @@ def test_a_folder_is_refused_as_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}])
 def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata=metadata)
-    with pytest.raises(CheckpointFormatError, match="is a safetensors file but no MoLE-Flow checkpoint"):
+    with pytest.raises(CheckpointFormatError, match="is a safetensors file but not a MoLE-Flow checkpoint"):
         Checkpoint.open(tmp_path / "foreign.safetensors")
 
 
@@ -190,9 +190,9 @@ def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Check
 
     damaged = Checkpoint.open(rewritten(checkpoint.path, tmp_path / "damaged.safetensors", damage))
     damaged.profile(1)
-    damaged.expert(0)
+    damaged.product(0)
     with pytest.raises(CheckpointDigestError):
-        damaged.expert(1)
+        damaged.product(1)
 
 
 def test_a_damaged_expert_keeps_none_of_the_others_from_predicting(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -371,7 +371,7 @@ def test_the_digest_of_tensors_depends_on_names_types_shapes_and_bytes() -> None
 def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
     in_the_way = tmp_path / "factory.safetensors"
     in_the_way.mkdir()
-    with pytest.raises(CheckpointError, match="cannot be written .*make room or give it another place"):
+    with pytest.raises(CheckpointError, match="cannot be written .*make room, or choose another location"):
         write_checkpoint(in_the_way, checkpoint.header, {name: {} for name in checkpoint.header.digests()})
     assert list(tmp_path.iterdir()) == [in_the_way]
 

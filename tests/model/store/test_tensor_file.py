@@ -208,9 +208,9 @@ WHOLE = {"a": entry(0, 8), "b": entry(8, 16)}
     [
         (b"", "ends too early"),
         (b"\0\0\0", "ends too early"),
-        (struct.pack("<Q", 2**63), "said to have"),
-        (struct.pack("<Q", 50) + b"{}", "said to have"),
-        (raw(b"[1, 2]"), "no JSON object"),
+        (struct.pack("<Q", 2**63), "claims a table of"),
+        (struct.pack("<Q", 50) + b"{}", "claims a table of"),
+        (raw(b"[1, 2]"), "not a JSON object"),
         (raw(b'{"a": '), "Expecting value"),
         (raw(b'{"a": "\xff"}'), "utf-8"),
         (raw(b'{"a":' + b"[" * 100_000), "recursion"),
@@ -228,8 +228,8 @@ WHOLE = {"a": entry(0, 8), "b": entry(8, 16)}
         (raw(json.dumps({"a": entry(0, 8, dtype="F8_E4M3")}).encode(), bytes(8)), "type 'F8_E4M3'"),
         (raw(json.dumps({"a": {"shape": [2]}}).encode(), bytes(8)), "'a' has no dtype"),
         (raw(json.dumps({"a": 3}).encode(), bytes(8)), "'a' has no dtype"),
-        (raw(json.dumps({"__metadata__": {"a": 3}}).encode()), "metadata are no strings"),
-        (raw(json.dumps({"__metadata__": [1, 2]}).encode()), "metadata are no strings"),
+        (raw(json.dumps({"__metadata__": {"a": 3}}).encode()), "metadata are not strings"),
+        (raw(json.dumps({"__metadata__": [1, 2]}).encode()), "metadata are not strings"),
         (
             raw(b'{"a":%b,"a":%b}' % tuple(json.dumps(each).encode() for each in WHOLE.values()), bytes(16)),
             "comes twice",
@@ -238,7 +238,7 @@ WHOLE = {"a": entry(0, 8), "b": entry(8, 16)}
 )
 def test_a_table_that_cannot_be_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
     (tmp_path / "f").write_bytes(content)
-    with pytest.raises(CheckpointFormatError, match=f"no whole safetensors file .*{message}") as caught:
+    with pytest.raises(CheckpointFormatError, match=f"not a complete safetensors file .*{message}") as caught:
         TensorFile.open(tmp_path / "f")
     assert "\n" not in str(caught.value)
 
