@@ -21,8 +21,6 @@ __all__ = [
     "Precision",
     "RouterConfig",
     "ScoringConfig",
-    "Sharing",
-    "Subnet",
 ]
 
 Adapter = Literal["whitening", "soft_ln", "zca"]

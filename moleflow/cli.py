@@ -91,7 +91,6 @@ def _prepare_streams() -> None:
 
 
 def _fail(message: str) -> None:
-    """Print one line and exit."""
     from moleflow.model.files.file_names import as_line
 
     line = as_line(" ".join(message.split()))

@@ -44,11 +44,11 @@ def test_evaluate_writes_warnings_into_results_and_report(
 ) -> None:
     done = run(processes, "evaluate", checkpoint, data, "--json", tmp_path / "a.json", "--report", tmp_path / "a.html")
     assert done.status == 0, done.stderr
-    (told,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
-    assert "nut: defective images without a mask: 1, such as nut/test/spot/201.png." in told
+    (warning,) = [line for line in done.stderr.splitlines() if line.startswith("warning: ")]
+    assert "nut: defective images without a mask: 1, such as nut/test/spot/201.png." in warning
     (kept,) = json.loads((tmp_path / "a.json").read_text())["warnings"]
     assert (kept["product"], kept["count"], kept["example"]) == ("nut", 1, "nut/test/spot/201.png")
-    assert told.removeprefix("warning: ") in (tmp_path / "a.html").read_text()
+    assert warning.removeprefix("warning: ") in (tmp_path / "a.html").read_text()
 
 
 def test_evaluate_treats_warnings_as_errors_if_strict(
@@ -66,9 +66,9 @@ def test_evaluate_names_all_unusable_files_before_measuring(
     broken = ["bolt/test/good/100.png", "nut/test/spot/202.png", "nut/ground_truth/spot/200_mask.png"]
     for name in broken:
         (data / name).write_bytes(b"\x89PNG\r\n\x1a\n")
-    told = errors(run(processes, "evaluate", checkpoint, data))
-    assert "3 of 19 test images and masks cannot be used" in told
-    assert all(name in told for name in broken)
+    error = errors(run(processes, "evaluate", checkpoint, data))
+    assert "3 of 19 test images and masks cannot be used" in error
+    assert all(name in error for name in broken)
 
 
 def test_evaluate_keeps_results_when_a_later_product_fails(
@@ -102,8 +102,8 @@ def test_train_prints_warnings_and_treats_them_as_errors_if_strict(processes: Pr
     path = tmp_path / "factory.safetensors"
     arguments = ("train", tmp_path / "data", "--checkpoint", path, *NETWORK)
     assert "folders with images that are not products: 1, such as Old" in errors(run(processes, *arguments, "--strict"))
-    told = errors(run(processes, *arguments, "--task", "bolt", "--strict"))
-    assert "bolt: training images that are duplicates: 1, such as bolt/copy.png" in told
+    error = errors(run(processes, *arguments, "--task", "bolt", "--strict"))
+    assert "bolt: training images that are duplicates: 1, such as bolt/copy.png" in error
     assert not path.exists()
     done = run(processes, *arguments)
     assert done.status == 0, done.stderr

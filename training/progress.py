@@ -44,7 +44,6 @@ class Phase:
 
     @property
     def rate(self) -> float:
-        """Images per second since the phase started."""
         return self._done / max(time.perf_counter() - self._start, 1e-9)
 
     @property
@@ -87,7 +86,6 @@ class Reporter:
             yield Phase(progress, progress.add_task(escape(title), total=total, completed=done, detail=""))
 
     def line(self, text: str) -> None:
-        """Print one line."""
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def warn(self, text: str) -> None:

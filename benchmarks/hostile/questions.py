@@ -66,8 +66,8 @@ def canonical(reply: Reply) -> bytes:
         answer.pop("timing_ms", None)
         answer["routing"] = _rounded(answer.get("routing"))
         return json.dumps(answer, sort_keys=True).encode()
-    told = sorted(item for item in reply.headers.items() if item[0].startswith("moleflow-"))
-    return repr(told).encode() + reply.body
+    headers = sorted(item for item in reply.headers.items() if item[0].startswith("moleflow-"))
+    return repr(headers).encode() + reply.body
 
 
 def _rounded(value: Any) -> Any:

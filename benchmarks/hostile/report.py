@@ -59,7 +59,7 @@ def judge(found: dict[str, Any], settings: Settings, inputs: int) -> tuple[dict[
         gate("longest stall of the event loop, ms", 1000 * longest, 1000 * MOST_STALL_SECONDS),
         gate("slowest probe, ms", slowest, 1000 * SLOWEST_PROBE_SECONDS),
         gate("probes that failed without a disturbance", sum(row["failed"] for row in probes.values()), 0),
-        gate("hangs that readiness did not report", untold(ledger, disturbances), 0),
+        gate("hangs that readiness did not report", unreported_hangs(ledger, disturbances), 0),
         gate("peak memory of all processes, MB", memory["most"] / 1e6, memory_limit(memory["rest"], settings) / 1e6),
         gate("growth of open descriptors", descriptors["end"] - descriptors["rest"], SPARE_DESCRIPTORS),
         gate("seconds to shut down", found["stop_seconds"], found["stop_limit"]),
@@ -117,7 +117,7 @@ def probe_figures(
     }
 
 
-def untold(ledger: Ledger, disturbances: Sequence[Disturbance]) -> int:
+def unreported_hangs(ledger: Ledger, disturbances: Sequence[Disturbance]) -> int:
     """Number of hangs that ``/health/ready`` did not report."""
     unready = [
         (start, start + seconds) for start, seconds, status in ledger.probes.get("/health/ready", ()) if status != 200

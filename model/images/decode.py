@@ -23,10 +23,7 @@ from moleflow.model.images.resizing import pixel_array, resize_rgb, resize_strip
 from moleflow.model.images.rgb import check_mode, scale_colour_key, to_rgb
 
 __all__ = [
-    "FORMATS",
     "MAX_PIXELS",
-    "MAX_SIDE",
-    "MIN_OVERSAMPLING",
     "SUFFIXES",
     "DecodedImage",
     "has_deep_values",
@@ -138,20 +135,20 @@ def open_for_model(source: bytes | Path, side: int, *, max_pixels: int | None = 
         return DecodedImage(pixel_array(resize_rgb(rgb, side)), width, height)
 
 
-def open_image(source: bytes | Path, *, max_pixels: int | None = None) -> Image.Image:
+def open_image(source: bytes | Path) -> Image.Image:
     """Decode an image, upright, without converting its values (palette indices stay). Errors as ``open_rgb``."""
     with _refusing_broken_files(source):
-        image = _Opened.read(source, max_pixels).image
+        image = _Opened.read(source).image
         image.load()
         turned = _turned(image, _turn(image))
         turned.format = image.format  # the one attribute that Pillow does not copy
         return turned
 
 
-def has_deep_values(source: bytes | Path, *, max_pixels: int | None = None) -> bool:
+def has_deep_values(source: bytes | Path) -> bool:
     """Whether an image has more than 8 bits per value, by its header. Errors as ``open_rgb``."""
     with _refusing_broken_files(source):
-        return _Opened.read(source, max_pixels).is_deep
+        return _Opened.read(source).is_deep
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +162,7 @@ class _Opened:
     stored: str
 
     @classmethod
-    def read(cls, source: bytes | Path, max_pixels: int | None) -> "_Opened":
+    def read(cls, source: bytes | Path, max_pixels: int | None = None) -> "_Opened":
         """Open ``source``; unsupported files are refused here."""
         data = source if isinstance(source, bytes) else _read(source)
         name, most = _called(source), _process_limit if max_pixels is None else max_pixels
@@ -183,11 +180,9 @@ class _Opened:
 
     @property
     def is_deep(self) -> bool:
-        """Whether the file has more than 8 bits per value."""
         return is_deep(self.stored)
 
     def load_deep(self) -> DeepImage:
-        """Decode with all bits."""
         return DeepImage.load(self.image, lambda: READERS[self.kind](io.BytesIO(self.data)))
 
     def load_rgb(self, side: int | None = None) -> Image.Image:
@@ -230,7 +225,6 @@ def _read(path: Path) -> bytes:
 
 
 def _called(source: bytes | Path) -> str:
-    """The image's name in error messages."""
     return "The image" if isinstance(source, bytes) else str(source)
 
 

@@ -87,7 +87,6 @@ class _Results:
         self._latest: tuple[Evaluation, list[Measured]] | None = None
 
     def keep(self, evaluation: "Evaluation", measured: "list[Measured]") -> None:
-        """Replace the results so far."""
         from moleflow.training.evaluation.records import write_json
 
         self._latest = evaluation, measured
@@ -95,7 +94,6 @@ class _Results:
             write_json("the figures", self._json, evaluation)
 
     def show(self) -> None:
-        """Print the tables and write the report, if there are results."""
         from moleflow.model.files.outputs import write_text
         from moleflow.training.report.html import report_page
         from moleflow.training.report.tables import evaluation_tables, print_tables

@@ -87,7 +87,7 @@ def test_a_subject_that_cannot_be_built_leaves_its_worker_alive(worker: Worker) 
     assert worker.time("fast", batch=1, calls=1)
 
 
-def test_a_worker_that_dies_is_told_with_its_last_words(worker: Worker) -> None:
+def test_a_worker_that_dies_is_reported_with_its_last_words(worker: Worker) -> None:
     with pytest.raises(WorkerError, match=r"'deadly'.*exit status 3; .*out of memory"):
         worker.prepare("deadly")
 
@@ -292,7 +292,7 @@ def test_an_unknown_category_is_refused_in_one_line(
     assert capsys.readouterr().err.startswith("brightness on bolt …\nbaseline_accuracy: There is no folder")
 
 
-def test_what_is_fitted_is_told_and_the_table_printed(
+def test_what_is_fitted_is_reported_and_the_table_printed(
     options: argparse.Namespace, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert accuracy.main([str(data), "--category", "nut", "--output", str(options.output)]) == 0

@@ -1,4 +1,4 @@
-"""Numbers of epochs are compared by whole trainings, each run once, and told by product and in the mean."""
+"""Numbers of epochs are compared by whole trainings, each run once, and reported by product and in the mean."""
 
 from pathlib import Path
 from typing import Any

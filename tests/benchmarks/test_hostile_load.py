@@ -20,7 +20,7 @@ from benchmarks.hostile.ledger import (
 )
 from benchmarks.hostile.operator import marker_image
 from benchmarks.hostile.questions import canonical
-from benchmarks.hostile.report import probe_figures, untold
+from benchmarks.hostile.report import probe_figures, unreported_hangs
 from benchmarks.hostile.server import MARKERS, marker_of
 from moleflow.model.images.decode import open_rgb
 from moleflow.model.images.preprocessing import Preprocessing
@@ -96,8 +96,8 @@ def test_a_probe_that_fails_in_peace_counts_and_one_in_a_disturbance_does_not() 
 
 def test_a_hang_that_readiness_did_not_tell_counts() -> None:
     hang = Disturbance("hang", 10, 20)
-    assert untold(Ledger(probes={"/health/ready": [(12.0, 0.1, 200)]}), [hang]) == 1
-    assert untold(Ledger(probes={"/health/ready": [(12.0, 0.1, 503)]}), [hang]) == 0
+    assert unreported_hangs(Ledger(probes={"/health/ready": [(12.0, 0.1, 200)]}), [hang]) == 1
+    assert unreported_hangs(Ledger(probes={"/health/ready": [(12.0, 0.1, 503)]}), [hang]) == 0
 
 
 def test_a_form_has_a_part_for_each_field() -> None:

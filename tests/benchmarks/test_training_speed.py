@@ -93,6 +93,6 @@ def test_everything_is_measured_and_written(
     assert "speed-up of a whole training" in capsys.readouterr().out
 
 
-def test_one_short_training_is_told_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_short_training_is_reported_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert training_speed.main(["--way", "ours", "--images", "4", "--epochs", "1"]) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"nll", "peak_bytes"}

@@ -55,29 +55,10 @@ class Reason(StrEnum):
     BARRED = "folders that cannot be listed"
 
 
-_UNREAD_SUFFIXES = frozenset(
-    {
-        ".jp2",
-        ".j2k",
-        ".heic",
-        ".heif",
-        ".avif",
-        ".jxl",
-        ".tga",
-        ".pgm",
-        ".ppm",
-        ".pbm",
-        ".pnm",
-        ".psd",
-        ".dng",
-        ".cr2",
-        ".nef",
-        ".arw",
-        ".raw",
-        ".exr",
-        ".dcm",
-    }
-)
+_UNREAD_SUFFIXES = frozenset({
+    ".jp2", ".j2k", ".heic", ".heif", ".avif", ".jxl", ".tga", ".pgm", ".ppm", ".pbm", ".pnm", ".psd", ".dng", ".cr2",
+    ".nef", ".arw", ".raw", ".exr", ".dcm",
+})  # fmt: skip
 """Suffixes of unsupported image formats."""
 
 

@@ -8,29 +8,11 @@ from moleflow.training.data.warnings import Concern, DataWarning
 
 __all__ = ["Category", "Layout", "Sample", "is_good"]
 
-_GOOD_NAMES = frozenset(
-    {
-        "good",
-        "ok",
-        "okay",
-        "normal",
-        "nominal",
-        "pass",
-        "passed",
-        "fine",
-        "non_defective",
-        "nondefective",
-        "defect_free",
-        "defectfree",
-        "no_defect",
-        "no_defects",
-        "not_defective",
-        "without_defect",
-        "anomaly_free",
-        "no_anomaly",
-        "non_anomalous",
-    }
-)
+_GOOD_NAMES = frozenset({
+    "good", "ok", "okay", "normal", "nominal", "pass", "passed", "fine", "non_defective", "nondefective",
+    "defect_free", "defectfree", "no_defect", "no_defects", "not_defective", "without_defect", "anomaly_free",
+    "no_anomaly", "non_anomalous",
+})  # fmt: skip
 """Synonyms of ``good`` in published data sets; none of them is the name of a defect."""
 
 

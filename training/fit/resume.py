@@ -32,7 +32,7 @@ class ResumableFit:
             if trainer.restore(self.state_path, fingerprint):
                 self.reporter.line(f"{trainer.name}: continues after epoch {trainer.epoch} of {epochs}")
         except ValueError as error:
-            self.reporter.line(f"{trainer.name}: starts anew, since {error}")
+            self.reporter.line(f"{trainer.name}: starts over, because {error}")
         total = len(store) * epochs
         with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
 

@@ -129,7 +129,7 @@ def test_a_refusal_has_warnings_too(detector: Detector) -> None:
 
 
 @pytest.mark.parametrize(
-    ("image", "white", "told"),
+    ("image", "white", "warning"),
     [
         (np.full((2, 2, 3), 1000, np.uint16), 1023, None),
         (np.full((2, 2, 3), 1024, np.uint16), 1023, "100.0% of the image's values are above 1023"),
@@ -139,10 +139,10 @@ def test_a_refusal_has_warnings_too(detector: Detector) -> None:
         (np.full((2, 2, 3), 9, np.uint16), None, "has 16-bit values, but 'bolt' has no white level"),
     ],
 )
-def test_a_mismatched_value_range_gives_a_warning(image: np.ndarray, white: int | None, told: str | None) -> None:
+def test_a_mismatched_value_range_gives_a_warning(image: np.ndarray, white: int | None, warning: str | None) -> None:
     found = range_warnings(image, white, "bolt")
-    assert len(found) == (told is not None)
-    assert told is None or told in found[0]
+    assert len(found) == (warning is not None)
+    assert warning is None or warning in found[0]
 
 
 def test_only_16_bit_images_have_more_than_one_view() -> None:

@@ -75,8 +75,8 @@ def test_the_response_has_the_fields_of_the_api() -> None:
 def test_an_unknown_product_has_candidates_and_null_for_all_expert_fields() -> None:
     found = json.loads(build(Refusal(predict().candidates, false_alarm_rate=0.05)).model_dump_json())
     assert found["verdict"] == "unknown_product"
-    told = ("task", "score", "p_value", "threshold", "is_anomalous", "pixel_threshold", "anomaly_map")
-    assert [found[name] for name in told] == [None] * 7
+    absent = ("task", "score", "p_value", "threshold", "is_anomalous", "pixel_threshold", "anomaly_map")
+    assert [found[name] for name in absent] == [None] * 7
     assert found["regions"] == []
     assert found["false_alarm_rate"] == 0.05
     assert [candidate["name"] for candidate in found["routing"]["candidates"]] == [f"product {i}" for i in range(3)]

@@ -136,8 +136,8 @@ def test_16_bit_training_images_among_8_bit_ones_give_a_warning(bolt: Path) -> N
         write(bolt / "train" / "good" / f"more{number}.png", image_of(300 + number).convert("L").convert("RGB"))
     write(bolt / "train" / "good" / "deep.png", Image.fromarray(values))
     found = warned_on_training(bolt)
-    told = found["training images with 16 bits where most are with 8 bits"]
-    assert (told.count, told.example.endswith("deep.png")) == (1, True)
+    warning = found["training images with 16 bits where most are with 8 bits"]
+    assert (warning.count, warning.example.endswith("deep.png")) == (1, True)
 
 
 def test_distinct_12_bit_images_are_not_duplicates(bolt: Path) -> None:

@@ -136,7 +136,7 @@ def test_every_figure_is_a_share(evaluated: Evaluated) -> None:
         assert all(value is None or 0 <= value <= 1 for value in values)
 
 
-def test_by_default_all_that_is_learned_and_has_test_images_is_evaluated_and_the_rest_is_told(
+def test_by_default_all_that_is_learned_and_has_test_images_is_evaluated_and_the_rest_is_reported(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_tested_product(tmp_path, "bolt", 0)
@@ -144,10 +144,10 @@ def test_by_default_all_that_is_learned_and_has_test_images_is_evaluated_and_the
     write_product(tmp_path, "nut", 1, count=2)
     found = load_test_categories(tmp_path, PRODUCTS, reporter=Reporter())
     assert [each.name for each in found] == ["bolt"]
-    told = capsys.readouterr().err
-    assert "not learned: screw" in told
-    assert "gear" in told
-    assert "no test images: nut" in told
+    reported = capsys.readouterr().err
+    assert "not learned: screw" in reported
+    assert "gear" in reported
+    assert "no test images: nut" in reported
 
 
 def test_products_come_in_the_order_of_learning(tested_products: Path) -> None:

@@ -102,8 +102,8 @@ def test_a_category_that_is_not_asked_for_does_not_count() -> None:
 @pytest.mark.parametrize(
     ("products", "message"),
     [
-        ([("b",), ("a", "b")], "is no earlier state of"),
-        ([("a", "b"), ("a", "b")], "is no earlier state of"),
+        ([("b",), ("a", "b")], "is not an earlier state of"),
+        ([("a", "b"), ("a", "b")], "is not an earlier state of"),
         ([("a", "b"), ("a",)], "oldest first"),
         ([("x",), ("x", "a")], "none of which is evaluated"),
     ],

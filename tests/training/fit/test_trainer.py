@@ -119,7 +119,7 @@ def test_warming_up_takes_no_more_than_a_quarter_of_a_short_training() -> None:
     assert make_trainer(first=False, epochs=4, learning_rate=1e-3).learning_rate(1) == pytest.approx(1e-3)
 
 
-def test_the_rate_moves_within_an_epoch_and_is_told_with_its_result() -> None:
+def test_the_rate_moves_within_an_epoch_and_is_reported_with_its_result() -> None:
     trainer = make_trainer(epochs=2)
     results = list(trainer.epochs(make_store()))
     expected = [trainer.learning_rate(2 / 3), trainer.learning_rate(1 + 2 / 3)]
