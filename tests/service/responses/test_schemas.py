@@ -127,6 +127,6 @@ def test_negative_scores_are_unchanged() -> None:
 
 
 def test_the_schemas_need_no_web_framework() -> None:
-    names = "encode, overlay, schemas"
+    names = "encode, render, schemas"
     code = f"import sys; from moleflow.service.responses import {names}; sys.exit('fastapi' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
