@@ -129,7 +129,7 @@ def test_a_link_in_place_of_the_lock_is_refused_and_what_it_leads_to_left_alone(
     (tmp_path / "precious").write_text("precious")
     (tmp_path / "factory.lock").symlink_to("precious")
     with (
-        pytest.raises(ConfigurationError, match=r"factory.lock', which keeps .* cannot be locked"),
+        pytest.raises(ConfigurationError, match=r"factory.lock', which prevents .* cannot be locked"),
         exclusive(tmp_path / "factory"),
     ):
         pass
