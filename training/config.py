@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from moleflow.model.config import BackboneConfig, FlowConfig, MemoryConfig, ModelConfig, ScoringConfig
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import EMBEDDED_BACKBONE
+from moleflow.model.verdict.results import MAX_COPIES
 
 __all__ = ["DEFAULT_PRESET", "FUSED_CAP", "NO_CHANGES", "PRESETS", "Preset", "TrainingConfig", "preset"]
 
@@ -36,6 +37,9 @@ class TrainingConfig(BaseModel):
     cross_fit_below: int = Field(100, ge=0, description="products with fewer good images are cross-fitted")
     held_out_fraction: float = Field(0.1, gt=0, lt=1, description="fraction held out without cross-fitting")
     min_held_out: int = Field(20, ge=2, description="fewest held-out images, but never more than a third of all")
+    altered_copies: int = Field(
+        1, ge=0, le=MAX_COPIES, description="altered copies of each held-out image that calibrate beside it"
+    )
     seed: int = Field(0, ge=0, lt=2**63)
 
 

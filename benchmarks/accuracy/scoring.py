@@ -117,10 +117,9 @@ class Study:
         """The maps of a memory."""
         name = f"memory-{memory.prototypes}-{memory.pooled}-{memory.dim}-{self.seed}"
         if not self._path(product, name).exists():
-            bank = fit_bank(
-                self._images.embed(product.fit), memory, task_seed(self.seed, product.category.name, "memory")
-            )
-            merged = MergedBank(bank).to(self._images.device)
+            images = self._images.embed(product.fit)
+            fitted = fit_bank(images, memory, task_seed(self.seed, product.category.name, "memory"))
+            merged = MergedBank(fitted.bank).to(self._images.device)
             self._write(product, name, lambda batch: merged(batch.stages))
         return self._read(product, name)
 

@@ -101,7 +101,8 @@ def profile_layout(config: ModelConfig, info: TaskInfo, found: Iterable[Spec]) -
         for key, most in _OWN_RANKS.items()
     ]
     most = info.train_images + info.held_out_images
-    counts = dict.fromkeys(("scores", "peaks", "grounds"), info.held_out_images)
+    counts = dict.fromkeys(("scores", "peaks"), info.held_out_images * (1 + info.altered_copies))
+    counts["grounds"] = info.held_out_images
     counts["distances"] = min((shapes.get("held_out.distances") or (0,))[0], most)
     prototype = _prototype_layout(config.backbone.embedding_dim, *ranks)
     return prototype | {f"held_out.{key}": Spec(f"held_out.{key}", "F32", (count,)) for key, count in counts.items()}

@@ -19,6 +19,7 @@ from moleflow.model.verdict.scoring import pixel_map
 
 __all__ = [
     "MAX_CANDIDATES",
+    "MAX_COPIES",
     "MAX_TASKS",
     "Candidate",
     "CheckpointInfo",
@@ -49,6 +50,10 @@ MAX_CANDIDATES = 5
 """Most candidate products reported per image."""
 
 
+MAX_COPIES = 8
+"""Most altered copies of a held-out image."""
+
+
 class Verdict(StrEnum):
     """The verdict on an image."""
 
@@ -70,6 +75,9 @@ class TaskInfo(BaseModel):
     train_images: _Count = Field(ge=1, description="good images that the expert was fitted to")
     held_out_images: _Count = Field(
         ge=2, description="good images used for calibration, each scored by an expert that was not fitted to it"
+    )
+    altered_copies: int = Field(
+        default=0, ge=0, le=MAX_COPIES, description="altered copies of each held-out image that calibrate beside it"
     )
     folds: _Count = Field(
         ge=1, description="1: a held-out split; more: cross-fitting with one temporary expert per fold"

@@ -16,8 +16,8 @@ from moleflow.training.evaluation.records import Evaluation
 
 @pytest.fixture(scope="session")
 def tiny_preset() -> Preset:
-    """Two epochs of a tiny model with a held-out split: one fit per product."""
-    training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1)
+    """Two epochs of a tiny model with a held-out split, without altered copies: one fit per product."""
+    training = TrainingConfig(epochs=2, batch_size=4, learning_rate=1e-3, min_held_out=3, folds=1, altered_copies=0)
     return Preset(name="tiny", description="for tests", model=tiny_config(), training=training)
 
 

@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +15,6 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
-from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype, image_descriptor
 from moleflow.model.store.checkpoint import FORMAT_VERSION
@@ -21,13 +22,14 @@ from moleflow.model.store.sections import digest_tensors, expert_tensors, profil
 from moleflow.training.config import TrainingConfig
 from moleflow.training.continual.save import LearnedProduct, task_info
 from moleflow.training.data.datasets import Category
-from moleflow.training.data.white_levels import find_white_level
+from moleflow.training.data.white_levels import Reader, find_white_level
+from moleflow.training.embeddings.alterations import AlteredReader
 from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
 from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
 from moleflow.training.fit.cross_fitting import FoldMaps, cross_fit, cross_fitted_distances, split
 from moleflow.training.fit.held_out import fit_fusion, held_out_scores, map_held_out, without_unused
-from moleflow.training.fit.memory import fit_bank
+from moleflow.training.fit.memory import FittedBank, fit_bank
 from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
 from moleflow.training.progress import Reporter
@@ -94,8 +96,15 @@ class ProductLearner:
         fingerprint = self._fingerprint(category, shared, base_sha256, white)
         parts = split(category.name, len(category.train), self.training)
         make_trainer = functools.partial(self._trainer, config, first)
-        make_bank = functools.partial(self._bank, config)
-        with self._embed(category, shared, white) as store:
+        held_out = sorted(itertools.chain(*parts.folds))
+        with ExitStack() as stack:
+            store = stack.enter_context(self._embed(category, shared, white))
+            copies = [
+                stack.enter_context(self._altered(category, held_out, shared, white, number))
+                for number in range(self.training.altered_copies)
+            ]
+            own = store.subset(parts.fit)
+            memory = self._memory(config, category.name, own)
             if parts.is_cross_fitted:
                 self.reporter.line(
                     f"{category.name}: cross-fits its {len(store)} images in {len(parts.folds)} folds to calibrate"
@@ -104,28 +113,27 @@ class ProductLearner:
                     folds = FoldMaps(fingerprint=fingerprint)
                 maps = cross_fit(
                     category.name,
-                    store,
+                    [store, *copies],
                     parts.folds,
                     make_trainer,
-                    make_bank,
+                    memory,
                     shared.base,
                     self.fitting,
                     folds,
                     keep_folds,
                 )
             trainer = make_trainer(category.name, shared.base)
-            own = store.subset(parts.fit)
             self.fitting.run(trainer, own, fingerprint)
             shared.base.requires_grad_(False)
             trainer.expert.requires_grad_(False)
-            bank = make_bank(category.name, own)
+            bank = None if memory is None else memory.bank
             if not parts.is_cross_fitted:
-                maps = map_held_out(trainer, bank, store.subset(parts.folds[0]))
+                maps = [map_held_out(trainer, bank, images) for images in (store.subset(held_out), *copies)]
             every = torch.arange(len(store))
             descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
         prototype = Prototype.fit(descriptors, config.router, self._changes(category, shared, descriptors, white))
-        fusion = fit_fusion(config, maps)
-        values = held_out_scores(config, fusion, maps)
+        fusion = fit_fusion(config, maps[0])
+        values = held_out_scores(config, fusion, maps[0], maps[1:])
         values["distances"] = cross_fitted_distances(descriptors, config.router)
         profile = profile_tensors(prototype, values)
         bank, fusion = without_unused(bank, fusion)
@@ -137,7 +145,7 @@ class ProductLearner:
     def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
         return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
 
-    def _bank(self, config: ModelConfig, name: str, images: Embeddings) -> MemoryBank | None:
+    def _memory(self, config: ModelConfig, name: str, images: Embeddings) -> FittedBank | None:
         if config.scoring.memory is None:
             return None
         self.reporter.line(f"{name}: chooses the patches to remember")
@@ -163,10 +171,22 @@ class ProductLearner:
 
     def _embed(self, category: Category, shared: Shared, white_level: int | None) -> Embeddings:
         with self.reporter.phase(f"{category.name}: embeddings", len(category.train)) as phase:
-            images = shared.features, category.train, white_level
+            features, paths = shared.features, category.train
             if shared.cache is not None:
-                return shared.cache.embed(*images, on_progress=phase.advance)
-            return EmbeddingStore.compute(*images, folder=self.folder, on_progress=phase.advance)
+                return shared.cache.embed(features, paths, white_level, on_progress=phase.advance)
+            read = Reader(white_level)
+            return EmbeddingStore.compute(features, paths, read, folder=self.folder, on_progress=phase.advance)
+
+    def _altered(
+        self, category: Category, rows: Sequence[int], shared: Shared, white_level: int | None, copy: int
+    ) -> Embeddings:
+        """Altered copies of the images at ``rows``."""
+        with self.reporter.phase(f"{category.name}: altered copies that calibrate", len(rows)) as phase:
+            read = AlteredReader(white_level, shared.features.preprocessing.resize, copy)
+            paths = [category.train[row] for row in rows]
+            return EmbeddingStore.compute(
+                shared.features, paths, read, folder=self.folder, on_progress=phase.advance
+            )
 
     def _changes(
         self, category: Category, shared: Shared, descriptors: torch.Tensor, white_level: int | None

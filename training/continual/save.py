@@ -59,6 +59,7 @@ def task_info(
         learned_at=datetime.now(UTC),
         train_images=len(parts.fit),
         held_out_images=sum(map(len, parts.folds)),
+        altered_copies=training.altered_copies,
         folds=len(parts.folds),
         epochs=training.epochs,
         seed=training.seed,

@@ -1,3 +1,3 @@
-"""Extraction and caching of patch features, and augmentation of good images."""
+"""Extraction and caching of patch features, and altered versions of good images."""
 
-__all__ = ["augment", "cache", "extraction"]
+__all__ = ["alterations", "augment", "cache", "extraction"]

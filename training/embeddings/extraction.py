@@ -16,7 +16,6 @@ from moleflow.model.features.extractor import FeatureExtractor, as_levels, stack
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.runtime.soundness import not_finite
 from moleflow.model.runtime.threads import helper_threads
-from moleflow.training.data.white_levels import Reader
 
 __all__ = ["MEMORY_LIMIT", "EmbeddingStore", "Embeddings", "ahead", "extract"]
 
@@ -93,7 +92,7 @@ class EmbeddingStore:
         cls,
         features: FeatureExtractor,
         paths: Sequence[Path],
-        white_level: int | None,
+        read: Callable[[Path, int], np.ndarray],
         *,
         folder: Path,
         memory_limit: int = MEMORY_LIMIT,
@@ -101,8 +100,8 @@ class EmbeddingStore:
     ) -> "EmbeddingStore":
         """Decode, resize and embed ``paths``; ``on_progress`` gets the number of images done since its last call.
 
-        ``white_level`` is that of the product's 16-bit images; ``folder`` takes a temporary file if the embeddings
-        exceed ``memory_limit`` bytes.
+        ``read`` decodes one image, as for ``extract``; ``folder`` takes a temporary file if the embeddings exceed
+        ``memory_limit`` bytes.
 
         Raises:
             ConfigurationError: ``folder`` has not enough space.
@@ -110,7 +109,7 @@ class EmbeddingStore:
         if not paths:
             raise ValueError("paths must not be empty")
         store: EmbeddingStore | None = None
-        for start, values in extract(features, paths, Reader(white_level)):
+        for start, values in extract(features, paths, read):
             if store is None:
                 store = cls._empty(len(paths), values, folder, memory_limit)
             kept = store._features.rows(slice(start, start + len(values)))

@@ -12,7 +12,7 @@ The router's distances are always cross-fitted: a prototype needs no training.
 
 import copy
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,13 +20,13 @@ from pydantic import BaseModel
 
 from moleflow.model.config import RouterConfig
 from moleflow.model.flow.expert import Base
-from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.routing.router import Prototype, Router
 from moleflow.model.verdict.calibration import MIN_SCORES
 from moleflow.training.config import TrainingConfig
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.errors import DatasetError
 from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, map_held_out
+from moleflow.training.fit.memory import FittedBank
 from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
 
@@ -84,39 +84,43 @@ def split(name: str, count: int, training: TrainingConfig) -> Split:
 
 
 class FoldMaps(BaseModel):
-    """The maps of the first folds of the task that ``fingerprint`` identifies."""
+    """The maps of the first folds of the task that ``fingerprint`` identifies: of each fold's images, then of each of
+    their altered copies."""
 
     fingerprint: str
-    folds: list[StoredMaps] = []
+    folds: list[list[StoredMaps]] = []
 
 
 def cross_fit(
     name: str,
-    store: Embeddings,
+    stores: Sequence[Embeddings],
     folds: tuple[tuple[int, ...], ...],
     make_trainer: Callable[[str, Base], TaskTrainer],
-    make_bank: Callable[[str, Embeddings], MemoryBank | None],
+    memory: FittedBank | None,
     shared_base: Base,
     fitting: ResumableFit,
     known: FoldMaps,
     keep: Callable[[FoldMaps], None],
-) -> HeldOutMaps:
-    """Map every fold with a temporary expert and memory that are fitted to the others, except those ``known`` already.
+) -> list[HeldOutMaps]:
+    """Map every fold with a temporary expert that is fitted to the others, and with the ``memory`` of all images less
+    the fold's own; except those ``known`` already.
 
-    ``make_trainer(name, base)`` and ``make_bank(name, images)`` make those of a fold, seeded by its name.
-    ``shared_base`` is never changed: a task that learns the base learns a copy in every fold. ``keep`` is called after
-    every fold with all maps so far.
+    ``stores`` are the images, and any altered copies of them in the same order, which are mapped but not fitted to; the
+    maps of each are returned, fold after fold.
+
+    ``make_trainer(name, base)`` makes a fold's, seeded by its name. ``shared_base`` is never changed: a task that
+    learns the base learns a copy in every fold. ``keep`` is called after every fold with all maps so far.
     """
     for number, fold in enumerate(folds[len(known.folds) :], start=len(known.folds) + 1):
-        others = store.subset(sorted({*range(len(store))} - {*fold}))
+        others = stores[0].subset(sorted({*range(len(stores[0]))} - {*fold}))
         fold_name = f"{name}, fold {number} of {len(folds)}"
         trainer = make_trainer(fold_name, copy.deepcopy(shared_base))
         state = hashlib.sha256(f"{known.fingerprint}|fold {number}".encode()).hexdigest()
         fitting.run(trainer, others, state)
-        maps = map_held_out(trainer, make_bank(fold_name, others), store.subset(fold))
-        known.folds.append(StoredMaps.of(maps))
+        bank = None if memory is None else memory.without(fold)
+        known.folds.append([StoredMaps.of(map_held_out(trainer, bank, store.subset(fold))) for store in stores])
         keep(known)
-    return HeldOutMaps.joined([fold.maps() for fold in known.folds])
+    return [HeldOutMaps.joined([maps.maps() for maps in kind]) for kind in zip(*known.folds, strict=True)]
 
 
 def cross_fitted_distances(descriptors: torch.Tensor, config: RouterConfig) -> torch.Tensor:

@@ -100,10 +100,13 @@ def fit_fusion(config: ModelConfig, maps: HeldOutMaps) -> Fusion | None:
 
 
 @torch.no_grad()
-def held_out_scores(config: ModelConfig, fusion: Fusion | None, maps: HeldOutMaps) -> dict[str, torch.Tensor]:
-    """Image scores, maxima of pixel maps, and background NLLs in nats: ``(n,)`` each, by their names in
-    ``moleflow.model.verdict.calibration.TaskCalibration``."""
-    both = PatchMaps(maps.nll, maps.nll if fusion is None else fusion(maps.nll, maps.distances))
+def held_out_scores(
+    config: ModelConfig, fusion: Fusion | None, maps: HeldOutMaps, copies: Sequence[HeldOutMaps] = ()
+) -> dict[str, torch.Tensor]:
+    """Image scores and maxima of pixel maps of ``n`` images and their altered ``copies``, and background NLLs in nats
+    ``(n,)`` of the images, by their names in ``moleflow.model.verdict.calibration.TaskCalibration``."""
+    every = HeldOutMaps.joined([maps, *copies])
+    both = PatchMaps(every.nll, every.nll if fusion is None else fusion(every.nll, every.distances))
     side = config.backbone.image_size
     return {
         "scores": image_scores(both, config.scoring, config.score_top_k),

@@ -6,15 +6,17 @@ k-means would lose. It is searched among a sample of patches, in a random projec
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from moleflow.model.config import MemoryConfig
+from moleflow.model.errors import ConfigurationError
 from moleflow.model.memory.bank import STORED_TYPE, MemoryBank, concatenated, pool_patches, project
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.coreset import farthest_first
 
-__all__ = ["fit_bank"]
+__all__ = ["FittedBank", "fit_bank"]
 
 COMPONENT_PATCHES = 12_288
 """Most patches that the principal components are fitted to: eight times their channels with a ResNet-50."""
@@ -31,40 +33,73 @@ _BATCH = 16
 _CPU = torch.device("cpu")
 
 
-def fit_bank(store: Embeddings, config: MemoryConfig, seed: int) -> MemoryBank:
+@dataclass(frozen=True, slots=True, eq=False)
+class FittedBank:
+    """A memory, and the image that each prototype ``(n,)`` and each pooled patch ``(m,)`` is taken from."""
+
+    bank: MemoryBank
+    images: torch.Tensor
+    pooled_images: torch.Tensor
+
+    def without(self, images: Sequence[int]) -> MemoryBank:
+        """The memory less the patches of ``images``, to which these images are new.
+
+        Distances to it are a little larger than those of new images to the whole memory, which has more prototypes.
+
+        Raises:
+            ConfigurationError: no prototype is left.
+        """
+        gone = torch.tensor(images)
+        kept, pooled = ~torch.isin(self.images, gone), ~torch.isin(self.pooled_images, gone)
+        if not kept.any() or (len(pooled) and not pooled.any()):
+            raise ConfigurationError(
+                f"a memory of {len(kept)} prototypes and {len(pooled)} pooled patches has none but those of "
+                f"{len(gone)} images; configure more of them."
+            )
+        bank = self.bank
+        return MemoryBank.of(bank.mean, bank.axes, bank.prototypes[kept], bank.pooled[pooled])
+
+
+def fit_bank(store: Embeddings, config: MemoryConfig, seed: int) -> FittedBank:
     """The memory of the images in ``store``; the same for the same ``seed``. Computed on the CPU.
 
     A product with fewer patches than ``config.prototypes`` keeps them all, and likewise its pooled patches.
     """
     generator = torch.Generator().manual_seed(seed)
 
-    def sampled(most: int, values: Callable[[Sequence[torch.Tensor]], torch.Tensor]) -> torch.Tensor:
-        """About ``most`` patches, as many of each image, of the maps that ``values`` makes of pooled stages."""
-        found = []
+    def sampled(
+        most: int, values: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """About ``most`` patches, as many of each image, of the maps that ``values`` makes of pooled stages, and the
+        image of each."""
+        found, images = [], []
         for rows in torch.arange(len(store)).split(_BATCH):
-            for image in values(store.features(rows, _CPU).stages).flatten(1, 2):
+            for row, image in zip(rows, values(store.features(rows, _CPU).stages).flatten(1, 2), strict=True):
                 chosen = torch.randperm(len(image), generator=generator)[: max(1, most // len(store))]
                 found.append(image[chosen])
-        return torch.cat(found)
+                images.append(row.expand(len(chosen)))
+        return torch.cat(found), torch.cat(images)
 
-    def coreset(patches: torch.Tensor, most: int) -> torch.Tensor:
-        """At most ``most`` of the ``patches`` ``(n, d)``, which cover them."""
+    def coreset(patches: torch.Tensor, images: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """At most ``most`` of the ``patches`` ``(n, d)``, which cover them, and their ``images`` ``(n,)``."""
         if len(patches) <= most:
-            return patches
+            return patches, images
         dim, search = patches.shape[1], patches
         if dim > SEARCH_DIM:
             search = patches @ torch.randn(dim, SEARCH_DIM, generator=generator)
-        return patches[farthest_first(search, int(torch.randint(len(patches), (), generator=generator)), most)]
+        rows = farthest_first(search, int(torch.randint(len(patches), (), generator=generator)), most)
+        return patches[rows], images[rows]
 
-    raw = sampled(COMPONENT_PATCHES, concatenated)
+    raw, _ = sampled(COMPONENT_PATCHES, concatenated)
     mean = raw.mean(0).to(STORED_TYPE).float()
     axes = _principal_axes(raw - mean, config.dim).to(STORED_TYPE).float()
-    prototypes = coreset(sampled(CORESET_PATCHES, lambda stages: project(stages, mean, axes)), config.prototypes)
-    pooled = None
-    if config.pooled:
-        every = sampled(CORESET_PATCHES // 2, lambda stages: pool_patches(project(stages, mean, axes)))
-        pooled = coreset(every, config.pooled)
-    return MemoryBank.of(mean, axes, prototypes, pooled)
+    every = sampled(CORESET_PATCHES, lambda stages: project(stages, mean, axes))
+    prototypes, images = coreset(*every, config.prototypes)
+    if not config.pooled:
+        return FittedBank(MemoryBank.of(mean, axes, prototypes), images, torch.empty(0, dtype=torch.long))
+    every = sampled(CORESET_PATCHES // 2, lambda stages: pool_patches(project(stages, mean, axes)))
+    pooled, pooled_images = coreset(*every, config.pooled)
+    return FittedBank(MemoryBank.of(mean, axes, prototypes, pooled), images, pooled_images)
 
 
 def _principal_axes(centred: torch.Tensor, dim: int) -> torch.Tensor:

@@ -20,6 +20,7 @@ from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.atomic import atomic_write
 from moleflow.training.data import white_levels
 from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings import cache as module
 from moleflow.training.embeddings.cache import CachedEmbeddings, EmbeddingCache
 from moleflow.training.embeddings.extraction import EmbeddingStore
@@ -65,7 +66,7 @@ class Unused(FeatureExtractor):
 def test_cached_embeddings_have_the_same_bits_as_uncached_ones(
     features: FeatureExtractor, paths: tuple[Path, ...], tmp_path: Path
 ) -> None:
-    with EmbeddingStore.compute(features, paths, None, folder=tmp_path) as store:
+    with EmbeddingStore.compute(features, paths, Reader(None), folder=tmp_path) as store:
         found = embed(opened(tmp_path / "cache", features), features, paths)
         assert len(found) == len(paths)
         assert torch.equal(values(found), store.values)
@@ -332,7 +333,7 @@ def test_pooled_stages_are_cached_beside_the_embeddings(paths: tuple[Path, ...],
     pooling = extractor(config)
     found = embed(opened(tmp_path / "cache", pooling, config), pooling, paths)
     indices = torch.tensor([7, 0, 3])
-    with EmbeddingStore.compute(pooling, paths, None, folder=tmp_path) as store:
+    with EmbeddingStore.compute(pooling, paths, Reader(None), folder=tmp_path) as store:
         for one, other in zip(found.features(indices, CPU).stages, store.features(indices, CPU).stages, strict=True):
             assert torch.equal(one, other)
     subset = found.subset([3, 7]).features(torch.tensor([1]), CPU)

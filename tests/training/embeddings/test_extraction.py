@@ -13,6 +13,7 @@ from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
 from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings import extraction as embeddings
 from moleflow.training.embeddings.extraction import EmbeddingStore
 from moleflow.training.errors import DatasetError
@@ -32,7 +33,7 @@ def paths(products: Path) -> tuple[Path, ...]:
 
 
 def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options) -> EmbeddingStore:  # type: ignore[no-untyped-def]
-    return EmbeddingStore.compute(features, paths, None, folder=folder, **options)
+    return EmbeddingStore.compute(features, paths, Reader(None), folder=folder, **options)
 
 
 def test_embeddings_are_in_the_order_of_the_images(

@@ -1,7 +1,9 @@
 """Cross-fitting: every good image is scored by an expert that has not seen it, and nothing is lost by a kill."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,15 +12,20 @@ from tiny_model import CAPPED, FUSED, tiny_config
 
 from moleflow.model.config import RouterConfig, ScoringConfig
 from moleflow.model.detector import Detector
+from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.routing.router import Prototype, Router
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset, TrainingConfig
 from moleflow.training.continual.journal import side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.embeddings.alterations import AlteredReader
 from moleflow.training.embeddings.extraction import EmbeddingStore
 from moleflow.training.errors import DatasetError
+from moleflow.training.fit import cross_fitting
 from moleflow.training.fit.cross_fitting import cross_fitted_distances, split
+from moleflow.training.fit.held_out import HeldOutMaps
+from moleflow.training.fit.memory import FittedBank
 from moleflow.training.fit.trainer import TaskTrainer
 from moleflow.training.progress import Reporter
 
@@ -93,24 +100,37 @@ def test_no_image_is_scored_by_an_expert_that_was_fitted_to_it(
     products: Path, preset: Preset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fitted: dict[str, set[int]] = {}
-    scored: dict[str, set[int]] = {}
-    plain = EmbeddingStore.subset
-    asked: list[set[int]] = []
-    monkeypatch.setattr(EmbeddingStore, "subset", lambda self, rows: (asked.append(set(rows)), plain(self, rows))[1])
-    plain_epochs = TaskTrainer.epochs
+    left_out: list[set[int]] = []
+    scored: list[set[int]] = []
+    plain_epochs, plain_without, plain_map = TaskTrainer.epochs, FittedBank.without, cross_fitting.map_held_out
 
-    def epochs(self: TaskTrainer, store: EmbeddingStore, on_step: object) -> object:
-        fitted[self.name] = asked[-1]
-        return plain_epochs(self, store, on_step)  # type: ignore[arg-type]
+    def epochs(self: TaskTrainer, store: EmbeddingStore, on_step: Any) -> Any:
+        fitted[self.name] = rows(store)
+        return plain_epochs(self, store, on_step)
+
+    def without(self: FittedBank, images: Sequence[int]) -> MemoryBank:
+        left_out.append(set(images))
+        return plain_without(self, images)
+
+    def map_held_out(trainer: TaskTrainer, bank: MemoryBank, store: EmbeddingStore) -> HeldOutMaps:
+        scored.append(rows(store))
+        return plain_map(trainer, bank, store)
 
     monkeypatch.setattr(TaskTrainer, "epochs", epochs)
+    monkeypatch.setattr(FittedBank, "without", without)
+    monkeypatch.setattr(cross_fitting, "map_held_out", map_held_out)
     learn(products, ["bolt"], tmp_path / "factory.safetensors", preset)
     names = [f"bolt, fold {number} of {FOLDS}" for number in range(1, FOLDS + 1)]
     assert list(fitted) == [*names, "bolt"]
-    # Every fold asks for the others first, to fit, and for itself then, to be scored.
-    scored = dict(zip(names, asked[1::2], strict=False))
-    assert all(fitted[name] | scored[name] == set(range(10)) and not fitted[name] & scored[name] for name in names)
-    assert set.union(*scored.values()) == fitted["bolt"] == set(range(10))
+    assert scored == left_out
+    everything = set(range(10))
+    assert [fitted[name] for name in names] == [everything - fold for fold in scored]
+    assert set.union(*scored) == fitted["bolt"] == everything
+
+
+def rows(store: EmbeddingStore) -> set[int]:
+    assert store._rows is not None
+    return set(store._rows.tolist())
 
 
 def test_every_image_calibrates_and_is_fitted_to(learned: Path) -> None:
@@ -199,3 +219,29 @@ def test_a_held_out_image_gets_the_score_that_it_calibrated_with_when_it_is_serv
         found = detector.predict([read_image(images[row]) for row in rows], [name] * len(rows))
         calibrated = Checkpoint.open(path).section(f"tasks.{index}.profile")["held_out.scores"]
         assert torch.allclose(torch.tensor([each.score for each in found]).sort().values, calibrated, rtol=1e-6)
+
+
+def test_altered_copies_of_held_out_images_calibrate_beside_them(
+    products: Path, tiny_preset: Preset, tmp_path: Path
+) -> None:
+    preset = tiny_preset.with_changes(model={"scoring": FUSED}, training={"altered_copies": 2})
+    path = learn(products, ["bolt"], tmp_path / "factory.safetensors", preset)
+    detector = Detector.load(path, device="cpu", precision="fp32")
+    images = load_category(products, "bolt").train
+    held_out = [images[row] for row in split("bolt", len(images), preset.training).folds[0]]
+    readers = [AlteredReader(None, detector.preprocessing.resize, copy) for copy in range(2)]
+    shown = [read(each, 32) for read in (read_image, *readers) for each in held_out]
+    expected = torch.tensor([each.score for each in detector.predict(shown, ["bolt"] * len(shown))])
+    found = Checkpoint.open(path).section("tasks.0.profile")
+    assert torch.allclose(found["held_out.scores"], expected.sort().values, rtol=1e-5)
+    assert len(found["held_out.grounds"]) == len(held_out) == Checkpoint.open(path).header.tasks[0].held_out_images
+
+
+def test_altered_copies_are_cross_fitted_with_their_images(products: Path, preset: Preset, tmp_path: Path) -> None:
+    alone = Checkpoint.open(learn(products, ["bolt"], tmp_path / "alone.safetensors", preset))
+    preset = preset.with_changes(training={"altered_copies": 1})
+    both = Checkpoint.open(learn(products, ["bolt"], tmp_path / "both.safetensors", preset))
+    fewer, scores = (each.section("tasks.0.profile")["held_out.scores"] for each in (alone, both))
+    assert len(scores) == 2 * len(fewer) == 20
+    assert torch.isin(fewer, scores).all()
+    assert alone.header.tasks[0].sha256 == both.header.tasks[0].sha256

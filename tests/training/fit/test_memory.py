@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from moleflow.model.config import MemoryConfig
+from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.patches import STAGE_TYPE, PatchFeatures
 from moleflow.model.memory.bank import MergedBank, concatenated, project
 from moleflow.training.embeddings.extraction import EmbeddingStore
@@ -26,7 +27,7 @@ def all_patches(images: EmbeddingStore) -> torch.Tensor:
 
 
 def test_the_axes_are_the_principal_components_of_the_patches() -> None:
-    bank = fit_bank(store(), SMALL, seed=0)
+    bank = fit_bank(store(), SMALL, seed=0).bank
     patches = all_patches(store())
     assert torch.allclose(bank.mean.float(), patches.mean(0), atol=0.02)
     centred = patches - patches.mean(0)
@@ -37,7 +38,7 @@ def test_the_axes_are_the_principal_components_of_the_patches() -> None:
 
 
 def test_the_prototypes_are_patches_of_the_images_and_cover_them() -> None:
-    bank = fit_bank(store(), SMALL, seed=0)
+    bank = fit_bank(store(), SMALL, seed=0).bank
     patches = project(list(store().features(torch.arange(12), torch.device("cpu")).stages),
                       bank.mean.float(), bank.axes.float()).flatten(0, 2)  # fmt: skip
     to_patch = torch.cdist(bank.prototypes.float(), patches).amin(1)
@@ -48,23 +49,23 @@ def test_the_prototypes_are_patches_of_the_images_and_cover_them() -> None:
 
 
 def test_few_patches_are_all_remembered() -> None:
-    bank = fit_bank(store(1), SMALL, seed=0)
+    bank = fit_bank(store(1), SMALL, seed=0).bank
     assert len(bank.prototypes) == 16
     assert len(bank.pooled) == 4
     assert MergedBank(bank)(store(1).features(torch.arange(1), torch.device("cpu")).stages).max() < 0.05
 
 
 def test_pooled_patches_are_remembered_only_if_they_are_wanted() -> None:
-    assert len(fit_bank(store(), SMALL, seed=0).pooled) == 10
-    assert len(fit_bank(store(), SMALL.model_copy(update={"pooled": 0}), seed=0).pooled) == 0
+    assert len(fit_bank(store(), SMALL, seed=0).bank.pooled) == 10
+    assert len(fit_bank(store(), SMALL.model_copy(update={"pooled": 0}), seed=0).bank.pooled) == 0
 
 
 def test_no_more_components_are_kept_than_there_are_channels() -> None:
-    assert fit_bank(store(), MemoryConfig(prototypes=8, pooled=0, dim=64), seed=0).axes.shape == (16, 16)
+    assert fit_bank(store(), MemoryConfig(prototypes=8, pooled=0, dim=64), seed=0).bank.axes.shape == (16, 16)
 
 
 def test_the_seed_alone_determines_a_memory() -> None:
-    one, same, other = (fit_bank(store(), SMALL, seed=seed) for seed in (1, 1, 2))
+    one, same, other = (fit_bank(store(), SMALL, seed=seed).bank for seed in (1, 1, 2))
     assert torch.equal(one.prototypes, same.prototypes)
     assert not torch.equal(one.prototypes, other.prototypes)
 
@@ -73,9 +74,45 @@ def test_many_patches_are_sampled_evenly_from_all_images(monkeypatch: pytest.Mon
     monkeypatch.setattr(memory, "CORESET_PATCHES", 24)
     images = store()
     # Two patches of each of twelve images are fewer than the prototypes, so that all are kept.
-    bank = fit_bank(images, SMALL, seed=0)
+    bank = fit_bank(images, SMALL, seed=0).bank
     assert len(bank.prototypes) == 24
     for row in range(len(images)):
         own = project(images.features(torch.tensor([row]), torch.device("cpu")).stages, bank.mean.float(),
                       bank.axes.float()).flatten(0, 2)  # fmt: skip
         assert (torch.cdist(bank.prototypes.float(), own).amin(1) < 0.05).sum() == 2
+
+
+def test_a_memory_without_some_images_keeps_the_patches_of_all_others() -> None:
+    fitted = fit_bank(store(), SMALL, seed=0)
+    less = fitted.without((0, 3, 5))
+    kept = ~torch.isin(fitted.images, torch.tensor([0, 3, 5]))
+    assert torch.equal(less.prototypes, fitted.bank.prototypes[kept])
+    assert 0 < len(less.prototypes) < 30
+    assert len(less.pooled) == int((~torch.isin(fitted.pooled_images, torch.tensor([0, 3, 5]))).sum())
+    assert torch.equal(less.axes, fitted.bank.axes)
+
+
+def test_every_prototype_is_a_patch_of_the_image_that_is_named() -> None:
+    images = store()
+    fitted = fit_bank(images, SMALL, seed=0)
+    for row in range(len(images)):
+        patches = project(
+            images.features(torch.tensor([row]), torch.device("cpu")).stages,
+            fitted.bank.mean.float(),
+            fitted.bank.axes.float(),
+        )
+        own = fitted.bank.prototypes[fitted.images == row].float()
+        assert not len(own) or torch.cdist(own, patches.flatten(0, 2)).amin(1).max() < 0.05
+
+
+def test_an_image_is_further_from_the_memory_without_its_own_patches() -> None:
+    images = store()
+    fitted = fit_bank(images, SMALL, seed=0)
+    stages = images.features(torch.tensor([2]), torch.device("cpu")).stages
+    assert MergedBank(fitted.without((2,)))(stages).mean() > MergedBank(fitted.bank)(stages).mean()
+
+
+def test_a_memory_that_would_be_empty_is_an_error() -> None:
+    fitted = fit_bank(store(2), MemoryConfig(prototypes=1, pooled=0, dim=4), seed=0)
+    with pytest.raises(ConfigurationError, match="has none but those of 2 images"):
+        fitted.without((0, 1))
