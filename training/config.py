@@ -23,6 +23,7 @@ class TrainingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epochs: int = Field(60, ge=1)
+    max_steps: int | None = Field(None, ge=1, description="most steps of a fit, which shorten its schedule; null: any")
     batch_size: int = Field(16, ge=1, description="images per step")
     learning_rate: float = Field(3e-4, gt=0, description="peak, reached after warm-up")
     final_learning_rate: float = Field(0.01, ge=0, le=1, description="end of cosine decay, as a fraction of the peak")
@@ -64,7 +65,7 @@ class Preset(BaseModel):
         """The preset with some fields overridden, validated.
 
         ``model`` overrides fields of ``ModelConfig`` itself, such as ``score_top_k``; ``backbone`` and ``flow`` those
-        of its parts.
+        of its parts. A number of ``epochs`` is taken at its word: it lifts ``max_steps``.
 
         Raises:
             ConfigurationError: a value is invalid.
@@ -75,7 +76,8 @@ class Preset(BaseModel):
                 "flow": FlowConfig.model_validate({**self.model.flow.model_dump(), **flow}),
             }
             network = ModelConfig.model_validate({**self.model.model_dump(), **parts, **model})
-            schedule = TrainingConfig.model_validate({**self.training.model_dump(), **training})
+            unlimited = {"max_steps": None} if "epochs" in training else {}
+            schedule = TrainingConfig.model_validate({**self.training.model_dump(), **unlimited, **training})
         except ValidationError as error:
             first = error.errors()[0]
             # Errors of model validators have no field.

@@ -25,7 +25,10 @@ def test_verdicts_are_counted_by_product_and_together(
     judged_products: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tiny_checkpoint(tmp_path / "tiny.safetensors", names=("bolt", "nut")).path
-    assert verdicts.main([str(path), str(judged_products), "--plugin", str(PLUGIN)]) == 0
+    assert verdicts.main([str(path), str(judged_products), "--plugin", str(PLUGIN), "--altered"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(" ")[0] for line in lines if not line.startswith("  ")] == ["bolt", "nut", "all"]
-    assert len([line for line in lines if line.startswith("  calibrated 0.01")]) == 3
+    for rate in ("0.01", "0.05"):
+        rows = [line for line in lines if line.startswith(f"  calibrated {rate}")]
+        assert len(rows) == 3
+        assert all("altered" in row for row in rows)

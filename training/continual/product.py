@@ -139,7 +139,7 @@ class ProductLearner:
         bank, fusion = without_unused(bank, fusion)
         own_base = shared.base if config.flow.sharing == "separated" else None
         expert = expert_tensors(ProductParts(trainer.expert, bank, fusion), config.expert_dtype, own_base)
-        info = task_info(category.name, index, parts, self.training, values, profile, expert, white)
+        info = task_info(category.name, index, parts, self.training, trainer.epoch, values, profile, expert, white)
         return LearnedProduct(info, profile, expert)
 
     def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:

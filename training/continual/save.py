@@ -36,12 +36,13 @@ def task_info(
     index: int,
     parts: Split,
     training: TrainingConfig,
+    epochs: int,
     held_out: Tensors,
     profile: Tensors,
     expert: Tensors,
     white_level: int | None = None,
 ) -> TaskInfo:
-    """The record of a task; ``held_out`` are its calibration scores, ``profile`` and ``expert`` its sections.
+    """The record of a task that was fitted in ``epochs``; ``held_out`` are its calibration scores, ``profile`` and ``expert`` its sections.
 
     Raises:
         DivergenceError: held-out scores are not finite.
@@ -61,7 +62,7 @@ def task_info(
         held_out_images=sum(map(len, parts.folds)),
         altered_copies=training.altered_copies,
         folds=len(parts.folds),
-        epochs=training.epochs,
+        epochs=epochs,
         seed=training.seed,
         false_alarm_rate=DEFAULT_FALSE_ALARM_RATE,
         threshold=calibration.scores.threshold(DEFAULT_FALSE_ALARM_RATE),

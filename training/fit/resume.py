@@ -27,13 +27,14 @@ class ResumableFit:
         Raises:
             DivergenceError: loss or weights are not finite; the saved state is that of the epoch before.
         """
-        epochs = trainer.training.epochs
+        length = trainer.length(len(store))
+        epochs = math.ceil(length)
         try:
             if trainer.restore(self.state_path, fingerprint):
                 self.reporter.line(f"{trainer.name}: continues after epoch {trainer.epoch} of {epochs}")
         except ValueError as error:
             self.reporter.line(f"{trainer.name}: starts over, because {error}")
-        total = len(store) * epochs
+        total = round(len(store) * length)
         with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
 
             def on_step(images: int, loss: torch.Tensor) -> None:

@@ -28,7 +28,9 @@ def task_seed(seed: int, name: str, purpose: str = "") -> int:
 
 @dataclass(frozen=True, slots=True)
 class EpochResult:
-    """The result of an epoch: its number from 1, mean loss and mean NLL over its steps, and the last learning rate."""
+    """The result of an epoch: its number from 1, mean loss and mean NLL over its steps, and the last learning rate.
+
+    The last epoch has fewer steps where their number is limited (``TrainingConfig.max_steps``)."""
 
     epoch: int
     loss: float
@@ -85,36 +87,45 @@ class TaskTrainer:
     ) -> Iterator[EpochResult]:
         """Train the remaining epochs, yielding after each; ``on_step`` gets the number of images and the loss."""
         steps = math.ceil(len(store) / self.training.batch_size)
+        length = self.length(len(store))
         if self.epoch == 0:
             rows = torch.arange(len(store)).split(self.training.batch_size)
             self.expert.adapter.fit(store.batch(indices, self.device) for indices in rows)
-        while self.epoch < self.training.epochs:
+        while self.epoch < length:
             generator = torch.Generator().manual_seed(task_seed(self.training.seed, self.name, f"epoch {self.epoch}"))
             order = torch.randperm(len(store), generator=generator)
             totals = torch.zeros(2, device=self.device)
             rate = 0.0
-            for number, indices in enumerate(order.split(self.training.batch_size)):
-                rate = self.learning_rate((self.epoch * steps + number) / steps)
+            batches = order.split(self.training.batch_size)[: round((length - self.epoch) * steps)]
+            for number, indices in enumerate(batches):
+                rate = self.learning_rate((self.epoch * steps + number) / steps, length)
                 loss, nll = self.step(store.batch(indices, self.device), rate)
                 totals += torch.stack((loss, nll))
                 on_step(len(indices), loss)
             self.epoch += 1
-            loss_mean, nll_mean = (totals / steps).tolist()
+            loss_mean, nll_mean = (totals / len(batches)).tolist()
             yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
 
     def finish(self) -> None:
         """Round the expert to its stored type, so that it is calibrated as it will be loaded."""
         self.expert.round_to(self.stored_type)
 
-    def learning_rate(self, epoch: float) -> float:
-        """Linear warm-up, then cosine decay to the final rate; ``epoch`` is fractional, from 0."""
+    def length(self, images: int) -> float:
+        """Epochs of a fit to so many images: as configured, or fewer for ``TrainingConfig.max_steps``; fractional."""
+        training = self.training
+        if training.max_steps is None:
+            return training.epochs
+        return min(training.epochs, training.max_steps / math.ceil(images / training.batch_size))
+
+    def learning_rate(self, epoch: float, length: float) -> float:
+        """Linear warm-up, then cosine decay to the final rate; ``epoch`` is fractional, from 0 to ``length``."""
         training = self.training
         wanted = training.first_warmup_epochs if self.first else training.warmup_epochs
-        warmup = min(wanted, training.epochs / 4)
+        warmup = min(wanted, length / 4)
         if epoch < warmup:
             # Not zero in the first step.
             return training.learning_rate * max(epoch / warmup, 0.01)
-        progress = (epoch - warmup) / max(training.epochs - warmup, 1e-9)
+        progress = (epoch - warmup) / max(length - warmup, 1e-9)
         share = training.final_learning_rate
         return training.learning_rate * (share + (1 - share) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 

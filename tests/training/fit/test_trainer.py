@@ -101,29 +101,47 @@ def test_the_optimizer_is_adamw_on_everything_that_learns() -> None:
 
 def test_the_rate_of_the_first_task_falls_by_a_cosine_from_the_peak_to_one_percent() -> None:
     trainer = make_trainer(epochs=60, learning_rate=3e-4)
-    assert trainer.learning_rate(0) == pytest.approx(3e-4)
-    assert trainer.learning_rate(30) == pytest.approx(3e-4 * (0.01 + 0.99 / 2))
-    assert trainer.learning_rate(60) == pytest.approx(3e-6)
+    assert trainer.learning_rate(0, 60) == pytest.approx(3e-4)
+    assert trainer.learning_rate(30, 60) == pytest.approx(3e-4 * (0.01 + 0.99 / 2))
+    assert trainer.learning_rate(60, 60) == pytest.approx(3e-6)
 
 
 def test_the_rate_of_later_tasks_rises_over_two_epochs_first() -> None:
     trainer = make_trainer(first=False, epochs=60, learning_rate=3e-4)
-    assert 0 < trainer.learning_rate(0) < 1e-5
-    assert trainer.learning_rate(1) == pytest.approx(1.5e-4)
-    assert trainer.learning_rate(2) == pytest.approx(3e-4)
-    assert trainer.learning_rate(31) == pytest.approx(3e-4 * (0.01 + 0.99 / 2))
-    assert trainer.learning_rate(60) == pytest.approx(3e-6)
+    assert 0 < trainer.learning_rate(0, 60) < 1e-5
+    assert trainer.learning_rate(1, 60) == pytest.approx(1.5e-4)
+    assert trainer.learning_rate(2, 60) == pytest.approx(3e-4)
+    assert trainer.learning_rate(31, 60) == pytest.approx(3e-4 * (0.01 + 0.99 / 2))
+    assert trainer.learning_rate(60, 60) == pytest.approx(3e-6)
+
+
+def test_a_shortened_fit_falls_to_the_same_rate_sooner() -> None:
+    assert make_trainer(learning_rate=3e-4).learning_rate(1.5, 1.5) == pytest.approx(3e-6)
 
 
 def test_warming_up_takes_no_more_than_a_quarter_of_a_short_training() -> None:
-    assert make_trainer(first=False, epochs=4, learning_rate=1e-3).learning_rate(1) == pytest.approx(1e-3)
+    assert make_trainer(first=False, epochs=4, learning_rate=1e-3).learning_rate(1, 4) == pytest.approx(1e-3)
 
 
 def test_the_rate_moves_within_an_epoch_and_is_reported_with_its_result() -> None:
     trainer = make_trainer(epochs=2)
     results = list(trainer.epochs(make_store()))
-    expected = [trainer.learning_rate(2 / 3), trainer.learning_rate(1 + 2 / 3)]
+    expected = [trainer.learning_rate(2 / 3, 2), trainer.learning_rate(1 + 2 / 3, 2)]
     assert [result.learning_rate for result in results] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(("images", "length"), [(4, 4), (7, 10 / 3), (12, 2.5), (30, 1), (31, 10 / 11), (300, 0.1)])
+def test_a_limited_number_of_steps_shortens_the_fit_to_many_images(images: int, length: float) -> None:
+    assert make_trainer(max_steps=10).length(images) == pytest.approx(length)
+
+
+def test_a_shortened_fit_takes_its_steps_and_ends_at_the_lowest_rate() -> None:
+    trainer, seen = make_trainer(max_steps=4, learning_rate=3e-3), []
+    results = list(trainer.epochs(make_store(), lambda images, loss: seen.append(images)))
+    assert seen == [3, 3, 1, 3]
+    assert trainer.epoch == len(results) == 2
+    assert results[-1].learning_rate == pytest.approx(trainer.learning_rate(1, 4 / 3))
+    assert results[-1].learning_rate < results[0].learning_rate
 
 
 @pytest.mark.parametrize("first", [True, False])
