@@ -42,7 +42,9 @@ def task_info(
     expert: Tensors,
     white_level: int | None = None,
 ) -> TaskInfo:
-    """The record of a task that was fitted in ``epochs``; ``held_out`` are its calibration scores, ``profile`` and ``expert`` its sections.
+    """The record of a task that was fitted in ``epochs``.
+
+    ``held_out`` are its calibration scores, ``profile`` and ``expert`` its sections.
 
     Raises:
         DivergenceError: held-out scores are not finite.
