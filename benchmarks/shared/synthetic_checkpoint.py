@@ -92,7 +92,7 @@ def synthetic_task(
     held_out = dict(zip(("scores", "peaks", "grounds", "distances"), scores, strict=True))
     profile = profile_tensors(_prototype(config, generator), held_out)
     parts = Split(tuple(range(FITTED)), (tuple(range(FITTED, FITTED + HELD_OUT)),))
-    info = task_info(f"product{index:04d}", index, parts, TrainingConfig(), held_out, profile, {})
+    info = task_info(f"product{index:04d}", index, parts, TrainingConfig(altered_copies=0), 1, held_out, profile, {})
     numbers = info.parameters + sum(value.numel() for value in expert.values())
     return info.model_copy(update={"sha256": expert_digest, "parameters": numbers}), profile
 
