@@ -184,9 +184,7 @@ class ProductLearner:
         with self.reporter.phase(f"{category.name}: altered copies that calibrate", len(rows)) as phase:
             read = AlteredReader(white_level, shared.features.preprocessing.resize, copy)
             paths = [category.train[row] for row in rows]
-            return EmbeddingStore.compute(
-                shared.features, paths, read, folder=self.folder, on_progress=phase.advance
-            )
+            return EmbeddingStore.compute(shared.features, paths, read, folder=self.folder, on_progress=phase.advance)
 
     def _changes(
         self, category: Category, shared: Shared, descriptors: torch.Tensor, white_level: int | None
