@@ -100,14 +100,14 @@ PRESETS: dict[str, Preset] = {
     # Chosen with pseudo-defects on held-out good images, see docs/results/hyperparameters.md.
     "fast": Preset(
         name="fast",
-        description="WideResNet-50-2 with ZCA whitening and a memory per product: D = 160, rank 16, up to 100 steps",
+        description="WideResNet-50-2 with ZCA whitening and a memory per product: D = 160, rank 16, up to 120 steps",
         model=ModelConfig(
             backbone=BackboneConfig(embedding_dim=160),
             flow=FlowConfig(adapter="zca", lora_rank=16),
             scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig()),
         ),
         training=TrainingConfig(
-            epochs=8, max_steps=100, batch_size=8, learning_rate=2e-3, first_warmup_epochs=1, warmup_epochs=1, folds=2
+            epochs=8, max_steps=120, batch_size=8, learning_rate=2e-3, first_warmup_epochs=1, warmup_epochs=1, folds=2
         ),
     ),
     # D and rank match the backbone's 40 + 112 channels; a small flow allows a higher learning rate, less warm-up.

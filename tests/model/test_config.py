@@ -63,7 +63,7 @@ def test_overrides_of_a_preset_change_only_the_named_fields() -> None:
 
 
 def test_a_number_of_epochs_is_taken_at_its_word() -> None:
-    assert preset("fast").training.max_steps == 100
+    assert preset("fast").training.max_steps == 120
     assert preset("fast").with_changes(training={"epochs": 30}).training.max_steps is None
     assert preset("fast").with_changes(training={"epochs": 30, "max_steps": 7}).training.max_steps == 7
 
