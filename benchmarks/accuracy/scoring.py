@@ -124,7 +124,9 @@ class Study:
         return self._read(product, name)
 
     def _flow_name(self) -> str:
-        return f"flow-{self.start.training.epochs}-{self.seed}"
+        """Names the schedule, and the first product, which the base was learned with."""
+        training, first = self.start.training, self.products[0].category.name
+        return f"flow-{training.epochs}-{training.max_steps}-{training.learning_rate:g}-{first}-{self.seed}"
 
     def _path(self, product: Product, name: str) -> Path:
         size = self.config.backbone.image_size
@@ -239,6 +241,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.set_defaults(most=1000)
     parser.add_argument("--preset", choices=list(PRESETS), default="fast")
     parser.add_argument("--epochs", type=positive)
+    parser.add_argument("--steps", type=positive, help="most steps of a fit; default: the preset's")
+    parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--image-size", type=positive)
     parser.add_argument("--variant", action="append", help="only these; default: all")
     return parser.parse_args(arguments)
@@ -250,9 +254,10 @@ def main(arguments: Sequence[str]) -> int:
     prepare(options.plugin)
     keep_freed_memory()
     backbone = {"name": options.backbone, "image_size": options.image_size}
+    schedule = {"epochs": options.epochs, "max_steps": options.steps, "learning_rate": options.learning_rate}
     start = preset(options.preset).with_changes(
         backbone={key: value for key, value in backbone.items() if value},
-        training={"folds": 1} | ({"epochs": options.epochs} if options.epochs else {}),  # held-out images judge
+        training={"folds": 1} | {key: value for key, value in schedule.items() if value},  # held-out images judge
     )
     names = options.task or TASKS
     products = [load_product(options.data, name, options.out, start, options.most, tuple(KINDS)) for name in names]
