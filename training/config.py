@@ -90,6 +90,11 @@ class Preset(BaseModel):
 FUSED_CAP = 4.0
 """Cap of the flow's map beside a memory, in standard deviations of good patches (docs/results/scoring.md)."""
 
+_SHORT = TrainingConfig(
+    epochs=8, max_steps=120, batch_size=8, learning_rate=2e-3, first_warmup_epochs=1, warmup_epochs=1, folds=2
+)
+"""A small flow learns fast, and the memory beside it needs no long one (docs/results/hyperparameters.md)."""
+
 PRESETS: dict[str, Preset] = {
     "main": Preset(
         name="main",
@@ -106,20 +111,18 @@ PRESETS: dict[str, Preset] = {
             flow=FlowConfig(adapter="zca", lora_rank=16),
             scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig()),
         ),
-        training=TrainingConfig(
-            epochs=8, max_steps=120, batch_size=8, learning_rate=2e-3, first_warmup_epochs=1, warmup_epochs=1, folds=2
-        ),
+        training=_SHORT,
     ),
     # D and rank match the backbone's 40 + 112 channels; a small flow allows a higher learning rate, less warm-up.
     "small": Preset(
         name="small",
-        description="for CPUs and offline use: embedded EfficientNet-Lite0 with a memory, D = 160, rank 16, 12 epochs",
+        description="for CPUs and offline use: embedded EfficientNet-Lite0 with a memory, D = 160, rank 16, up to 120 steps",
         model=ModelConfig(
             backbone=BackboneConfig(name=EMBEDDED_BACKBONE, embedding_dim=160),
             flow=FlowConfig(lora_rank=16),
             scoring=ScoringConfig(cap=FUSED_CAP, memory=MemoryConfig(dim=128)),
         ),
-        training=TrainingConfig(epochs=12, batch_size=8, learning_rate=1e-3, first_warmup_epochs=1, warmup_epochs=1),
+        training=_SHORT,
     ),
     # Its effect on accuracy is measured in docs/results/scale.md.
     "compact": Preset(
