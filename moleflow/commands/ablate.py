@@ -105,9 +105,17 @@ def ablate(
         backbone=given({"name": backbone, "image_size": image_size}), training=given(schedule)
     )
     ablation = Ablation(
-        data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision.value,
-        cache=cache, reporter=reporter, strict=strict,
-    )  # fmt: skip
+        data,
+        task,
+        out,
+        chosen,
+        backbone_weights=backbone_weights,
+        device=device,
+        precision=precision.value,
+        cache=cache,
+        reporter=reporter,
+        strict=strict,
+    )
     wanted = STUDIES[study.value]
     try:
         table = StudyTable(wanted, ablation.run(wanted))

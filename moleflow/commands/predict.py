@@ -46,9 +46,7 @@ class MapName(StrEnum):
 
 def predict(
     checkpoint: CheckpointArgument,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")],
     task: Annotated[str | None, typer.Option(metavar="NAME", help="The product of all images; skips routing.")] = None,
     save_overlay: Annotated[
         Path | None,
@@ -65,7 +63,7 @@ def predict(
     plugin: Plugin = None,
     device: Device = "auto",
     precision: PrecisionOption = PrecisionName.AUTO,
-) -> None:  # fmt: skip
+) -> None:
     """Find defects in image files: product, score, verdict, and optionally an overlay of the anomaly map.
 
     Folders are searched recursively, in natural order and without hidden files. An image of no learned product is
@@ -86,9 +84,12 @@ def predict(
         _check_apart(save_overlay, images)
     rates = {"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit}
     detector = Detector.load(
-        checkpoint, device=device, precision=precision.value, plugin=plugin,
+        checkpoint,
+        device=device,
+        precision=precision.value,
+        plugin=plugin,
         **{name: rate for name, rate in rates.items() if rate is not None},
-    )  # fmt: skip
+    )
     if task is not None:
         find_named(task, detector.tasks)  # fail before reading images
     reporter, problems = Reporter(), _Problems()
@@ -172,11 +173,18 @@ def _jobs(
         if isinstance(finding, Exception):
             problems(image.path, finding)
             continue
-        yield image, Job(
-            data=data, width=decoded.width, height=decoded.height, finding=finding,
-            checkpoint=detector.checkpoint, forced=task is not None,
-            decode_seconds=decoding, queue_seconds=0.0, inference_seconds=seconds,
-        )  # fmt: skip
+        job = Job(
+            data=data,
+            width=decoded.width,
+            height=decoded.height,
+            finding=finding,
+            checkpoint=detector.checkpoint,
+            forced=task is not None,
+            decode_seconds=decoding,
+            queue_seconds=0.0,
+            inference_seconds=seconds,
+        )
+        yield image, job
 
 
 def _show(path: Path, job: "Job", json_map: str | None) -> None:

@@ -97,8 +97,12 @@ def train(
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
     chosen = find_preset(preset or (stored.preset if stored else DEFAULT_PRESET))
     schedule = {
-        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "folds": folds, "seed": seed,
-    }  # fmt: skip
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "folds": folds,
+        "seed": seed,
+    }
     network = given({"name": backbone, "image_size": image_size})
     if stored:
         if preset and preset != stored.preset:
@@ -117,9 +121,18 @@ def train(
         report_warnings(stray_images(data), reporter, strict=strict)
     try:
         train_tasks(
-            data, task, checkpoint, preset=chosen, backbone_weights=backbone_weights,
-            replace=replace, device=device, precision=precision.value, cache=cache, reporter=reporter, strict=strict,
-        )  # fmt: skip
+            data,
+            task,
+            checkpoint,
+            preset=chosen,
+            backbone_weights=backbone_weights,
+            replace=replace,
+            device=device,
+            precision=precision.value,
+            cache=cache,
+            reporter=reporter,
+            strict=strict,
+        )
     except KeyboardInterrupt:
         reporter.line("stopped; run the same command again to continue from the last complete epoch")
         raise typer.Exit(130) from None
