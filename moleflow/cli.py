@@ -23,9 +23,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for _command in (
-    train.train, inspect.inspect, evaluate.evaluate, summarise.summarise, predict.predict, serve.serve, demo.demo,
+    train.train,
+    inspect.inspect,
+    evaluate.evaluate,
+    summarise.summarise,
+    predict.predict,
+    serve.serve,
+    demo.demo,
     ablate.ablate,
-):  # fmt: skip
+):
     app.command(name=_command.__name__)(from_home(_command))
 
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130

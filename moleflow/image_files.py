@@ -51,9 +51,12 @@ def find_images(
 
 
 def _walk(
-    top: Path, place: Path, suffixes: frozenset[str], seen: set[tuple[int, int] | None],
+    top: Path,
+    place: Path,
+    suffixes: frozenset[str],
+    seen: set[tuple[int, int] | None],
     on_problem: Callable[[Path, str], None],
-) -> Iterator[ImageFile]:  # fmt: skip
+) -> Iterator[ImageFile]:
     """The images below ``top``, with a stack because folders may be nested deeper than Python's recursion limit."""
     pending: list[Iterator[tuple[Path, Path, bool]]] = [iter([(top, place, True)])]
     while pending:

@@ -38,23 +38,27 @@ class Settings(BaseSettings):
         DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="fraction of good images that may be called anomalous"
     )
     unknown_limit: float = Field(
-        DEFAULT_UNKNOWN_LIMIT, ge=0, allow_inf_nan=False,
+        DEFAULT_UNKNOWN_LIMIT,
+        ge=0,
+        allow_inf_nan=False,
         description="novelty score above which the product counts as unknown; 0 accepts every image",
-    )  # fmt: skip
+    )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
     root_path: RootPath = Field(
         "", description="path prefix under which a proxy serves the application, such as /inspection; empty for none"
     )
     allowed_hosts: HostList = Field(
-        (), description="comma-separated host names and addresses that clients may use, such as "
+        (),
+        description="comma-separated host names and addresses that clients may use, such as "
         "inspection.factory,*.local; * for any. By default localhost, 127.0.0.1, ::1 and names without a dot if host "
         "is a loopback address, else any",
-    )  # fmt: skip
+    )
     cors_origins: OriginList = Field(
-        (), description="comma-separated origins of other web pages that may use the service, such as "
+        (),
+        description="comma-separated origins of other web pages that may use the service, such as "
         "https://mes.factory; * for any",
-    )  # fmt: skip
+    )
     max_upload_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2), gt=0, description="maximum upload size, in bytes or as 32MiB; more gets status 413"
     )
@@ -87,13 +91,15 @@ class Settings(BaseSettings):
         30.0, gt=0, le=3600, description="timeout for receiving an upload; slower ones get status 408"
     )
     upload_memory: ByteSize = Field(
-        ByteSize(512 * 1024**2), gt=0,
+        ByteSize(512 * 1024**2),
+        gt=0,
         description="memory budget for uploads that are being processed; requests beyond it get status 429",
-    )  # fmt: skip
+    )
     answer_memory: ByteSize = Field(
-        ByteSize(512 * 1024**2), gt=0,
+        ByteSize(512 * 1024**2),
+        gt=0,
         description="memory budget for large responses that are being sent; responses beyond it are delayed",
-    )  # fmt: skip
+    )
     send_timeout_seconds: float = Field(
         20.0, gt=0, le=3600, description="timeout for a client that reads nothing of its response; it is disconnected"
     )
@@ -101,14 +107,18 @@ class Settings(BaseSettings):
         20.0, gt=0, le=3600, description="timeout for receiving a request head; slower clients are disconnected"
     )
     max_connections: int | None = Field(
-        None, ge=16, le=100_000,
+        None,
+        ge=16,
+        le=100_000,
         description="maximum number of open connections; beyond it, the longest idle one is closed. By default as many "
         "as the limit of open files allows, up to 1000",
-    )  # fmt: skip
+    )
     lame_duck_seconds: float = Field(
-        5.0, ge=0, le=600,
+        5.0,
+        ge=0,
+        le=600,
         description="time after SIGTERM during which requests are still accepted, while /health/ready is already 503",
-    )  # fmt: skip
+    )
     shutdown_timeout_seconds: int = Field(
         30, ge=1, le=3600, description="timeout for completing accepted requests when the service stops"
     )

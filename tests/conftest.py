@@ -1,11 +1,19 @@
 """What tests of several folders share: the helpers in ``support``, and a server that forks processes."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+from moleflow.model.runtime.threads import prepare_threads
+
+# Before PyTorch is loaded, and for every process that a test starts: tiny tensors gain nothing from threads, whose
+# waiting takes processors from the other test processes, and one thread gives the same bits on every machine.
+os.environ |= {"MOLEFLOW_THREADS": "1", "OMP_NUM_THREADS": "1"}
+prepare_threads()
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))
 

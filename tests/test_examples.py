@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_fixtures import one_thread  # noqa: F401
 from tiny_model import product_image, tiny_checkpoint, tiny_config, write_product, write_tested_product
 
 from moleflow.model.detector import Detector

@@ -1,6 +1,7 @@
 """The layers stay apart: who may import whom."""
 
 import ast
+import functools
 import importlib
 import re
 import subprocess
@@ -60,9 +61,18 @@ def dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+MODULES = {dotted(source) for source in SOURCES}
+
+
+@functools.cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Every node of a module's syntax; kept, since several tests walk through all modules."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
 def imports(path: Path) -> Iterator[str]:
     """Every module that a module imports, anywhere in it; also ``package.name`` where only one of them is a module."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -72,9 +82,8 @@ def imports(path: Path) -> Iterator[str]:
 
 def own_imports(path: Path) -> Iterator[str]:
     """The modules of the project that a module imports, without ``moleflow.``."""
-    known = {dotted(source) for source in SOURCES}
     for name in imports(path):
-        if name.startswith("moleflow.") and name.removeprefix("moleflow.") in known:
+        if name.startswith("moleflow.") and name.removeprefix("moleflow.") in MODULES:
             yield name.removeprefix("moleflow.")
 
 
@@ -126,8 +135,7 @@ CODE = re.compile(
 
 def strings(path: Path) -> Iterator[str]:
     """Every string in a module; of one with fields, ``_`` for each field."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
+    for node in nodes(path):
         if isinstance(node, ast.JoinedStr):
             yield "".join(str(part.value) if isinstance(part, ast.Constant) else "_" for part in node.values)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -143,7 +151,7 @@ def test_an_import_by_a_bare_name_is_found_in_a_string(code: str) -> None:
 
 
 def test_no_code_in_a_string_uses_another_name() -> None:
-    modules = {dotted(source) for source in SOURCES} - {"model", "training", "service"}
+    modules = MODULES - {"model", "training", "service"}
     for path in {*EVERYTHING} - {Path(__file__)}:
         for text in strings(path):
             assert not CODE.search(text), f"{path}: {text}"

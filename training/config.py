@@ -116,7 +116,7 @@ PRESETS: dict[str, Preset] = {
     # D and rank match the backbone's 40 + 112 channels; a small flow allows a higher learning rate, less warm-up.
     "small": Preset(
         name="small",
-        description="for CPUs and offline use: embedded EfficientNet-Lite0 with a memory, D = 160, rank 16, up to 120 steps",
+        description="for CPUs: embedded EfficientNet-Lite0 and a memory per product, D = 160, rank 16, 120 steps",
         model=ModelConfig(
             backbone=BackboneConfig(name=EMBEDDED_BACKBONE, embedding_dim=160),
             flow=FlowConfig(lora_rank=16),

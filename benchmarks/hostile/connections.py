@@ -205,7 +205,20 @@ async def sends_first(target: Target, ledger: Ledger, chance: random.Random) -> 
 
 
 ATTACKS: tuple[Attack, ...] = (
-    leave, leave, leave, half_head, dripping_head, silence, dripping_body, crowd, reads_nothing, reads_slowly,
-    pipelining, tiny_chunks, continues, old_client, sends_first,
-)  # fmt: skip
+    leave,
+    leave,
+    leave,
+    half_head,
+    dripping_head,
+    silence,
+    dripping_body,
+    crowd,
+    reads_nothing,
+    reads_slowly,
+    pipelining,
+    tiny_chunks,
+    continues,
+    old_client,
+    sends_first,
+)
 """Attacks with many variants come more often."""

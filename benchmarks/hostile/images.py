@@ -25,19 +25,41 @@ MEGABYTE = 10**6
 KINDS: dict[str, Callable[[int], bytes]] = {
     f"{family}/{name}": make
     for family, kinds in (
-        ("jpeg", jpeg.KINDS), ("png", png.KINDS), ("tiff", tiff.KINDS),
-        ("gif", raster.GIF), ("bmp", raster.BMP), ("webp", raster.WEBP),
+        ("jpeg", jpeg.KINDS),
+        ("png", png.KINDS),
+        ("tiff", tiff.KINDS),
+        ("gif", raster.GIF),
+        ("bmp", raster.BMP),
+        ("webp", raster.WEBP),
     )
     for name, make in kinds.items()
-}  # fmt: skip
+}
 """Makers by name. Each takes an approximate size in bytes; some need at least a few kilobytes."""
 
-MANY_PIXELS = frozenset({
-    "jpeg/many_scans_of_many_pixels", "jpeg/tall", "png/one_row", "png/one_column", "png/longest_side",
-    "png/interlaced", "png/interlaced_16_bit", "png/deep", "png/deep_grey", "png/transparent_palette",
-    "png/colour_key", "tiff/turned", "tiff/bomb_adobe_deflate", "tiff/bomb_tiff_lzw", "tiff/bomb_lzma",
-    "tiff/bomb_zstd", "tiff/bomb_jpeg", "gif/bomb", "webp/bomb", "webp/lossy_bomb",
-})  # fmt: skip
+MANY_PIXELS = frozenset(
+    {
+        "jpeg/many_scans_of_many_pixels",
+        "jpeg/tall",
+        "png/one_row",
+        "png/one_column",
+        "png/longest_side",
+        "png/interlaced",
+        "png/interlaced_16_bit",
+        "png/deep",
+        "png/deep_grey",
+        "png/transparent_palette",
+        "png/colour_key",
+        "tiff/turned",
+        "tiff/bomb_adobe_deflate",
+        "tiff/bomb_tiff_lzw",
+        "tiff/bomb_lzma",
+        "tiff/bomb_zstd",
+        "tiff/bomb_jpeg",
+        "gif/bomb",
+        "webp/bomb",
+        "webp/lossy_bomb",
+    }
+)
 """Kinds that really hold 40 megapixels, so they take a while to make at any size."""
 
 EXTREMES = (b"\0" * 4, b"\xff" * 4, b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x80\0\0\0", b"\0\0\0\x80", b"\0\0\0\1")

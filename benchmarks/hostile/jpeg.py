@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.hostile.parts import LARGE, encoded, fill, noise, plain
+from benchmarks.hostile.parts import LARGE, by_name, encoded, fill, noise, plain
 from benchmarks.hostile.tiff import RATIONAL, Entry, tiff
 
 __all__ = ["KINDS"]
@@ -148,8 +148,9 @@ def exif_overlapping(size: int) -> bytes:
     most = LONGEST_SEGMENT - 6
     count = most // 2 // 12
     body = b"II*\0\x08\0\0\0" + struct.pack("<H", count)
-    body += b"".join(struct.pack("<HHII", 0x9000 + n, RATIONAL, (most - 12 * count - 20) // 8, 14 + 12 * count)
-                     for n in range(count)) + bytes(4)  # fmt: skip
+    body += b"".join(
+        struct.pack("<HHII", 0x9000 + n, RATIONAL, (most - 12 * count - 20) // 8, 14 + 12 * count) for n in range(count)
+    ) + bytes(4)
     return before_image(segment(0xE1, b"Exif\0\0" + body.ljust(most, b"\1")) + fill(segment(0xFE, bytes(99)), size))
 
 
@@ -233,17 +234,41 @@ def tall(size: int) -> bytes:
 
 
 KINDS: dict[str, Callable[[int], bytes]] = {
-    function.__name__: function
-    for function in (
-        fill_bytes, fill_bytes_before_image, zeros_before_image, stuffed_zeros, restarts, comments,
-        comments_after_image, huffman_tables, empty_huffman_segments, quantisation_tables, restart_intervals, frames,
-        profiles_and_frames, profiles, image_resources, application_segments, exif_pieces, exif_rationals,
-        exif_overlapping, exif_loop, many_scans, many_scans_of_many_pixels, allowed_scans_of_many_pixels, empty_scans,
-        sequential_scans, progressive_arithmetic_scans, restarts_in_scan, height_after_image, noisy, four_colours,
-        four_colours_progressive, tall,
-    )
-} | {
+    **by_name(
+        fill_bytes,
+        fill_bytes_before_image,
+        zeros_before_image,
+        stuffed_zeros,
+        restarts,
+        comments,
+        comments_after_image,
+        huffman_tables,
+        empty_huffman_segments,
+        quantisation_tables,
+        restart_intervals,
+        frames,
+        profiles_and_frames,
+        profiles,
+        image_resources,
+        application_segments,
+        exif_pieces,
+        exif_rationals,
+        exif_overlapping,
+        exif_loop,
+        many_scans,
+        many_scans_of_many_pixels,
+        allowed_scans_of_many_pixels,
+        empty_scans,
+        sequential_scans,
+        progressive_arithmetic_scans,
+        restarts_in_scan,
+        height_after_image,
+        noisy,
+        four_colours,
+        four_colours_progressive,
+        tall,
+    ),
     "arithmetic": lambda size: coded(SOF_ARITHMETIC, size),
     "arithmetic_progressive": lambda size: coded(SOF_PROGRESSIVE_ARITHMETIC, size),
     "lossless": lambda size: coded(SOF_LOSSLESS, size),
-}  # fmt: skip
+}

@@ -2,15 +2,21 @@
 
 import functools
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-__all__ = ["LARGE", "encoded", "fill", "noise", "plain"]
+__all__ = ["LARGE", "by_name", "encoded", "fill", "noise", "plain"]
 
 LARGE = (6320, 6320)
 """Width and height just below 40 megapixels, the service's default limit."""
+
+
+def by_name(*makers: Callable[[int], bytes]) -> dict[str, Callable[[int], bytes]]:
+    """Makers by the names of their functions."""
+    return {maker.__name__: maker for maker in makers}
 
 
 def fill(unit: bytes, size: int) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.hostile.parts import LARGE, fill, noise
+from benchmarks.hostile.parts import LARGE, by_name, fill, noise
 from benchmarks.hostile.tiff import RATIONAL, Entry, tiff
 
 __all__ = ["KINDS", "chunk"]
@@ -155,9 +155,8 @@ def empty_huffman_blocks(size: int) -> bytes:
 def animation(size: int) -> bytes:
     control = chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 64, 64, 0, 0, 1, 1, 0, 0))
     frame = control + chunk(b"fdAT", struct.pack(">I", 1) + zlib.compress(bytes(65 * 64)))
-    return head(64, 64) + chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)) + control + whole()[33:-12] + (
-        fill(frame, size) + chunk(b"IEND")
-    )  # fmt: skip
+    start = head(64, 64) + chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)) + control + whole()[33:-12]
+    return start + fill(frame, size) + chunk(b"IEND")
 
 
 def animation_first(size: int) -> bytes:
@@ -185,22 +184,45 @@ def _bomb(size: int) -> bytes:
 
 
 KINDS: dict[str, Callable[[int], bytes]] = {
-    function.__name__: function
-    for function in (
-        tiny_data_chunks, stored_tiny_data_chunks, compressed_text, compressed_unicode_text, one_compressed_text,
-        profiles, one_profile, exif_rationals, exif_overlapping, exif_as_text, exif_as_compressed_text, noisy,
-        noisy_interlaced, data_bomb, empty_blocks, empty_huffman_blocks, animation, animation_first, length_that_lies,
-    )
-} | {
-    "unknown_chunks": before(chunk(b"abCd")), "unknown_chunks_after": after(chunk(b"abCd")),
-    "texts": before(chunk(b"tEXt", b"k\0v")), "texts_after": after(chunk(b"tEXt", b"k\0v")),
-    "palettes": before(chunk(b"PLTE", bytes(768))), "transparencies": before(chunk(b"tRNS", b"\0\0")),
-    "gammas": before(chunk(b"gAMA", bytes(4))), "resolutions": before(chunk(b"pHYs", bytes(9))),
-    "exif_chunks": before(chunk(b"eXIf", b"II*\0\x08\0\0\0")), "headers": before(head(64, 64)[8:]),
-    "one_row": sized(LARGE[0] ** 2, 1, 8, RGB), "one_column": sized(1, LARGE[0] ** 2, 8, GREY),
-    "longest_side": sized(32_768, 1200, 8, RGB), "interlaced": sized(*LARGE, 8, RGBA, interlaced=True),
-    "interlaced_16_bit": sized(*LARGE, 16, RGBA, interlaced=True), "deep": sized(*LARGE, 16, RGBA),
-    "deep_grey": sized(*LARGE, 16, GREY), "interlaced_bits": sized(*LARGE, 1, GREY, interlaced=True),
+    **by_name(
+        tiny_data_chunks,
+        stored_tiny_data_chunks,
+        compressed_text,
+        compressed_unicode_text,
+        one_compressed_text,
+        profiles,
+        one_profile,
+        exif_rationals,
+        exif_overlapping,
+        exif_as_text,
+        exif_as_compressed_text,
+        noisy,
+        noisy_interlaced,
+        data_bomb,
+        empty_blocks,
+        empty_huffman_blocks,
+        animation,
+        animation_first,
+        length_that_lies,
+    ),
+    "unknown_chunks": before(chunk(b"abCd")),
+    "unknown_chunks_after": after(chunk(b"abCd")),
+    "texts": before(chunk(b"tEXt", b"k\0v")),
+    "texts_after": after(chunk(b"tEXt", b"k\0v")),
+    "palettes": before(chunk(b"PLTE", bytes(768))),
+    "transparencies": before(chunk(b"tRNS", b"\0\0")),
+    "gammas": before(chunk(b"gAMA", bytes(4))),
+    "resolutions": before(chunk(b"pHYs", bytes(9))),
+    "exif_chunks": before(chunk(b"eXIf", b"II*\0\x08\0\0\0")),
+    "headers": before(head(64, 64)[8:]),
+    "one_row": sized(LARGE[0] ** 2, 1, 8, RGB),
+    "one_column": sized(1, LARGE[0] ** 2, 8, GREY),
+    "longest_side": sized(32_768, 1200, 8, RGB),
+    "interlaced": sized(*LARGE, 8, RGBA, interlaced=True),
+    "interlaced_16_bit": sized(*LARGE, 16, RGBA, interlaced=True),
+    "deep": sized(*LARGE, 16, RGBA),
+    "deep_grey": sized(*LARGE, 16, GREY),
+    "interlaced_bits": sized(*LARGE, 1, GREY, interlaced=True),
     "transparent_palette": sized(*LARGE, 8, PALETTE, extra=chunk(b"PLTE", bytes(768)) + chunk(b"tRNS", bytes(256))),
     "colour_key": sized(*LARGE, 8, RGB, extra=chunk(b"tRNS", bytes(6))),
-}  # fmt: skip
+}

@@ -75,15 +75,24 @@ def _gif_whole() -> bytes:
 
 
 GIF: dict[str, Callable[[int], bytes]] = {
-    "comments": gif_blocks(b"!\xfe\x01c\0"), "empty_comments": gif_blocks(b"!\xfe\0"),
-    "applications": gif_blocks(b"!\xff\x0bNETSCAPE2.0\x03\1\0\0\0"), "controls": gif_blocks(b"!\xf9\x04\0\0\0\0\0"),
-    "unknown_extensions": gif_blocks(b"!\1\0"), "zeros": gif_blocks(b"\0"), "texts": gif_blocks(b"!\1\1t\0"),
+    "comments": gif_blocks(b"!\xfe\x01c\0"),
+    "empty_comments": gif_blocks(b"!\xfe\0"),
+    "applications": gif_blocks(b"!\xff\x0bNETSCAPE2.0\x03\1\0\0\0"),
+    "controls": gif_blocks(b"!\xf9\x04\0\0\0\0\0"),
+    "unknown_extensions": gif_blocks(b"!\1\0"),
+    "zeros": gif_blocks(b"\0"),
+    "texts": gif_blocks(b"!\1\1t\0"),
     "one_comment": lambda size: gif(b"!\xfe" + sub_blocks(bytes(size)) + _gif_whole()),
     "one_comment_of_bytes": lambda size: gif(b"!\xfe" + sub_blocks(bytes(size // 2), 1) + _gif_whole()),
     "one_extension_of_bytes": lambda size: gif(b"!\1" + sub_blocks(bytes(size // 2), 1) + _gif_whole()),
-    "frames": gif_frames, "offset_frame": gif_offset, "far_offset_frame": gif_far_offset, "codes": gif_codes,
-    "clear_codes": gif_clear_codes, "tiny_data": gif_tiny_data, "bomb": gif_bomb,
-}  # fmt: skip
+    "frames": gif_frames,
+    "offset_frame": gif_offset,
+    "far_offset_frame": gif_far_offset,
+    "codes": gif_codes,
+    "clear_codes": gif_clear_codes,
+    "tiny_data": gif_tiny_data,
+    "bomb": gif_bomb,
+}
 
 # BMP
 
@@ -144,17 +153,33 @@ def bmp_far_data(size: int) -> bytes:
 
 
 BMP: dict[str, Callable[[int], bytes]] = {
-    "ends_of_lines": runs(b"\0\0"), "ends_of_lines_4": runs(b"\0\0", 4),
-    "ones": runs(b"\1\7"), "ones_4": runs(b"\1\7", 4), "longest_runs": runs(b"\xff\7"),
-    "longest_runs_4": runs(b"\xff\x12", 4), "still_deltas": runs(b"\0\2\0\0"), "far_deltas": runs(b"\0\2\xff\xff"),
-    "literals": runs(b"\0\3abc\0"), "literals_4": runs(b"\0\3ab", 4), "ones_and_lines": runs(b"\1\7\0\0"),
+    "ends_of_lines": runs(b"\0\0"),
+    "ends_of_lines_4": runs(b"\0\0", 4),
+    "ones": runs(b"\1\7"),
+    "ones_4": runs(b"\1\7", 4),
+    "longest_runs": runs(b"\xff\7"),
+    "longest_runs_4": runs(b"\xff\x12", 4),
+    "still_deltas": runs(b"\0\2\0\0"),
+    "far_deltas": runs(b"\0\2\xff\xff"),
+    "literals": runs(b"\0\3abc\0"),
+    "literals_4": runs(b"\0\3ab", 4),
+    "ones_and_lines": runs(b"\1\7\0\0"),
     "empty_runs": lambda size: bmp(fill(b"\x01\x07", size), 1, LARGE[0] ** 2, 8, RLE8, colours=256),
-    "values_1": bmp_values(1), "values_8": bmp_values(8), "values_16": bmp_values(16), "values_24": bmp_values(24),
-    "values_32": bmp_values(32), "fields": bmp_values(32, BITFIELDS), "version_5": bmp_values(32, BITFIELDS, 124),
-    "endless_header": bmp_values(24, header=2**31 - 1), "top_down": lambda size: bmp(bytes(size), 5000, -2000, 24),
-    "core_header": bmp_core, "palette": bmp_palette, "endless_palette": bmp_endless_palette, "far_data": bmp_far_data,
+    "values_1": bmp_values(1),
+    "values_8": bmp_values(8),
+    "values_16": bmp_values(16),
+    "values_24": bmp_values(24),
+    "values_32": bmp_values(32),
+    "fields": bmp_values(32, BITFIELDS),
+    "version_5": bmp_values(32, BITFIELDS, 124),
+    "endless_header": bmp_values(24, header=2**31 - 1),
+    "top_down": lambda size: bmp(bytes(size), 5000, -2000, 24),
+    "core_header": bmp_core,
+    "palette": bmp_palette,
+    "endless_palette": bmp_endless_palette,
+    "far_data": bmp_far_data,
     "zero_width": lambda size: bmp(bytes(size), 0, 2**31 - 1, 24),
-}  # fmt: skip
+}
 
 # WebP
 
@@ -233,17 +258,23 @@ def webp_bomb(mode: str, lossless: bool) -> Callable[[int], bytes]:
 
 
 WEBP: dict[str, Callable[[int], bytes]] = {
-    "frames": webp_frames(64), "frames_on_a_large_canvas": webp_frames(LARGE[0]),
+    "frames": webp_frames(64),
+    "frames_on_a_large_canvas": webp_frames(LARGE[0]),
     "frames_on_the_largest_canvas": webp_frames(16_384),
     "chunks": lambda size: riff(canvas(64, 64, 0), webp_pixels(), fill(webp_chunk(b"abcd"), size)),
     "chunks_before": lambda size: riff(canvas(64, 64, 0), fill(webp_chunk(b"abcd"), size), webp_pixels()),
-    "profile": webp_metadata(b"ICCP", PROFILE, bytes), "text": webp_metadata(b"XMP ", XMP, bytes),
+    "profile": webp_metadata(b"ICCP", PROFILE, bytes),
+    "text": webp_metadata(b"XMP ", XMP, bytes),
     "exif_rationals": webp_metadata(
         b"EXIF", EXIF, lambda size: tiff([Entry(0x0112, RATIONAL, size // 8, noise(size // 8 * 8))])
     ),
     "exif_overlapping": webp_metadata(
         b"EXIF", EXIF, lambda size: tiff([Entry(n, RATIONAL, size // 8, 8) for n in range(1, 65_000)], noise(size))
     ),
-    "noise": webp_noise, "lossy_noise": webp_lossy_noise, "random_lossless": webp_random_lossless,
-    "random_lossy": webp_random_lossy, "bomb": webp_bomb("RGBA", True), "lossy_bomb": webp_bomb("RGB", False),
-}  # fmt: skip
+    "noise": webp_noise,
+    "lossy_noise": webp_lossy_noise,
+    "random_lossless": webp_random_lossless,
+    "random_lossy": webp_random_lossy,
+    "bomb": webp_bomb("RGBA", True),
+    "lossy_bomb": webp_bomb("RGB", False),
+}

@@ -13,40 +13,84 @@ __all__ = ["ATTACKS"]
 ROUTES = ("/", "/predict", "/tasks", "/tasks/noise0", "/health/live", "/health/ready", "/metrics", "/docs")
 
 PATHS = (
-    "/nothing", "//", "/page/../../pyproject.toml", "/page/%2e%2e/%2e%2e/etc/passwd", "/page/", "/%00", "/tasks/%0a%00",
-    "/tasks/" + "x" * 3000, "/predict/", "/" + "a/" * 2000, "/tasks/%ff%fe", "/?" + "a=1&" * 5000, "/health",
-    "/docs/../docs", "/page/\\..\\..", "*", "http://example.org/",
-)  # fmt: skip
+    "/nothing",
+    "//",
+    "/page/../../pyproject.toml",
+    "/page/%2e%2e/%2e%2e/etc/passwd",
+    "/page/",
+    "/%00",
+    "/tasks/%0a%00",
+    "/tasks/" + "x" * 3000,
+    "/predict/",
+    "/" + "a/" * 2000,
+    "/tasks/%ff%fe",
+    "/?" + "a=1&" * 5000,
+    "/health",
+    "/docs/../docs",
+    "/page/\\..\\..",
+    "*",
+    "http://example.org/",
+)
 
 QUERIES = (
-    "task=bottle", "task=", "task=%0a%00", "task=" + "x" * 5000, "false_alarm_rate=nan", "false_alarm_rate=inf",
-    "false_alarm_rate=1e-400", "false_alarm_rate=-1", "map=jpg", "map_size=0", "nonsense=1", "task=noise0&task=noise1",
-    "map=png&map=npy", "%ff=%fe", "false_alarm_rate=" + "9" * 5000,
-)  # fmt: skip
+    "task=bottle",
+    "task=",
+    "task=%0a%00",
+    "task=" + "x" * 5000,
+    "false_alarm_rate=nan",
+    "false_alarm_rate=inf",
+    "false_alarm_rate=1e-400",
+    "false_alarm_rate=-1",
+    "map=jpg",
+    "map_size=0",
+    "nonsense=1",
+    "task=noise0&task=noise1",
+    "map=png&map=npy",
+    "%ff=%fe",
+    "false_alarm_rate=" + "9" * 5000,
+)
 
 HEADERS = (
-    {"X": "a" * MEGABYTE}, {f"X-{n}": "a" for n in range(10_000)}, {"Accept": "a/b;q=" + "9" * 30_000},
-    {"Accept": "*/*;q=0"}, {"Content-Type": "multipart/form-data; boundary=" + "b" * 5000},
-    {"Content-Type": "multipart/form-data"}, {"Content-Type": "text/html"}, {"Content-Encoding": "gzip"},
-    {"Content-Type": "a" * 10_000}, {"Accept": ",".join(["a/b"] * 5000)}, {"Host": "evil.example"},
+    {"X": "a" * MEGABYTE},
+    {f"X-{n}": "a" for n in range(10_000)},
+    {"Accept": "a/b;q=" + "9" * 30_000},
+    {"Accept": "*/*;q=0"},
+    {"Content-Type": "multipart/form-data; boundary=" + "b" * 5000},
+    {"Content-Type": "multipart/form-data"},
+    {"Content-Type": "text/html"},
+    {"Content-Encoding": "gzip"},
+    {"Content-Type": "a" * 10_000},
+    {"Accept": ",".join(["a/b"] * 5000)},
+    {"Host": "evil.example"},
     {"Content-Type": "multipart/form-data; boundary=" + '"' * 3000},
     {"Upgrade": "websocket", "Connection": "Upgrade"},
-)  # fmt: skip
+)
 
 _POST = b"POST /predict HTTP/1.1\r\nHost: a\r\n"
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n"
 
 NO_REQUESTS = (
-    b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500), b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 100_000,
-    b"GET / HTTP/9.9\r\n\r\n", b"GET /\r\n\r\n", _POST + b"Content-Length: -1\r\n\r\n",
+    b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03" + bytes(500),
+    b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    b"\0" * 100_000,
+    b"GET / HTTP/9.9\r\n\r\n",
+    b"GET /\r\n\r\n",
+    _POST + b"Content-Length: -1\r\n\r\n",
     random.Random(0).randbytes(2000),
-    _POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab", _POST + b"Content-Length: 1e9\r\n\r\n",
-    _CHUNKED + b"\r\nnonsense\r\n", _CHUNKED + b"\r\n-1\r\n", _CHUNKED + b"\r\n" + b"f" * 100_000,
-    _POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", b"\r\n" * 50_000, b"A" * 200_000,
-    _CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n", _POST + b"a b: 1\r\n\r\n",
-    _CHUNKED + b"\r\n5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n", _POST + b" folded: 1\r\n\r\n",
+    _POST + b"Content-Length: 1\r\nContent-Length: 2\r\n\r\nab",
+    _POST + b"Content-Length: 1e9\r\n\r\n",
+    _CHUNKED + b"\r\nnonsense\r\n",
+    _CHUNKED + b"\r\n-1\r\n",
+    _CHUNKED + b"\r\n" + b"f" * 100_000,
+    _POST + b"Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    b"\r\n" * 50_000,
+    b"A" * 200_000,
+    _CHUNKED + b"Content-Length: 5\r\n\r\n0\r\n\r\nGET / HTTP/1.1\r\n\r\n",
+    _POST + b"a b: 1\r\n\r\n",
+    _CHUNKED + b"\r\n5;" + b"x" * 100_000 + b"\r\nhello\r\n0\r\n\r\n",
+    _POST + b" folded: 1\r\n\r\n",
     _POST + b"Content-Length: " + b"9" * 5000 + b"\r\n\r\n",
-)  # fmt: skip
+)
 
 METHODS = ("HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "TRACE", "GET", "POST", "BREW", "get")
 
@@ -88,8 +132,15 @@ async def broken_form(target: Target, ledger: Ledger, chance: random.Random) -> 
 
 async def form_fields(target: Target, ledger: Ledger, chance: random.Random) -> None:
     """Fields that are unknown, contradict the query, or come twice."""
-    fields = chance.choice([[("nonsense", b"1")], [("map", b"none"), ("map", b"png")], [("map", b"\xff\xfe")],
-                            [("task", b"x" * 100_000)], [("file", target.image)]])  # fmt: skip
+    fields = chance.choice(
+        [
+            [("nonsense", b"1")],
+            [("map", b"none"), ("map", b"png")],
+            [("map", b"\xff\xfe")],
+            [("task", b"x" * 100_000)],
+            [("file", target.image)],
+        ]
+    )
     body, headers = form([*fields, ("file", target.image)])
     await post(target, ledger, "form_fields", body, headers, "?map=png", right=())
 
@@ -144,7 +195,20 @@ async def not_http(target: Target, ledger: Ledger, chance: random.Random) -> Non
 
 
 ATTACKS: tuple[Attack, ...] = (
-    tiny_parts, tiny_parts_before_image, part_headers, broken_form, form_fields, methods, methods, paths, paths,
-    queries, queries, headers, headers, not_http, not_http,
-)  # fmt: skip
+    tiny_parts,
+    tiny_parts_before_image,
+    part_headers,
+    broken_form,
+    form_fields,
+    methods,
+    methods,
+    paths,
+    paths,
+    queries,
+    queries,
+    headers,
+    headers,
+    not_http,
+    not_http,
+)
 """Attacks with many variants come more often."""

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from benchmarks.hostile.parts import LARGE, encoded, fill, noise, plain
+from benchmarks.hostile.parts import LARGE, by_name, encoded, fill, noise, plain
 
 __all__ = ["KINDS", "RATIONAL", "Entry", "tiff"]
 
@@ -66,14 +66,23 @@ def long(tag: int, *values: int) -> Entry:
     return Entry(tag, LONG, len(values), struct.pack(f"<{len(values)}I", *values))
 
 
+def repeated(tag: int, count: int, value: int) -> Entry:
+    """The same value for each of ``count`` strips or tiles."""
+    return Entry(tag, LONG, count, struct.pack("<I", value) * count)
+
+
 def image(
     width: int, height: int, *, compression: int = 1, bits: int = 8, photometric: int = 1, samples: int = 1
 ) -> list[Entry]:
     """The fields that every image has, without those of its strips."""
     return [
-        long(256, width), long(257, height), long(258, *[bits] * samples), long(259, compression),
-        long(262, photometric), long(277, samples),
-    ]  # fmt: skip
+        long(256, width),
+        long(257, height),
+        long(258, *[bits] * samples),
+        long(259, compression),
+        long(262, photometric),
+        long(277, samples),
+    ]
 
 
 def striped(data: bytes, width: int, height: int, **options: int) -> bytes:
@@ -105,10 +114,7 @@ def strips(size: int, compression: int = 1) -> bytes:
     """A strip for each row of one pixel, as many as fit."""
     rows = min(max(1, size // 8), 30_000_000)
     data = b"\0" if compression == 1 else zlib.compress(b"\0")
-    table = [
-        Entry(273, LONG, rows, struct.pack("<I", start()) * rows), long(278, 1),
-        Entry(279, LONG, rows, struct.pack("<I", len(data)) * rows),
-    ]  # fmt: skip
+    table = [repeated(273, rows, start()), long(278, 1), repeated(279, rows, len(data))]
     return tiff([*image(1, rows, compression=compression), *table], data)
 
 
@@ -116,10 +122,7 @@ def shared_strip(size: int, compression: int = DEFLATE) -> bytes:
     """6,320 rows, each a strip, that share the same bytes."""
     width, rows = LARGE
     data = zlib.compress(bytes(width)).ljust(max(100, size - 8 * rows), b"\0")
-    table = [
-        Entry(273, LONG, rows, struct.pack("<I", start()) * rows), long(278, 1),
-        Entry(279, LONG, rows, struct.pack("<I", len(data)) * rows),
-    ]  # fmt: skip
+    table = [repeated(273, rows, start()), long(278, 1), repeated(279, rows, len(data))]
     return tiff([*image(width, rows, compression=compression), *table], data)
 
 
@@ -127,11 +130,8 @@ def tiny_tiles(size: int) -> bytes:
     """Tiles of 16 × 16 that share the same bytes."""
     count = (LARGE[0] // 16) ** 2
     data = zlib.compress(bytes(256)).ljust(max(100, size - 8 * count), b"\0")
-    table = [
-        long(322, 16), long(323, 16), Entry(324, LONG, count, struct.pack("<I", start()) * count),
-        Entry(325, LONG, count, struct.pack("<I", len(data)) * count),
-    ]  # fmt: skip
-    return tiff([*image(*LARGE, compression=DEFLATE), *table], data)
+    tiles = [long(322, 16), long(323, 16), repeated(324, count, start()), repeated(325, count, len(data))]
+    return tiff([*image(*LARGE, compression=DEFLATE), *tiles], data)
 
 
 def values(kind: int, width: int, tag: int = 0x9999) -> Callable[[int], bytes]:
@@ -188,9 +188,10 @@ def nested_directories(size: int) -> bytes:
 def bigtiff_strips(size: int) -> bytes:
     rows = max(1, size // 16)
     table = [
-        Entry(273, LONG8, rows, struct.pack("<Q", start(True)) * rows), long(278, 1),
+        Entry(273, LONG8, rows, struct.pack("<Q", start(True)) * rows),
+        long(278, 1),
         Entry(279, LONG8, rows, struct.pack("<Q", 1) * rows),
-    ]  # fmt: skip
+    ]
     return tiff([*image(1, rows), *table], b"\0", big=True)
 
 
@@ -254,34 +255,62 @@ def _turned() -> bytes:
     return encoded(plain(*LARGE, "RGB"), "TIFF", compression="tiff_adobe_deflate", tiffinfo={274: 6})
 
 
+BOMBS = {"adobe_deflate": "RGBA", "tiff_lzw": "RGB", "packbits": "L", "lzma": "L", "zstd": "RGB", "jpeg": "RGB"}
+"""Modes of the images of one colour."""
+
+RANDOM = {
+    "lzw": LZW,
+    "packbits": PACKBITS,
+    "deflate": DEFLATE,
+    "lzma": LZMA,
+    "zstd": ZSTD,
+    "old_jpeg": 6,
+    "jpeg": 7,
+    "thunderscan": 32809,
+    "next": 32766,
+    "lerc": 34887,
+}
+"""Compressions that random data claim to have."""
+
 KINDS: dict[str, Callable[[int], bytes]] = {
-    function.__name__: function
-    for function in (
-        giant_tile, giant_strip, strips, shared_strip, tiny_tiles, bits_per_sample, overlapping_values,
-        looping_directory, chained_directories, nested_directories, bigtiff_strips, bigtiff_endless,
-        empty_deflate_blocks, lzw_clear_codes, lzma_dictionary, turned,
-    )
-} | {
+    **by_name(
+        giant_tile,
+        giant_strip,
+        strips,
+        shared_strip,
+        tiny_tiles,
+        bits_per_sample,
+        overlapping_values,
+        looping_directory,
+        chained_directories,
+        nested_directories,
+        bigtiff_strips,
+        bigtiff_endless,
+        empty_deflate_blocks,
+        lzw_clear_codes,
+        lzma_dictionary,
+        turned,
+    ),
     "giant_raw_tile": lambda size: giant_tile(size, 1),
     "deflated_strips": lambda size: strips(size, DEFLATE),
     "shared_lzw_strip": lambda size: shared_strip(size, LZW),
     "shared_packbits_strip": lambda size: shared_strip(size, PACKBITS),
     "shared_zstd_strip": lambda size: shared_strip(size, ZSTD),
-    "rationals": values(RATIONAL, 8), "orientation_rationals": values(RATIONAL, 8, 274), "text": values(ASCII, 1),
-    "bytes": values(BYTE, 1), "shorts": values(SHORT, 2), "doubles": values(DOUBLE, 8),
-    "opaque": values(UNDEFINED, 1), "profile": values(UNDEFINED, 1, 34675), "metadata": values(BYTE, 1, 700),
-} | {
-    f"bomb_{name}": bomb(f"tiff_{name}" if name == "adobe_deflate" else name, mode)
-    for name, mode in (("adobe_deflate", "RGBA"), ("tiff_lzw", "RGB"), ("packbits", "L"), ("lzma", "L"),
-                       ("zstd", "RGB"), ("jpeg", "RGB"))
-} | {
-    f"bomb_{name}": bit_bomb(name) for name in ("group3", "group4", "tiff_ccitt")
-} | {
-    f"random_{name}": random_data(number)
-    for name, number in (("lzw", LZW), ("packbits", PACKBITS), ("deflate", DEFLATE), ("lzma", LZMA), ("zstd", ZSTD),
-                         ("old_jpeg", 6), ("jpeg", 7), ("thunderscan", 32809), ("next", 32766), ("lerc", 34887))
-} | {
-    "random_group3": random_data(3, bits=1), "random_group4": random_data(4, bits=1),
-    "random_ccitt_rle": random_data(2, bits=1), "random_64_bit": random_data(DEFLATE, bits=64),
+    "rationals": values(RATIONAL, 8),
+    "orientation_rationals": values(RATIONAL, 8, 274),
+    "text": values(ASCII, 1),
+    "bytes": values(BYTE, 1),
+    "shorts": values(SHORT, 2),
+    "doubles": values(DOUBLE, 8),
+    "opaque": values(UNDEFINED, 1),
+    "profile": values(UNDEFINED, 1, 34675),
+    "metadata": values(BYTE, 1, 700),
+    **{f"bomb_{name}": bomb(f"tiff_{name}" if name == "adobe_deflate" else name, mode) for name, mode in BOMBS.items()},
+    **{f"bomb_{name}": bit_bomb(name) for name in ("group3", "group4", "tiff_ccitt")},
+    **{f"random_{name}": random_data(number) for name, number in RANDOM.items()},
+    "random_group3": random_data(3, bits=1),
+    "random_group4": random_data(4, bits=1),
+    "random_ccitt_rle": random_data(2, bits=1),
+    "random_64_bit": random_data(DEFLATE, bits=64),
     "random_sgilog": random_data(34676, bits=16, photometric=32844),
-}  # fmt: skip
+}

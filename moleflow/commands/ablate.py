@@ -14,9 +14,18 @@ __all__ = ["StudyName", "ablate"]
 
 
 StudyName = Literal[
-    "core", "subnet", "blocks", "sharing", "lora_rank", "lambda_logdet", "scale_context_kernel",
-    "spatial_context_kernel", "tail_weight", "score_top_k", "scoring",
-]  # fmt: skip
+    "core",
+    "subnet",
+    "blocks",
+    "sharing",
+    "lora_rank",
+    "lambda_logdet",
+    "scale_context_kernel",
+    "spatial_context_kernel",
+    "tail_weight",
+    "score_top_k",
+    "scoring",
+]
 """The tables of the ablation study; known here without loading them."""
 
 
@@ -74,9 +83,17 @@ def ablate(
         backbone=options.given({"name": backbone, "image_size": image_size}), training=options.given(schedule)
     )
     ablation = Ablation(
-        data, task, out, chosen, backbone_weights=backbone_weights, device=device, precision=precision,
-        cache=cache, reporter=reporter, strict=strict,
-    )  # fmt: skip
+        data,
+        task,
+        out,
+        chosen,
+        backbone_weights=backbone_weights,
+        device=device,
+        precision=precision,
+        cache=cache,
+        reporter=reporter,
+        strict=strict,
+    )
     wanted = STUDIES[study]
     with options.resumable(reporter):
         table = StudyTable(wanted, ablation.run(wanted))

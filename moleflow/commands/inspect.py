@@ -17,9 +17,16 @@ __all__ = ["inspect"]
 
 
 _COLUMNS: "dict[str, JustifyMethod]" = {
-    "": "right", "product": "left", "images": "right", "epochs": "right", "threshold": "right", "params": "right",
-    "MB": "right", "learned": "left", "SHA-256": "left",
-}  # fmt: skip
+    "": "right",
+    "product": "left",
+    "images": "right",
+    "epochs": "right",
+    "threshold": "right",
+    "params": "right",
+    "MB": "right",
+    "learned": "left",
+    "SHA-256": "left",
+}
 """Columns of the product table, which fits into 80 characters."""
 
 
@@ -76,10 +83,16 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         tasks.add_column(name, justify=side, no_wrap=True)
     for task in header.tasks:
         tasks.add_row(
-            str(task.index), escape(task.name), _images(task), str(task.epochs),
-            f"{task.threshold:.2f}", f"{task.parameters / 1e6:.2f} M", f"{_bytes_of(task, sizes) / 1e6:.2f}",
-            f"{task.learned_at:%Y-%m-%d}", task.sha256[:8],
-        )  # fmt: skip
+            str(task.index),
+            escape(task.name),
+            _images(task),
+            str(task.epochs),
+            f"{task.threshold:.2f}",
+            f"{task.parameters / 1e6:.2f} M",
+            f"{_bytes_of(task, sizes) / 1e6:.2f}",
+            f"{task.learned_at:%Y-%m-%d}",
+            task.sha256[:8],
+        )
     console = Console()
     console.print(facts)
     console.print(tasks)
@@ -88,8 +101,9 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
         console.print(
             "images: training images, + held-out images or × calibration folds; "
             f"thresholds at a false-positive rate of {rate:g}; other rates can be requested",
-            style="dim", highlight=False,
-        )  # fmt: skip
+            style="dim",
+            highlight=False,
+        )
 
 
 def _bytes_of(task: "TaskInfo", sizes: dict[str, int]) -> int:

@@ -44,10 +44,13 @@ Seed = Annotated[int, typer.Option(min=0, help="Random seed; results repeat on t
 MaxPixels = Annotated[
     int | None,
     typer.Option(
-        "--max-pixels", min=1, envvar="MOLEFLOW_MAX_PIXELS", show_envvar=True,
+        "--max-pixels",
+        min=1,
+        envvar="MOLEFLOW_MAX_PIXELS",
+        show_envvar=True,
         help="Maximum image size in pixels; the service has the same limit. [default: 40000000]",
     ),
-]  # fmt: skip
+]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings about images and masks as errors.")]
 FalseAlarmRate = Annotated[
     float | None, typer.Option(help="Fraction of good images that may be called anomalous. [default: 0.01]")

@@ -31,9 +31,7 @@ MapName = Literal["none", "png", "npy", "npy16"]
 
 def predict(
     checkpoint: options.CheckpointArgument,
-    images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")
-    ],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")],
     task: Annotated[str | None, typer.Option(metavar="NAME", help="The product of all images; skips routing.")] = None,
     save_overlay: Annotated[
         Path | None,
@@ -50,7 +48,7 @@ def predict(
     plugin: options.Plugin = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
-) -> None:  # fmt: skip
+) -> None:
     """Find defects in image files: product, score, verdict, and optionally an overlay of the anomaly map.
 
     Folders are searched recursively, in natural order and without hidden files. An image of no learned product is
@@ -151,11 +149,18 @@ def _jobs(
         if isinstance(finding, Exception):
             problems(image.path, finding)
             continue
-        yield image, Job(
-            data=data, width=decoded.width, height=decoded.height, finding=finding,
-            checkpoint=detector.checkpoint, forced=task is not None,
-            decode_seconds=decoding, queue_seconds=0.0, inference_seconds=seconds,
-        )  # fmt: skip
+        job = Job(
+            data=data,
+            width=decoded.width,
+            height=decoded.height,
+            finding=finding,
+            checkpoint=detector.checkpoint,
+            forced=task is not None,
+            decode_seconds=decoding,
+            queue_seconds=0.0,
+            inference_seconds=seconds,
+        )
+        yield image, job
 
 
 def _show(path: Path, job: "Job", json_map: MapName | None) -> None:

@@ -76,8 +76,12 @@ def train(
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
     chosen = find_preset(preset or (stored.preset if stored else DEFAULT_PRESET))
     schedule = {
-        "epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "folds": folds, "seed": seed,
-    }  # fmt: skip
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "folds": folds,
+        "seed": seed,
+    }
     network = options.given({"name": backbone, "image_size": image_size})
     if stored:
         if preset and preset != stored.preset:
@@ -96,9 +100,18 @@ def train(
         report_warnings(stray_images(data), reporter, strict=strict)
     with options.resumable(reporter):
         train_tasks(
-            data, task, checkpoint, preset=chosen, backbone_weights=backbone_weights,
-            replace=replace, device=device, precision=precision, cache=cache, reporter=reporter, strict=strict,
-        )  # fmt: skip
+            data,
+            task,
+            checkpoint,
+            preset=chosen,
+            backbone_weights=backbone_weights,
+            replace=replace,
+            device=device,
+            precision=precision,
+            cache=cache,
+            reporter=reporter,
+            strict=strict,
+        )
 
 
 def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:

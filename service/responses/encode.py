@@ -23,8 +23,10 @@ _BASE64_STEP = 3 * 1024**2
 """Bytes encoded in one call, which holds Python's global interpreter lock."""
 
 _DTYPES: dict[MapEncoding, Literal["uint16", "float32", "float16"]] = {
-    "png": "uint16", "npy": "float32", "npy16": "float16",
-}  # fmt: skip
+    "png": "uint16",
+    "npy": "float32",
+    "npy16": "float16",
+}
 
 _HALF_MAX = float(np.finfo(np.float16).max)
 

@@ -21,9 +21,3 @@ def judged_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (root / name / part).parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(root / name / part)
     return root
-
-
-@pytest.fixture(autouse=True)
-def environment_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The entry sets variables for threads, which must not reach other tests."""
-    monkeypatch.setattr("benchmarks.__main__.prepare_threads", lambda: None)

@@ -170,6 +170,7 @@ def test_a_kill_ends_what_is_running_and_loses_nothing_that_is_done(
         "program",
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)  # may come to us ignored\n"
         "from benchmarks.suite import run\nfrom benchmarks.suite.sections import Section\n"
+        "run.describe = dict  # the real one loads PyTorch to ask for GPUs\n"
         f"one = Section('one', 'One', '?', '{{python}} {tmp_path}/one.py')\n"
         f"slow = Section('slow', 'Slow', '?', '{{python}} {project.script('slow', slow)}')\n"
         f"places = ['--folder', {str(tmp_path / 'kept')!r}, '--results', {str(project.results)!r}]\n"

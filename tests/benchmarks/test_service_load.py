@@ -5,13 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forked import ENVIRONMENT
+from forked import Processes, moleflow_code
 from PIL import Image
 from tiny_model import PLUGIN, product_image, tiny_checkpoint
 
 from benchmarks.__main__ import main
 from benchmarks.shared.errors import BenchmarkError
-from benchmarks.shared.running_service import RunningService
 from benchmarks.speed import service_load
 from benchmarks.speed.service_memory import flatness
 from benchmarks.speed.wrk import REPLACEMENT, drive, find_wrk, parse
@@ -30,8 +29,6 @@ def test_a_real_service_is_measured_beside_the_process(
 ) -> None:
     # Without wrk even where it is installed, since its replacement must work on every machine.
     monkeypatch.setattr("shutil.which", lambda name: None)
-    for name, value in ENVIRONMENT.items():
-        monkeypatch.setenv(name, value)
     tiny_checkpoint(tmp_path / "tiny.safetensors")
     output = tmp_path / "load.json"
     status = service_load.main(
@@ -75,12 +72,15 @@ def test_a_real_service_is_measured_beside_the_process(
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
-def test_the_replacement_of_wrk_prints_what_wrk_prints(images: Path, tmp_path: Path) -> None:
+def test_the_replacement_of_wrk_prints_what_wrk_prints(images: Path, tmp_path: Path, processes: Processes) -> None:
     tiny_checkpoint(tmp_path / "tiny.safetensors")
-    with RunningService(tmp_path / "tiny.safetensors", "--plugin", PLUGIN) as service:
-        files = sorted(images.iterdir())
-        programs = find_wrk(), REPLACEMENT
-        loads = [drive(program, service.url, "/predict?map=none", files, 2, 1) for program in programs]
+    options = ("--plugin", PLUGIN, "--port", 0, "--unknown-limit", 0)
+    service = processes.start(moleflow_code("serve", tmp_path / "tiny.safetensors", *options))
+    try:
+        url, files = service.line(0).split()[-1], sorted(images.iterdir())
+        loads = [drive(program, url, "/predict?map=none", files, 2, 1) for program in (find_wrk(), REPLACEMENT)]
+    finally:
+        service.kill()
     for load in loads:
         assert len(load) > 2
         inside = sum(load[name] for name in ("decode", "queue", "inference", "encode"))

@@ -1,7 +1,7 @@
 """A checkpoint of three tiny products for the tests of the model."""
 
 import pytest
-from tiny_fixtures import one_thread, tiny_backbone  # noqa: F401
+from tiny_fixtures import tiny_backbone  # noqa: F401
 from tiny_model import tiny_checkpoint
 
 from moleflow.model.detector import Detector

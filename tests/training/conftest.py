@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_fixtures import one_thread, tiny_backbone  # noqa: F401
+from tiny_fixtures import tiny_backbone  # noqa: F401
 from tiny_model import product_image, tiny_checkpoint, tiny_config, write_product, write_tested_product
 
 from moleflow.model.detector import Detector

@@ -107,8 +107,12 @@ def test_a_likelihood_that_is_not_finite_is_not_hidden_by_the_cap(value: float) 
 def test_what_is_not_used_is_not_stored() -> None:
     assert set(Fusion(CAPPED, DIM).state_dict()) == {"flow_mean", "flow_deviation"}
     assert set(Fusion(FUSED, DIM).state_dict()) == {
-        "flow_mean", "flow_deviation", "memory_mean", "memory_deviation", "gate",
-    }  # fmt: skip
+        "flow_mean",
+        "flow_deviation",
+        "memory_mean",
+        "memory_deviation",
+        "gate",
+    }
 
 
 def test_a_memory_needs_a_cap() -> None:

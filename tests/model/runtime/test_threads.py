@@ -3,9 +3,11 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from forked import ROOT
 
 from moleflow.model.errors import ConfigurationError
@@ -48,16 +50,24 @@ def test_openblas_threads_in_the_environment_are_not_changed(bare: pytest.Monkey
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
+@pytest.fixture
+def count_kept() -> Iterator[None]:
+    """Later tests run with as many threads as before."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def test_the_thread_count_is_the_argument_then_the_environment_then_all_processors(
-    monkeypatch: pytest.MonkeyPatch,
+    bare: pytest.MonkeyPatch, count_kept: None
 ) -> None:
-    monkeypatch.setenv("MOLEFLOW_THREADS", "2")
+    bare.setenv("MOLEFLOW_THREADS", "2")
     assert configure_threads(1) == 1
     assert configure_threads() == 2
-    monkeypatch.setenv("MOLEFLOW_THREADS", "")
-    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")
+    bare.setenv("MOLEFLOW_THREADS", "")
+    bare.setenv("OMP_NUM_THREADS", "3,1")
     assert configure_threads() == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    bare.setenv("OMP_NUM_THREADS", "")
     assert configure_threads() == available_processors()
 
 

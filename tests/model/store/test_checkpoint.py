@@ -1,23 +1,17 @@
 """One file holds everything, gives the same bits back, and whatever is wrong with it is one clear error."""
 
-import json
 import pickle
-import random
-import struct
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from forked import Processes
-from safetensors.torch import load_file, save_file
+from checkpoint_files import header_length, rewritten
+from safetensors.torch import save_file
 from tiny_model import product_image, tiny_base, tiny_checkpoint, tiny_config, tiny_expert
 
 from moleflow.model.detector import Detector
 from moleflow.model.errors import (
     BackboneError,
-    CheckpointDigestError,
-    CheckpointError,
     CheckpointFormatError,
     CheckpointNotFoundError,
     CheckpointVersionError,
@@ -25,27 +19,8 @@ from moleflow.model.errors import (
 )
 from moleflow.model.store.checkpoint import FORMAT_VERSION, Checkpoint, write_checkpoint
 from moleflow.model.store.sections import digest_tensors
-from moleflow.model.verdict.results import Failure
 
 NAMES = ("bolt", "nut", "gear")
-
-
-def header_length(data: bytes) -> int:
-    return struct.unpack("<Q", data[:8])[0]
-
-
-def document_of(path: Path) -> dict:
-    """The header of ours, as it is written in the file's metadata."""
-    data = path.read_bytes()
-    return json.loads(json.loads(data[8 : 8 + header_length(data)])["__metadata__"]["moleflow"])
-
-
-def rewritten(source: Path, target: Path, change) -> Path:  # type: ignore[no-untyped-def]
-    """A copy of a checkpoint after ``change(document, tensors)``, with digests as they were."""
-    document, tensors = document_of(source), load_file(source)
-    change(document, tensors)
-    save_file(tensors, target, metadata={"moleflow": json.dumps(document)})
-    return target
 
 
 def section_of(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -118,14 +93,6 @@ def test_no_pickle_is_ever_read(checkpoint: Checkpoint, monkeypatch: pytest.Monk
         Checkpoint.open(tmp_path / "factory.safetensors")
 
 
-@pytest.mark.parametrize("share", [0.0, 0.0001, 0.3, 0.9999])
-def test_a_truncated_file_is_refused(checkpoint: Checkpoint, tmp_path: Path, share: float) -> None:
-    data = checkpoint.path.read_bytes()
-    (tmp_path / "cut.safetensors").write_bytes(data[: int(len(data) * share)])
-    with pytest.raises(CheckpointFormatError, match="cut.safetensors' is not a complete safetensors file .*truncated"):
-        Checkpoint.open(tmp_path / "cut.safetensors")
-
-
 @pytest.mark.parametrize("content", [b"PK\x03\x04 a zip", b"\x89PNG\r\n", b"no", bytes(1000)])
 def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
@@ -148,96 +115,6 @@ def test_a_foreign_safetensors_file_is_refused(tmp_path: Path, metadata: dict[st
     save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors", metadata=metadata)
     with pytest.raises(CheckpointFormatError, match="is a safetensors file but not a MoLE-Flow checkpoint"):
         Checkpoint.open(tmp_path / "foreign.safetensors")
-
-
-@pytest.mark.parametrize(
-    "section", ["backbone", "base", "tasks.0.profile", "tasks.2.profile", "tasks.0.expert", "tasks.2.expert"]
-)
-def test_one_flipped_bit_in_a_tensor_is_found_before_it_is_used(
-    checkpoint: Checkpoint, tmp_path: Path, section: str
-) -> None:
-    data = bytearray(checkpoint.path.read_bytes())
-    table = json.loads(data[8 : 8 + header_length(data)])
-    start, end = next(
-        entry["data_offsets"]
-        for key, entry in table.items()
-        if key.startswith(f"{section}.") and entry["data_offsets"][0] < entry["data_offsets"][1]
-    )
-    data[8 + header_length(data) + (start + end) // 2] ^= 1
-    (tmp_path / "damaged.safetensors").write_bytes(data)
-    opened = Checkpoint.open(tmp_path / "damaged.safetensors")
-    with pytest.raises(CheckpointDigestError, match=f"section '{section}' of .*damaged"):
-        opened.verify()
-    if section.endswith("expert"):
-        index = int(section.split(".")[1])
-        detector = Detector.load(tmp_path / "damaged.safetensors", device="cpu")
-        assert "damaged" in failure_of(detector, NAMES[index])
-    else:
-        with pytest.raises(CheckpointDigestError):
-            Detector.load(tmp_path / "damaged.safetensors", device="cpu")
-
-
-def failure_of(detector: Detector, name: str) -> str:
-    """What is said instead of a verdict about an image of a product."""
-    (found,) = detector.predict([product_image(0, 1)], [name])
-    assert isinstance(found, Failure)
-    return str(found.error)
-
-
-def test_other_sections_than_the_damaged_one_can_still_be_read(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    def damage(document: dict, tensors: dict[str, torch.Tensor]) -> None:
-        tensors["tasks.1.expert.adapter.beta_logit"][0] += 1
-
-    damaged = Checkpoint.open(rewritten(checkpoint.path, tmp_path / "damaged.safetensors", damage))
-    damaged.profile(1)
-    damaged.product(0)
-    with pytest.raises(CheckpointDigestError):
-        damaged.product(1)
-
-
-def test_a_damaged_expert_keeps_none_of_the_others_from_predicting(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    def damage(document: dict, tensors: dict[str, torch.Tensor]) -> None:
-        tensors["tasks.1.expert.adapter.beta_logit"][0] += 1
-
-    detector = Detector.load(rewritten(checkpoint.path, tmp_path / "damaged.safetensors", damage), device="cpu")
-    for _ in range(2):
-        assert "section 'tasks.1.expert'" in failure_of(detector, "nut")
-    assert detector.predict([product_image(2, 50)], ["gear"])[0].task.name == "gear"
-
-
-@pytest.mark.parametrize("change", ["os.truncate(path, 0)", "os.truncate(path, os.stat(path).st_size // 2)", "cut()"])
-def test_cutting_the_served_file_is_an_error_of_the_products_that_are_still_to_be_read(
-    checkpoint: Checkpoint, tmp_path: Path, processes: Processes, change: str
-) -> None:
-    path = tmp_path / "factory.safetensors"
-    path.write_bytes(checkpoint.path.read_bytes())
-    # In a process of its own: touching a map of a file that was cut would end it by a signal.
-    finished = processes.run(
-        "import os, sys\nsys.path.insert(0, 'tests/support')\nfrom tiny_model import PLUGIN, product_image\n"
-        "from moleflow.model.detector import Detector\n"
-        f"path = {str(path)!r}\n"
-        "detector = Detector.load(path, device='cpu', plugin=str(PLUGIN))\n"
-        "before = detector.predict([product_image(0, 5)], ['bolt'])[0].score\n"
-        "def cut():\n"  # and write zeros over it: as long as before, of other bytes
-        "    size = os.stat(path).st_size\n    os.truncate(path, 0)\n    os.truncate(path, size)\n"
-        f"{change}\n"
-        "assert detector.predict([product_image(0, 5)], ['bolt'])[0].score == before\n"
-        "print(detector.predict([product_image(2, 5)], ['gear'])[0].error)\n"
-    )
-    assert finished.status == 0, finished.stderr
-    assert ("differs from what was written" if change == "cut()" else "cannot be read") in finished.stdout
-
-
-def test_a_detector_goes_on_with_the_file_that_it_opened_after_a_newer_one_took_its_place(
-    checkpoint: Checkpoint, detector: Detector, tmp_path: Path
-) -> None:
-    path = tmp_path / "factory.safetensors"
-    path.write_bytes(checkpoint.path.read_bytes())
-    opened = Detector.load(path, device="cpu", precision="fp32")
-    tiny_checkpoint(path, names=("cog", "pin"), config=tiny_config(dim=8))
-    assert [each.name for each in Checkpoint.open(path).header.tasks] == ["cog", "pin"]
-    found, expected = (each.predict([product_image(2, 50)])[0] for each in (opened, detector))
-    assert (found.grid_map == expected.grid_map).all()
 
 
 @pytest.mark.parametrize("version", [0, 1, 2, 3, 6, "4", None])
@@ -366,65 +243,3 @@ def test_the_digest_of_tensors_depends_on_names_types_shapes_and_bytes() -> None
     assert digest_tensors({"a": torch.arange(6.0).view(2, 3).T}) == digest_tensors(
         {"a": torch.arange(6.0).view(2, 3).T.contiguous()}
     )
-
-
-def test_a_checkpoint_that_cannot_be_written_leaves_the_old_one(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    in_the_way = tmp_path / "factory.safetensors"
-    in_the_way.mkdir()
-    with pytest.raises(CheckpointError, match="cannot be written .*make room, or choose another location"):
-        write_checkpoint(in_the_way, checkpoint.header, {name: {} for name in checkpoint.header.digests()})
-    assert list(tmp_path.iterdir()) == [in_the_way]
-
-
-@pytest.mark.parametrize("how", ["section", "stored"])
-def test_a_full_disk_is_an_error_that_leaves_the_old_checkpoint(
-    checkpoint: Checkpoint, tmp_path: Path, processes: Processes, how: str
-) -> None:
-    path = tmp_path / "factory.safetensors"
-    path.write_bytes(checkpoint.path.read_bytes())
-    # A limit on the size of files fails a write in its middle, as a full disk does.
-    finished = processes.run(
-        "import resource, signal\nfrom moleflow.model.store.checkpoint import Checkpoint, write_checkpoint\n"
-        f"old = Checkpoint.open({str(path)!r})\n"
-        f"sections = {{name: old.{how}(name) for name in old.header.digests()}}\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, 10_000))\n"
-        "write_checkpoint(old.path, old.header, sections)\n"
-    )
-    assert finished.status == 1
-    assert "CheckpointError: checkpoint" in finished.stderr
-    Checkpoint.open(path).verify()
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_kills_of_a_writer_at_random_instants_leave_the_old_or_the_new_checkpoint(
-    checkpoint: Checkpoint, tmp_path: Path, processes: Processes
-) -> None:
-    path = tmp_path / "factory.safetensors"
-    path.write_bytes(checkpoint.path.read_bytes())
-    # The writer goes back and forth between two and three tasks.
-    code = (
-        "from moleflow.model.store.checkpoint import Checkpoint, write_checkpoint\n"
-        f"old = Checkpoint.open({str(checkpoint.path)!r})\n"
-        "sections = {name: old.stored(name) for name in old.header.digests()}\n"
-        "import itertools, pathlib\n"
-        "for count in itertools.cycle((2, 3)):\n"
-        "    header = old.header.model_copy(update={'tasks': old.header.tasks[:count]})\n"
-        f"    write_checkpoint(pathlib.Path({str(path)!r}), header, sections)\n"
-    )
-    rng = random.Random(1)
-    seen = set()
-    for _ in range(8):
-        before = path.stat().st_mtime_ns
-        writer = processes.start(code)
-        writer.wait_for(lambda before=before: path.stat().st_mtime_ns != before)
-        time.sleep(rng.uniform(0, 0.03))
-        writer.kill()
-        assert writer.finish().status == -9
-        opened = Checkpoint.open(path)
-        opened.verify()
-        seen.add(len(opened.header.tasks))
-    assert seen <= {2, 3}
-    write_checkpoint(path, checkpoint.header, {name: checkpoint.stored(name) for name in checkpoint.header.digests()})
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == checkpoint.path.read_bytes()

@@ -39,8 +39,9 @@ def test_the_axes_are_the_principal_components_of_the_patches() -> None:
 
 def test_the_prototypes_are_patches_of_the_images_and_cover_them() -> None:
     bank = fit_bank(store(), SMALL, seed=0).bank
-    patches = project(list(store().features(torch.arange(12), torch.device("cpu")).stages),
-                      bank.mean.float(), bank.axes.float()).flatten(0, 2)  # fmt: skip
+    patches = project(
+        list(store().features(torch.arange(12), torch.device("cpu")).stages), bank.mean.float(), bank.axes.float()
+    ).flatten(0, 2)
     to_patch = torch.cdist(bank.prototypes.float(), patches).amin(1)
     assert to_patch.max() < 0.05
     covered = torch.cdist(patches, bank.prototypes.float()).amin(1).max()
@@ -77,8 +78,9 @@ def test_many_patches_are_sampled_evenly_from_all_images(monkeypatch: pytest.Mon
     bank = fit_bank(images, SMALL, seed=0).bank
     assert len(bank.prototypes) == 24
     for row in range(len(images)):
-        own = project(images.features(torch.tensor([row]), torch.device("cpu")).stages, bank.mean.float(),
-                      bank.axes.float()).flatten(0, 2)  # fmt: skip
+        own = project(
+            images.features(torch.tensor([row]), torch.device("cpu")).stages, bank.mean.float(), bank.axes.float()
+        ).flatten(0, 2)
         assert (torch.cdist(bank.prototypes.float(), own).amin(1) < 0.05).sum() == 2
 
 

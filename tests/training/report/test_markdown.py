@@ -7,8 +7,11 @@ from moleflow.training.report.markdown import markdown_table
 
 def test_a_table_has_a_line_per_row_and_numbers_to_the_right() -> None:
     assert markdown_table(["name", "ms"], [["a", 1.5], ["b", 2]], right_from=1).splitlines() == [
-        "| name | ms |", "|---|---:|", "| a | 1.5 |", "| b | 2 |",
-    ]  # fmt: skip
+        "| name | ms |",
+        "|---|---:|",
+        "| a | 1.5 |",
+        "| b | 2 |",
+    ]
 
 
 def test_bars_and_line_breaks_inside_a_cell_stay_inside_it() -> None:
