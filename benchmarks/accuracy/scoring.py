@@ -152,7 +152,7 @@ def fused(variant: Variant, dim: int, nll: Maps, distances: Maps | None) -> tupl
     )
     fusion = Fusion.fit(scoring, dim, nll["good"], None if distances is None else distances["good"])
     if not variant.gated:
-        fusion.memory_weight = torch.tensor([1.0] + [0.0] * (len(fusion.memory_weight) - 1))
+        fusion.gate = torch.tensor([1.0] + [0.0] * (len(fusion.gate) - 1))
     made = {}
     for kind, values in nll.items():
         made[kind] = PatchMaps(values, fusion(values, None if distances is None else distances[kind]))

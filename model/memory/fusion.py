@@ -18,7 +18,7 @@ patches do, as with fine regular textures, the distance says more about the imag
 
 import copy
 import math
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import nn
@@ -37,7 +37,7 @@ POOLED_WEIGHT = 0.5
 """Weight of the distance to pooled patches on a flat surface, relative to the memory's."""
 
 
-_OF_MEMORY = ("memory_mean", "memory_deviation", "memory_weight")
+_OF_MEMORY = ("memory_mean", "memory_deviation", "gate")
 """Buffers with an entry for each kind of prototypes."""
 
 
@@ -49,16 +49,15 @@ def flow_norm(nll: torch.Tensor, dim: int) -> torch.Tensor:
 class Fusion(nn.Module):
     """The statistics of a product's held-out good patches, and the fusion by them, float32.
 
-    ``flow_mean`` and ``flow_deviation`` are scalars. ``memory_mean``, ``memory_deviation`` and ``memory_weight`` have
-    an entry for each kind of prototypes: ``kinds`` is 1, or 2 with pooled patches. A weight is the gate; of pooled
-    patches, half of it on flat surfaces. State dictionaries and checkpoints call it ``gate``.
+    ``flow_mean`` and ``flow_deviation`` are scalars. ``memory_mean``, ``memory_deviation`` and ``gate`` have an entry
+    for each kind of prototypes: ``kinds`` is 1, or 2 with pooled patches, whose gate includes their weight.
     """
 
     flow_mean: torch.Tensor
     flow_deviation: torch.Tensor
     memory_mean: torch.Tensor
     memory_deviation: torch.Tensor
-    memory_weight: torch.Tensor
+    gate: torch.Tensor
 
     def __init__(self, config: ScoringConfig, dim: int, kinds: int = 1) -> None:
         super().__init__()
@@ -70,8 +69,6 @@ class Fusion(nn.Module):
         if config.memory is not None:
             for name in _OF_MEMORY:
                 self.register_buffer(name, torch.ones(kinds))
-        self.register_state_dict_post_hook(_to_stored_name)
-        self.register_load_state_dict_pre_hook(_from_stored_name)
 
     @classmethod
     def fit(cls, config: ScoringConfig, dim: int, nll: torch.Tensor, distances: torch.Tensor | None) -> Self:
@@ -86,7 +83,7 @@ class Fusion(nn.Module):
             fusion.memory_mean, fusion.memory_deviation = (torch.stack(each) for each in zip(*moments, strict=True))
             gates = torch.stack([gate(wide[:, kind]) for kind in range(kinds)])
             gates[1:] *= POOLED_WEIGHT * flatness(wide[:, 0])
-            fusion.memory_weight = gates.float()
+            fusion.gate = gates.float()
         return fusion
 
     def without_pooled(self) -> Self:
@@ -103,18 +100,8 @@ class Fusion(nn.Module):
         capped = (self._cap * torch.tanh(standard / self._cap)).masked_fill(~nll.isfinite(), torch.nan)
         if distances is None:
             return capped
-        weights = (self.memory_weight / self.memory_deviation)[:, None, None]
+        weights = (self.gate / self.memory_deviation)[:, None, None]
         return ((distances - self.memory_mean[:, None, None]) * weights).sum(1) + self._weight * capped
-
-
-def _to_stored_name(fusion: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    if f"{prefix}memory_weight" in state:
-        state[f"{prefix}gate"] = state.pop(f"{prefix}memory_weight")
-
-
-def _from_stored_name(fusion: nn.Module, state: dict[str, torch.Tensor], prefix: str, *_: Any) -> None:
-    if f"{prefix}gate" in state:
-        state[f"{prefix}memory_weight"] = state.pop(f"{prefix}gate")
 
 
 def gate(distances: torch.Tensor) -> torch.Tensor:

@@ -104,7 +104,7 @@ def tiny_parts(config: ModelConfig, expert: Expert | None = None, seed: int = 3)
         bank = MemoryBank.of(*(torch.randn(size, generator=generator) for size in sizes))
     fusion = Fusion(config.scoring, config.backbone.embedding_dim, kinds=2 if memory and memory.pooled else 1)
     for name, value in fusion.named_buffers():
-        value.copy_(torch.rand(value.shape, generator=generator) + (0 if name == "memory_weight" else 1))
+        value.copy_(torch.rand(value.shape, generator=generator) + (0 if name == "gate" else 1))
     return ProductParts(expert, bank, fusion)
 
 

@@ -117,6 +117,6 @@ def held_out_scores(
 
 def without_unused(bank: MemoryBank | None, fusion: Fusion | None) -> tuple[MemoryBank | None, Fusion | None]:
     """Memory and fusion without pooled patches, where these have no weight; they predict the same."""
-    if bank is None or fusion is None or fusion.memory_weight[1:].any():
+    if bank is None or fusion is None or fusion.gate[1:].any():
         return bank, fusion
     return MemoryBank.of(bank.mean, bank.axes, bank.prototypes), fusion.without_pooled()

@@ -50,8 +50,8 @@ def test_the_fused_map_is_the_gated_memory_plus_the_weighted_flow() -> None:
     fusion = Fusion.fit(FUSED, DIM, NLL, DISTANCES)
     flow = Fusion.fit(ScoringConfig(cap=4.0), DIM, NLL, None)(NLL, None)
     memory = (DISTANCES[:, 0] - DISTANCES.mean()) / DISTANCES.std(correction=0)
-    expected = fusion.memory_weight * memory + 0.5 * flow
-    assert 0 < fusion.memory_weight < 1
+    expected = fusion.gate * memory + 0.5 * flow
+    assert 0 < fusion.gate < 1
     assert torch.allclose(fusion(NLL, DISTANCES), expected, atol=1e-4)
 
 
@@ -78,16 +78,16 @@ def test_a_surface_is_flat_where_the_position_explains_nothing_and_an_object_is_
 def test_pooled_patches_count_half_of_their_gate_on_a_flat_surface() -> None:
     fusion = Fusion.fit(FUSED, DIM, NLL, POOLED)
     wide = POOLED.double()
-    assert fusion.memory_weight[0] == pytest.approx(gate(wide[:, 0]))
-    assert fusion.memory_weight[1] == pytest.approx(0.5 * gate(wide[:, 1]) * flatness(wide[:, 0]))
+    assert fusion.gate[0] == pytest.approx(gate(wide[:, 0]))
+    assert fusion.gate[1] == pytest.approx(0.5 * gate(wide[:, 1]) * flatness(wide[:, 0]))
     one = Fusion.fit(FUSED, DIM, NLL, DISTANCES)(NLL, DISTANCES)
     pooled = (POOLED[:, 1] - POOLED[:, 1].mean()) / POOLED[:, 1].std(correction=0)
-    assert torch.allclose(fusion(NLL, POOLED), one + fusion.memory_weight[1] * pooled, atol=1e-4)
+    assert torch.allclose(fusion(NLL, POOLED), one + fusion.gate[1] * pooled, atol=1e-4)
 
 
 def test_pooled_patches_without_weight_can_be_left_out() -> None:
     fusion = Fusion.fit(FUSED, DIM, NLL, POOLED)
-    fusion.memory_weight[1] = 0
+    fusion.gate[1] = 0
     before = fusion(NLL, POOLED)
     assert torch.equal(fusion.without_pooled()(NLL, DISTANCES), before)
 

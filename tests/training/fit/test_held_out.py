@@ -47,11 +47,11 @@ def test_pooled_patches_are_left_out_where_they_have_no_weight() -> None:
     bank, fusion = tiny_parts(config).bank, fit_fusion(config, given)
     assert fusion is not None
     assert without_unused(bank, fusion) == (bank, fusion)
-    fusion.memory_weight[1] = 0
+    fusion.gate[1] = 0
     smaller, smallest = without_unused(bank, fusion)
     assert smaller is not None
     assert smallest is not None
-    assert (len(smaller.pooled), len(smallest.memory_weight)) == (0, 1)
+    assert (len(smaller.pooled), len(smallest.gate)) == (0, 1)
     assert without_unused(None, None) == (None, None)
 
 
