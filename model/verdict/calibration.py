@@ -21,6 +21,7 @@ requested, lighter ones fewer.
 """
 
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Self
@@ -93,8 +94,14 @@ class Calibration:
             return (self.tail + 1) / (count + 1) * math.exp(-self.tail * math.log1p((score - self.start) / self.excess))
         if score < self.scores[0]:
             return 1 - math.exp((score - float(self.scores[0])) / self._mean_excess) / (count + 1)
-        chances = np.arange(count, 0, -1) / (count + 1)
-        return float(np.interp(score, self.scores, chances))
+        # Linear between the held-out scores, whose chances are count/(count + 1), …, 1/(count + 1). By hand: this is
+        # called for every candidate of every image, and NumPy takes thirty times as long.
+        place = bisect_right(self.scores, score) - 1
+        chance = (count - place) / (count + 1)
+        if place == count - 1:
+            return chance
+        low, high = float(self.scores[place]), float(self.scores[place + 1])
+        return ((count - place - 1) / (count + 1) - chance) / (high - low) * (score - low) + chance
 
     def threshold(self, rate: float) -> float:
         """The score that a new good image exceeds with probability ``rate``, in (0, 1).

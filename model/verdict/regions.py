@@ -42,13 +42,15 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, height: int, width: 
     labels, count = ndimage.label(anomaly_map > threshold, structure=_EIGHT_NEIGHBOURS)
     if not count:
         return ()
-    numbers = np.arange(1, count + 1)
-    peaks = ndimage.maximum(anomaly_map, labels, numbers)
+    # ndimage.maximum sorts the whole map, which took half of a service's processor time for a request.
+    inside = labels > 0
+    peaks = np.full(count + 1, -np.inf, anomaly_map.dtype)
+    np.maximum.at(peaks, labels[inside], anomaly_map[inside])
     areas = np.bincount(labels.ravel())
     boxes = ndimage.find_objects(labels)
     return tuple(
         _region(anomaly_map, labels, boxes[index], index + 1, areas[index + 1], height, width)
-        for index in np.argsort(-peaks, kind="stable")[:MAX_REGIONS]
+        for index in np.argsort(-peaks[1:], kind="stable")[:MAX_REGIONS]
     )
 
 

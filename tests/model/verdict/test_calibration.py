@@ -72,6 +72,16 @@ def test_below_the_tail_the_p_value_of_a_held_out_score_is_conformal() -> None:
         assert calibration.p_value(100 - rank) == pytest.approx(rank / 101)
 
 
+@given(st.one_of(SCORES, st.lists(st.integers(-3, 3), min_size=2, max_size=60)))
+def test_below_the_tail_the_p_value_is_numpys_interpolation_between_held_out_scores(scores: list[float]) -> None:
+    calibration = Calibration.fit(scores)
+    known, count = calibration.scores, len(calibration.scores)
+    chances = np.arange(count, 0, -1) / (count + 1)
+    between = known[:-1] + np.linspace(0.1, 0.9, count - 1) * np.diff(known)
+    points = [score for score in (*known, *between) if score <= calibration.start]
+    assert [calibration.p_value(float(score)) for score in points] == np.interp(points, known, chances).tolist()
+
+
 def test_the_threshold_is_far_above_few_scores_and_within_many() -> None:
     few, many = exponential(3), exponential(2000)
     assert few.threshold(0.01) > few.scores[-1] + (few.scores[-1] - few.scores[0])
