@@ -1,8 +1,8 @@
-"""The gradients of one optimizer step, a few images at a time; on a CPU the images are divided among threads.
+"""The gradients of one optimizer step; on a CPU a few images at a time, divided among threads.
 
 Every term of the loss is a mean over images, so loss and gradients of the batch are weighted sums of those of its
 parts. Threads with their own images synchronise once per step instead of after every operation
-(``moleflow.model.runtime.parallel``).
+(``moleflow.model.runtime.parallel``). A GPU takes the whole batch at once, with kernels of its own where they run.
 """
 
 import torch
@@ -10,12 +10,13 @@ import torch
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.runtime.device import autocast, matmul_dtype
+from moleflow.model.runtime.kernels import can_run_kernels, on_device
 from moleflow.model.runtime.parallel import parallel_map
 from moleflow.training.config import TrainingConfig
 from moleflow.training.fit.backward.network import FusedFlow
 from moleflow.training.fit.loss import tail_aware_loss
 
-__all__ = ["add_gradients"]
+__all__ = ["add_gradients", "runs_kernels"]
 
 AT_ONCE_BYTES = 10 * 2**20
 """Most bytes of float32 embeddings processed at once on a CPU: four images of MAIN. With fewer, matrix products and
@@ -31,6 +32,8 @@ def add_gradients(
     as scalars, without synchronising. The order of summation depends on the number of threads only, so results are
     reproducible to the bit for one number of threads, and differ by rounding between numbers.
     """
+    if runs_kernels(embeddings):
+        return _add_accelerated(base, expert, embeddings, training, precision)
     flow = FusedFlow(base, expert, matmul_dtype(precision))
 
     def take(share: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -57,6 +60,28 @@ def add_gradients(
         totals, gradients = totals + more, _sums(gradients, others)
     flow.finish(gradients)
     return totals[0], totals[1]
+
+
+def runs_kernels(embeddings: torch.Tensor) -> bool:
+    """Whether ``add_gradients`` of ``embeddings`` is by Triton kernels, which tensors without values do not have."""
+    return type(embeddings) is torch.Tensor and can_run_kernels(embeddings.device)
+
+
+def _add_accelerated(
+    base: Base, expert: Expert, embeddings: torch.Tensor, training: TrainingConfig, precision: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``add_gradients`` by Triton kernels."""
+    from moleflow.training.fit.backward.accelerated import AcceleratedFlow, accelerated_likelihood
+
+    # Kernels are launched on the current device, which need not be the one of the data.
+    with on_device(embeddings.device), torch.enable_grad():
+        flow = AcceleratedFlow(base, expert, matmul_dtype(precision))
+        with autocast(embeddings.device, precision):
+            z, log_det = flow(embeddings)
+        nll = accelerated_likelihood(z, log_det)
+        loss = tail_aware_loss(nll, log_det, training)
+        flow.finish(flow.gradients(loss))
+    return loss.detach(), nll.detach().mean()
 
 
 def at_once(embeddings: torch.Tensor) -> int:

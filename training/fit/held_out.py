@@ -111,7 +111,7 @@ def held_out_scores(
     return {
         "scores": image_scores(both, config.scoring, config.score_top_k),
         "peaks": torch.tensor([float(pixel_map(each, side, side, side).max()) for each in both.anomaly.numpy()]),
-        "grounds": torch.tensor([background_nll(each) for each in maps.nll.numpy()]),
+        "grounds": torch.from_numpy(background_nll(maps.nll.numpy())),
     }
 
 

@@ -15,8 +15,14 @@ from moleflow.training.progress import Reporter
 __all__ = ["ResumableFit"]
 
 
+SAVING_SHARE, FREE_SAVING_SECONDS = 0.1, 1.0
+"""Saving takes at most this share of a fit, and a second. On a GPU an epoch of ``main`` is shorter than writing 200 MB,
+which more than halved its speed."""
+
+
 class ResumableFit:
-    """Runs one fit after another, and saves the state after every epoch to one file."""
+    """Runs one fit after another, and saves the state after every epoch to one file, or less often if that takes long
+    (``SAVING_SHARE``); after the last epoch always."""
 
     def __init__(self, state_path: Path, reporter: Reporter) -> None:
         self.state_path, self.reporter = state_path, reporter
@@ -25,7 +31,7 @@ class ResumableFit:
         """Fit ``trainer`` to ``store``, continuing from the saved state if its ``fingerprint`` is the same.
 
         Raises:
-            DivergenceError: loss or weights are not finite; the saved state is that of the epoch before.
+            DivergenceError: loss or weights are not finite; the saved state is that of an epoch before.
         """
         length = trainer.length(len(store))
         epochs = math.ceil(length)
@@ -41,11 +47,15 @@ class ResumableFit:
                 # Reading the loss synchronises, so it is read only if it is shown.
                 phase.advance(images, f"loss {loss.item():.1f}" if phase.shows_bar else "")
 
-            started = time.perf_counter()
+            saving, fit_started = 0.0, time.perf_counter()
+            started = fit_started
             for result in trainer.epochs(store, on_step):
-                seconds = time.perf_counter() - started
+                now = time.perf_counter()
+                seconds = now - started
                 _check_finite(trainer, result.loss)
-                trainer.save(self.state_path, fingerprint)
+                if saving <= FREE_SAVING_SECONDS + SAVING_SHARE * (now - fit_started) or trainer.epoch >= length:
+                    trainer.save(self.state_path, fingerprint)
+                    saving += time.perf_counter() - now
                 self.reporter.record(
                     "epoch",
                     name=trainer.name,

@@ -17,6 +17,8 @@ from moleflow.model.store.sections import STORED_TYPES
 from moleflow.training.config import TrainingConfig
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.gradients import add_gradients
+from moleflow.training.fit.graph import StepGraph
+from moleflow.training.fit.resident import Batches
 
 __all__ = ["EpochResult", "TaskTrainer", "task_seed"]
 
@@ -67,20 +69,59 @@ class TaskTrainer:
         self.expert = Expert(config, first=first, seed=task_seed(training.seed, name, "expert")).to(device)
         modules = (base, self.expert) if self.trains_base else (self.expert,)
         self.parameters = [parameter for module in modules for parameter in module.parameters()]
+        self.on_gpu = device.type == "cuda" and torch.cuda.is_available()
+        self._graph: StepGraph | None = None
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         )
+        self._configure_optimizer()
         self.epoch = 0
 
     def step(self, embeddings: torch.Tensor, learning_rate: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars, without synchronising."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        """One optimizer step on ``(B, H, W, D)``; returns loss and mean NLL as scalars, without synchronising.
+
+        On a GPU by replay of a recording (``moleflow.training.fit.graph``), which the first step of each batch size
+        makes; it stays in the GPU's memory until ``epochs`` ends or the trainer does.
+        """
+        self._set_learning_rate(learning_rate)
+        if not self.on_gpu or type(embeddings) is not torch.Tensor:  # a tensor without values has nothing to record
+            return self._update(embeddings)
+        if self._graph is None:
+            self._graph = StepGraph(self.parameters, self.optimizer, self.device)
+        return self._graph(self._update, embeddings)
+
+    def _update(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimizer step at the rate that is set."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, nll = add_gradients(self.base, self.expert, embeddings, self.training, self.precision)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_gradient_norm)
         self.optimizer.step()
         return loss, nll
+
+    def _forget_recordings(self) -> None:
+        """Free the memory of recorded steps, gradients included; they are made again on demand."""
+        if self._graph is not None:
+            self._graph = None
+            self.optimizer.zero_grad(set_to_none=True)
+
+    def _configure_optimizer(self) -> None:
+        """On a GPU, have it keep its state and learning rate there, where a recorded step finds them."""
+        for group in self.optimizer.param_groups:
+            rate = float(group["lr"])
+            if self.on_gpu:
+                group |= {"lr": torch.tensor(rate, device=self.device), "capturable": True, "fused": True}
+            else:
+                group |= {"lr": rate, "capturable": False, "fused": None}
+        if self.on_gpu:
+            # A step that is not recorded may be capturable all the same, which PyTorch warns of.
+            setattr(self.optimizer, "_warned_capturable_if_run_uncaptured", True)  # noqa: B010
+
+    def _set_learning_rate(self, rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            if self.on_gpu:
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def epochs(
         self, store: Embeddings, on_step: Callable[[int, torch.Tensor], None] = lambda images, loss: None
@@ -88,23 +129,29 @@ class TaskTrainer:
         """Train the remaining epochs, yielding after each; ``on_step`` gets the number of images and the loss."""
         steps = math.ceil(len(store) / self.training.batch_size)
         length = self.length(len(store))
+        source = Batches(store, self.device)
         if self.epoch == 0:
-            rows = torch.arange(len(store)).split(self.training.batch_size)
-            self.expert.adapter.fit(store.batch(indices, self.device) for indices in rows)
-        while self.epoch < length:
-            generator = torch.Generator().manual_seed(task_seed(self.training.seed, self.name, f"epoch {self.epoch}"))
-            order = torch.randperm(len(store), generator=generator)
-            totals = torch.zeros(2, device=self.device)
-            rate = 0.0
-            batches = order.split(self.training.batch_size)[: round((length - self.epoch) * steps)]
-            for number, indices in enumerate(batches):
-                rate = self.learning_rate((self.epoch * steps + number) / steps, length)
-                loss, nll = self.step(store.batch(indices, self.device), rate)
-                totals += torch.stack((loss, nll))
-                on_step(len(indices), loss)
-            self.epoch += 1
-            loss_mean, nll_mean = (totals / len(batches)).tolist()
-            yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
+            rows = source.order(torch.arange(len(store))).split(self.training.batch_size)
+            self.expert.adapter.fit(source.batch(indices) for indices in rows)
+        try:
+            while self.epoch < length:
+                generator = torch.Generator().manual_seed(
+                    task_seed(self.training.seed, self.name, f"epoch {self.epoch}")
+                )
+                order = source.order(torch.randperm(len(store), generator=generator))
+                totals = torch.zeros(2, device=self.device)
+                rate = 0.0
+                batches = order.split(self.training.batch_size)[: round((length - self.epoch) * steps)]
+                for number, indices in enumerate(batches):
+                    rate = self.learning_rate((self.epoch * steps + number) / steps, length)
+                    loss, nll = self.step(source.batch(indices), rate)
+                    totals += torch.stack((loss, nll))
+                    on_step(len(indices), loss)
+                self.epoch += 1
+                loss_mean, nll_mean = (totals / len(batches)).tolist()
+                yield EpochResult(self.epoch, loss_mean, nll_mean, rate)
+        finally:
+            self._forget_recordings()
 
     def finish(self) -> None:
         """Round the expert to its stored type, so that it is calibrated as it will be loaded."""
@@ -169,5 +216,7 @@ class TaskTrainer:
         if self.trains_base:
             self.base.load_state_dict(state["base"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._configure_optimizer()
+        self._forget_recordings()  # they change the state that was replaced
         self.epoch = state["epoch"]
         return True

@@ -1,3 +1,3 @@
 """The hand-written backward pass of a training step."""
 
-__all__ = ["network"]
+__all__ = ["accelerated", "network"]
