@@ -16,6 +16,7 @@ from moleflow.model.images.value_range import Views
 from moleflow.model.products import MAX_EXPERTS, Products
 from moleflow.model.routing.shortlist import Shortlist
 from moleflow.model.runtime.device import resolve_device, resolve_precision
+from moleflow.model.runtime.graphs import Captured
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
@@ -77,6 +78,7 @@ class Detector:
         self._checkpoint = checkpoint
         features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
         self._features = features.to(self.device)
+        self._embedded = Captured(self._embed, self.device)
 
     @classmethod
     def load(
@@ -188,7 +190,8 @@ class Detector:
         """The index of the product that is named for each image, or ``None``."""
         if len(tasks) != len(images):
             raise ValueError(f"tasks must have one entry per image; got {len(tasks)} for {len(images)} images")
-        return [None if name is None else self._checkpoint.header.task(name).index for name in tasks]
+        indices = {name: self._checkpoint.header.task(name).index for name in set(tasks) if name is not None}
+        return [None if name is None else indices[name] for name in tasks]
 
     def _route(
         self, images: Sequence[np.ndarray], named: Sequence[int | None], *, seen_by: Sequence[int | None]
@@ -209,11 +212,17 @@ class Detector:
     def embed_and_route(self, batch: torch.Tensor) -> tuple[PatchFeatures, torch.Tensor, torch.Tensor]:
         """``(B, S, S, 3)`` in 0…255 on the device to features, distances and distance ratios ``(B, T)``.
         Asynchronous on CUDA."""
+        distances, ratios, embeddings, *stages = self._embedded(batch)
+        return PatchFeatures(embeddings, tuple(stages)), distances, ratios
+
+    def _embed(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Distances, distance ratios and the parts of the features, in one recorded graph on a GPU."""
         features = self._features(batch)
-        return features, *self.products.route(features.embeddings)
+        return *self.products.route(features.embeddings), features.embeddings, *features.stages
 
     def warm_up(self, batch_size: int = 1) -> None:
-        """Merge the first few experts and predict once on blank images, so that the first request is not slow.
+        """Merge the first few experts and predict on blank images, so that the first request is not slow; on a GPU
+        with every batch size that is recorded, up to ``batch_size``.
 
         The first request for any other product pays for reading and merging its expert. A damaged expert is an error
         only if every expert is damaged.
@@ -226,16 +235,18 @@ class Detector:
         if len(damaged) == len(self.tasks) > 0:
             raise damaged[0]
         usable = [task.name for task in warm if task.index not in damaged]
-        size = self.preprocessing.image_size
-        blank = [np.zeros((size, size, 3), dtype=np.uint8)] * batch_size
-        for result in self.predict(blank, [usable[0] if usable else None] * batch_size)[:1]:
+        side, name = self.preprocessing.image_size, usable[0] if usable else None
+        blank = np.zeros((side, side, 3), dtype=np.uint8)
+        for size in self._embedded.sizes(batch_size):
+            result = self.predict([blank] * size, [name] * size)[0]
             if isinstance(result, Failure):
                 raise result.error
             if isinstance(result, Prediction):
                 result.pixel_map()  # fills the cache of resampling matrices
 
     def free_memory(self) -> None:
-        """Drop merged experts and empty PyTorch's CUDA cache."""
+        """Drop merged experts and recorded graphs, and empty PyTorch's CUDA cache."""
         self.products.experts.clear()
+        self._embedded.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -14,8 +14,9 @@ from moleflow.model.memory.scorer import PatchMaps, image_scores
 from moleflow.model.routing.novelty import background_nll, check_limit, novelty_score
 from moleflow.model.routing.router import Router, image_descriptor
 from moleflow.model.routing.shortlist import Route, Shortlist, shortlist
+from moleflow.model.runtime.kernels import can_run_kernels
 from moleflow.model.store.checkpoint import Checkpoint
-from moleflow.model.store.experts import Experts
+from moleflow.model.store.experts import Experts, MergedExperts, Merger, can_stack
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, check_rate
 from moleflow.model.verdict.results import Candidate, Failure, Finding, Prediction, Refusal, TaskInfo
 
@@ -65,7 +66,7 @@ class Products:
         self._calibrations = [each.calibration for each in profiles]
         self._median_distances = torch.tensor([each.distances.median for each in self._calibrations], device=device)
         self.infos = tuple(self._at_rate(info) for info in header.tasks)
-        self.experts = Experts(checkpoint, device, precision, max_experts)
+        self.experts = _experts(checkpoint, device, precision, max_experts)
 
     def route(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Distances and distance ratios ``(B, T)`` of embeddings ``(B, H, W, D)``. Asynchronous on CUDA."""
@@ -129,8 +130,9 @@ class Products:
     def _scored(self, maps: PatchMaps) -> Iterator[_Scored]:
         """The maps and scores of each image, on the host."""
         scores = image_scores(maps, self._config.scoring, self._top_k).tolist()
-        nll, anomaly = maps.nll.cpu().numpy(), maps.anomaly.cpu().numpy()
-        return map(_Scored, anomaly, scores, map(background_nll, nll))
+        nll = maps.nll.cpu().numpy()
+        anomaly = nll if maps.anomaly is maps.nll else maps.anomaly.cpu().numpy()
+        return map(_Scored, anomaly, scores, background_nll(nll).tolist())
 
     def _finding(
         self, found: Shortlist, scored: _Scored | None, failed: Mapping[int, ExpertError], *, refuses: bool
@@ -160,10 +162,12 @@ class Products:
         if task.index == found.nearest[0].index:  # the ratio belongs to the nearest product; so must the background
             dim = self._config.backbone.embedding_dim
             novelty = novelty_score(novelty, scored.background, calibration.grounds.median, dim)
+        candidates = self._candidates(found)
+        own = [each for each in candidates if each.index == task.index]
         return Prediction(
-            candidates=self._candidates(found),
+            candidates=candidates,
             novelty_score=novelty,
-            task=self._candidate(task),
+            task=own[0] if own else self._candidate(task),
             score=scored.score,
             grid_map=scored.grid_map,
             model_size=self._config.backbone.image_size,
@@ -191,3 +195,13 @@ class Products:
                 "pixel_threshold": calibration.peaks.threshold(rate),
             }
         )
+
+
+def _experts(checkpoint: Checkpoint, device: torch.device, precision: str, limit: int) -> Experts:
+    """The experts of a checkpoint: stacked on a GPU that runs the kernels for it, else each by itself."""
+    config, merge = checkpoint.header.config, Merger(checkpoint, device, precision)
+    if can_run_kernels(device) and can_stack(config, merge.base, precision):
+        from moleflow.model.store.stacked_experts import StackedExperts  # needs Triton
+
+        return StackedExperts(merge, config, device, min(limit, len(checkpoint.header.tasks)))
+    return MergedExperts(merge, config, device, precision, limit)

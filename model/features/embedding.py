@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moleflow.model.runtime.kernels import can_run_kernels
+
 __all__ = ["PatchEmbedder", "position_code", "with_position"]
 
 NEIGHBOURHOOD = 3
@@ -40,13 +42,14 @@ class PatchEmbedder(nn.Module):
         for index, stage_channels in enumerate(channels):
             kernel = _pooling_kernel(stage_channels, dim, self.groups[index]) / len(channels)
             self.register_buffer(f"kernel_{index}", kernel, persistent=False)
+            windows = torch.tensor(_windows(NEIGHBOURHOOD**2 * stage_channels, dim), dtype=torch.int32)
+            self.register_buffer(f"windows_{index}", windows.T.contiguous(), persistent=False)
 
     def forward(self, stages: list[torch.Tensor]) -> torch.Tensor:
         """Stages ``(B, C, H, W)``, finest first, to embeddings ``(B, H, W, D)`` on the finest grid."""
         total: torch.Tensor | None = None
         for index, stage in enumerate(stages):
-            kernel = self.get_buffer(f"kernel_{index}").to(stage.dtype)
-            pooled = F.conv2d(stage, kernel, padding=NEIGHBOURHOOD // 2, groups=self.groups[index])
+            pooled = self._pooled(index, stage)
             if total is None:
                 total = pooled
                 continue
@@ -54,6 +57,18 @@ class PatchEmbedder(nn.Module):
         if total is None:
             raise ValueError("stages must not be empty")
         return total.permute(0, 2, 3, 1)
+
+    def _pooled(self, index: int, stage: torch.Tensor) -> torch.Tensor:
+        """A stage ``(B, C, H, W)`` to its part of the embeddings ``(B, D, H, W)``, at its own resolution."""
+        if stage.dtype != torch.float32 and stage.device.type == "cuda" and can_run_kernels(stage.device):
+            from moleflow.model.features.kernels import pool_windows  # needs Triton
+
+            starts, ends = self.get_buffer(f"windows_{index}")
+            longest = -(-(NEIGHBOURHOOD**2) * stage.shape[1] // len(starts)) + 1
+            gain = 1 / len(self.groups)
+            return pool_windows(stage, starts, ends, longest, NEIGHBOURHOOD, gain).permute(0, 3, 1, 2)
+        kernel = self.get_buffer(f"kernel_{index}").to(stage.dtype)
+        return F.conv2d(stage, kernel, padding=NEIGHBOURHOOD // 2, groups=self.groups[index])
 
 
 def _pooling_kernel(channels: int, dim: int, groups: int) -> torch.Tensor:
@@ -65,11 +80,15 @@ def _pooling_kernel(channels: int, dim: int, groups: int) -> torch.Tensor:
     window = NEIGHBOURHOOD**2
     inputs, outputs = channels // groups * window, dim // groups
     weight = torch.zeros(outputs, inputs, dtype=torch.float64)
-    for row in range(outputs):
-        start, end = row * inputs // outputs, -(-(row + 1) * inputs // outputs)
+    for row, (start, end) in enumerate(_windows(inputs, outputs)):
         weight[row, start:end] = 1 / (end - start)
     kernel = weight.view(outputs, channels // groups, NEIGHBOURHOOD, NEIGHBOURHOOD)
     return kernel.repeat(groups, 1, 1, 1).float()
+
+
+def _windows(inputs: int, outputs: int) -> list[tuple[int, int]]:
+    """First value, and the one after the last, of each window of adaptive average pooling."""
+    return [(row * inputs // outputs, -(-(row + 1) * inputs // outputs)) for row in range(outputs)]
 
 
 def position_code(height: int, width: int, dim: int) -> torch.Tensor:
@@ -95,4 +114,14 @@ def _position_values(height: int, width: int, dim: int) -> np.ndarray:
 def with_position(embeddings: torch.Tensor) -> torch.Tensor:
     """Add the position code to ``(B, H, W, D)``."""
     height, width, dim = embeddings.shape[1:]
-    return embeddings + position_code(height, width, dim).to(embeddings.device, non_blocking=True)
+    # A GPU keeps the code, as a copy from the host would wait for it. Tensors without values belong to their mode.
+    placed = _position_on if embeddings.is_cuda and type(embeddings) is torch.Tensor else _placed_position
+    return embeddings + placed(height, width, dim, embeddings.device)
+
+
+def _placed_position(height: int, width: int, dim: int, device: torch.device) -> torch.Tensor:
+    with torch.inference_mode(False):  # a tensor made in inference mode could not be used outside it
+        return position_code(height, width, dim).to(device, non_blocking=True)
+
+
+_position_on = functools.lru_cache(maxsize=8)(_placed_position)

@@ -69,10 +69,15 @@ def stack_images(
 
     uint8 if all images are, else float32 (see ``as_levels``). On CUDA the copy is asynchronous, from pinned memory.
     """
-    batch = torch.from_numpy(np.stack([as_levels(image, resize) for image in images]))
-    if device.type != "cuda":
-        return batch
-    return batch.pin_memory().to(device, non_blocking=True)
+    levels = [as_levels(image, resize) for image in images]
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return torch.from_numpy(np.stack(levels)).to(device)
+    floats = any(each.dtype == np.float32 for each in levels)
+    batch = torch.empty(
+        (len(levels), *levels[0].shape), dtype=torch.float32 if floats else torch.uint8, pin_memory=True
+    )
+    np.stack(levels, out=batch.numpy(), casting="same_kind")
+    return batch.to(device, non_blocking=True)
 
 
 def as_levels(image: np.ndarray, resize: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

@@ -18,14 +18,15 @@ patches do, as with fine regular textures, the distance says more about the imag
 
 import copy
 import math
-from typing import Self
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import nn
 
 from moleflow.model.config import ScoringConfig
 
-__all__ = ["Fusion", "flow_norm"]
+__all__ = ["Fusion", "flow_norm", "fuse"]
 
 NORM_OFFSET = 8.0
 """Added to the squared norm, per embedding dimension, so that its root is real even where the density is high."""
@@ -46,6 +47,14 @@ def flow_norm(nll: torch.Tensor, dim: int) -> torch.Tensor:
     return (2 * nll - dim * math.log(2 * math.pi) + NORM_OFFSET * dim).clamp_min(1).sqrt()
 
 
+class Constants(NamedTuple):
+    """Of all products: the cap, the weight of the capped flow, and the embedding's dimension."""
+
+    cap: float
+    flow_weight: float
+    dim: int
+
+
 class Fusion(nn.Module):
     """The statistics of a product's held-out good patches, and the fusion by them, float32.
 
@@ -63,7 +72,7 @@ class Fusion(nn.Module):
         super().__init__()
         if config.cap is None:
             raise ValueError("there is nothing to fuse without a cap")
-        self._cap, self._weight, self._dim = config.cap, config.flow_weight, dim
+        self.constants = Constants(config.cap, config.flow_weight, dim)
         for name in ("flow_mean", "flow_deviation"):
             self.register_buffer(name, torch.ones(()))
         if config.memory is not None:
@@ -95,13 +104,29 @@ class Fusion(nn.Module):
 
     def forward(self, nll: torch.Tensor, distances: torch.Tensor | None) -> torch.Tensor:
         """NLL ``(B, H, W)`` and distances ``(B, kinds, H, W)`` to the anomaly map ``(B, H, W)``, dimensionless."""
-        standard = (flow_norm(nll, self._dim) - self.flow_mean) / self.flow_deviation
-        # Capped, an infinite likelihood would look like any anomaly; it is a fault and must stay one.
-        capped = (self._cap * torch.tanh(standard / self._cap)).masked_fill(~nll.isfinite(), torch.nan)
-        if distances is None:
-            return capped
-        weights = (self.gate / self.memory_deviation)[:, None, None]
-        return ((distances - self.memory_mean[:, None, None]) * weights).sum(1) + self._weight * capped
+        memory = () if distances is None else (getattr(self, name)[:, None, None] for name in _OF_MEMORY)
+        return fuse(nll, distances, (self.flow_mean, self.flow_deviation), tuple(memory), self.constants)
+
+
+def fuse(
+    nll: torch.Tensor,
+    distances: torch.Tensor | None,
+    flow: Sequence[torch.Tensor],
+    memory: Sequence[torch.Tensor],
+    constants: Constants,
+) -> torch.Tensor:
+    """The anomaly map ``(B, H, W)`` of NLL ``(B, H, W)`` and distances ``(B, kinds, H, W)``.
+
+    ``flow`` are mean and deviation, ``memory`` mean, deviation and gate, each of a shape that fits by broadcasting.
+    """
+    mean, deviation = flow
+    standard = (flow_norm(nll, constants.dim) - mean) / deviation
+    # Capped, an infinite likelihood would look like any anomaly; it is a fault and must stay one.
+    capped = (constants.cap * torch.tanh(standard / constants.cap)).masked_fill(~nll.isfinite(), torch.nan)
+    if distances is None:
+        return capped
+    mean, deviation, gate = memory
+    return ((distances - mean) * (gate / deviation)).sum(1) + constants.flow_weight * capped
 
 
 def gate(distances: torch.Tensor) -> torch.Tensor:

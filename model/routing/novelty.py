@@ -50,9 +50,10 @@ def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, median_distanc
     return torch.where(distance > FAR_MULTIPLE * median_distance, ratio.clamp_min(1), ratio)
 
 
-def background_nll(patch_nll: np.ndarray) -> float:
-    """The 10 % quantile of the patch NLLs ``(H, W)``, in nats."""
-    return float(np.quantile(patch_nll, BACKGROUND_QUANTILE))
+def background_nll(patch_nll: np.ndarray) -> np.ndarray:
+    """The 10 % quantile of each image's patch NLLs: ``(B, H, W)`` to ``(B,)``, in nats."""
+    count, height, width = patch_nll.shape
+    return np.quantile(patch_nll.reshape(count, height * width), BACKGROUND_QUANTILE, axis=1)
 
 
 def novelty_score(ratio: float, background: float, typical_background: float, dim: int) -> float:

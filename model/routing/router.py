@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from moleflow.model.config import RouterConfig
+from moleflow.model.runtime.kernels import can_run_kernels
 from moleflow.model.runtime.parallel import parallel_map
 
 __all__ = ["Prototype", "Router", "image_descriptor"]
@@ -45,6 +46,10 @@ _CHANNEL_PARTS = 4
 def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
     """Median over the grid, without the position code: ``(B, H, W, D)`` to ``(B, D)`` float32."""
     values = embeddings.detach().float().flatten(1, 2)
+    if values.device.type == "cuda" and can_run_kernels(values.device):
+        from moleflow.model.routing.kernels import lower_median  # needs Triton
+
+        return lower_median(values.contiguous())
     if values.device.type != "cpu":
         return values.median(1).values
     # The same value (the lower median) from NumPy, whose selection is vectorised, in chunks that fit the cache.

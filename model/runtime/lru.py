@@ -23,10 +23,17 @@ class ExpertCache(Generic[E]):
 
     Concurrent requests for the same expert create it once; only those threads wait. If creation fails, all of them get
     the error and the next request tries again, except that an ``ExpertError`` is raised again for ``retry_seconds``.
+    ``drop`` gets each expert that is not kept any longer; it must not raise.
     """
 
-    def __init__(self, make: Callable[[int], E], limit: int, retry_seconds: float = RETRY_SECONDS) -> None:
-        self.limit = limit
+    def __init__(
+        self,
+        make: Callable[[int], E],
+        limit: int,
+        retry_seconds: float = RETRY_SECONDS,
+        drop: Callable[[E], None] = lambda expert: None,
+    ) -> None:
+        self.limit, self._drop = limit, drop
         self._make, self._lock, self._retry_seconds = make, threading.Lock(), retry_seconds
         self._kept: OrderedDict[int, Future[E]] = OrderedDict()
         # Not the error itself: its traceback would keep tensors alive.
@@ -46,13 +53,17 @@ class ExpertCache(Generic[E]):
             else:
                 # Evict first, so that the limit is never exceeded.
                 while len(self._kept) >= self.limit:
-                    self._kept.popitem(last=False)
+                    self._release(self._kept.popitem(last=False)[1])
                 made = self._kept[index] = Future()
         return kept.result() if kept is not None else self._fill(index, made)
 
     def clear(self) -> None:
         with self._lock:
-            self._kept.clear()
+            while self._kept:
+                self._release(self._kept.popitem()[1])
+
+    def _release(self, kept: "Future[E]") -> None:
+        kept.add_done_callback(lambda made: None if made.exception() else self._drop(made.result()))
 
     def _fill(self, index: int, made: "Future[E]") -> E:
         try:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moleflow.model.runtime.faults import is_device_lost, is_out_of_memory
+
 __all__ = ["Activation", "FusedConv", "FusedLinear"]
 
 Activation = Literal["none", "relu", "relu6"]
@@ -86,6 +88,7 @@ class FusedConv(nn.Module):
         super().__init__()
         self.dtype, self.activation = dtype, activation
         self._stride, self._padding, self._dilation, self._groups = stride, padding, dilation, groups
+        self._cudnn_refused = False
         kernel = kernel.detach().to(dtype, copy=True).contiguous(memory_format=torch.channels_last)
         self.register_buffer("kernel", kernel)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype, copy=True))
@@ -95,6 +98,10 @@ class FusedConv(nn.Module):
         x = x.to(self.dtype)
         if x.device.type == "cpu" and _operators_agree(self.dtype):
             return self._fused(x, other)
+        if x.device.type == "cuda" and self.activation == "relu" and self.bias is not None and self._groups == 1:
+            fused = self._fused_by_cudnn(x, other)
+            if fused is not None:
+                return fused
         y = F.conv2d(x, self.kernel, self.bias, self._stride, self._padding, self._dilation, self._groups)
         return _activate(y if other is None else y + other, self.activation)
 
@@ -117,6 +124,22 @@ class FusedConv(nn.Module):
             return operator.binary(x, other, kernel, self.bias, *geometry, "add", None, after, [], None)
         return _activate(operator(x, kernel, self.bias, *geometry, "none", [], "") + other, self.activation)
 
+    def _fused_by_cudnn(self, x: torch.Tensor, other: torch.Tensor | None) -> torch.Tensor | None:
+        """Convolution, bias, sum and ReLU in one pass; ``None`` where cuDNN does not do it."""
+        if self._cudnn_refused or not _cudnn_agrees(self.dtype, x.device):
+            return None
+        geometry = self._stride, self._padding, self._dilation, self._groups
+        try:
+            if other is None:
+                return torch.cudnn_convolution_relu(x, self.kernel, self.bias, *geometry)
+            if other.shape == self._shape_of_output(x):
+                return torch.cudnn_convolution_add_relu(x, self.kernel, other.to(self.dtype), 1.0, self.bias, *geometry)
+        except RuntimeError as error:
+            if is_out_of_memory(error) or is_device_lost(error):
+                raise
+            self._cudnn_refused = True  # not every geometry has a fused form
+        return None
+
     def _shape_of_output(self, x: torch.Tensor) -> tuple[int, ...]:
         sides = (
             (side + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
@@ -131,6 +154,35 @@ def _activate(x: torch.Tensor, activation: Activation) -> torch.Tensor:
     if activation == "none":
         return x
     return x.relu_() if activation == "relu" else F.hardtanh_(x, 0.0, 6.0)
+
+
+@functools.cache
+def _cudnn_agrees(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether cuDNN's fused convolutions exist for ``dtype``, and agree with the plain ones.
+
+    In float32 they would use TF32 where the plain ones do not.
+    """
+    if dtype == torch.float32 or not torch.cuda.is_available() or not torch.backends.cudnn.is_available():
+        return False
+    generator = torch.Generator().manual_seed(0)
+    x, kernel = (torch.randn(*shape, generator=generator) for shape in ((2, 32, 5, 5), (32, 32, 3, 3)))
+    bias = torch.full((32,), 0.1)
+    x, kernel, bias = (value.to(device, dtype) for value in (x, kernel / 17, bias))
+    x, kernel = (value.contiguous(memory_format=torch.channels_last) for value in (x, kernel))
+    geometry: tuple[Any, ...] = ((1, 1), (1, 1), (1, 1), 1)
+    try:
+        found = (
+            torch.cudnn_convolution_relu(x, kernel, bias, *geometry),
+            torch.cudnn_convolution_add_relu(x, kernel, x, 1.0, bias, *geometry),
+        )
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    plain = F.conv2d(x, kernel, bias, padding=1)
+    expected = plain.relu(), (plain + x).relu()
+    return all(
+        torch.allclose(one.float(), other.float(), rtol=_TOLERANCE, atol=_TOLERANCE)
+        for one, other in zip(found, expected, strict=True)
+    )
 
 
 @functools.cache

@@ -3,51 +3,97 @@
 An expert that cannot be loaded fails the images of its product, and no others of their batch.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 import torch
 
+from moleflow.model.config import ModelConfig
 from moleflow.model.errors import CheckpointError, ExpertError, one_line
 from moleflow.model.features.patches import PatchFeatures
+from moleflow.model.flow.expert import Base
 from moleflow.model.memory.scorer import PatchMaps, ProductScorer
 from moleflow.model.runtime.device import autocast, matmul_dtype
 from moleflow.model.runtime.lru import ExpertCache
 from moleflow.model.runtime.parallel import parallel_map
 from moleflow.model.store.checkpoint import Checkpoint
 
-__all__ = ["Experts"]
+__all__ = ["Experts", "MergedExperts", "Merger", "can_stack", "empty_maps", "found_or_failed"]
+
+LEAST_PATCHES = 128
+"""Fewest patches of an image: at most two images meet in a tile of a matrix product."""
+
+E = TypeVar("E")
 
 
-class Experts:
-    """Merged experts by task index, at most ``limit`` of them on the device. Thread-safe."""
+class Experts(Protocol):
+    """The experts of a checkpoint on a device, at most ``limit`` of them. Thread-safe."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: str, limit: int) -> None:
-        self.limit = limit
-        self._checkpoint, self._device, self._precision = checkpoint, device, precision
-        separated = checkpoint.header.config.flow.sharing == "separated"
-        self._shared_base = None if separated else checkpoint.base().to(device)
-        self._caps = checkpoint.header.config.scoring.cap is not None
-        self._cache = ExpertCache(self._merge, limit)
-
-    def get(self, index: int) -> ProductScorer:
-        """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
-        return self._cache.get(index)
+    limit: int
 
     def prepare(self, tasks: Sequence[int]) -> dict[int, ExpertError]:
         """Load and merge the experts of ``tasks`` now; returns the errors of damaged ones."""
-        return self._load(tasks)[1]
 
     def clear(self) -> None:
         """Free all merged experts; they are loaded again on demand."""
-        self._cache.clear()
 
     def maps(self, features: PatchFeatures, tasks: Sequence[int]) -> tuple[PatchMaps, dict[int, ExpertError]]:
         """Features and the task of each image to patch maps, without synchronising.
 
         Also returns the errors of tasks with damaged experts, whose maps are NaN.
         """
-        nll = features.embeddings.new_full(features.embeddings.shape[:3], torch.nan, dtype=torch.float32)
-        maps = PatchMaps(nll, nll.clone() if self._caps else nll)
+
+
+class Merger:
+    """Reads the experts of a checkpoint and merges them with the base; ``base`` is that of all, if there is one."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: str) -> None:
+        self._checkpoint, self._device, self._precision = checkpoint, device, precision
+        separated = checkpoint.header.config.flow.sharing == "separated"
+        self.base = None if separated else checkpoint.base().to(device)
+
+    def __call__(self, index: int) -> ProductScorer:
+        """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
+        try:
+            parts = self._checkpoint.product(index)
+            base = self.base or self._checkpoint.base(index).to(self._device)
+        except CheckpointError as error:
+            reason = one_line(error)
+            raise ExpertError(self._checkpoint.header.tasks[index].name, reason) from error
+        return ProductScorer(base, parts.to(self._device), matmul_dtype(self._precision))
+
+
+class MergedExperts:
+    """Experts that each have a network of their own: on a CPU, and on a GPU where they cannot be stacked."""
+
+    def __init__(
+        self,
+        merge: Callable[[int], ProductScorer],
+        config: ModelConfig,
+        device: torch.device,
+        precision: str,
+        limit: int,
+    ) -> None:
+        self.limit = limit
+        self._device, self._precision = device, precision
+        self._caps = config.scoring.cap is not None
+        self._cache = ExpertCache(merge, limit)
+
+    def get(self, index: int) -> ProductScorer:
+        """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
+        return self._cache.get(index)
+
+    def prepare(self, tasks: Sequence[int]) -> dict[int, ExpertError]:
+        """As ``Experts``."""
+        return self._load(tasks)[1]
+
+    def clear(self) -> None:
+        """As ``Experts``."""
+        self._cache.clear()
+
+    def maps(self, features: PatchFeatures, tasks: Sequence[int]) -> tuple[PatchMaps, dict[int, ExpertError]]:
+        """As ``Experts``."""
+        maps = empty_maps(features, caps=self._caps)
         failed: dict[int, ExpertError] = {}
         needed = sorted(set(tasks))
         for start in range(0, len(needed), self.limit):
@@ -59,14 +105,7 @@ class Experts:
         return maps, failed
 
     def _load(self, tasks: Iterable[int]) -> tuple[dict[int, ProductScorer], dict[int, ExpertError]]:
-        """The experts of ``tasks`` by index, and the errors of damaged ones."""
-        experts, failed = {}, {}
-        for index in tasks:
-            try:
-                experts[index] = self.get(index)
-            except ExpertError as error:
-                failed[index] = ExpertError(error.task, error.reason)  # a fresh one: no traceback
-        return experts, failed
+        return found_or_failed(self.get, tasks)
 
     def _fill(
         self,
@@ -88,11 +127,28 @@ class Experts:
             own = expert(features if len(members) == len(tasks) else features.rows(rows))
             maps.nll[rows], maps.anomaly[rows] = own.nll, own.anomaly
 
-    def _merge(self, index: int) -> ProductScorer:
+
+def can_stack(config: ModelConfig, base: Base | None, precision: str) -> bool:
+    """Whether ``StackedExperts`` computes what ``MergedExperts`` does: half precision, and one base for all, whose
+    channel scales are 1."""
+    side = config.backbone.image_size // min(config.backbone.strides)
+    if base is None or precision == "fp32" or side**2 < LEAST_PATCHES or config.flow.adapter == "soft_ln":
+        return False
+    return not any(bool((block.channel_scale != 1).any()) for block in base.blocks)
+
+
+def empty_maps(features: PatchFeatures, *, caps: bool) -> PatchMaps:
+    """Maps of NaN, to be filled; the anomaly map is the NLL itself unless the scoring ``caps`` it."""
+    nll = features.embeddings.new_full(features.embeddings.shape[:3], torch.nan, dtype=torch.float32)
+    return PatchMaps(nll, nll.clone() if caps else nll)
+
+
+def found_or_failed(get: Callable[[int], E], tasks: Iterable[int]) -> tuple[dict[int, E], dict[int, ExpertError]]:
+    """What ``get`` has for each of ``tasks``, by index, and the errors of damaged experts."""
+    experts, failed = {}, {}
+    for index in tasks:
         try:
-            parts = self._checkpoint.product(index)
-            base = self._shared_base or self._checkpoint.base(index).to(self._device)
-        except CheckpointError as error:
-            reason = one_line(error)
-            raise ExpertError(self._checkpoint.header.tasks[index].name, reason) from error
-        return ProductScorer(base, parts.to(self._device), matmul_dtype(self._precision))
+            experts[index] = get(index)
+        except ExpertError as error:
+            failed[index] = ExpertError(error.task, error.reason)  # a fresh one: no traceback
+    return experts, failed

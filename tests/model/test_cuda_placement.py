@@ -202,14 +202,3 @@ def test_forward_backward_and_optimizer_stay_on_an_accelerator(processes: Proces
         *("step True", "DataDependentOutputException", "FakeTensorDeviceMismatchError"),
         *("step False", "DataDependentOutputException", "FakeTensorDeviceMismatchError"),
     ]
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_and_cpu_agree(checkpoint: Checkpoint, detector: Detector) -> None:
-    from tiny_model import product_image
-
-    batch = [product_image(kind, 80) for kind in (0, 2, 1, 0)]
-    found = Detector.load(checkpoint.path, device="cuda", precision="fp32").predict(batch)
-    for one, other in zip(found, detector.predict(batch), strict=True):
-        assert one.task.name == other.task.name
-        assert one.score == pytest.approx(other.score, rel=1e-3)

@@ -2,9 +2,10 @@
 
 import functools
 import tempfile
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 from moleflow.model.config import BackboneConfig, FlowConfig, MemoryConfig, ModelConfig, RouterConfig, ScoringConfig
 from moleflow.model.features.backbone import Backbone, import_plugin, stage_channels
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.memory.fusion import Fusion
@@ -28,6 +30,8 @@ __all__ = [
     "CAPPED",
     "FUSED",
     "PLUGIN",
+    "TINY",
+    "Networks",
     "damage",
     "product_image",
     "randomized",
@@ -108,6 +112,26 @@ def tiny_parts(config: ModelConfig, expert: Expert | None = None, seed: int = 3)
     return ProductParts(expert, bank, fusion)
 
 
+class Networks(NamedTuple):
+    """How the networks of a checkpoint are made.
+
+    ``parts`` gets the product's index and the features of ``images`` images of it.
+    """
+
+    images: int
+    backbone: Callable[[BackboneConfig], Backbone]
+    base: Callable[[ModelConfig], Base]
+    parts: Callable[[ModelConfig, Base, int, PatchFeatures], ProductParts]
+
+
+def _random_parts(config: ModelConfig, base: Base, index: int, images: PatchFeatures) -> ProductParts:
+    return tiny_parts(config, tiny_expert(config, 100 + index, first=index == 0), 300 + index)
+
+
+TINY = Networks(8, Backbone.pretrained, tiny_base, _random_parts)
+"""The small network, and random numbers that suit a few channels."""
+
+
 def product_image(kind: int, seed: int, side: int = 32) -> np.ndarray:
     """An image of product ``kind``: colour and stripes by ``kind``, noise by ``seed``; RGB uint8."""
     rng = np.random.default_rng([kind, seed])
@@ -168,6 +192,7 @@ def tiny_checkpoint(
     config: ModelConfig | None = None,
     typical_background: float = TYPICAL_BACKGROUND,
     white_levels: tuple[int | None, ...] = (),
+    networks: Networks = TINY,
 ) -> Checkpoint:
     """Write a checkpoint with prototypes of products 0, 1, … and random experts.
 
@@ -175,33 +200,36 @@ def tiny_checkpoint(
     """
     # A file beside it takes its name, as when training saves: who has opened the old one goes on with it.
     written = path.with_name(f"{path.name}.new")
-    written.write_bytes(_checkpoint_bytes(names, config or tiny_config(), typical_background, white_levels))
+    written.write_bytes(_checkpoint_bytes(names, config or tiny_config(), typical_background, white_levels, networks))
     written.replace(path)
     return Checkpoint.open(path)
 
 
 @functools.cache
 def _checkpoint_bytes(
-    names: tuple[str, ...], config: ModelConfig, typical_background: float, white_levels: tuple[int | None, ...]
+    names: tuple[str, ...],
+    config: ModelConfig,
+    typical_background: float,
+    white_levels: tuple[int | None, ...],
+    networks: Networks,
 ) -> bytes:
     """The same for the same arguments, so each is made once."""
     import_plugin(str(PLUGIN))
-    backbone = Backbone.pretrained(config.backbone)
-    base = tiny_base(config)
+    backbone, base = networks.backbone(config.backbone), networks.base(config)
     features = FeatureExtractor(config, backbone)
     parts = backbone.net.state_dict(), base.state_dict()
     sections: dict[str, Tensors] = {"backbone": parts[0], "base": parts[1]}
     infos = []
     for index, name in enumerate(names):
-        images = [product_image(index, seed, config.backbone.image_size) for seed in range(8)]
+        images = [product_image(index, seed, config.backbone.image_size) for seed in range(networks.images)]
         with torch.inference_mode():
             batch = stack_images(images, features.preprocessing.resize, torch.device("cpu"))
-            descriptors = image_descriptor(features(batch).embeddings)
-        expert = tiny_expert(config, 100 + index, first=index == 0)
+            found = features(batch)
+            descriptors = image_descriptor(found.embeddings)
         changes = descriptors * 0.02
         prototype = Prototype.fit(descriptors.clone(), config.router, changes.clone())
         held_out = tiny_held_out(index, typical_background)
-        both = profile_tensors(prototype, held_out), expert_tensors(tiny_parts(config, expert, 300 + index))
+        both = profile_tensors(prototype, held_out), expert_tensors(networks.parts(config, base, index, found))
         calibration = TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
         sections |= {f"tasks.{index}.profile": both[0], f"tasks.{index}.expert": both[1]}
         infos.append(

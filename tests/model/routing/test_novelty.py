@@ -24,9 +24,9 @@ def test_the_effective_ratio_of_a_far_image_is_at_least_one(distance: float, rat
 
 def test_the_background_nll_is_a_low_quantile_that_a_defect_does_not_change() -> None:
     values = np.random.default_rng(0).permutation(100).astype(np.float32)
-    calm = background_nll(values.reshape(10, 10))
+    calm = background_nll(values.reshape(1, 10, 10))
     assert (values < calm).mean() == pytest.approx(BACKGROUND_QUANTILE)
-    defect = np.where(values > 50, 1e6, values).reshape(10, 10)
+    defect = np.where(values > 50, 1e6, values).reshape(1, 10, 10)
     assert background_nll(defect) == calm
 
 

@@ -130,3 +130,76 @@ def test_a_damaged_expert_is_retried_after_a_while() -> None:
     with pytest.raises(ExpertError):
         hasty.get(0)
     assert hasty.get(0) == 0
+
+
+def test_evicted_experts_are_dropped() -> None:
+    dropped: list[str] = []
+    cache = ExpertCache(str, 2, drop=dropped.append)
+    for index in (0, 1, 0, 2):
+        cache.get(index)
+    assert dropped == ["1"]
+
+
+def test_an_expert_is_dropped_before_the_next_one_is_made() -> None:
+    events: list[str] = []
+    cache = ExpertCache(lambda index: events.append(f"made {index}"), 1, drop=lambda expert: events.append("dropped"))
+    cache.get(0)
+    cache.get(1)
+    assert events == ["made 0", "dropped", "made 1"]
+
+
+def test_cleared_experts_are_dropped() -> None:
+    dropped: list[str] = []
+    cache = ExpertCache(str, 2, drop=dropped.append)
+    for index in (0, 1):
+        cache.get(index)
+    cache.clear()
+    assert sorted(dropped) == ["0", "1"]
+
+
+def test_experts_that_could_not_be_made_are_not_dropped() -> None:
+    dropped: list[str] = []
+
+    def make(index: int) -> str:
+        if index == 0:
+            raise OSError("damaged")
+        return str(index)
+
+    cache = ExpertCache(make, 1, drop=dropped.append)
+    for index in (0, 1, 0, 2):
+        if index == 0:
+            with pytest.raises(OSError, match="damaged"):
+                cache.get(index)
+        else:
+            cache.get(index)
+    cache.clear()
+    assert dropped == ["1", "2"]
+
+
+def test_an_expert_evicted_during_creation_is_dropped_once_it_is_made() -> None:
+    dropped: list[str] = []
+
+    def make(index: int) -> str:
+        if index == 0:
+            cache.get(1)
+            assert dropped == []
+        return str(index)
+
+    cache = ExpertCache(make, 1, drop=dropped.append)
+    assert cache.get(0) == "0"
+    assert dropped == ["0"]
+
+
+def test_an_expert_that_fails_after_it_was_evicted_is_not_dropped() -> None:
+    dropped: list[str] = []
+
+    def make(index: int) -> str:
+        if index == 0:
+            cache.get(1)
+            raise OSError("damaged")
+        return str(index)
+
+    cache = ExpertCache(make, 1, drop=dropped.append)
+    with pytest.raises(OSError, match="damaged"):
+        cache.get(0)
+    assert dropped == []
