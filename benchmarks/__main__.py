@@ -21,6 +21,8 @@ NAMES = {
     "request_time": ("speed.request_time", "which step of a request takes how long"),
     "service_load": ("speed.service_load", "images per second of the service, its latency and its memory"),
     "threads": ("speed.threads", "what it costs to let idle threads sleep"),
+    "gpu": ("gpu.run", "everything on one GPU: correctness, speed, service, training, ablations"),
+    "gpu_pack": ("gpu.pack", "what to carry to a machine with a GPU, in one folder"),
     "scale": ("scale.products", "checkpoints with 1, 10, 100 and 1,000 products"),
     "baseline_speed": ("baselines.speed", "a prediction against anomalib's methods"),
     "baseline_accuracy": ("baselines.accuracy", "PatchCore and PaDiM on the same images"),

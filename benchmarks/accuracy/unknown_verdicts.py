@@ -116,7 +116,7 @@ class Factory:
         nearest = [kept[row] for row in distances.argmin(1).tolist()]
         maps = self.detector.products.maps(features, nearest).nll.numpy()
         typical = torch.tensor([self.calibrations[index].distances.median for index in kept])
-        levels = [background_nll(each) for each in maps]
+        levels = background_nll(maps)
         usual = [self.calibrations[index].grounds.median for index in nearest]
         return Seen(
             ratios.amin(1).numpy(),

@@ -35,9 +35,9 @@ class RunningService:
             self.command, env=environment({"PYTHONUNBUFFERED": "1"}), stdout=self._log, stderr=subprocess.STDOUT
         )
         deadline = time.monotonic() + PATIENCE_SECONDS
-        while not (found := [line for line in self._output().splitlines() if line.startswith("Serving ")]):
+        while not (found := [line for line in self.output().splitlines() if line.startswith("Serving ")]):
             if self._process.poll() is not None or time.monotonic() > deadline:
-                output = self._output().strip()
+                output = self.output().strip()
                 self.__exit__()
                 raise BenchmarkError(f"the service did not start: {output}")
             time.sleep(0.1)
@@ -54,13 +54,19 @@ class RunningService:
         finally:
             self._log.close()
 
+    @property
+    def pid(self) -> int:
+        """The process."""
+        return self._process.pid
+
     def resident_bytes(self) -> int:
         """Memory that the process holds now (Linux)."""
-        found = usage(self._process.pid)
+        found = usage(self.pid)
         if found is None:
             raise BenchmarkError("the service ended while its memory was watched; see its log.")
         return found.resident
 
-    def _output(self) -> str:
+    def output(self) -> str:
+        """What the service has written so far."""
         self._log.seek(0)
         return self._log.read()

@@ -19,30 +19,32 @@ CONFIG = ModelConfig()
 class BareBackbone:
     """The forward pass of the backbone up to the last stage used; channels-last, without casts."""
 
-    def __init__(self, precision: str) -> None:
-        self.dtype = PRECISIONS[precision]
-        self.net = random_backbone(CONFIG.backbone).net.to(self.dtype)
-        self.facts = {"form": "lower bound", "precision": precision, "pixels": CONFIG.backbone.image_size}
+    def __init__(self, precision: str, config: ModelConfig = CONFIG, device: str = "cpu") -> None:
+        self.dtype, self.config, self.device = PRECISIONS[precision], config, device
+        self.net = random_backbone(config.backbone).net.to(device, self.dtype)
+        self.facts = {"form": "lower bound", "precision": precision, "pixels": config.backbone.image_size}
 
     def call(self, batch: int) -> Callable[[], Any]:
         """One pass over ``batch`` images."""
-        size = CONFIG.backbone.image_size
-        images = torch.randn(batch, 3, size, size, dtype=self.dtype).contiguous(memory_format=torch.channels_last)
+        size = self.config.backbone.image_size
+        images = torch.randn(batch, 3, size, size, dtype=self.dtype, device=self.device)
+        images = images.contiguous(memory_format=torch.channels_last)
         return torch.inference_mode()(lambda: self.net(images))
 
 
 class BareProducts:
     """The matrix products of the flow with merged experts: the passes over the patches that cannot be saved."""
 
-    def __init__(self, precision: str) -> None:
-        self.facts = {"form": "lower bound", "precision": precision, "pixels": CONFIG.backbone.image_size}
-        self.dtype = PRECISIONS[precision]
-        self.weights = [torch.randn(*shape, dtype=self.dtype) for shape in flow_products(CONFIG)]
+    def __init__(self, precision: str, config: ModelConfig = CONFIG, device: str = "cpu") -> None:
+        self.facts = {"form": "lower bound", "precision": precision, "pixels": config.backbone.image_size}
+        self.kind: dict[str, Any] = {"dtype": PRECISIONS[precision], "device": device}
+        self.config = config
+        self.weights = [torch.randn(*shape, **self.kind) for shape in flow_products(config)]
 
     def call(self, batch: int) -> Callable[[], Any]:
         """One pass over ``batch`` images."""
-        side = CONFIG.backbone.image_size // min(CONFIG.backbone.strides)
-        inputs = {w.shape[1]: torch.randn(batch * side**2, w.shape[1], dtype=self.dtype) for w in self.weights}
+        side = self.config.backbone.image_size // min(self.config.backbone.strides)
+        inputs = {w.shape[1]: torch.randn(batch * side**2, w.shape[1], **self.kind) for w in self.weights}
 
         @torch.inference_mode()
         def multiply() -> None:

@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from benchmarks.shared.command import Gate, add_output, finish, make_parser, positive
+from benchmarks.shared.errors import BenchmarkError
 from benchmarks.shared.machine import processor
 from benchmarks.shared.random_checkpoint import write_random_checkpoint
 from benchmarks.shared.statistics import ratios, spread
@@ -37,6 +38,7 @@ from benchmarks.speed.bare_network import PRECISIONS, BareBackbone, BareProducts
 from moleflow.model.detector import Detector
 from moleflow.model.runtime.memory import keep_freed_memory
 from moleflow.model.runtime.threads import THREAD_POLICY, configure_threads
+from moleflow.model.store.experts import MergedExperts
 from moleflow.training.report.markdown import markdown_table
 
 MOST_OVER_BOUND = 1.25
@@ -92,7 +94,10 @@ class Stages:
     """
 
     def __init__(self, detector: Detector) -> None:
-        expert = detector.products.experts.get(0).flow
+        experts = detector.products.experts
+        if not isinstance(experts, MergedExperts):
+            raise BenchmarkError("stacked experts run as one graph without stages; use python -m benchmarks gpu.")
+        expert = experts.get(0).flow
         parts: dict[str, Sequence[nn.Module | None]] = {
             "normalise": (detector._features,),
             "backbone": (detector._features.backbone,),

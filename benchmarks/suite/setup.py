@@ -22,10 +22,11 @@ REASON_LINES = 3
 """Last lines of a failed section's output that the results quote."""
 
 
-def run_logged(words: Sequence[str], log: Path, temporary: Path) -> int:
+def run_logged(words: Sequence[str], log: Path, temporary: Path, limit: float | None = None) -> int:
     """Run a command; its output goes to ``log`` and its temporary files to ``temporary``, which is removed.
 
-    The command leads a process group of its own, which is killed with it and with us.
+    The command leads a process group of its own, which is killed with it and with us. ``subprocess.TimeoutExpired``
+    when it takes more than ``limit`` seconds, by default ``LIMIT_SECONDS``.
     """
     temporary.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as output:
@@ -39,7 +40,7 @@ def run_logged(words: Sequence[str], log: Path, temporary: Path) -> int:
             process_group=0,
         )
         try:
-            return process.wait(LIMIT_SECONDS)
+            return process.wait(limit or LIMIT_SECONDS)
         finally:
             for number in (signal.SIGTERM, signal.SIGKILL):
                 with contextlib.suppress(ProcessLookupError):
