@@ -17,6 +17,7 @@ NAMES = {
     "all": ("suite.run", "every benchmark that needs no data, into RESULTS.md (make bench)"),
     "lower_bound": ("speed.lower_bound", "a prediction against the least time that the hardware needs for it"),
     "memory_cost": ("speed.memory_cost", "what a product's memory adds to a prediction"),
+    "engines": ("speed.engines", "a prediction with OpenVINO against one with PyTorch alone"),
     "training_speed": ("speed.training_speed", "training against the method as it is written"),
     "request_time": ("speed.request_time", "which step of a request takes how long"),
     "service_load": ("speed.service_load", "images per second of the service, its latency and its memory"),

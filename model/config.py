@@ -14,6 +14,7 @@ __all__ = [
     "DEFAULT_UNKNOWN_LIMIT",
     "Adapter",
     "BackboneConfig",
+    "Engine",
     "ExpertDtype",
     "FlowConfig",
     "MemoryConfig",
@@ -37,6 +38,7 @@ ExpertDtype = Literal["float32", "bfloat16"]
 """Storage type of experts; they are trained, and merged into the base, in float32."""
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Engine = Literal["auto", "torch", "openvino"]
 """Type of matrix products; ``auto`` depends on the device. NLL, log-determinant and router always use float32."""
 
 DEFAULT_UNKNOWN_LIMIT = 0.7

@@ -1,6 +1,6 @@
 """The detector: RGB images in, typed results out, on CPU or CUDA."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
 
@@ -9,13 +9,14 @@ import torch
 
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.features.backbone import import_plugin
+from moleflow.model.features.compiled import CompiledFeatures, cache_folder
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import Views
 from moleflow.model.products import MAX_EXPERTS, Products
 from moleflow.model.routing.shortlist import Shortlist
-from moleflow.model.runtime.device import resolve_device, resolve_precision
+from moleflow.model.runtime.device import resolve_device, resolve_engine, resolve_precision
 from moleflow.model.runtime.graphs import Captured
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
@@ -36,7 +37,7 @@ class Detector:
 
     Args:
         checkpoint: an open checkpoint.
-        device, precision: see ``moleflow.model.runtime.device``.
+        device, precision, engine: see ``moleflow.model.runtime.device``.
         max_experts: merged experts kept on the device.
         false_alarm_rate: fraction of good images that may be called anomalous, in (0, 1).
         unknown_limit: images with a higher novelty score (``moleflow.model.routing.novelty``) are refused as an
@@ -60,12 +61,14 @@ class Detector:
         *,
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "torch",
         max_experts: int = MAX_EXPERTS,
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
+        self.engine = resolve_engine(engine, self.device, self.precision)
         self.products = Products(
             checkpoint,
             self.device,
@@ -76,8 +79,7 @@ class Detector:
         )
         self.false_alarm_rate, self.unknown_limit = false_alarm_rate, unknown_limit
         self._checkpoint = checkpoint
-        features = FeatureExtractor.for_prediction(checkpoint.header.config, checkpoint.backbone(), self.precision)
-        self._features = features.to(self.device)
+        self._features = self._extractor(checkpoint)
         self._embedded = Captured(self._embed, self.device)
 
     @classmethod
@@ -87,6 +89,7 @@ class Detector:
         *,
         device: str = "auto",
         precision: str = "auto",
+        engine: str = "torch",
         plugin: str | None = None,
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
@@ -102,6 +105,7 @@ class Detector:
             Checkpoint.open(path),
             device=device,
             precision=precision,
+            engine=engine,
             false_alarm_rate=false_alarm_rate,
             unknown_limit=unknown_limit,
         )
@@ -214,6 +218,14 @@ class Detector:
         Asynchronous on CUDA."""
         distances, ratios, embeddings, *stages = self._embedded(batch)
         return PatchFeatures(embeddings, tuple(stages)), distances, ratios
+
+    def _extractor(self, checkpoint: Checkpoint) -> Callable[[torch.Tensor], PatchFeatures]:
+        header, backbone = checkpoint.header, checkpoint.backbone()
+        if self.engine == "openvino":
+            plain = FeatureExtractor(header.config, backbone)
+            identity = f"{header.config.backbone.model_dump_json()} {header.backbone_sha256}"
+            return CompiledFeatures(plain, identity, cache_folder())
+        return FeatureExtractor.for_prediction(header.config, backbone, self.precision).to(self.device)
 
     def _embed(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Distances, distance ratios and the parts of the features, in one recorded graph on a GPU."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
-from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT, Precision
+from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT, Engine, Precision
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.images.decode import MAX_PIXELS
 from moleflow.model.runtime.threads import helper_threads
@@ -33,6 +33,9 @@ class Settings(BaseSettings):
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="device to run the model on: auto, cpu, cuda, cuda:N"
     )
     precision: Precision = Field("auto", description="fp32, bf16, fp16 or auto")
+    engine: Engine = Field(
+        "auto", description="what computes the backbone: torch, openvino, or auto: OpenVINO if installed, CPU and fp32"
+    )
     plugin: str | None = Field(None, description="module to import first, which registers more backbones with timm")
     false_alarm_rate: float = Field(
         DEFAULT_FALSE_ALARM_RATE, gt=0, lt=1, description="fraction of good images that may be called anomalous"

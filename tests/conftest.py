@@ -12,7 +12,8 @@ from moleflow.model.runtime.threads import prepare_threads
 
 # Before PyTorch is loaded, and for every process that a test starts: tiny tensors gain nothing from threads, whose
 # waiting takes processors from the other test processes, and one thread gives the same bits on every machine.
-os.environ |= {"MOLEFLOW_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# Converting a network for another engine takes seconds.
+os.environ |= {"MOLEFLOW_THREADS": "1", "OMP_NUM_THREADS": "1", "MOLEFLOW_ENGINE": "torch"}
 prepare_threads()
 
 sys.path.insert(0, str(Path(__file__).parent / "support"))

@@ -36,6 +36,7 @@ from benchmarks.shared.random_checkpoint import write_random_checkpoint
 from benchmarks.shared.statistics import ratios, spread
 from benchmarks.speed.bare_network import PRECISIONS, BareBackbone, BareProducts
 from moleflow.model.detector import Detector
+from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.runtime.memory import keep_freed_memory
 from moleflow.model.runtime.threads import THREAD_POLICY, configure_threads
 from moleflow.model.store.experts import MergedExperts
@@ -94,14 +95,14 @@ class Stages:
     """
 
     def __init__(self, detector: Detector) -> None:
-        experts = detector.products.experts
-        if not isinstance(experts, MergedExperts):
-            raise BenchmarkError("stacked experts run as one graph without stages; use python -m benchmarks gpu.")
+        experts, features = detector.products.experts, detector._features
+        if not (isinstance(experts, MergedExperts) and isinstance(features, FeatureExtractor)):
+            raise BenchmarkError("only PyTorch on a CPU has stages; for a GPU use python -m benchmarks gpu.")
         expert = experts.get(0).flow
         parts: dict[str, Sequence[nn.Module | None]] = {
-            "normalise": (detector._features,),
-            "backbone": (detector._features.backbone,),
-            "embedding": (detector._features.embedder,),
+            "normalise": (features,),
+            "backbone": (features.backbone,),
+            "embedding": (features.embedder,),
             "router": (detector.products._router,),
             "flow, rest": (expert,),
             "adapter": (expert.adapter,),

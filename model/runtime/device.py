@@ -1,11 +1,12 @@
 """Device and precision."""
 
+import importlib.util
 from contextlib import AbstractContextManager, nullcontext
 from typing import get_args
 
 import torch
 
-from moleflow.model.config import Precision
+from moleflow.model.config import Engine, Precision
 from moleflow.model.errors import ConfigurationError, DeviceError
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "autocast",
     "matmul_dtype",
     "resolve_device",
+    "resolve_engine",
     "resolve_precision",
 ]
 
@@ -62,6 +64,29 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     if precision == "fp16" and device.type == "cpu":
         raise DeviceError("precision fp16 needs a CUDA device; on a CPU use auto, fp32 or bf16.")
     return precision
+
+
+def resolve_engine(engine: str, device: torch.device, precision: str) -> str:
+    """What computes the features: ``torch``, or ``openvino``, which on a CPU in float32 is up to four times as fast.
+
+    ``auto`` is OpenVINO where it is installed and can do it. ``precision`` is the resolved one.
+
+    Raises:
+        ConfigurationError: the name is unknown, or OpenVINO is not installed or cannot do it.
+    """
+    if engine not in get_args(Engine):
+        raise ConfigurationError(f"engine {engine!r} is not known; use one of {', '.join(get_args(Engine))}.")
+    can, installed = device.type == "cpu" and precision == "fp32", importlib.util.find_spec("openvino") is not None
+    if engine == "auto":
+        return "openvino" if can and installed else "torch"
+    if engine == "openvino" and not installed:
+        raise ConfigurationError("engine 'openvino' is not installed; run pip install 'moleflow[openvino]'.")
+    if engine == "openvino" and not can:
+        raise ConfigurationError(
+            f"engine 'openvino' computes in fp32 on a CPU, and this is {precision} on {device}; use engine auto or "
+            "torch, or device cpu with precision fp32."
+        )
+    return engine
 
 
 def _cpu_multiplies_bf16() -> bool:

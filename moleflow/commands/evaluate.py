@@ -42,6 +42,7 @@ def evaluate(
     plugin: options.Plugin = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    engine: options.Engine = "auto",
 ) -> None:
     """Measure a checkpoint on test images: image AUROC, AP and F1; pixel AUROC, AP and AUPRO; routing; verdicts.
 
@@ -62,7 +63,7 @@ def evaluate(
         if path:  # fail before the evaluation
             check_output(what, path, inputs=(checkpoint, *(history or ())))
     reporter = Reporter()
-    detector = Detector.load(checkpoint, device=device, precision=precision)
+    detector = Detector.load(checkpoint, device=device, precision=precision, engine=engine)
     categories = load_test_categories(data, [each.name for each in detector.tasks], task or (), reporter, strict=strict)
     states = [open_state(path, device=device, precision=precision) for path in history or ()]
     check_sequence(list(map(name_and_products, [*states, detector])), [each.name for each in categories])

@@ -21,6 +21,14 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto uses 
 Precision = Annotated[
     config.Precision, typer.Option(help="Precision of matrix products. auto uses bf16 where the hardware supports it.")
 ]
+Engine = Annotated[
+    config.Engine,
+    typer.Option(
+        envvar="MOLEFLOW_ENGINE",
+        show_envvar=True,
+        help="What computes the backbone. auto takes OpenVINO where it is installed, on a CPU in fp32.",
+    ),
+]
 Cache = Annotated[
     Path | None,
     typer.Option(

@@ -48,6 +48,7 @@ def predict(
     plugin: options.Plugin = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    engine: options.Engine = "auto",
 ) -> None:
     """Find defects in image files: product, score, verdict, and optionally an overlay of the anomaly map.
 
@@ -65,7 +66,7 @@ def predict(
         check_output_folder("the folder of overlays", save_overlay)
         _check_apart(save_overlay, images)
     rates = options.given({"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit})
-    detector = Detector.load(checkpoint, device=device, precision=precision, plugin=plugin, **rates)
+    detector = Detector.load(checkpoint, device=device, precision=precision, engine=engine, plugin=plugin, **rates)
     if task is not None:
         find_named(task, detector.tasks)  # fail before reading images
     reporter, problems = Reporter(), _Problems()

@@ -59,6 +59,7 @@ def load_predictor(settings: Settings) -> Predictor:
         settings.checkpoint,
         device=settings.device,
         precision=settings.precision,
+        engine=settings.engine,
         plugin=settings.plugin,
         false_alarm_rate=settings.false_alarm_rate,
         unknown_limit=settings.unknown_limit,

@@ -1,10 +1,18 @@
-"""Device and precision resolve as documented; what is not available is an error that says so."""
+"""Device, precision and engine resolve as documented; what is not available is an error that says so."""
+
+import importlib.util
 
 import pytest
 import torch
 
 from moleflow.model.errors import ConfigurationError, DeviceError
-from moleflow.model.runtime.device import at_least_float32, autocast, resolve_device, resolve_precision
+from moleflow.model.runtime.device import (
+    at_least_float32,
+    autocast,
+    resolve_device,
+    resolve_engine,
+    resolve_precision,
+)
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -75,3 +83,40 @@ def test_only_half_precision_is_widened() -> None:
     kinds = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
     widened = [at_least_float32(torch.ones(1, dtype=kind)).dtype for kind in kinds]
     assert widened == [torch.float32, torch.float32, torch.float32, torch.float64]
+
+
+@pytest.fixture(params=[True, False], ids=["installed", "not_installed"])
+def installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether OpenVINO seems to be installed."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if request.param else None)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "can"), [(CPU, "fp32", True), (CPU, "bf16", False), (CUDA, "fp32", False)]
+)
+def test_auto_is_openvino_where_it_is_installed_and_computes_the_same(
+    installed: bool, device: torch.device, precision: str, can: bool
+) -> None:
+    assert resolve_engine("auto", device, precision) == ("openvino" if installed and can else "torch")
+    assert resolve_engine("torch", device, precision) == "torch"
+
+
+def test_an_engine_that_is_not_installed_says_how_to_install_it(installed: bool) -> None:
+    if installed:
+        assert resolve_engine("openvino", CPU, "fp32") == "openvino"
+    else:
+        with pytest.raises(ConfigurationError, match=r"pip install 'moleflow\[openvino\]'"):
+            resolve_engine("openvino", CPU, "fp32")
+
+
+def test_an_engine_is_not_used_for_what_it_cannot_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+    for device, precision in ((CPU, "bf16"), (CUDA, "fp32")):
+        with pytest.raises(ConfigurationError, match=f"computes in fp32 on a CPU, and this is {precision} on {device}"):
+            resolve_engine("openvino", device, precision)
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="engine 'onnx' is not known; use one of auto, torch, openvino"):
+        resolve_engine("onnx", CPU, "fp32")

@@ -1,0 +1,98 @@
+"""How much faster is a prediction with OpenVINO as the engine of the backbone?
+
+    python -m benchmarks engines [--preset small] [--batch 1 …] [--rounds 9] [--output FILE.json]
+
+The same checkpoint, with a preset's shapes and random weights, is predicted with both engines in turn, in float32. The
+table shows medians, and the median of the ratios within a round with minimum and maximum.
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from benchmarks.shared.command import add_output, finish, make_parser, positive
+from benchmarks.shared.machine import processor, versions
+from benchmarks.shared.statistics import ratios, spread
+from benchmarks.shared.synthetic_checkpoint import write_synthetic_checkpoint
+from benchmarks.speed.lower_bound import noise, time_in_turn
+from moleflow.model.detector import Detector
+from moleflow.model.features.extractor import stack_images
+from moleflow.model.runtime.memory import keep_freed_memory
+from moleflow.model.runtime.threads import configure_threads
+from moleflow.training.config import PRESETS, preset
+from moleflow.training.report.markdown import markdown_table
+
+ENGINES = ("torch", "openvino")
+
+
+def measure(names: Sequence[str], batches: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Milliseconds per image by preset, batch size, part and engine, one value per round."""
+    times: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "random.safetensors"
+            write_synthetic_checkpoint(path, preset(name), 1)
+            detectors = {
+                engine: Detector.load(path, device="cpu", precision="fp32", engine=engine) for engine in ENGINES
+            }
+            for batch in batches:
+                images = noise(detectors["torch"], batch)
+                stacked = stack_images(images, detectors["torch"].preprocessing.resize, torch.device("cpu"))
+                parts: dict[str, Callable[[Detector], Any]] = {
+                    "features": lambda detector, stacked=stacked: detector.embed_and_route(stacked),
+                    "prediction": lambda detector, images=images: detector.predict(
+                        images, ["product0000"] * len(images)
+                    ),
+                }
+                times.setdefault(name, {})[str(batch)] = {
+                    part: time_in_turn(
+                        {engine: lambda d=detector, w=work: w(d) for engine, detector in detectors.items()},
+                        rounds,
+                        batch,
+                    )
+                    for part, work in parts.items()
+                }
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "processor": processor(),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "ms_per_image": times,
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """One row for each preset, batch size and part."""
+    rows = [
+        [
+            name,
+            batch,
+            part,
+            *(f"{median(found[engine]):.1f}" for engine in ENGINES),
+            spread(ratios(found["torch"], found["openvino"]), 2),
+        ]
+        for name, batches in result["ms_per_image"].items()
+        for batch, parts in batches.items()
+        for part, found in parts.items()
+    ]
+    head = f"{result['processor']}; {result['threads']} threads, float32, milliseconds per image, {result['date']}\n\n"
+    return head + markdown_table(["preset", "batch", "part", *ENGINES, "torch / openvino"], rows)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run from a command line; returns the exit status."""
+    parser = make_parser("engines", __doc__)
+    parser.add_argument("--preset", choices=list(PRESETS), action="append", help="default: small")
+    parser.add_argument("--batch", type=positive, action="append", help="default: 1 and 8")
+    parser.add_argument("--rounds", type=positive, default=9)
+    add_output(parser)
+    options = parser.parse_args(arguments)
+    configure_threads()
+    keep_freed_memory()
+    result = measure(options.preset or ["small"], options.batch or (1, 8), options.rounds)
+    return finish(options.output, result, table(result))
