@@ -8,11 +8,13 @@ table shows medians, and the median of the ratios within a round with minimum an
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.shared.command import add_output, finish, make_parser, positive
@@ -30,6 +32,20 @@ from moleflow.training.report.markdown import markdown_table
 ENGINES = ("torch", "openvino")
 
 
+def features(detector: Detector, images: list[np.ndarray]) -> object:
+    """Backbone, embedding and routing."""
+    return detector.embed_and_route(stack_images(images, detector.preprocessing.resize, detector.device))
+
+
+def prediction(detector: Detector, images: list[np.ndarray]) -> object:
+    """All of a prediction."""
+    return detector.predict(images, ["product0000"] * len(images))
+
+
+PARTS = {"features": features, "prediction": prediction}
+"""What is timed."""
+
+
 def measure(names: Sequence[str], batches: Sequence[int], rounds: int) -> dict[str, Any]:
     """Milliseconds per image by preset, batch size, part and engine, one value per round."""
     times: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
@@ -37,25 +53,17 @@ def measure(names: Sequence[str], batches: Sequence[int], rounds: int) -> dict[s
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "random.safetensors"
             write_synthetic_checkpoint(path, preset(name), 1)
-            detectors = {
-                engine: Detector.load(path, device="cpu", precision="fp32", engine=engine) for engine in ENGINES
-            }
+            load = partial(Detector.load, path, device="cpu", precision="fp32")
+            detectors = {engine: load(engine=engine) for engine in ENGINES}
             for batch in batches:
                 images = noise(detectors["torch"], batch)
-                stacked = stack_images(images, detectors["torch"].preprocessing.resize, torch.device("cpu"))
-                parts: dict[str, Callable[[Detector], Any]] = {
-                    "features": lambda detector, stacked=stacked: detector.embed_and_route(stacked),
-                    "prediction": lambda detector, images=images: detector.predict(
-                        images, ["product0000"] * len(images)
-                    ),
-                }
                 times.setdefault(name, {})[str(batch)] = {
                     part: time_in_turn(
-                        {engine: lambda d=detector, w=work: w(d) for engine, detector in detectors.items()},
+                        {engine: partial(work, detector, images) for engine, detector in detectors.items()},
                         rounds,
                         batch,
                     )
-                    for part, work in parts.items()
+                    for part, work in PARTS.items()
                 }
     return {
         "date": time.strftime("%Y-%m-%d"),
