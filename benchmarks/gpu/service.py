@@ -55,7 +55,7 @@ def measure(context: Context) -> None:
     for name, (arguments, levels, maps) in settings.items():
         rows = result[name] = {}
         try:
-            with RunningService(path, "--lame-duck-seconds", 0, *arguments) as service:
+            with RunningService(path, *arguments) as service:
                 for kind, files in pictures.items():
                     context.attempt(
                         rows, "warm-up", partial(_load, service, program, MAPS["none"], files, levels[-1], 2)

@@ -15,6 +15,9 @@ __all__ = ["RunningService"]
 PATIENCE_SECONDS = 300
 """Time for loading the model on a busy machine."""
 
+OPTIONS = ("--port", 0, "--unknown-limit", 0, "--lame-duck-seconds", 0)
+"""A free port, no image refused, and no waiting for balancers at the end."""
+
 _URL = re.compile(r"http://\S+")
 
 
@@ -26,7 +29,7 @@ class RunningService:
     """
 
     def __init__(self, *arguments: object) -> None:
-        self.command = module_command("moleflow", "serve", *arguments, "--port", 0, "--unknown-limit", 0)
+        self.command = module_command("moleflow", "serve", *arguments, *OPTIONS)
         self.url = ""
 
     def __enter__(self) -> Self:
