@@ -64,9 +64,8 @@ class PatchEmbedder(nn.Module):
             from moleflow.model.features.kernels import pool_windows  # needs Triton
 
             starts, ends = self.get_buffer(f"windows_{index}")
-            longest = -(-(NEIGHBOURHOOD**2) * stage.shape[1] // len(starts)) + 1
             gain = 1 / len(self.groups)
-            return pool_windows(stage, starts, ends, longest, NEIGHBOURHOOD, gain).permute(0, 3, 1, 2)
+            return pool_windows(stage, starts, ends, NEIGHBOURHOOD, gain).permute(0, 3, 1, 2)
         kernel = self.get_buffer(f"kernel_{index}").to(stage.dtype)
         return F.conv2d(stage, kernel, padding=NEIGHBOURHOOD // 2, groups=self.groups[index])
 

@@ -56,22 +56,20 @@ def _pool_windows(  # type: ignore[no-untyped-def]
     )
 
 
-def pool_windows(
-    stage: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, longest: int, side: int, gain: float
-) -> torch.Tensor:
+def pool_windows(stage: torch.Tensor, starts: torch.Tensor, ends: torch.Tensor, side: int, gain: float) -> torch.Tensor:
     """Means over windows of each patch's flattened ``side`` × ``side`` neighbourhood, times ``gain``.
 
     ``stage`` is ``(B, C, H, W)``, channels last in memory; window i has the values from ``starts[i]`` to before
-    ``ends[i]``, int32 ``(D,)``, evenly spaced and at most ``longest`` of them. The result is ``(B, H, W, D)`` in the
-    type of ``stage``.
+    ``ends[i]``, int32 ``(D,)``, as adaptive average pooling has them. The result is ``(B, H, W, D)`` in the type of
+    ``stage``.
     """
     batch, channels, height, width = stage.shape
     outputs, total = len(starts), batch * height * width
     found = stage.new_empty((batch, height, width, outputs))
     block = 64
-    while block > LEAST_OUTPUTS and _reach(block, channels, outputs, longest, side) > MOST_CHANNELS:
+    while block > LEAST_OUTPUTS and _reach(block, channels, outputs, side) > MOST_CHANNELS:
         block //= 2
-    reach = max(LEAST_OUTPUTS, triton.next_power_of_2(_reach(block, channels, outputs, longest, side)))
+    reach = max(LEAST_OUTPUTS, triton.next_power_of_2(_reach(block, channels, outputs, side)))
     rows = 64
     with on_device(stage.device):
         _pool_windows[(triton.cdiv(total, rows), triton.cdiv(outputs, block))](
@@ -82,7 +80,8 @@ def pool_windows(
     return found
 
 
-def _reach(block: int, channels: int, outputs: int, longest: int, side: int) -> int:
+def _reach(block: int, channels: int, outputs: int, side: int) -> int:
     """Most channels that ``block`` neighbouring windows touch."""
+    longest = -(-side * side * channels // outputs) + 1
     values = side * side * channels * block // outputs + 1 + longest
     return values // (side * side) + 2

@@ -120,7 +120,7 @@ class StackedFusions:
     """NLL, distances and the slot of each image to the anomaly map, as ``Fusion`` computes it."""
 
     def __init__(self, like: Fusion, kinds: int, slots: int) -> None:
-        self._like, self._kinds = like, kinds
+        self._constants, self._kinds = like.constants, kinds
         device = like.flow_mean.device
         self._flow = torch.zeros(2, slots, 1, 1, device=device)
         self._memory = torch.zeros(3, slots, kinds, 1, 1, device=device)
@@ -142,4 +142,4 @@ class StackedFusions:
     def __call__(self, nll: torch.Tensor, distances: torch.Tensor | None, slots: torch.Tensor) -> torch.Tensor:
         """NLL ``(B, H, W)`` and distances ``(B, kinds, H, W)`` to the anomaly map ``(B, H, W)``."""
         flow, memory = self._flow[:, slots].unbind(), self._memory[:, slots].unbind()
-        return fuse(nll, distances, flow, memory, self._like.constants)
+        return fuse(nll, distances, flow, memory, self._constants)

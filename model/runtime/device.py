@@ -67,7 +67,7 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def resolve_engine(engine: str, device: torch.device, precision: str) -> str:
-    """What computes the features: ``torch``, or ``openvino``, which on a CPU in float32 is up to four times as fast.
+    """What computes the features: ``torch``, or ``openvino``, which on a CPU in float32 is faster.
 
     ``auto`` is OpenVINO where it is installed and can do it. ``precision`` is the resolved one.
 

@@ -1,4 +1,5 @@
-"""Frozen linear layers and convolutions with fused bias, residual addition and activation.
+"""Frozen linear layers and convolutions with fused bias, residual addition and activation, by oneDNN on a CPU and
+cuDNN on a GPU.
 
 On a CPU the elementwise passes after a layer often cost more than its matrix product. oneDNN's fused operators avoid
 them, with weights prepacked in oneDNN's layout. PyTorch has these operators for its compiler; they are tested once

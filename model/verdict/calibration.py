@@ -95,7 +95,7 @@ class Calibration:
         if score < self.scores[0]:
             return 1 - math.exp((score - float(self.scores[0])) / self._mean_excess) / (count + 1)
         # Linear between the held-out scores, whose chances are count/(count + 1), …, 1/(count + 1). By hand: this is
-        # called for every candidate of every image, and NumPy takes thirty times as long.
+        # called for every candidate of every image, and NumPy takes four times as long.
         place = bisect_right(self.scores, score) - 1
         chance = (count - place) / (count + 1)
         if place == count - 1:

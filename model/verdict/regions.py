@@ -42,7 +42,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, height: int, width: 
     labels, count = ndimage.label(anomaly_map > threshold, structure=_EIGHT_NEIGHBOURS)
     if not count:
         return ()
-    # ndimage.maximum sorts the whole map, which took half of a service's processor time for a request.
+    # ndimage.maximum sorts the whole map, which takes longer than all the rest.
     inside = labels > 0
     peaks = np.full(count + 1, -np.inf, anomaly_map.dtype)
     np.maximum.at(peaks, labels[inside], anomaly_map[inside])

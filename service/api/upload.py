@@ -14,10 +14,6 @@ __all__ = ["Upload", "read_upload"]
 _MAX_CONTENT_TYPE_BYTES = 1024
 """Several times what a media type and a boundary of 70 bytes need."""
 
-_JOINED_AT_ONCE = 2**20
-"""Bytes of a body that the event loop joins itself: a tenth of a millisecond, where a thread costs up to one. Joining
-many megabytes takes milliseconds, so it is done in a thread."""
-
 
 @dataclass(frozen=True, slots=True)
 class Upload:
@@ -58,10 +54,8 @@ async def read_upload(headers: Mapping[str, str], chunks: AsyncIterator[bytes], 
         pieces = reader.file
     elif not received:
         raise HTTPException(422, f"The body is empty. {HOW_TO_SEND}")
-    if received <= _JOINED_AT_ONCE:
-        data = b"".join(pieces)
-    else:
-        data = await asyncio.to_thread(b"".join, pieces)
+    # Joining megabytes takes milliseconds, so it is done in a thread.
+    data = await asyncio.to_thread(b"".join, pieces)
     return Upload(data, tuple(reader.fields) if reader is not None else ())
 
 
