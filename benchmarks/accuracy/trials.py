@@ -29,7 +29,8 @@ from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
-from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, TOP_K, image_score, pixel_map
+from moleflow.model.verdict.maps import SMOOTHING_SIGMA, pixel_map
+from moleflow.model.verdict.scoring import TOP_K, image_score
 from moleflow.training.config import Preset, TrainingConfig
 from moleflow.training.data.datasets import Category, Sample, load_category
 from moleflow.training.embeddings.cache import EmbeddingCache

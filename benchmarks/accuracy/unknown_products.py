@@ -28,8 +28,8 @@ from benchmarks.shared.statistics import interval
 from moleflow.model.config import BackboneConfig, ModelConfig, RouterConfig
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
-from moleflow.model.routing.novelty import effective_ratios
 from moleflow.model.routing.router import Prototype, Router, image_descriptor
+from moleflow.model.routing.shortlist import effective_ratios
 from moleflow.model.verdict.calibration import Calibration
 from moleflow.training.data.datasets import discover, load_category, read_image
 from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes

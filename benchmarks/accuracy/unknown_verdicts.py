@@ -33,8 +33,9 @@ from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.detector import Detector
 from moleflow.model.features.extractor import stack_images
 from moleflow.model.features.patches import PatchFeatures
-from moleflow.model.routing.novelty import EXCESS_POWER, EXCESS_UNIT, background_nll, effective_ratios
+from moleflow.model.routing.novelty import EXCESS_POWER, EXCESS_UNIT, background_nll
 from moleflow.model.routing.router import Prototype, Router, image_descriptor
+from moleflow.model.routing.shortlist import effective_ratios
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.training.config import preset

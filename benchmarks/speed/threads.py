@@ -44,7 +44,7 @@ def work(checkpoint: Path, calls: int, requests: IO[str]) -> None:
     import numpy as np
 
     from moleflow.model.detector import Detector
-    from moleflow.model.verdict.scoring import pixel_map
+    from moleflow.model.verdict.maps import pixel_map
 
     configure_threads()
     detector = Detector.load(checkpoint, device="cpu", unknown_limit=0)

@@ -18,12 +18,11 @@ the next product) where the distance itself is many times that of the product's 
 import math
 
 import numpy as np
-import torch
 
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.errors import ConfigurationError
 
-__all__ = ["FAR_MULTIPLE", "background_nll", "check_limit", "effective_ratios", "novelty_score"]
+__all__ = ["FAR_MULTIPLE", "background_nll", "check_limit", "novelty_score"]
 
 FAR_MULTIPLE = 5.0
 """An image further from a product than this multiple of the median distance of its good images is far from it. Several
@@ -39,15 +38,6 @@ EXCESS_POWER = 0.3
 """Exponent of the excess: its weight relative to the log ratio (0.27 to 0.31) in a logistic regression that separates
 good images of left-out products from augmented images of learned ones, all of them training images
 (``python -m benchmarks unknown_verdicts``)."""
-
-
-def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, median_distance: torch.Tensor) -> torch.Tensor:
-    """Distance ratios, raised to at least 1 for products that the image is far from.
-
-    Distances and distance ratios are ``(…, T)``; ``median_distance`` ``(T,)`` is that of each product's held-out good
-    images.
-    """
-    return torch.where(distance > FAR_MULTIPLE * median_distance, ratio.clamp_min(1), ratio)
 
 
 def background_nll(patch_nll: np.ndarray) -> np.ndarray:

@@ -19,11 +19,11 @@ thousand of them cost little more than their prototypes. ``moleflow.model.routin
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import nn
 
 from moleflow.model.config import RouterConfig
+from moleflow.model.routing.routes import lower_median
 from moleflow.model.runtime.kernels import can_run_kernels
 from moleflow.model.runtime.parallel import parallel_map
 
@@ -47,16 +47,15 @@ def image_descriptor(embeddings: torch.Tensor) -> torch.Tensor:
     """Median over the grid, without the position code: ``(B, H, W, D)`` to ``(B, D)`` float32."""
     values = embeddings.detach().float().flatten(1, 2)
     if values.device.type == "cuda" and can_run_kernels(values.device):
-        from moleflow.model.routing.kernels import lower_median  # needs Triton
+        from moleflow.model.routing import kernels  # needs Triton
 
-        return lower_median(values.contiguous())
+        return kernels.lower_median(values.contiguous())
     if values.device.type != "cpu":
         return values.median(1).values
     # The same value (the lower median) from NumPy, whose selection is vectorised, in chunks that fit the cache.
-    middle = (values.shape[1] - 1) // 2
 
     def select(channels: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(np.partition(channels.T.contiguous().numpy(), middle, axis=1)[:, middle])
+        return torch.from_numpy(lower_median(channels.T.contiguous().numpy()))
 
     pieces = [channels for image in values for channels in image.chunk(_CHANNEL_PARTS, -1)]
     return torch.cat(parallel_map(select, pieces)).view(len(values), -1)

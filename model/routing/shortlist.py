@@ -1,38 +1,23 @@
 """The nearest products of each image, read from the device once: a few of possibly thousands."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
-from moleflow.model.routing.novelty import effective_ratios
+from moleflow.model.routing.novelty import FAR_MULTIPLE
+from moleflow.model.routing.routes import Shortlist, read_table
 from moleflow.model.verdict.results import MAX_CANDIDATES
 
-__all__ = ["Route", "Shortlist", "shortlist"]
+__all__ = ["effective_ratios", "shortlist"]
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
-    """A product's index, and the image's distance and distance ratio to it."""
+def effective_ratios(distance: torch.Tensor, ratio: torch.Tensor, median_distance: torch.Tensor) -> torch.Tensor:
+    """Distance ratios, raised to at least 1 for products that the image is far from.
 
-    index: int
-    distance: float
-    ratio: float
-
-
-class Shortlist(NamedTuple):
-    """Of one image: the nearest products in order, the product named by the caller, and the smallest effective
-    distance ratio over all products (``moleflow.model.routing.novelty.effective_ratios``)."""
-
-    nearest: tuple[Route, ...]
-    named: Route | None
-    least_ratio: float
-
-    @property
-    def task(self) -> Route:
-        """The product whose expert scores the image: the named one, else the nearest."""
-        return self.named or self.nearest[0]
+    Distances and distance ratios are ``(…, T)``; ``median_distance`` ``(T,)`` is that of each product's held-out good
+    images.
+    """
+    return torch.where(distance > FAR_MULTIPLE * median_distance, ratio.clamp_min(1), ratio)
 
 
 def shortlist(
@@ -49,10 +34,5 @@ def shortlist(
     columns = torch.cat((order, wanted), 1)
     least = effective_ratios(distances, ratios, median_distances).amin(1, keepdim=True)
     parts = (columns, distances.gather(1, columns), ratios.gather(1, columns), least)
-    table = torch.cat([part.double() for part in parts], 1).tolist()  # float64 holds any index exactly
-    found = []
-    for row, index in zip(table, named, strict=True):
-        indices, distance, ratio = (row[k * (count + 1) : (k + 1) * (count + 1)] for k in range(3))
-        *routes, own = map(Route, map(int, indices), distance, ratio)
-        found.append(Shortlist(tuple(routes), None if index is None else own, row[-1]))
-    return found
+    # float64 holds any index exactly
+    return read_table(torch.cat([part.double() for part in parts], 1).tolist(), named)

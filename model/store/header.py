@@ -16,7 +16,7 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.errors import one_line
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.names import find_named
-from moleflow.model.store.tensor_table import unique_keys
+from moleflow.model.store.unique_keys import unique_keys
 from moleflow.model.verdict.results import MAX_TASKS, Sha256, TaskInfo
 
 __all__ = ["FORMAT_VERSION", "READABLE_VERSIONS", "Header", "UnknownVersionError", "parse_header"]

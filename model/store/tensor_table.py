@@ -19,8 +19,9 @@ import numpy as np
 import torch
 
 from moleflow.model.errors import one_line
+from moleflow.model.store.unique_keys import unique_keys
 
-__all__ = ["TYPES", "Section", "Spec", "format_table", "parse_table", "split_name", "table_length", "unique_keys"]
+__all__ = ["TYPES", "Section", "Spec", "format_table", "parse_table", "split_name", "table_length"]
 
 TYPES = {
     "BOOL": torch.bool,
@@ -134,14 +135,6 @@ _ENTRY_KEYS = ["dtype", "shape", "data_offsets"]
 
 def _in_entry_order(found: dict[str, Any]) -> tuple[Any, ...] | dict[str, Any]:
     return tuple(found[key] for key in _ENTRY_KEYS) if found.keys() == {*_ENTRY_KEYS} else found
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dictionary, for ``object_pairs_hook``. ``ValueError`` if a key is duplicate."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        raise ValueError("it has a JSON object with a key that comes twice")
-    return found
 
 
 _WHOLE_NUMBERS = frozenset({int})

@@ -14,8 +14,8 @@ from moleflow.model.errors import ExpertError, PredictionError
 from moleflow.model.images.value_range import range_warnings
 from moleflow.model.names import ProductName
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
+from moleflow.model.verdict.maps import pixel_map
 from moleflow.model.verdict.regions import Region, find_regions
-from moleflow.model.verdict.scoring import pixel_map
 
 __all__ = [
     "MAX_CANDIDATES",

@@ -9,7 +9,7 @@ from tiny_model import product_image, tiny_checkpoint
 from benchmarks.accuracy import trials
 from benchmarks.baselines import accuracy
 from moleflow.model.detector import Detector
-from moleflow.model.verdict.scoring import SMOOTHING_SIGMA, pixel_map
+from moleflow.model.verdict.maps import SMOOTHING_SIGMA, pixel_map
 from moleflow.training.data.datasets import Category, load_category
 from moleflow.training.evaluation.evaluate import Measured, evaluate
 from moleflow.training.evaluation.metrics import EVALUATION_SIDE

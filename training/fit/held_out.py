@@ -18,7 +18,7 @@ from moleflow.model.memory.fusion import Fusion
 from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer, image_scores
 from moleflow.model.routing.novelty import background_nll
 from moleflow.model.runtime.device import autocast, matmul_dtype
-from moleflow.model.verdict.scoring import pixel_map
+from moleflow.model.verdict.maps import pixel_map
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.trainer import TaskTrainer
 

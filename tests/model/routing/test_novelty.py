@@ -1,25 +1,9 @@
-"""The novelty score, the background NLL and effective distance ratios."""
+"""The novelty score, and the background NLL."""
 
 import numpy as np
 import pytest
-import torch
 
-from moleflow.model.routing.novelty import (
-    BACKGROUND_QUANTILE,
-    FAR_MULTIPLE,
-    background_nll,
-    effective_ratios,
-    novelty_score,
-)
-
-
-@pytest.mark.parametrize(
-    ("distance", "ratio", "counted"),
-    [(1.0, 0.4, 0.4), (1.0, 1.6, 1.6), (FAR_MULTIPLE * 2 + 1, 0.1, 1.0), (FAR_MULTIPLE * 2 + 1, 1.6, 1.6)],
-)
-def test_the_effective_ratio_of_a_far_image_is_at_least_one(distance: float, ratio: float, counted: float) -> None:
-    found = effective_ratios(torch.tensor([distance]), torch.tensor([ratio]), torch.tensor([2.0]))
-    assert found.tolist() == pytest.approx([counted])
+from moleflow.model.routing.novelty import BACKGROUND_QUANTILE, background_nll, novelty_score
 
 
 def test_the_background_nll_is_a_low_quantile_that_a_defect_does_not_change() -> None:

@@ -1,4 +1,4 @@
-"""The shortlist: the nearest products of each image, in one device read."""
+"""The shortlist: the nearest products of each image, in one device read; the same in NumPy."""
 
 import math
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moleflow.model.routing.novelty import FAR_MULTIPLE
-from moleflow.model.routing.shortlist import Route, shortlist
+from moleflow.model.routing.routes import Route, nearest_products
+from moleflow.model.routing.shortlist import effective_ratios, shortlist
 from moleflow.model.verdict.results import MAX_CANDIDATES
 
 PRODUCTS = 40
@@ -17,7 +18,19 @@ def found(distances: torch.Tensor, ratios: torch.Tensor, **options: object) -> l
         "median_distances": torch.full((distances.shape[1],), 1.0),
         "named": [None] * len(distances),
     } | options
-    return shortlist(distances, ratios, **given)  # type: ignore[arg-type]
+    lists = shortlist(distances, ratios, **given)  # type: ignore[arg-type]
+    arrays = [each.numpy() for each in (distances, ratios, given["median_distances"])]  # type: ignore[attr-defined]
+    assert nearest_products(*arrays, given["named"]) == lists  # type: ignore[arg-type]
+    return lists
+
+
+@pytest.mark.parametrize(
+    ("distance", "ratio", "counted"),
+    [(1.0, 0.4, 0.4), (1.0, 1.6, 1.6), (FAR_MULTIPLE * 2 + 1, 0.1, 1.0), (FAR_MULTIPLE * 2 + 1, 1.6, 1.6)],
+)
+def test_the_effective_ratio_of_a_far_image_is_at_least_one(distance: float, ratio: float, counted: float) -> None:
+    found = effective_ratios(torch.tensor([distance]), torch.tensor([ratio]), torch.tensor([2.0]))
+    assert found.tolist() == pytest.approx([counted])
 
 
 def test_the_nearest_products_are_listed_in_order_with_their_distances() -> None:

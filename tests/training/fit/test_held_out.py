@@ -6,7 +6,7 @@ from tiny_model import CAPPED, FUSED, tiny_config, tiny_parts
 
 from moleflow.model.config import ScoringConfig
 from moleflow.model.routing.novelty import background_nll
-from moleflow.model.verdict.scoring import pixel_map
+from moleflow.model.verdict.maps import pixel_map
 from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, fit_fusion, held_out_scores, without_unused
 
 
