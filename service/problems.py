@@ -23,7 +23,7 @@ from moleflow.model.errors import (
 )
 from moleflow.service.errors import NotLiveError, NotReadyError, OverloadedError, UnknownProductError
 
-__all__ = ["MEDIA_TYPE", "STATUS_CLIENT_CLOSED", "Problem", "add_problem_handlers", "problem_response"]
+__all__ = ["MEDIA_TYPE", "STATUS_CLIENT_CLOSED", "Problem", "add_problem_handlers", "problem_response", "problem_type"]
 
 MEDIA_TYPE = "application/problem+json"
 """Media type of problem documents (RFC 9457, section 3)."""
@@ -33,6 +33,9 @@ STATUS_CLIENT_CLOSED = 499
 
 _TYPE_PREFIX = "urn:moleflow:problem:"
 """Prefix of problem types, which are names and cannot be resolved."""
+
+_DAMAGED, _INTERNAL = "damaged-product", "internal-error"
+"""Types of the errors with status 500."""
 
 _RETRY_NOT_READY_SECONDS = 5
 """Loading the model takes seconds."""
@@ -93,6 +96,14 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, _on_invalid_request)
     app.add_exception_handler(ClientDisconnect, _on_disconnect)
     app.add_middleware(_UnexpectedErrors)
+
+
+def problem_type(error: Exception) -> str:
+    """The type of the problem document for an error that an image caused, as an URN."""
+    if isinstance(error, ExpertError):
+        return _TYPE_PREFIX + _DAMAGED
+    slugs = (_KINDS[kind][1] for kind in type(error).__mro__ if kind in _KINDS)
+    return _TYPE_PREFIX + next(slugs, _INTERNAL)
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:
@@ -163,7 +174,7 @@ def _internal_error(request: Request, error: Exception) -> Response:
     instance = _new_instance()
     _logger.error("%s %s failed (%s)", request.method, request.url.path, instance, exc_info=error)
     detail = "The service failed on this request, which seems to be valid. Try again."
-    return _respond(500, "internal-error", "The service failed", detail, instance=instance)
+    return _respond(500, _INTERNAL, "The service failed", detail, instance=instance)
 
 
 def _respond_damaged(request: Request, error: ExpertError) -> Response:
@@ -174,7 +185,7 @@ def _respond_damaged(request: Request, error: ExpertError) -> Response:
         f"The expert of product {error.task!r} is damaged, so its images cannot be scored. Restore the service's "
         "checkpoint from a backup, or retrain the product; see the log. Other products are not affected."
     )
-    return _respond(500, "damaged-product", "The product's expert is damaged", detail, instance=instance)
+    return _respond(500, _DAMAGED, "The product's expert is damaged", detail, instance=instance)
 
 
 def _explain(problem: Any) -> str:

@@ -165,7 +165,9 @@ def test_the_model_knows_neither_http_nor_a_command_line() -> None:
         assert not {name.partition(".")[0] for name in imports(path)} & forbidden, path
 
 
-@pytest.mark.parametrize("module", ["moleflow.cli", "moleflow.service.decoding.process"])
+@pytest.mark.parametrize(
+    "module", ["moleflow.cli", "moleflow.service.decoding.process", "moleflow.service.responses.schemas"]
+)
 def test_importing_a_light_module_does_not_load_pytorch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["MAX_REGIONS", "Region", "find_regions"]
+from moleflow.model.verdict.records import MAX_REGIONS
 
-MAX_REGIONS = 20
-"""Most regions reported per image, strongest first; keeps responses small."""
+__all__ = ["MAX_REGIONS", "Region", "find_regions"]
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 """8-connectivity."""

@@ -12,8 +12,9 @@ from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import open_rgb
 from moleflow.model.verdict.results import CheckpointInfo, Finding, Prediction
 from moleflow.service.errors import UnknownProductError
+from moleflow.service.responses.build import build_response
 from moleflow.service.responses.encode import base64_pieces, describe_map, npy_pieces, overlay_png
-from moleflow.service.responses.schemas import PredictionResponse, Timing, build_response
+from moleflow.service.responses.schemas import PredictionResponse, Timing
 
 __all__ = [
     "MEDIA_TYPES",

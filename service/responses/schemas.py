@@ -1,21 +1,20 @@
-"""The JSON responses of the service, which ``moleflow predict --json`` prints too."""
+"""The JSON responses of the service, which ``moleflow predict --json`` prints too. Imported without PyTorch."""
 
-import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from moleflow.model.verdict.regions import MAX_REGIONS
-from moleflow.model.verdict.results import MAX_CANDIDATES, CheckpointInfo, Finding, Prediction, TaskInfo, Verdict
+from moleflow.model.verdict.records import MAX_CANDIDATES, MAX_REGIONS, TaskInfo, Verdict
 
 __all__ = [
     "AnomalyMap",
+    "ImageSize",
     "LiveResponse",
     "PredictionResponse",
     "ReadyResponse",
+    "Routing",
     "TasksResponse",
     "Timing",
-    "build_response",
 ]
 
 
@@ -174,41 +173,4 @@ class ReadyResponse(Schema):
     precision: str = Field(examples=["fp32"])
     damaged_products: list[str] = Field(
         description="products whose expert is damaged; their images get status 500, all other products are available"
-    )
-
-
-def build_response(
-    finding: Finding,
-    *,
-    checkpoint: CheckpointInfo,
-    width: int,
-    height: int,
-    timing: Timing,
-    anomaly_map: AnomalyMap | None = None,
-    forced: bool = False,
-) -> PredictionResponse:
-    """Build the API response for one finding.
-
-    ``width`` and ``height`` are those of the upright image, in pixels; ``forced`` says that the caller named the
-    product. Raises ``pydantic.ValidationError`` when a number is not finite.
-    """
-    scored = finding if isinstance(finding, Prediction) else None
-    names = ("task", "score", "p_value", "threshold", "is_anomalous", "pixel_threshold")
-    return PredictionResponse(
-        verdict=finding.verdict,
-        routing=Routing(
-            distance=finding.product.distance,
-            margin=None if math.isinf(finding.margin) else finding.margin,
-            candidates=finding.candidates[:MAX_CANDIDATES],
-            novelty_score=finding.novelty_score,
-            forced=forced,
-        ),
-        **{name: getattr(scored, name, None) for name in names},
-        false_alarm_rate=finding.false_alarm_rate,
-        regions=scored.regions(height, width) if scored else (),
-        anomaly_map=anomaly_map,
-        warnings=finding.warnings,
-        image=ImageSize(width=width, height=height),
-        checkpoint=checkpoint,
-        timing_ms=timing,
     )

@@ -14,7 +14,8 @@ from dummy import calibration, encode_map
 from moleflow.model.errors import ExpertError
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.results import MAX_CANDIDATES, Candidate, CheckpointInfo, Finding, Prediction, Refusal
-from moleflow.service.responses.schemas import PredictionResponse, Timing, build_response
+from moleflow.service.responses.build import build_response
+from moleflow.service.responses.schemas import PredictionResponse, Timing
 
 TIMING = Timing(decode=1, queue=2, inference=3, encode=4)
 CALIBRATION = TaskCalibration(
