@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from moleflow.model.detector import Detector
     from moleflow.service.responses.render import Job
 
-__all__ = ["predict"]
+__all__ = ["FailOn", "exit_status", "predict"]
 
 BATCH_SIZE = 8
 """Images per batch."""
@@ -27,6 +27,11 @@ MAX_FILE_BYTES = 2**30
 
 MapName = Literal["none", "png", "npy", "npy16"]
 """Encodings of the anomaly map with --json."""
+
+FailOn = Literal["never", "error", "anomaly", "unknown"]
+"""What makes the exit status other than 0; each value includes those before it."""
+
+EXIT_ERROR, EXIT_FOUND, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def predict(
@@ -41,6 +46,24 @@ def predict(
         ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object per image, as in the API.")] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write one row per image to FILE instead of printing it: .csv, .jsonl or .parquet. If FILE exists, "
+            "images that have a row are skipped.",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="With --output: go on with new and changed images until interrupted.")
+    ] = False,
+    fail_on: Annotated[
+        FailOn,
+        typer.Option(
+            help="error: exit status 1 if a file cannot be used. anomaly: also 2 if an image is anomalous. unknown: "
+            "also 2 if a product is unknown. never: 0."
+        ),
+    ] = "error",
     false_alarm_rate: options.FalseAlarmRate = None,
     unknown_limit: options.UnknownLimit = None,
     map_: Annotated[MapName, typer.Option("--map", help="With --json: add the anomaly map in base64.")] = "none",
@@ -54,13 +77,15 @@ def predict(
 
     Folders are searched recursively, in natural order and without hidden files. An image of no learned product is
     reported as UNKNOWN, without score and overlay, unless --task names its product. An image that cannot be read or
-    scored is reported on standard error and does not stop the others; the exit status is then 1.
+    scored is reported on standard error, or with --output in its row, and does not stop the others; the exit status
+    is then 1.
     """
     from moleflow.model.detector import Detector
     from moleflow.model.files.outputs import check_output_folder
     from moleflow.model.names import find_named
     from moleflow.training.progress import Reporter
 
+    _check_combination(output, watch, json)
     options.prepare(max_pixels)
     if save_overlay is not None:
         check_output_folder("the folder of overlays", save_overlay)
@@ -68,8 +93,11 @@ def predict(
     rates = options.given({"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit})
     detector = Detector.load(checkpoint, device=device, precision=precision, engine=engine, plugin=plugin, **rates)
     if task is not None:
-        find_named(task, detector.tasks)  # fail before reading images
+        task = find_named(task, detector.tasks).name  # fail before reading images
+    if output is not None:
+        raise typer.Exit(_into(detector, output, images, task, max_pixels, save_overlay, watch, fail_on))
     reporter, problems = Reporter(), _Problems()
+    verdicts: set[str] = set()
     # Counted only for a progress bar, so that output need not wait for the count.
     total = sum(1 for _ in _files(images, save_overlay)) if reporter.console.is_terminal else 0
     files = _files(images, save_overlay, problems)
@@ -77,13 +105,72 @@ def predict(
         while chunk := list(islice(files, BATCH_SIZE)):
             for image, job in _jobs(detector, chunk, task, problems):
                 _show(image.path, job, map_ if json else None)
+                verdicts.add(job.finding.verdict)
                 if save_overlay is not None:
                     _save_overlay(save_overlay / image.overlay, job, problems)
             phase.advance(len(chunk))
-    if problems.count:
-        if problems.count > 1:
-            print(f"error: {problems.count} images or folders could not be used; see above", file=sys.stderr)
-        raise typer.Exit(1)
+    if problems.count > 1:
+        print(f"error: {problems.count} images or folders could not be used; see above", file=sys.stderr)
+    raise typer.Exit(exit_status(fail_on, problems.count, verdicts))
+
+
+def _check_combination(output: Path | None, watch: bool, json: bool) -> None:
+    from moleflow.folder.output import FORMATS
+    from moleflow.model.errors import ConfigurationError
+
+    if output is None and watch:
+        raise ConfigurationError("--watch needs --output FILE, which the rows are appended to.")
+    if output is None:
+        return
+    if json:
+        raise ConfigurationError("--json prints and --output writes a file; give one of them (FILE.jsonl holds JSON).")
+    if output.suffix.lower() not in FORMATS:
+        raise ConfigurationError(f"--output {str(output)!r} should end in one of {', '.join(FORMATS)}.")
+    if watch and output.suffix.lower() == ".parquet":
+        raise ConfigurationError("--watch appends rows, which Parquet cannot; let --output end in .csv or .jsonl.")
+
+
+def exit_status(fail_on: FailOn, errors: int, verdicts: Collection[str]) -> int:
+    """The exit status. Errors come first: where a file could not be used, the verdicts are not all there."""
+    if fail_on == "never":
+        return 0
+    if errors:
+        return EXIT_ERROR
+    found = {"error": set[str](), "anomaly": {"anomalous"}, "unknown": {"anomalous", "unknown_product"}}[fail_on]
+    return EXIT_FOUND if found & set(verdicts) else 0
+
+
+def _into(
+    detector: "Detector",
+    output: Path,
+    images: Sequence[Path],
+    task: str | None,
+    max_pixels: int | None,
+    save_overlay: Path | None,
+    watch: bool,
+    fail_on: FailOn,
+) -> int:
+    """Write rows to ``output``; returns the exit status."""
+    from moleflow.folder.run import Request, predict_into
+    from moleflow.image_files import find_images
+    from moleflow.model.images.decode import SUFFIXES
+
+    request = Request(
+        find=lambda on_problem: find_images(images, SUFFIXES, on_problem, save_overlay),
+        output=output,
+        task=task,
+        max_pixels=max_pixels,
+        overlays=save_overlay,
+        watch=watch,
+    )
+    try:
+        tally = predict_into(detector, request)
+    except KeyboardInterrupt:
+        print("stopped; the same command continues after the rows that are written", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return exit_status(
+        fail_on, tally.errors + tally.problems, {name for name, count in tally.verdicts.items() if count}
+    )
 
 
 class _Problems:

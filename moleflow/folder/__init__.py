@@ -1,0 +1,1 @@
+"""Predictions for whole folders as rows of a file: ``moleflow predict --output``."""
