@@ -2,7 +2,7 @@
 
 In eval mode, batch normalisation is a fixed scale and shift per channel that folds into the preceding convolution's
 kernel and bias: ``γ·(w∗x + b − μ)/√(σ² + ε) + β``; exact but for rounding. A following ReLU, and the addition that ends
-a residual block, are fused into the convolution (``moleflow.model.runtime.onednn``).
+a residual block, are fused into the convolution (``moleflow.model.runtime.fused``).
 
 Works on the graph traced by ``torch.fx``. A network that cannot be traced, because its code depends on tensor values or
 sizes, is left unchanged.
@@ -16,7 +16,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from moleflow.model.runtime.onednn import Activation, FusedConv
+from moleflow.model.runtime.fused import Activation, FusedConv
 
 __all__ = ["fold"]
 

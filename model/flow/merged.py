@@ -17,7 +17,7 @@ from moleflow.model.flow.expert import Base, Expert, module_list
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.subnet import TaskSubnet
 from moleflow.model.runtime.device import at_least_float32
-from moleflow.model.runtime.onednn import FusedConv, FusedLinear
+from moleflow.model.runtime.fused import FusedConv, FusedLinear
 from moleflow.model.runtime.parallel import parallel_map
 
 __all__ = ["MergedExpert"]

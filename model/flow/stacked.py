@@ -17,7 +17,7 @@ from moleflow.model.flow.adapters import FixedLayerNorm, ZCAAdapter
 from moleflow.model.flow.blocks import DIA_COUPLING, MOLE_COUPLING, Coupling
 from moleflow.model.flow.kernels import Halves, couple, depthwise, linear
 from moleflow.model.flow.merged import MergedExpert
-from moleflow.model.runtime.onednn import FusedLinear
+from moleflow.model.runtime.fused import FusedLinear
 
 __all__ = ["StackedFlow"]
 

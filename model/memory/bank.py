@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moleflow.model.runtime.onednn import FusedLinear
+from moleflow.model.runtime.fused import FusedLinear
 
 __all__ = ["STORED_TYPE", "MemoryBank", "MergedBank", "concatenated", "pool_patches", "project"]
 

@@ -11,7 +11,7 @@ from moleflow.model.flow.stacked import StackedFlow
 from moleflow.model.memory.bank import MergedBank, pool_patches, upsampled
 from moleflow.model.memory.fusion import Fusion, fuse
 from moleflow.model.memory.scorer import ProductScorer
-from moleflow.model.runtime.onednn import FusedLinear
+from moleflow.model.runtime.fused import FusedLinear
 
 __all__ = ["StackedScorer"]
 

@@ -1,3 +1,3 @@
 """Device, precision, threads, memory, fused operators, and the classification of failures."""
 
-__all__ = ["device", "faults", "graphs", "kernels", "lru", "memory", "onednn", "parallel", "soundness", "threads"]
+__all__ = ["device", "faults", "fused", "graphs", "kernels", "lru", "memory", "parallel", "soundness", "threads"]

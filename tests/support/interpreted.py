@@ -18,8 +18,8 @@ sys.path[:0] = {paths!r}
 # Networks are not checked, and their library takes longer to import than all else together.
 sys.modules["timm"] = sys.modules["timm.models"] = MagicMock()
 import torch
-from moleflow.model.runtime import onednn
-onednn._operators_agree = lambda dtype: False  # plain weights, as on a GPU
+from moleflow.model.runtime import fused
+fused._operators_agree = lambda dtype: False  # plain weights, as on a GPU
 checks = vars(importlib.import_module({module!r}))
 found = {{}}
 for call in {calls!r}:

@@ -11,8 +11,8 @@ from torch import nn
 from moleflow.model.config import BackboneConfig
 from moleflow.model.features.backbone import Backbone, import_plugin
 from moleflow.model.features.batchnorm_folding import fold
-from moleflow.model.runtime import onednn as fused
-from moleflow.model.runtime.onednn import FusedConv, FusedLinear
+from moleflow.model.runtime import fused
+from moleflow.model.runtime.fused import FusedConv, FusedLinear
 
 GENERATOR = torch.Generator().manual_seed(0)
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.03}
