@@ -37,6 +37,9 @@ help: ## this list
 demo: runtime ## learn three products and serve them with a web page (ARGS=--no-serve: learn only)
 	@"$(VENV)/bin/moleflow" demo $(ARGS)
 
+# Tests start many processes: compiled modules are kept even where the environment forbids it.
+test test-demo coverage: export PYTHONDONTWRITEBYTECODE =
+
 # More processes than cores, because many tests only wait.
 test: development ## run the tests in JOBS processes (ARGS: arguments of pytest)
 	@$(PYTHON_IN_VENV) -m pytest --numprocesses "$(JOBS)" --dist worksteal $(ARGS)

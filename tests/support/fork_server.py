@@ -4,6 +4,7 @@ Reads one JSON request per line and writes one JSON response per line: ``{"code"
 starts a process and returns its PID; ``{"poll": pid}`` returns its exit status, or null while it runs.
 """
 
+import gc
 import json
 import os
 import sys
@@ -15,6 +16,9 @@ import moleflow.training.continual.sequence  # noqa: F401
 
 
 def main() -> None:
+    # Else a child's first full collection reads, and so copies, everything that was imported.
+    gc.collect()
+    gc.freeze()
     for line in sys.stdin:
         request = json.loads(line)
         if "poll" in request:
