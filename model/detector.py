@@ -1,5 +1,6 @@
 """The detector: RGB images in, typed results out, on CPU or CUDA."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Self, overload
@@ -18,7 +19,7 @@ from moleflow.model.products import MAX_EXPERTS, Products
 from moleflow.model.routing.routes import Shortlist
 from moleflow.model.runtime.device import resolve_device, resolve_engine, resolve_precision
 from moleflow.model.runtime.graphs import Captured
-from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.checkpoint import Checkpoint, Header
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
 
@@ -42,6 +43,8 @@ class Detector:
         false_alarm_rate: fraction of good images that may be called anomalous, in (0, 1).
         unknown_limit: images with a higher novelty score (``moleflow.model.routing.novelty``) are refused as an
             unknown product; 0 refuses nothing.
+        previous: a detector that this one replaces. Its backbone and merged experts are used where they are the same;
+            it may be in use meanwhile, and afterwards.
 
     Example:
         >>> import numpy as np
@@ -55,6 +58,9 @@ class Detector:
         'bolt'
     """
 
+    products: Products
+    _features: Callable[[torch.Tensor], PatchFeatures]
+
     def __init__(
         self,
         checkpoint: Checkpoint,
@@ -65,10 +71,17 @@ class Detector:
         max_experts: int = MAX_EXPERTS,
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
+        previous: Self | None = None,
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
         self.engine = resolve_engine(engine, self.device, self.precision)
+        self._threads = torch.get_num_threads()
+        if previous is not None:
+            # A new thread has a number of its own, and merging with another one could change the last digits.
+            self._threads = previous._threads
+            torch.set_num_threads(self._threads)
+            previous = previous if self._computes_as(previous) else None
         self.products = Products(
             checkpoint,
             self.device,
@@ -76,11 +89,16 @@ class Detector:
             max_experts=max_experts,
             false_alarm_rate=false_alarm_rate,
             unknown_limit=unknown_limit,
+            previous=None if previous is None else previous.products,
         )
         self.false_alarm_rate, self.unknown_limit = false_alarm_rate, unknown_limit
         self._checkpoint = checkpoint
-        self._features = self._extractor(checkpoint)
-        self._embedded = Captured(self._embed, self.device)
+        if previous is not None and _see_alike(checkpoint.header, previous._checkpoint.header):
+            self._features = previous._features
+        else:
+            self._features = self._extractor(checkpoint)
+        # Not a method, whose reference to the detector would keep its memory until a garbage collection.
+        self._embedded = Captured(functools.partial(_embed, self._features, self.products), self.device)
 
     @classmethod
     def load(
@@ -220,10 +238,8 @@ class Detector:
             return CompiledFeatures(plain, identity, cache_folder())
         return FeatureExtractor.for_prediction(header.config, backbone, self.precision).to(self.device)
 
-    def _embed(self, batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Distances, distance ratios and the parts of the features, in one recorded graph on a GPU."""
-        features = self._features(batch)
-        return *self.products.route(features.embeddings), features.embeddings, *features.stages
+    def _computes_as(self, other: Self) -> bool:
+        return (self.device, self.precision, self.engine) == (other.device, other.precision, other.engine)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Merge the first few experts and predict on blank images, so that the first request is not slow; on a GPU
@@ -255,3 +271,17 @@ class Detector:
         self._embedded.clear()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def _embed(
+    extract: Callable[[torch.Tensor], PatchFeatures], products: Products, batch: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Distances, distance ratios and the parts of the features, in one recorded graph on a GPU."""
+    features = extract(batch)
+    return *products.route(features.embeddings), features.embeddings, *features.stages
+
+
+def _see_alike(header: Header, other: Header) -> bool:
+    """Whether two checkpoints compute the same features."""
+    same = header.config == other.config and header.preprocessing == other.preprocessing
+    return same and header.backbone_sha256 == other.backbone_sha256

@@ -24,6 +24,8 @@ Each message says what was wrong, the value, and what to do::
     ├── service: OverloadedError    no place or no memory is free at this moment
     ├── service: NotReadyError      no images are accepted at this moment
     ├── service: NotLiveError       no images are accepted until a restart
+    ├── service: ReloadError        the changed checkpoint cannot be loaded; the old one still serves
+    ├── service: NotAllowedError    the client may not administer the service
     └── service: UnknownProductError  a map was requested of an image of an unknown product
 
 Those of training are in ``moleflow.training.errors``, those of the service in ``moleflow.service.errors``.

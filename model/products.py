@@ -1,6 +1,7 @@
 """The learned products on a device: from the features of an image to its product, and to a result."""
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Self
 
 import torch
 
@@ -13,7 +14,7 @@ from moleflow.model.routing.router import Router, image_descriptor
 from moleflow.model.routing.routes import Shortlist
 from moleflow.model.routing.shortlist import shortlist
 from moleflow.model.runtime.kernels import can_run_kernels
-from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.checkpoint import Checkpoint, Header
 from moleflow.model.store.experts import Experts, MergedExperts, Merger, can_stack
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.model.verdict.results import Failure, Finding, Prediction, TaskInfo
@@ -35,6 +36,8 @@ class Products:
         device, precision: resolved (``moleflow.model.runtime.device``).
         max_experts, false_alarm_rate, unknown_limit: see ``Detector``.
         top_k: patches whose mean is the image score; the checkpoint's by default.
+        previous: those of another checkpoint on the same device in the same precision, whose merged experts are taken
+            over where they are the same.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class Products:
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
         top_k: int | None = None,
+        previous: Self | None = None,
     ) -> None:
         header = checkpoint.header
         self._config, self._top_k = header.config, top_k or header.config.score_top_k
@@ -61,6 +65,9 @@ class Products:
         )
         self._median_distances = torch.from_numpy(self.findings.median_distances).to(device)
         self.experts = _experts(checkpoint, device, precision, max_experts)
+        self._header = header
+        if previous is not None and type(previous.experts) is type(self.experts):
+            self.experts.take_over(previous.experts, _same_experts(header, previous._header))
 
     @property
     def infos(self) -> tuple[TaskInfo, ...]:
@@ -118,6 +125,14 @@ class Products:
         nll = maps.nll.cpu().numpy()
         anomaly = nll if maps.anomaly is maps.nll else maps.anomaly.cpu().numpy()
         return map(Scored, anomaly, scores, background_nll(nll).tolist())
+
+
+def _same_experts(header: Header, other: Header) -> dict[int, int]:
+    """The tasks whose merged experts are the same in both, by their indices in ``header`` and ``other``."""
+    if (header.config, header.base_sha256) != (other.config, other.base_sha256):
+        return {}
+    known = {task.sha256: task.index for task in other.tasks}
+    return {task.index: known[task.sha256] for task in header.tasks if task.sha256 in known}
 
 
 def _experts(checkpoint: Checkpoint, device: torch.device, precision: str, limit: int) -> Experts:

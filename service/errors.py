@@ -2,7 +2,7 @@
 
 from moleflow.model.errors import MoLEFlowError
 
-__all__ = ["NotLiveError", "NotReadyError", "OverloadedError", "UnknownProductError"]
+__all__ = ["NotAllowedError", "NotLiveError", "NotReadyError", "OverloadedError", "ReloadError", "UnknownProductError"]
 
 
 class NotLiveError(MoLEFlowError):
@@ -15,6 +15,14 @@ class NotReadyError(MoLEFlowError):
 
 class UnknownProductError(MoLEFlowError):
     """The client asked for the map alone, but the image shows no learned product and has no map."""
+
+
+class ReloadError(MoLEFlowError):
+    """The checkpoint file could not be loaded again; the model that was loaded before still serves."""
+
+
+class NotAllowedError(MoLEFlowError):
+    """This client may not administer the service."""
 
 
 class OverloadedError(MoLEFlowError):

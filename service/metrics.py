@@ -46,6 +46,10 @@ class Metrics:
             "because the client did not read the response (send)",
             "reason",
         )
+        self.reloads = self._counter("reloads", "reloads of the checkpoint, by outcome (succeeded, failed)", "outcome")
+        self.reload_failed = self._gauge(
+            "reload_failed", "1 if the last reload failed, so that an older file is served"
+        )
         self.ready = self._gauge("ready", "1 if the service accepts images and the model works, else 0")
         self.live = self._gauge("live", "0 if the service must be restarted, else 1")
         self.damaged_products = self._gauge("damaged_products", "products whose expert is damaged")

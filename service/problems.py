@@ -21,7 +21,14 @@ from moleflow.model.errors import (
     UnknownTaskError,
     UnsupportedImageError,
 )
-from moleflow.service.errors import NotLiveError, NotReadyError, OverloadedError, UnknownProductError
+from moleflow.service.errors import (
+    NotAllowedError,
+    NotLiveError,
+    NotReadyError,
+    OverloadedError,
+    ReloadError,
+    UnknownProductError,
+)
 
 __all__ = ["MEDIA_TYPE", "STATUS_CLIENT_CLOSED", "Problem", "add_problem_handlers", "problem_response", "problem_type"]
 
@@ -62,6 +69,8 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     UnknownProductError: (422, "unknown-product", "The image shows no learned product"),
     UnknownTaskError: (404, "unknown-task", "Unknown product"),
     OverloadedError: (429, "overloaded", "Too many requests"),
+    NotAllowedError: (403, "not-allowed", "The client may not administer the service"),
+    ReloadError: (409, "not-reloaded", "The checkpoint was not reloaded"),
     NotReadyError: (503, "not-ready", "The service is not ready"),
     NotLiveError: (503, "not-live", "The service must be restarted"),
 }

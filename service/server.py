@@ -41,13 +41,16 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
     report_ready = on_ready or _print_ready
     failures: list[Exception] = []
 
-    def start_with(predictor: Predictor) -> None:
+    def settle(predictor: Predictor) -> None:
         # Loaded objects live as long as the process, so they are exempted from collection. The second collection resets
         # the collector's count of old objects: with the count from before the freeze, it would put off full collections
         # until a quarter as many new objects exist, and then block the event loop for a tenth of a second.
         gc.collect()
         gc.freeze()
         gc.collect()
+
+    def start_with(predictor: Predictor) -> None:
+        settle(predictor)
         report_ready(url, predictor)
 
     def stop_after(error: Exception) -> None:
@@ -56,7 +59,7 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
 
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
         url = _url(settings.host, listener.getsockname()[1])
-        app = create_app(settings, on_ready=start_with, on_failure=stop_after)
+        app = create_app(settings, on_ready=start_with, on_failure=stop_after, on_reload=settle)
         server = make_server(app, settings)
         # uvicorn re-raises the signal after a graceful stop; Ctrl-C is not an error here.
         with contextlib.suppress(KeyboardInterrupt):

@@ -78,6 +78,18 @@ class Settings(BaseSettings):
     load_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="timeout for loading the model; the service must then be restarted"
     )
+    reload_seconds: float = Field(
+        1.0,
+        ge=0,
+        le=3600,
+        description="interval at which the checkpoint file is looked at; a changed one is loaded and served. 0 for "
+        "never: only SIGHUP and POST /admin/reload reload it",
+    )
+    admin: Literal["local", "any", "none"] = Field(
+        "local",
+        description="clients that may use /admin and change products: those on this machine (local, not through a "
+        "proxy), any, or none",
+    )
     queue_size: int = Field(
         64, ge=1, le=100_000, description="maximum number of accepted, unanswered requests; more get status 429"
     )

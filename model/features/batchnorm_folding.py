@@ -10,6 +10,9 @@ sizes, is left unchanged.
 
 import copy
 import operator
+import threading
+from collections.abc import Callable
+from typing import Any
 
 import timm.models
 import torch
@@ -44,7 +47,25 @@ def fold(net: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 class _Tracer(fx.Tracer):
-    """Treats convolutions and batch normalisations as leaves, including subclasses of PyTorch's."""
+    """Treats convolutions and batch normalisations as leaves, including subclasses of PyTorch's.
+
+    Tracing replaces the calls and attributes of all modules, also for threads that predict meanwhile, which it passes
+    through unchanged.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Conv2d | nn.BatchNorm2d) or super().is_leaf_module(module, name)

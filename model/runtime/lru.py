@@ -57,6 +57,19 @@ class ExpertCache(Generic[E]):
                 made = self._kept[index] = Future()
         return kept.result() if kept is not None else self._fill(index, made)
 
+    def held(self) -> dict[int, E]:
+        """The experts that are kept now, the one that was used last at the end."""
+        with self._lock:
+            made = {index: kept for index, kept in self._kept.items() if kept.done() and not kept.exception()}
+        return {index: kept.result() for index, kept in made.items()}
+
+    def put(self, index: int, expert: E) -> None:
+        """Keep an expert that was made elsewhere; the cache must have room for it."""
+        kept: Future[E] = Future()
+        kept.set_result(expert)
+        with self._lock:
+            self._kept[index] = kept
+
     def clear(self) -> None:
         with self._lock:
             while self._kept:

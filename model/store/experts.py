@@ -3,8 +3,8 @@
 An expert that cannot be loaded fails the images of its product, and no others of their batch.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Protocol, Self, TypeVar
 
 import torch
 
@@ -33,6 +33,15 @@ class Experts(Protocol):
 
     def prepare(self, tasks: Sequence[int]) -> dict[int, ExpertError]:
         """Load and merge the experts of ``tasks`` now; returns the errors of damaged ones."""
+
+    def held(self) -> Collection[int]:
+        """The tasks whose experts are on the device, the one that was used last at the end."""
+
+    def take_over(self, others: Self, same: Mapping[int, int]) -> None:
+        """Have the experts that ``others`` holds ready; ``same`` maps tasks to those of ``others`` with equal experts.
+
+        To be called before anything else. A damaged expert is left out.
+        """
 
     def clear(self) -> None:
         """Free all merged experts; they are loaded again on demand."""
@@ -86,6 +95,17 @@ class MergedExperts:
     def prepare(self, tasks: Sequence[int]) -> dict[int, ExpertError]:
         """As ``Experts``."""
         return self._load(tasks)[1]
+
+    def held(self) -> Collection[int]:
+        """As ``Experts``."""
+        return self._cache.held().keys()
+
+    def take_over(self, others: Self, same: Mapping[int, int]) -> None:
+        """As ``Experts``; nothing is read, since a merged expert does not depend on its file any more."""
+        new = {old: index for index, old in same.items()}
+        for old, expert in list(others._cache.held().items())[-self.limit :]:
+            if old in new:
+                self._cache.put(new[old], expert)
 
     def clear(self) -> None:
         """As ``Experts``."""

@@ -1,7 +1,9 @@
 """A checkpoint's experts on a GPU, stacked: a batch of any products is one recorded graph of launches."""
 
 import threading
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Self
 
 import torch
 
@@ -31,7 +33,9 @@ class StackedExperts:
         self._merge, self._config, self._device = merge, config, device
         self._lock = threading.Lock()
         self._free = list(range(limit))
-        self._cache = ExpertCache(self._place, limit, drop=self._free.append)
+        # Without a reference to itself, the device's memory is free as soon as the last user is gone.
+        place = weakref.WeakMethod(self._place)
+        self._cache = ExpertCache(lambda index: place()(index), limit, drop=self._free.append)  # type: ignore[misc]
         self._scorer: StackedScorer | None = None
         self._score: Captured | None = None
 
@@ -39,6 +43,15 @@ class StackedExperts:
         """As ``Experts``."""
         with self._lock:
             return found_or_failed(self._cache.get, tasks)[1]
+
+    def held(self) -> Collection[int]:
+        """As ``Experts``."""
+        return self._cache.held().keys()
+
+    def take_over(self, others: Self, same: Mapping[int, int]) -> None:
+        """As ``Experts``; they are merged again, since slots belong to one stack."""
+        held = set(list(others.held())[-self.limit :])
+        self.prepare([index for index, old in same.items() if old in held])
 
     def clear(self) -> None:
         """As ``Experts``; frees the recorded graphs too."""

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import moleflow
 from moleflow.model.errors import MoLEFlowError
-from moleflow.service.api import openapi
+from moleflow.service.api import admin, openapi
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.methods import HeadAsGet
 from moleflow.service.api.pages import add_pages
@@ -21,7 +21,7 @@ from moleflow.service.api.prefix import UnderPrefix
 from moleflow.service.api.routes import router
 from moleflow.service.connections.sending import Sending
 from moleflow.service.engine.engine import Engine
-from moleflow.service.engine.predictor import Predictor, load_predictor
+from moleflow.service.engine.predictor import Predictor, load_predictor, reload_predictor
 from moleflow.service.errors import NotLiveError
 from moleflow.service.headers import SecurityHeaders
 from moleflow.service.metrics import Metrics
@@ -39,18 +39,27 @@ def create_app(
     *,
     on_ready: Callable[[Predictor], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
+    on_reload: Callable[[Predictor], None] | None = None,
 ) -> FastAPI:
     """The application. It accepts connections at once and loads the model in the background, unless given one.
 
-    ``on_ready`` is called in the event loop once the model is loaded and warmed up, ``on_failure`` when loading fails
-    or when the service has been unrecoverable for a minute. An app can be started only once.
+    ``on_ready`` is called in the event loop once the model is loaded and warmed up, ``on_reload`` when another one has
+    taken its place, ``on_failure`` when loading fails or when the service has been unrecoverable for a minute. An app
+    can be started only once.
     """
     metrics = Metrics()
     engine = Engine(settings, metrics)
+    if on_reload is not None:
+        engine.reloader.on_reload = on_reload
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        engine.start(functools.partial(load_predictor, settings) if detector is None else lambda: detector)
+        if detector is None:
+            engine.start(
+                functools.partial(load_predictor, settings), reload=functools.partial(reload_predictor, settings)
+            )
+        else:
+            engine.start(lambda: detector)
         reporting = asyncio.gather(
             _report_loading(engine, on_ready, on_failure), _report_unrecoverable(engine, on_failure)
         )
@@ -73,6 +82,7 @@ def create_app(
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
     app.include_router(router, responses=openapi.COMMON)
+    app.include_router(admin.router, responses=openapi.COMMON)
     add_pages(app)
     # Each middleware wraps those added before it: metrics must wrap everything that makes a response.
     add_problem_handlers(app)

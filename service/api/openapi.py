@@ -6,7 +6,7 @@ from moleflow.service.api.form import FILE_FIELD
 from moleflow.service.api.options import PredictOptions
 from moleflow.service.problems import MEDIA_TYPE, Problem
 
-__all__ = ["COMMON", "DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "TASK", "TASKS"]
+__all__ = ["COMMON", "DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "RELOAD", "TASK", "TASKS"]
 
 DESCRIPTION = """
 One endpoint that finds defects on any product it has learned: send an image to `POST /predict` and get the product,
@@ -189,6 +189,24 @@ TASK: dict[str, Any] = {
     "responses": {404: _problem("no product of that name has been learned"), 503: _NOT_READY},
 }
 
+_NOT_ALLOWED = _problem("the client may not administer the service (`MOLEFLOW_ADMIN`)")
+
+RELOAD: dict[str, Any] = {
+    "summary": "Load the checkpoint file again",
+    "description": (
+        "Opens, verifies and warms up the current content of the checkpoint file beside what is served, which it then "
+        "replaces between two batches. No request is lost. If it cannot be loaded, what was loaded before stays. A "
+        "changed file is also noticed without this request."
+    ),
+    "tags": ["administration"],
+    "responses": {
+        200: {"description": "what is served now"},
+        403: _NOT_ALLOWED,
+        409: _problem("the file cannot be loaded; what was loaded before is still served"),
+        503: _NOT_READY,
+    },
+}
+
 LIVE: dict[str, Any] = {
     "summary": "Liveness probe",
     "description": (
@@ -205,7 +223,7 @@ READY: dict[str, Any] = {
         "503 while the model is loading or fails even on a blank image, while a batch exceeds its timeout or images "
         "cannot be decoded, and once the service has been told to stop. Send requests elsewhere meanwhile; the service "
         "may become ready again by itself. `damaged_products` lists products whose images cannot be scored; all other "
-        "products are available."
+        "products are available. `last_reload` says whether the last change of the checkpoint file could be served."
     ),
     "tags": ["operation"],
     "responses": {503: _NOT_READY},

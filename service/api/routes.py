@@ -89,6 +89,7 @@ async def ready(request: Request) -> Response:
             device=str(predictor.device),
             precision=predictor.precision,
             damaged_products=engine.health.damaged,
+            last_reload=engine.reloader.last,
         )
     )
 

@@ -10,6 +10,7 @@ import uvicorn
 
 from moleflow.service.connections.acceptor import Acceptor
 from moleflow.service.connections.connection import Connection
+from moleflow.service.connections.hangup import on_hangup
 from moleflow.service.connections.registry import Connections
 from moleflow.service.engine.engine import Engine
 
@@ -63,6 +64,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])  # starts the application; uvicorn itself listens on nothing
+        on_hangup(self._engine.reloader.request, lambda: self.handle_exit(signal.SIGTERM, None))
         self._acceptors = [
             Acceptor(listener, self._make_connection, self._connections, self._limit) for listener in sockets or []
         ]

@@ -10,17 +10,18 @@ from time import perf_counter
 
 import numpy as np
 
-from moleflow.model.verdict.results import Finding
+from moleflow.model.verdict.results import CheckpointInfo, Finding
 from moleflow.service.engine.inference import Outcome
 from moleflow.service.errors import NotReadyError, OverloadedError
 
-__all__ = ["Batcher", "Expected", "Inferred"]
+__all__ = ["Batcher", "Expected", "Inferred", "Judge"]
 
 _SMOOTHING = 0.2
 """Weight of the newest batch in the exponential moving average of the time per image."""
 
-Judge = Callable[[Sequence[np.ndarray], Sequence[str | None]], Sequence[Outcome]]
-"""The model: maps images ``(S, S, 3)`` uint8 and the product of each (``None`` to route) to one outcome each."""
+Judge = Callable[[Sequence[np.ndarray], Sequence[str | None]], tuple[CheckpointInfo, Sequence[Outcome]]]
+"""The model: maps images ``(S, S, 3)`` uint8 and the product of each (``None`` to route) to one outcome each, and says
+from which checkpoint they are."""
 
 BetweenBatches = Callable[[], float | None]
 """Work to do between batches; returns the seconds until it must be called again, or ``None``."""
@@ -28,9 +29,10 @@ BetweenBatches = Callable[[], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Inferred:
-    """The finding for one image, the time that it waited, and the time that its whole batch took."""
+    """The finding for one image, its checkpoint, the time that it waited, and the time that its whole batch took."""
 
     finding: Finding
+    checkpoint: CheckpointInfo
     queue_seconds: float
     inference_seconds: float
 
@@ -64,7 +66,7 @@ class Batcher:
         self._queue: deque[_QueuedImage] = deque()
         self._running: list[_QueuedImage] = []
         self._expected: set[Expected | None] = set()
-        self._closed = False
+        self._closed = self._interrupted = False
         self._seconds_per_image = 0.0
 
     def __len__(self) -> int:
@@ -117,6 +119,12 @@ class Batcher:
             self._closed = True
             self._changed.notify()
 
+    def interrupt(self) -> None:
+        """Make ``run`` call ``between_batches`` soon, even if no image arrives."""
+        with self._changed:
+            self._interrupted = True
+            self._changed.notify()
+
     def fail_waiting(self, reason: str) -> None:
         """Fail all images in the queue and in the running batch with a ``NotReadyError``."""
         with self._changed:
@@ -135,10 +143,13 @@ class Batcher:
             self.fail_waiting("The inference thread has died; the service can no longer process images.")
 
     def _next_batch(self, timeout: float | None) -> list[_QueuedImage] | None:
-        """Wait for the next batch: empty after ``timeout`` seconds without one, ``None`` after closing."""
+        """Wait for the next batch: empty after ``timeout`` seconds or an interrupt, ``None`` after closing."""
         deadline = None if timeout is None else perf_counter() + timeout
         with self._changed:
             while True:
+                if self._interrupted:
+                    self._interrupted = False
+                    return []
                 if self._queue:
                     wait = self._seconds_to_wait()
                     if wait > 0:
@@ -181,7 +192,7 @@ class Batcher:
 
     def _infer(self, batch: list[_QueuedImage], judge: Judge) -> None:
         started = perf_counter()
-        outcomes = judge([item.image for item in batch], [item.task for item in batch])
+        checkpoint, outcomes = judge([item.image for item in batch], [item.task for item in batch])
         seconds = perf_counter() - started
         self._running = []
         succeeded = False
@@ -189,7 +200,7 @@ class Batcher:
             if isinstance(outcome, Exception):
                 _resolve(item.result, outcome)
             else:
-                succeeded |= _resolve(item.result, Inferred(outcome, started - item.queued_at, seconds))
+                succeeded |= _resolve(item.result, Inferred(outcome, checkpoint, started - item.queued_at, seconds))
         if succeeded:
             latest, mean = seconds / len(batch), self._seconds_per_image
             self._seconds_per_image = latest if mean == 0 else mean + _SMOOTHING * (latest - mean)

@@ -10,22 +10,23 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from time import perf_counter
-from typing import TypeVar
 
-from moleflow.model.errors import describe
 from moleflow.model.images.bit_depth import FULL_SCALE
+from moleflow.model.images.decode import DecodedImage
 from moleflow.model.names import find_named
 from moleflow.model.verdict.results import Prediction
 from moleflow.service.decoding.check import DecoderCheck
 from moleflow.service.decoding.pool import DecoderPool
-from moleflow.service.engine.batching import Batcher
+from moleflow.service.engine.batching import Batcher, Inferred
 from moleflow.service.engine.budget import Account, ByteBudget
 from moleflow.service.engine.health import Health
+from moleflow.service.engine.inference import SupersededError
 from moleflow.service.engine.predictor import Predictor
+from moleflow.service.engine.reloading import Reloader, ReloadModel
 from moleflow.service.engine.termination import finishes_within, log_thread_stacks
+from moleflow.service.engine.threads import in_thread
 from moleflow.service.engine.worker import Worker
 from moleflow.service.errors import NotLiveError, NotReadyError, OverloadedError
 from moleflow.service.metrics import Metrics
@@ -46,8 +47,6 @@ _SMALL_RESPONSE_BYTES = 1024**2
 
 _JOIN_SECONDS = 2.0
 """Timeout for each group of threads when stopping; a thread still running by then hangs."""
-
-Result = TypeVar("Result")
 
 _logger = logging.getLogger(__name__)
 
@@ -73,6 +72,7 @@ class Engine:
         self._encode_threads = ThreadPoolExecutor(settings.cpu_workers, "encode")
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
+        self.reloader = Reloader(settings, self._worker, metrics)
         self._watching: asyncio.Task[None] | None = None
         self._stopping, self._is_draining = False, False
         self.is_stopped = True
@@ -86,7 +86,7 @@ class Engine:
         self._idle.set()
         self._is_unrecoverable = asyncio.Event()
         self._decoder_check = DecoderCheck(
-            lambda data: _in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
+            lambda data: in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
             self.health.record_decoder_test,
         )
         metrics.queue_length.set_function(lambda: len(self._batcher))
@@ -96,16 +96,21 @@ class Engine:
         metrics.damaged_products.set_function(lambda: len(self.health.damaged))
         metrics.batch_age.set_function(lambda: self.health.busy_seconds)
 
-    def start(self, load: Callable[[], Predictor]) -> None:
-        """Start loading the model. Returns at once; see ``wait_until_ready``."""
+    def start(self, load: Callable[[], Predictor], reload: ReloadModel | None = None) -> None:
+        """Start loading the model. Returns at once; see ``wait_until_ready``.
+
+        ``reload`` loads the checkpoint file again when it has changed; without it the model stays.
+        """
         self.is_stopped = False
+        self.reloader.start(reload)
         self._worker.start(load)
         self._watching = asyncio.create_task(self._watch())
         self._decoders.start()
 
     async def wait_until_ready(self) -> Predictor:
         """The model, once it is loaded and warmed up. Raises what loading raised."""
-        return await asyncio.shield(asyncio.wrap_future(self._worker.loaded))
+        await asyncio.shield(asyncio.wrap_future(self._worker.loaded))
+        return self._worker.predictor
 
     async def wait_until_unrecoverable(self) -> str:
         """Wait until the service has been unrecoverable for ``UNRECOVERABLE_GRACE_SECONDS``; returns the reason."""
@@ -125,7 +130,7 @@ class Engine:
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout_seconds):
-                await self._idle.wait()
+                await asyncio.gather(self._idle.wait(), self.reloader.stop())
         self._batcher.close()
         stopped = await asyncio.to_thread(self._worker.join, _JOIN_SECONDS)
         self._decoders.close()
@@ -147,10 +152,7 @@ class Engine:
     @property
     def predictor(self) -> Predictor:
         """The model. Raises ``NotReadyError`` until it is loaded."""
-        loaded = self._worker.loaded
-        if not loaded.done() or loaded.exception() is not None:
-            raise NotReadyError(self.health.why_not_ready() or "The model is loading; try again in a few seconds.")
-        return loaded.result()
+        return self._worker.predictor
 
     def check_ready(self) -> Predictor:
         """The model, if the service is ready; else raises ``NotReadyError`` with the reason."""
@@ -219,19 +221,12 @@ class Engine:
         ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged; ``NotReadyError`` when the model
         fails on every image or hangs; ``PredictionError`` when it fails on this image only.
         """
-        predictor, metrics = self.predictor, self._metrics
-        task = self.check_task(task)
-        with self._batcher.expecting() as expected:
-            try:
-                decoded, waited, decode_seconds = await _in_thread(
-                    self._decode_threads, lambda: self._decoders.decode(data, predictor.preprocessing.image_size)
-                )
-            except OverloadedError:
-                self._decoder_check.request()
-                raise
-            metrics.decode_seconds.observe(decode_seconds)
-            result = self._batcher.submit(decoded.pixels, task, expected)
-        inferred = await asyncio.wrap_future(result)
+        metrics = self._metrics
+        while True:
+            # A reload may change the size of images while this one is decoded or waits.
+            with contextlib.suppress(SupersededError):
+                decoded, inferred, waited, decode_seconds = await self._infer(data, task)
+                break
         finding = inferred.finding
         if false_alarm_rate is not None:
             finding = finding.at(false_alarm_rate)
@@ -244,7 +239,7 @@ class Engine:
             width=decoded.width,
             height=decoded.height,
             finding=finding,
-            checkpoint=predictor.checkpoint,
+            checkpoint=inferred.checkpoint,
             forced=task is not None,
             decode_seconds=decode_seconds,
             queue_seconds=queue_seconds,
@@ -254,13 +249,28 @@ class Engine:
         max_bytes = max_response_bytes(response_format, decoded.height, decoded.width)
         if account is not None and max_bytes > _SMALL_RESPONSE_BYTES:
             await account.wait_for(max_bytes)
-        response, _, encode_seconds = await _in_thread(
+        response, _, encode_seconds = await in_thread(
             self._encode_threads, lambda: render(job, response_format, self._decoders.open_rgb)
         )
         metrics.encode_seconds.observe(encode_seconds)
         if account is not None:
             account.shrink_to(response.size)
         return response
+
+    async def _infer(self, data: bytes, task: str | None) -> tuple[DecodedImage, Inferred, float, float]:
+        """Decode an image and let the model judge it; also the seconds of waiting for a decoder and of decoding."""
+        task, size = self.check_task(task), self.predictor.preprocessing.image_size
+        with self._batcher.expecting() as expected:
+            try:
+                decoded, waited, decode_seconds = await in_thread(
+                    self._decode_threads, lambda: self._decoders.decode(data, size)
+                )
+            except OverloadedError:
+                self._decoder_check.request()
+                raise
+            self._metrics.decode_seconds.observe(decode_seconds)
+            result = self._batcher.submit(decoded.pixels, task, expected)
+        return decoded, await asyncio.wrap_future(result), waited, decode_seconds
 
     async def _watch(self) -> None:
         """Fail the requests of a batch that exceeds its timeout, and detect when the service is unrecoverable."""
@@ -278,21 +288,3 @@ class Engine:
     def _on_decoder_restart(self) -> None:
         self._metrics.decoder_restarts.inc()
         self._decoder_check.request()
-
-
-async def _in_thread(pool: Executor, work: Callable[[], Result]) -> tuple[Result, float, float]:
-    """Run ``work`` in a pool. Returns its result, the seconds it waited for a thread, and the seconds it took."""
-    submitted = perf_counter()
-
-    def timed() -> tuple[Result, float, float]:
-        started = perf_counter()
-        try:
-            result = work()
-        except Exception:
-            raise
-        except BaseException as error:
-            # Re-raised in the event loop, SystemExit and the like would end the service instead of the request.
-            raise RuntimeError(f"a thread raised {describe(error)}") from error
-        return result, started - submitted, perf_counter() - started
-
-    return await asyncio.get_running_loop().run_in_executor(pool, timed)

@@ -75,6 +75,10 @@ class Health:
     def loaded(self) -> None:
         self._loaded = True
 
+    def replaced(self) -> None:
+        """Another model serves from now on, which works."""
+        self._damaged, self._failing = {}, None
+
     def load_failed(self) -> None:
         """This process will never have a model."""
         self._beyond_repair = "The model could not be loaded; see the log of the service."

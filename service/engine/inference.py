@@ -6,16 +6,21 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from moleflow.model.errors import ExpertError, PredictionError, describe
+from moleflow.model.errors import ExpertError, MoLEFlowError, PredictionError, describe
 from moleflow.model.runtime.faults import is_out_of_memory
 from moleflow.model.verdict.results import Failure, Finding
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.errors import NotReadyError
 
-__all__ = ["Outcome", "judge", "self_test"]
+__all__ = ["Outcome", "SupersededError", "judge", "self_test"]
 
 Outcome = Finding | Exception
 """The result for one image: a finding or an error."""
+
+
+class SupersededError(MoLEFlowError):
+    """The image was resized for another model than the one that serves now; decode it again."""
+
 
 _logger = logging.getLogger(__name__)
 

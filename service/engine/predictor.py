@@ -1,7 +1,7 @@
 """The interface of a model, and how the real one is loaded."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, TaskInfo
 from moleflow.service.settings import Settings
 
-__all__ = ["Predictor", "load_predictor"]
+__all__ = ["Predictor", "load_predictor", "reload_predictor"]
 
 
 class Predictor(Protocol):
@@ -55,12 +55,27 @@ def load_predictor(settings: Settings) -> Predictor:
     # Imported here because it imports torch and timm, which nothing else in the service needs.
     from moleflow.model.detector import Detector
 
-    return Detector.load(
-        settings.checkpoint,
-        device=settings.device,
-        precision=settings.precision,
-        engine=settings.engine,
-        plugin=settings.plugin,
-        false_alarm_rate=settings.false_alarm_rate,
-        unknown_limit=settings.unknown_limit,
-    )
+    return Detector.load(settings.checkpoint, plugin=settings.plugin, **_options(settings))
+
+
+def reload_predictor(settings: Settings, previous: Predictor) -> Predictor:
+    """Load the configured checkpoint again, to replace ``previous``, which may be in use meanwhile.
+
+    Every section is verified. Slow; raises the errors of ``Detector.load``.
+    """
+    from moleflow.model.detector import Detector
+    from moleflow.model.store.checkpoint import Checkpoint
+
+    checkpoint = Checkpoint.open(settings.checkpoint)
+    checkpoint.verify()
+    return Detector(checkpoint, previous=previous if isinstance(previous, Detector) else None, **_options(settings))
+
+
+def _options(settings: Settings) -> dict[str, Any]:
+    return {
+        "device": settings.device,
+        "precision": settings.precision,
+        "engine": settings.engine,
+        "false_alarm_rate": settings.false_alarm_rate,
+        "unknown_limit": settings.unknown_limit,
+    }

@@ -12,11 +12,13 @@ from time import monotonic
 
 import numpy as np
 
-from moleflow.model.errors import ExpertError, MoLEFlowError, describe
+from moleflow.model.errors import ExpertError, MoLEFlowError, UnknownTaskError, describe
+from moleflow.model.names import find_named
 from moleflow.model.runtime.faults import is_out_of_memory
+from moleflow.model.verdict.results import CheckpointInfo
 from moleflow.service.engine.batching import Batcher
 from moleflow.service.engine.health import Health
-from moleflow.service.engine.inference import Outcome, judge, self_test
+from moleflow.service.engine.inference import Outcome, SupersededError, judge, self_test
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.errors import NotReadyError
 from moleflow.service.metrics import Metrics
@@ -33,13 +35,18 @@ _logger = logging.getLogger(__name__)
 
 
 class Worker:
-    """The thread that consumes the queue. ``loaded`` is the model once it is warmed up, or the error from loading."""
+    """The thread that consumes the queue.
+
+    ``loaded`` is the first model once it is warmed up, or the error from loading; ``predictor`` the one that serves.
+    """
 
     def __init__(self, batcher: Batcher, health: Health, metrics: Metrics, max_batch_size: int) -> None:
-        self.loaded: Future[Predictor] = Future()
+        self.loaded: Future[None] = Future()
         self._batcher, self._health, self._metrics = batcher, health, metrics
         self._max_batch_size = max_batch_size
         self._thread: threading.Thread | None = None
+        self._predictor: Predictor | None = None
+        self._next: tuple[Predictor, Future[None]] | None = None
         self._tests, self._next_test, self._test_delay = 0, 0.0, _FIRST_TEST_SECONDS
 
     def start(self, load: Callable[[], Predictor]) -> None:
@@ -52,11 +59,25 @@ class Worker:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
 
+    @property
+    def predictor(self) -> Predictor:
+        """The model that serves. Raises ``NotReadyError`` until one is loaded."""
+        if self._predictor is None:
+            raise NotReadyError(self._health.why_not_ready() or "The model is loading; try again in a few seconds.")
+        return self._predictor
+
+    def exchange(self, predictor: Predictor) -> "Future[None]":
+        """Let another model, already warmed up, serve from the next batch on; done when it does, unless cancelled."""
+        exchanged: Future[None] = Future()
+        self._next = predictor, exchanged
+        self._batcher.interrupt()
+        return exchanged
+
     def _run(self, load: Callable[[], Predictor]) -> None:
         try:
             with self._health.loading():
                 predictor = load()
-                self._warm_up(predictor)
+                self.warm_up(predictor)
         except BaseException as error:
             self._health.load_failed()
             # The future re-raises the error in the event loop, where a CancelledError would cancel the waiter and
@@ -67,18 +88,18 @@ class Worker:
                 error = failure
             self.loaded.set_exception(error)
             return
+        self._predictor = predictor
+        del predictor  # the thread must not keep a model that was replaced
         self._health.loaded()
-        self.loaded.set_result(predictor)
+        self.loaded.set_result(None)
         try:
-            self._batcher.run(
-                lambda images, tasks: self._judge(predictor, images, tasks), lambda: self._between_batches(predictor)
-            )
+            self._batcher.run(self._judge, self._between_batches)
         except BaseException:
             _logger.critical("The inference thread died", exc_info=True)
         finally:
             self._health.thread_ended()
 
-    def _warm_up(self, predictor: Predictor) -> None:
+    def warm_up(self, predictor: Predictor) -> None:
         """Warm up with one image and with a full batch, halved until it fits into memory."""
         predictor.warm_up(1)
         size = self._max_batch_size
@@ -95,6 +116,20 @@ class Worker:
             size //= 2
 
     def _judge(
+        self, images: Sequence[np.ndarray], tasks: Sequence[str | None]
+    ) -> tuple[CheckpointInfo, Sequence[Outcome]]:
+        """The checkpoint that serves, and its outcome of each image; an error for those that it cannot take."""
+        predictor = self.predictor
+        outcomes: list[Outcome | None] = [_misfit(predictor, *each) for each in zip(images, tasks, strict=True)]
+        rows = [row for row, error in enumerate(outcomes) if error is None]
+        found = (
+            self._judge_fitting(predictor, [images[row] for row in rows], [tasks[row] for row in rows]) if rows else []
+        )
+        for row, outcome in zip(rows, found, strict=True):
+            outcomes[row] = outcome
+        return predictor.checkpoint, [each for each in outcomes if each is not None]
+
+    def _judge_fitting(
         self, predictor: Predictor, images: Sequence[np.ndarray], tasks: Sequence[str | None]
     ) -> Sequence[Outcome]:
         """Run the model on one batch, update metrics and health, and return the outcome of each image."""
@@ -174,15 +209,37 @@ class Worker:
                 return failure
         return failure if len(self._health.damaged) >= len(tasks) else None
 
-    def _between_batches(self, predictor: Predictor) -> float | None:
-        """Test a failing model when it is time to; returns the seconds until the next test, if any."""
+    def _between_batches(self) -> float | None:
+        """Exchange the model if another one is ready, and test a failing one when it is time to.
+
+        Returns the seconds until the next test, if any.
+        """
         health = self._health
+        if self._next is not None:
+            (predictor, exchanged), self._next = self._next, None
+            if exchanged.set_running_or_notify_cancel():
+                self._predictor = predictor
+                health.replaced()
+                exchanged.set_result(None)
         if health.is_failing and not health.is_beyond_repair and monotonic() >= self._next_test:
             with health.working():
-                self._self_test(predictor)
+                self._self_test(self.predictor)
         if not health.is_failing or health.is_beyond_repair:
             return None
         return max(0.0, self._next_test - monotonic())
+
+
+def _misfit(predictor: Predictor, image: np.ndarray, task: str | None) -> Exception | None:
+    """Why the model that serves now cannot take an image that was submitted for another one; ``None`` if it can."""
+    if len(image) != predictor.preprocessing.image_size:
+        return SupersededError("The image was resized for another model.")
+    if task is None:
+        return None
+    try:
+        find_named(task, predictor.tasks)
+    except UnknownTaskError as error:
+        return error.with_traceback(None)
+    return None
 
 
 def _log(error: BaseException, count: int) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from moleflow.model.verdict.records import MAX_CANDIDATES, MAX_REGIONS, TaskInfo, Verdict
 
@@ -163,6 +163,14 @@ class LiveResponse(Schema):
     status: Literal["live"] = "live"
 
 
+class LastReload(Schema):
+    """The last attempt to serve the new content of the checkpoint's file."""
+
+    at: AwareDatetime
+    succeeded: bool = Field(description="if not, what was loaded before is still served")
+    detail: str = Field(description="why it failed; empty if it did not")
+
+
 class ReadyResponse(Schema):
     """The model is loaded and works."""
 
@@ -174,3 +182,4 @@ class ReadyResponse(Schema):
     damaged_products: list[str] = Field(
         description="products whose expert is damaged; their images get status 500, all other products are available"
     )
+    last_reload: LastReload | None = Field(description="null if the checkpoint was not reloaded since the start")

@@ -26,7 +26,7 @@ PATIENCE = 120
 class Running:
     """A server in a thread, its dummy model, and a client."""
 
-    def __init__(self, detector: DummyDetector, settings: Settings, server: Any, port: int) -> None:
+    def __init__(self, detector: Any, settings: Settings, server: Any, port: int) -> None:
         self.detector, self.settings, self.server, self.port = detector, settings, server, port
         self.thread = threading.Thread(target=lambda: None)  # that of the server, once it runs
         self.loops: list[asyncio.AbstractEventLoop] = []  # that of the server, once it is ready
@@ -148,8 +148,25 @@ def serve_in_a_process(
 @contextmanager
 def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
     """Run the service on a free port, by default with the dummy model and one decoder process."""
-    chosen = Settings(**{"checkpoint": "dummy.safetensors", "log_level": "critical", "cpu_workers": 1} | settings)
     model = detector or DummyDetector()
+    try:
+        with _serving(model, wait=wait, checkpoint="dummy.safetensors", **settings) as running:
+            yield running
+    finally:
+        model.gate.set()
+
+
+@contextmanager
+def serve_checkpoint(checkpoint: Path, **settings: Any) -> Iterator[Running]:
+    """Serve a checkpoint of the tiny network, in float32 on the CPU. The file is looked at often."""
+    small = {"device": "cpu", "precision": "fp32", "reload_seconds": 0.02}
+    with _serving(None, checkpoint=checkpoint, **small | settings) as running:
+        yield running
+
+
+@contextmanager
+def _serving(model: DummyDetector | None, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
+    chosen = Settings(**{"log_level": "critical", "cpu_workers": 1} | settings)
     ready = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 
@@ -169,7 +186,8 @@ def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **se
             assert ready.wait(PATIENCE)
         yield running
     finally:
-        model.gate.set()
+        if model is not None:
+            model.gate.set()
         running.client.close()
         server.should_exit = True
         thread.join(PATIENCE)

@@ -7,6 +7,7 @@ import {
 } from "./view.js";
 
 const READINESS_POLL_SECONDS = 2;
+const CHANGE_POLL_SECONDS = 10; // products may come and go while the page is open
 const MAX_RETRIES = 4; // for one image while the service is busy; then a button is shown
 
 const byId = (id) => document.getElementById(id);
@@ -16,7 +17,8 @@ const [stage, findings, preview, overlay, product, rate, opacity] =
 let state = "empty"; // then busy, good, defect, unknown or problem
 let current = null; // the current image: a File, or null before the first one
 let canPreview = false; // whether the browser can display it
-let reconnection; // timer, while the service is unreachable or not ready
+let reconnection; // timer of the next look at the service
+let listed = ""; // the digest of the checkpoint whose products are listed
 let request = new AbortController(); // aborts the request in flight when another image is chosen
 
 // `keep` leaves the previous result of the same image visible until the new one arrives.
@@ -33,6 +35,7 @@ async function examine({ keep = false } = {}) {
     const started = performance.now();
     const result = await predictWithRetries(file, choice, signal);
     showResult(result, file, performance.now() - started);
+    if (result.checkpoint.digest !== listed) connect();
   } catch (error) {
     if (!signal.aborted) showProblem(error);
   }
@@ -78,7 +81,7 @@ function showProblem(error) {
   const problem = error instanceof Problem ? error : new Problem("The result could not be shown", String(error));
   show("problem", problemView(problem, problem.isRetryable ? () => examine() : undefined));
   announce(""); // the alert is announced by itself
-  if (problem.isUnreachable) connect();
+  if (problem.isUnreachable || problem.status === 404) connect();
 }
 
 function show(newState, content) {
@@ -164,18 +167,25 @@ function showService(state, text) {
   if (service.textContent !== text) service.textContent = text;
 }
 
+function listProducts(learned) {
+  listed = learned.checkpoint.digest;
+  showService("ready", learned.tasks.length ? "Ready" : "No products learned");
+  byId("products").replaceChildren(...productsView(learned));
+  const { task, rate: wanted } = chosen();
+  const choices = learned.tasks.map(({ name }) => element("option", { value: name, selected: name === task }, name));
+  product.replaceChildren(product.options[0], ...choices);
+  if (learned.tasks.length) rate.replaceChildren(...rateOptions(learned.tasks[0].false_alarm_rate, wanted));
+  showCurlLine(); // the chosen product may have gone
+}
+
 async function connect() {
   clearTimeout(reconnection);
   try {
-    await fetchReadiness();
-    const learned = await fetchTasks();
-    showService("ready", learned.tasks.length ? "Ready" : "No products learned");
-    byId("products").replaceChildren(...productsView(learned));
-    const { task, rate: wanted } = chosen();
-    const choices = learned.tasks.map(({ name }) => element("option", { value: name, selected: name === task }, name));
-    product.replaceChildren(product.options[0], ...choices);
-    if (learned.tasks.length) rate.replaceChildren(...rateOptions(learned.tasks[0].false_alarm_rate, wanted));
+    const { checkpoint } = await fetchReadiness();
+    if (checkpoint.digest !== listed) listProducts(await fetchTasks());
+    reconnection = setTimeout(connect, CHANGE_POLL_SECONDS * 1000);
   } catch (error) {
+    listed = "";
     const isStarting = error instanceof Problem && error.status === 503;
     showService(isStarting ? "starting" : "lost", isStarting ? "Getting ready…" : "No connection");
     byId("products").replaceChildren(element("p", { class: "quiet" }, error.detail ?? String(error)));

@@ -19,6 +19,8 @@ from PIL import Image
 from running import Running, run_server
 from sample_images import encoded, sample_image
 
+from moleflow.model.verdict.results import CheckpointInfo
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 
 PATIENCE_MS = 30_000  # generous, for busy machines
@@ -97,6 +99,15 @@ def screenshot(page: Any, selector: str) -> Image.Image:
     return Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
 
 
+def test_the_products_are_listed_again_when_an_answer_comes_from_another_checkpoint(browser: Any) -> None:
+    with run_server() as running, opened(browser, running) as page:
+        expect(page, "#product option").to_have_count(4)
+        running.detector.tasks = running.detector.tasks[:2]
+        running.detector.checkpoint = CheckpointInfo("dummy.safetensors", "12" * 32)
+        choose(page, GOOD)
+        expect(page, "#product option").to_have_count(3)
+
+
 def test_the_page_logs_no_error_and_contacts_no_other_server(browser: Any, service: Running) -> None:
     problems, addresses = [], []
     context = browser.new_context()
@@ -131,8 +142,8 @@ def test_the_documentation_renders_and_sends_requests_without_other_servers(brow
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: addresses.append(request.url))
         page.goto(f"{running.url}{prefix}/docs")
-        expect(page, ".opblock").to_have_count(6)
-        page.locator(".opblock-post .opblock-summary-control").click()
+        expect(page, ".opblock").to_have_count(7)
+        page.locator(".opblock-post .opblock-summary-control").first.click()
         page.get_by_role("button", name="Try it out").click()
         page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": GOOD})
         page.get_by_role("button", name="Execute").click()

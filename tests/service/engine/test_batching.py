@@ -6,14 +6,15 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from typing import NoReturn
 
 import numpy as np
 import pytest
 from dummy import DummyDetector
 
 from moleflow.model.errors import PredictionError
-from moleflow.service.engine.batching import Batcher
-from moleflow.service.engine.inference import Outcome, judge
+from moleflow.service.engine.batching import Batcher, Judge
+from moleflow.service.engine.inference import judge
 from moleflow.service.errors import NotReadyError, OverloadedError
 
 IMAGE = np.full((64, 64, 3), (0, 90, 0), np.uint8)
@@ -25,10 +26,15 @@ def make(capacity: int = 10, max_batch_size: int = 4, max_wait_seconds: float = 
     return Batcher(capacity=capacity, max_batch_size=max_batch_size, max_wait_seconds=max_wait_seconds)
 
 
+def judged_by(model: DummyDetector) -> Judge:
+    """What the batcher's thread calls."""
+    return lambda images, tasks: (model.checkpoint, judge(model, images, tasks))
+
+
 @contextmanager
 def running(batcher: Batcher, model: DummyDetector) -> Iterator[None]:
     """Runs the batcher's thread; closed and joined at the end."""
-    thread = threading.Thread(target=batcher.run, args=(lambda images, tasks: judge(model, images, tasks),))
+    thread = threading.Thread(target=batcher.run, args=(judged_by(model),))
     thread.start()
     try:
         yield
@@ -189,13 +195,31 @@ def test_other_work_runs_between_batches() -> None:
         rests.append(len(model.batches))
         return 0.0 if len(rests) < 3 else None
 
-    thread = threading.Thread(target=batcher.run, args=(lambda i, t: judge(model, i, t), rest))
+    thread = threading.Thread(target=batcher.run, args=(judged_by(model), rest))
     thread.start()
     assert batcher.submit(IMAGE, None).result(120)
     batcher.close()
     thread.join(120)
     assert len(rests) >= 3
     assert rests[-1] == 1
+
+
+def test_an_interrupt_makes_other_work_run_without_an_image() -> None:
+    batcher, model = make(), DummyDetector()
+    rests: list[threading.Event] = [threading.Event(), threading.Event()]
+    ahead = iter(rests)
+
+    def rest() -> None:
+        next(ahead).set()
+
+    thread = threading.Thread(target=batcher.run, args=(judged_by(model), rest))
+    thread.start()
+    assert rests[0].wait(120)
+    assert not rests[1].is_set()
+    batcher.interrupt()
+    assert rests[1].wait(120)
+    batcher.close()
+    thread.join(120)
 
 
 def test_closing_completes_accepted_images() -> None:
@@ -218,7 +242,7 @@ def test_a_closed_queue_rejects_images() -> None:
 def test_a_dying_thread_fails_all_waiting_images() -> None:
     entered, leave = threading.Event(), threading.Event()
 
-    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> list[Outcome]:
+    def ending(images: Sequence[np.ndarray], tasks: Sequence[str | None]) -> NoReturn:
         entered.set()
         leave.wait(120)
         raise SystemExit

@@ -1,0 +1,34 @@
+"""Who may change what is served."""
+
+import pytest
+from running import Running, run_server
+
+
+def problem(service: Running, **headers: str) -> str:
+    """The type of the problem that a request to reload the dummy gets, which it cannot be."""
+    return service.client.post("/admin/reload", headers=headers).json()["type"].rpartition(":")[2]
+
+
+def test_a_program_on_this_machine_may(service: Running) -> None:
+    assert problem(service) == "not-reloaded"
+
+
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via", "X-Real-IP"])
+def test_a_client_behind_a_proxy_may_not(service: Running, header: str) -> None:
+    response = service.client.post("/admin/reload", headers={header: "127.0.0.1"})
+    assert (response.status_code, response.json()["type"]) == (403, "urn:moleflow:problem:not-allowed")
+    assert "MOLEFLOW_ADMIN" in response.json()["detail"]
+
+
+def test_a_web_page_of_another_origin_may_not(service: Running) -> None:
+    assert problem(service, Origin="https://elsewhere.example") == "foreign-page"
+
+
+def test_nobody_may_with_the_setting_none() -> None:
+    with run_server(admin="none") as service:
+        assert problem(service) == "not-allowed"
+
+
+def test_anybody_may_with_the_setting_any() -> None:
+    with run_server(admin="any") as service:
+        assert problem(service, Via="proxy") == "not-reloaded"

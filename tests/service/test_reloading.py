@@ -1,0 +1,189 @@
+"""Products come and go while the service serves: a changed checkpoint file takes the old one's place."""
+
+import gc
+import signal
+import threading
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from forked import Processes, moleflow_code
+from running import PATIENCE, Running, eventually, serve_checkpoint
+from sample_images import encoded
+from tiny_fixtures import tiny_backbone  # noqa: F401
+from tiny_model import PLUGIN, damage, product_image, tiny_checkpoint, tiny_config
+
+from moleflow.model.detector import Detector
+from moleflow.model.verdict.results import Prediction
+from moleflow.service.engine.predictor import reload_predictor
+from moleflow.service.settings import Settings
+
+FEWER, ALL = ("bolt", "nut"), ("bolt", "nut", "gear")
+IMAGES = {name: encoded(product_image(kind, 50)) for kind, name in enumerate(ALL)}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A checkpoint of all three products."""
+    return tiny_checkpoint(tmp_path / "factory.safetensors", ALL).path
+
+
+@pytest.fixture
+def service(path: Path) -> Iterator[Running]:
+    with serve_checkpoint(path) as running:
+        yield running
+
+
+def answer(service: Running, name: str, **query: str) -> dict[str, Any]:
+    """The service's answer to an image of a product, without its times."""
+    found = service.predict(IMAGES[name], map="npy", map_size="model", **query).json()
+    found.pop("timing_ms", None)
+    return found
+
+
+def served(service: Running) -> list[str]:
+    return [task["name"] for task in service.client.get("/tasks").json()["tasks"]]
+
+
+def last_reload(service: Running) -> dict[str, Any]:
+    return service.client.get("/health/ready").json()["last_reload"] or {}
+
+
+def test_a_changed_file_is_served_without_a_request(service: Running, path: Path) -> None:
+    before = answer(service, "nut", task="nut")
+    new = tiny_checkpoint(path, FEWER)
+    assert eventually(lambda: served(service) == [*FEWER])
+    after = answer(service, "nut", task="nut")
+    assert after["checkpoint"]["digest"] == new.info.digest != before["checkpoint"]["digest"]
+    for kept in ("score", "threshold", "p_value", "anomaly_map", "regions"):
+        assert after[kept] == before[kept]
+    assert service.metric("moleflow_reloads_total", outcome="succeeded") == 1
+    assert last_reload(service)["succeeded"]
+
+
+def test_a_broken_file_leaves_what_is_served_and_is_reported(service: Running, path: Path) -> None:
+    before = answer(service, "nut")
+    whole = path.read_bytes()
+    for number, size in enumerate((1000, len(whole)), 1):
+        broken = path.with_name("broken")
+        broken.write_bytes(whole[:size])
+        if size == len(whole):
+            damage(broken, "tasks.2.expert")
+        broken.replace(path)
+        assert eventually(lambda number=number: service.metric("moleflow_reloads_total", outcome="failed") == number)
+        assert not last_reload(service)["succeeded"]
+        assert "'factory.safetensors'" in last_reload(service)["detail"]
+        assert str(path.parent) not in last_reload(service)["detail"]
+        assert answer(service, "nut") == before
+    assert service.metric("moleflow_reload_failed") == 1
+    refused = service.client.post("/admin/reload")
+    assert (refused.status_code, refused.json()["type"]) == (409, "urn:moleflow:problem:not-reloaded")
+    tiny_checkpoint(path, FEWER)
+    assert eventually(lambda: served(service) == [*FEWER])
+    assert service.metric("moleflow_reload_failed") == 0
+
+
+def test_no_request_is_lost_and_every_answer_is_that_of_the_checkpoint_it_names(path: Path, tmp_path: Path) -> None:
+    # Another size of the input: images that were resized for the old model must not get to the new one.
+    kinds = {"all": (ALL, None), "fewer": (FEWER, None), "larger": (ALL, tiny_config(image_size=64))}
+    copies = {kind: tiny_checkpoint(tmp_path / f"{kind}.safetensors", *what) for kind, what in kinds.items()}
+    expected: dict[tuple[str, str], tuple[str | float | None, ...]] = {}
+    for each in copies.values():
+        alone = Detector(each, device="cpu", precision="fp32")
+        for kind, name in enumerate(FEWER):
+            (right,) = alone.predict([product_image(kind, 50)])
+            assert isinstance(right, Prediction)
+            expected[each.info.digest, name] = right.task.name, right.score, right.p_value, right.novelty_score
+    found: list[tuple[str, dict[str, Any]]] = []
+    done = threading.Event()
+    with serve_checkpoint(path, max_batch_size=4) as service:
+
+        def ask(name: str) -> None:
+            while not done.is_set():
+                found.append((name, answer(service, name)))
+
+        threads = [threading.Thread(target=ask, args=(name,)) for name in FEWER * 2]
+        for thread in threads:
+            thread.start()
+        for kind in ("fewer", "larger", "all", "fewer"):
+            new = path.with_name("new")
+            new.write_bytes(copies[kind].path.read_bytes())
+            new.replace(path)
+            seen = len(found)
+            assert service.client.post("/admin/reload").status_code == 200
+            assert eventually(lambda seen=seen: len(found) > seen + len(threads))
+        done.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert {each["checkpoint"]["digest"] for _, each in found} == {each.info.digest for each in copies.values()}
+    for name, each in found:
+        numbers = each["task"]["name"], each["score"], each["p_value"], each["routing"]["novelty_score"]
+        assert numbers == expected[each["checkpoint"]["digest"], name]
+
+
+def test_the_merged_experts_of_unchanged_products_are_kept(path: Path) -> None:
+    settings = Settings(checkpoint=path, device="cpu", precision="fp32", engine="torch")
+    old = Detector.load(path, device="cpu", precision="fp32")
+    old.warm_up()
+    tiny_checkpoint(path, FEWER)
+    new = reload_predictor(settings, old)
+    assert isinstance(new, Detector)
+    assert sorted(new.products.experts.held()) == [0, 1]
+    assert all(new.products.experts.get(index) is old.products.experts.get(index) for index in range(2))
+    assert new._features is old._features
+
+
+def test_a_model_that_was_replaced_is_freed_at_once(path: Path) -> None:
+    settings = Settings(checkpoint=path, device="cpu", precision="fp32", engine="torch")
+    old = Detector.load(path, device="cpu", precision="fp32")
+    gone = weakref.ref(old)
+    gc.disable()
+    try:
+        new = reload_predictor(settings, old)
+        del old
+        assert gone() is None
+        assert new.tasks
+    finally:
+        gc.enable()
+
+
+def test_another_backbone_or_base_is_not_taken_for_the_old_one(path: Path) -> None:
+    old = Detector.load(path, device="cpu", precision="fp32")
+    old.warm_up()
+    other = tiny_checkpoint(path, ALL, tiny_config(lora_rank=3))
+    new = Detector(other, device="cpu", precision="fp32", previous=old)
+    assert not new.products.experts.held()
+    assert new._features is not old._features
+
+
+def test_a_file_that_is_not_looked_at_is_reloaded_on_request_only(path: Path) -> None:
+    with serve_checkpoint(path, reload_seconds=0) as service:
+        tiny_checkpoint(path, FEWER)
+        assert served(service) == [*ALL]
+        assert len(service.client.post("/admin/reload").json()["tasks"]) == 2
+        response = service.predict(IMAGES["gear"], task="gear")
+        assert (response.status_code, response.json()["type"]) == (404, "urn:moleflow:problem:unknown-task")
+        assert "learned: bolt, nut" in response.json()["detail"]
+
+
+def test_a_missing_file_changes_nothing_and_a_new_one_is_served(service: Running, path: Path) -> None:
+    path.unlink()
+    assert service.client.post("/admin/reload").status_code == 409
+    assert served(service) == [*ALL]
+    tiny_checkpoint(path, FEWER)
+    assert eventually(lambda: served(service) == [*FEWER])
+
+
+def test_sighup_reloads(path: Path, processes: Processes) -> None:
+    options = ["--port", 0, "--device", "cpu", "--precision", "fp32", "--cpu-workers", 1, "--reload-seconds", 0]
+    process = processes.start(moleflow_code("serve", path, "--plugin", PLUGIN, *options))
+    try:
+        url = process.line(0).rpartition(" ")[2]
+        tiny_checkpoint(path, FEWER)
+        process.kill(signal.SIGHUP)
+        assert eventually(lambda: len(httpx.get(f"{url}/tasks").json()["tasks"]) == 2)
+    finally:
+        process.kill()
