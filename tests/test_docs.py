@@ -6,9 +6,11 @@ import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
-import typer
+from typer.core import TyperGroup
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from moleflow.cli import app
@@ -17,6 +19,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")])
 OURS = [page for page in PAGES if page.name != "RESULTS.md"]
 """``RESULTS.md`` is written by a program."""
+
+SUBCOMMANDS = cast(TyperGroup, get_command(app)).commands
 
 every_page = pytest.mark.parametrize("page", OURS, ids=lambda page: str(page.relative_to(ROOT)))
 
@@ -55,8 +59,7 @@ def commands(page: Path) -> Iterator[list[str]]:
 
 def options_of(command: str) -> set[str]:
     """The options that a subcommand of ``moleflow`` takes."""
-    group = typer.main.get_command(app)
-    found = group.commands[command]  # type: ignore[attr-defined]
+    found = SUBCOMMANDS[command]
     return {name for parameter in found.params for name in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
 
 
@@ -91,7 +94,7 @@ def test_a_page_of_the_site_links_within_the_site(page: Path) -> None:
 
 @every_page
 def test_subcommands_and_options_exist(page: Path) -> None:
-    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    known = set(SUBCOMMANDS)
     for words in commands(page):
         if words[:1] != ["moleflow"] or len(words) < 2 or words[1].startswith("-") or words[1].isupper():
             continue

@@ -23,7 +23,7 @@ from moleflow.training.report.markdown import markdown_table
 
 SERVE = """
 import moleflow.service.api.app
-from tests.service.dummy import DummyDetector
+from tests.support.dummy import DummyDetector
 from moleflow.service.server import serve
 from moleflow.service.settings import Settings
 moleflow.service.api.app.load_predictor = lambda settings: DummyDetector()

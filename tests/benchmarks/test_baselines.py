@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import pytest
@@ -142,6 +143,7 @@ def result() -> dict[str, object]:
     """Two rounds; the machine was twice as slow in the second, for all alike."""
     own = {"moleflow": 10.0, "backbone": 4.0, "products": 4.0}
     times = {f"{part}-{p}": [ms, 2 * ms] for p in speed_table.PRECISIONS for part, ms in own.items()}
+    facts: dict[str, dict[str, Any]]
     facts = {name: {"form": "PyTorch" if "moleflow" in name else "lower bound", "precision": "fp32"} for name in times}
     for name, ms in (("stfpm", 25.0), ("stfpm-openvino", 5.0)):
         times[name] = [ms, 2 * ms]

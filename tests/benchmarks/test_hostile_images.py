@@ -1,5 +1,7 @@
 """The makers of hostile images, and the gates on the cost of decoding them."""
 
+from typing import Any
+
 import pytest
 
 from benchmarks.hostile.decode_cost import MOST_BYTES, MOST_SECONDS, judge, markdown
@@ -25,7 +27,7 @@ def test_there_are_kinds_of_every_format_and_each_announces_it() -> None:
     assert {name: kind for name, kind in found.items() if name.split("/")[0] != str(kind).lower()} == {}
 
 
-def row(kind: str, megabytes: float, seconds: float = 0.0, size: int = 0, outcome: str = "64×64") -> dict[str, object]:
+def row(kind: str, megabytes: float, seconds: float = 0.0, size: int = 0, outcome: str = "64×64") -> dict[str, Any]:
     return {"kind": kind, "megabytes": megabytes, "seconds": seconds, "bytes": size, "outcome": outcome}
 
 
@@ -40,7 +42,7 @@ def row(kind: str, megabytes: float, seconds: float = 0.0, size: int = 0, outcom
         ([row("a", 8, 0.4), row("a", 32, 1.6)], set()),
     ],
 )
-def test_the_gates_tell_what_is_too_much(rows: list[dict[str, object]], broken: set[str]) -> None:
+def test_the_gates_tell_what_is_too_much(rows: list[dict[str, Any]], broken: set[str]) -> None:
     gates = judge(rows)
     assert {gate.name for gate in gates if not gate.passed} == broken
     assert all(row["outcome"] in markdown(rows) for row in rows)

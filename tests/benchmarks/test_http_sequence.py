@@ -105,7 +105,7 @@ def test_with_the_product_named_the_router_is_not_measured(data: Path) -> None:
 
 
 def test_a_full_queue_is_waited_for(data: Path) -> None:
-    refused = []
+    refused: list[httpx.Request] = []
 
     def busy_at_first(request: httpx.Request) -> httpx.Response:
         if len(refused) < 2:

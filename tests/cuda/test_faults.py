@@ -36,7 +36,8 @@ def test_a_damaged_expert_fails_its_own_images_only(
     for _ in range(3):
         found = damaged.predict(images)
         assert [type(each) for each in found] == [Failure, Prediction, Prediction, Failure, Prediction]
-        assert all(each.error.task == "nut" for each in found if isinstance(each, Failure))
+        errors = [each.error for each in found if isinstance(each, Failure)]
+        assert all(isinstance(error, ExpertError) and error.task == "nut" for error in errors)
         for row in (1, 2, 4):
             assert found[row].score == pytest.approx(sound[row].score, rel=1e-2 if precision == "bf16" else 1e-4)
 

@@ -48,8 +48,9 @@ def learn(products: Path) -> Learn:
 
     def learned(names: list[str], path: Path, preset: str, where: torch.device | str) -> Path:
         reporter = Reporter(console=Console(quiet=True))
-        arguments = {"preset": PRESETS[preset], "device": str(where), "precision": "fp32", "reporter": reporter}
-        train_tasks(products, names, path, **arguments)  # type: ignore[arg-type]
+        train_tasks(
+            products, names, path, preset=PRESETS[preset], device=str(where), precision="fp32", reporter=reporter
+        )
         return path
 
     return learned

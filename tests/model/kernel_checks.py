@@ -1,7 +1,7 @@
 """What ``test_kernels`` has Triton's interpreter run."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ FUSED = ScoringConfig(cap=4.0, memory=MemoryConfig(prototypes=20, pooled=8, dim=
 
 DAMAGED = 3
 """The product whose expert is damaged, of four."""
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def check(found: torch.Tensor, expected: torch.Tensor, rtol: float = 1e-5) -> None:
@@ -63,7 +65,7 @@ def depthwise_convolutions() -> None:
     assert around[:, copied:].isnan().all()
 
 
-def moved(module: nn.Module) -> nn.Module:
+def moved(module: M) -> M:
     """``module`` with noise on every parameter, and on what its adapter was fitted to."""
     with torch.no_grad():
         for value in [*module.parameters(), *(b for name, b in module.named_buffers() if name.endswith("matrix"))]:
@@ -176,7 +178,8 @@ def cleared_experts() -> None:
 def pooled_windows(channels: int, dim: int, dtype: str, height: int = 3) -> None:
     embedder = PatchEmbedder((channels, 1), dim)
     stage = torch.randn(2, channels, height, 7).to(getattr(torch, dtype)).contiguous(memory_format=torch.channels_last)
-    found = pool_windows(stage, *embedder.get_buffer("windows_0"), NEIGHBOURHOOD, 1 / 2)
+    starts, ends = embedder.get_buffer("windows_0")
+    found = pool_windows(stage, starts, ends, NEIGHBOURHOOD, 1 / 2)
     assert found.dtype == stage.dtype
     expected = F.conv2d(stage.float(), embedder.get_buffer("kernel_0"), padding=1, groups=embedder.groups[0])
     check(found, expected.permute(0, 2, 3, 1), 1e-6 if dtype == "float32" else 1e-3)

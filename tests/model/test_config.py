@@ -1,5 +1,7 @@
 """Invalid configurations are refused, and the presets are as documented."""
 
+from collections.abc import Callable
+
 import pytest
 from pydantic import ValidationError
 
@@ -39,7 +41,7 @@ def test_the_defaults_are_the_main_preset() -> None:
         (lambda: TrainingConfig(held_out_fraction=1.0), "held_out_fraction"),
     ],
 )
-def test_an_invalid_configuration_is_refused_with_the_field(make, message: str) -> None:  # type: ignore[no-untyped-def]
+def test_an_invalid_configuration_is_refused_with_the_field(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         make()
 

@@ -7,6 +7,7 @@ the autograd engine, which need a CUDA driver for tensors on ``cuda``.
 
 from collections.abc import Callable, Iterator
 from operator import attrgetter
+from typing import Any, cast
 
 import pytest
 import torch
@@ -23,6 +24,7 @@ from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.memory.scorer import ProductParts
 from moleflow.model.routing.router import Prototype
 from moleflow.model.store.checkpoint import Checkpoint, Profile
+from moleflow.model.store.experts import MergedExperts
 from moleflow.model.verdict.calibration import Calibration, TaskCalibration
 from moleflow.training.config import TrainingConfig
 from moleflow.training.fit.backward.network import FusedFlow
@@ -45,7 +47,7 @@ def converted(module: nn.Module, convert: Callable[[torch.Tensor], torch.Tensor]
     with torch.no_grad():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                parameter.constant = None  # a constant would be moved for real
+                cast(Any, parameter).constant = None  # a constant would be moved for real
                 module._parameters[name] = nn.Parameter(convert(parameter), parameter.requires_grad)
         for name, buffer in module._buffers.items():
             if buffer is not None:
@@ -119,6 +121,7 @@ def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
 @torch.no_grad()
 def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
     features, _, _ = on_cuda.embed_and_route(images(CUDA))
+    assert isinstance(on_cuda.products.experts, MergedExperts)
     on_cuda.products.experts.get(1).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
         on_cuda.products.maps(features, [1, 1, 1])

@@ -3,6 +3,7 @@
 import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +15,11 @@ from benchmarks.shared.reference_flow import flow_forward
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError, UnknownTaskError
+from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.routing.router import image_descriptor
 from moleflow.model.store.checkpoint import Checkpoint
-from moleflow.model.verdict.results import MAX_CANDIDATES, Prediction, Refusal, Verdict
+from moleflow.model.verdict.results import MAX_CANDIDATES, Failure, Finding, Prediction, Refusal, Verdict
 from moleflow.model.verdict.scoring import image_score
 
 IMAGES = [product_image(kind, seed) for kind, seed in ((2, 60), (0, 61), (1, 62), (0, 63), (2, 64))]
@@ -27,8 +29,9 @@ FOREIGN = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
 """Noise, as an image of an unknown product."""
 
 
-def alike(one: Prediction, other: Prediction) -> bool:
-    """Equal up to rounding, which depends on the batch size."""
+def alike(one: Finding | Failure, other: Finding | Failure) -> bool:
+    """Whether two predictions are equal up to rounding, which depends on the batch size."""
+    assert isinstance(one, Prediction) and isinstance(other, Prediction)
     return (
         one.task.name == other.task.name
         and [c.name for c in one.candidates] == [c.name for c in other.candidates]
@@ -38,8 +41,14 @@ def alike(one: Prediction, other: Prediction) -> bool:
     )
 
 
-def same_bits(one: Prediction, other: Prediction) -> bool:
+def same_bits(one: Finding | Failure, other: Finding | Failure) -> bool:
+    assert isinstance(one, Prediction) and isinstance(other, Prediction)
     return one.candidates == other.candidates and one.score == other.score and (one.grid_map == other.grid_map).all()
+
+
+def extractor_of(detector: Detector) -> FeatureExtractor:
+    assert isinstance(detector._features, FeatureExtractor)
+    return detector._features
 
 
 def test_unseen_images_of_each_product_are_routed_to_it(detector: Detector) -> None:
@@ -62,7 +71,7 @@ def test_a_prediction_equals_the_method_computed_step_by_step(checkpoint: Checkp
     x = ((torch.from_numpy(IMAGES[0].copy()).float() / 255 - mean) / std).permute(2, 0, 1)[None]
     expert, prototype = checkpoint.product(2).expert, checkpoint.profile(2).prototype
     with torch.inference_mode():
-        embeddings = detector._features.embedder(checkpoint.backbone()(x))
+        embeddings = extractor_of(detector).embedder(checkpoint.backbone()(x))
         nll = negative_log_likelihood(*flow_forward(checkpoint.base(), expert, embeddings))
         difference = (image_descriptor(embeddings) - prototype.mean)[0]
         along = prototype.axes.T @ difference
@@ -146,7 +155,7 @@ def test_images_of_other_sizes_are_resized(detector: Detector, height: int, widt
 
 def test_the_backbone_runs_once_per_batch(detector: Detector) -> None:
     batches = []
-    hook = detector._features.backbone.net.register_forward_hook(
+    hook = extractor_of(detector).backbone.net.register_forward_hook(
         lambda module, given, out: batches.append(len(given[0]))
     )
     try:
@@ -175,7 +184,7 @@ def test_predict_both_runs_the_backbone_once_and_rescores_only_misrouted_images(
     monkeypatch.setattr(
         detector.products, "maps", lambda features, tasks: scored.extend(tasks) or maps(features, tasks)
     )
-    hook = detector._features.backbone.net.register_forward_hook(lambda module, given, out: passes.append(len(out)))
+    hook = extractor_of(detector).backbone.net.register_forward_hook(lambda module, given, out: passes.append(len(out)))
     try:
         both = detector.predict_both(IMAGES, ["gear", "bolt", "gear", "bolt", "gear"])
     finally:
@@ -311,7 +320,7 @@ def test_a_high_background_nll_refuses_what_the_router_accepts(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("rates", [{"false_alarm_rate": 0.0}, {"false_alarm_rate": 1.0}, {"unknown_limit": -0.1}])
-def test_an_invalid_rate_or_limit_is_refused(checkpoint: Checkpoint, rates: dict[str, float]) -> None:
+def test_an_invalid_rate_or_limit_is_refused(checkpoint: Checkpoint, rates: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="cannot be"):
         Detector(checkpoint, device="cpu", precision="fp32", **rates)
 

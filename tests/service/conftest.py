@@ -1,14 +1,9 @@
 """Fixtures of the service's tests."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-# Tests import the helper modules (dummy, sample_images, running) by name.
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="module")

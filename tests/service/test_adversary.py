@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from running import PATIENCE, Running, run_server
@@ -35,7 +36,7 @@ FAMILIES = sorted({kind.split("/")[0] for kind in KINDS})
 
 ATTACKS = sorted({*connections.ATTACKS, *requests.ATTACKS}, key=lambda one: one.__name__)
 
-SHORT_TIMEOUTS = {"upload_timeout_seconds": 1, "header_timeout_seconds": 1, "send_timeout_seconds": 1}
+SHORT_TIMEOUTS: dict[str, Any] = {"upload_timeout_seconds": 1, "header_timeout_seconds": 1, "send_timeout_seconds": 1}
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import signal
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_fixtures import tiny_backbone  # noqa: F401
 from tiny_model import PLUGIN, damage, product_image, tiny_checkpoint, tiny_config
 
 from moleflow.model.detector import Detector
+from moleflow.model.store.experts import MergedExperts
 from moleflow.model.verdict.results import Prediction
 from moleflow.service.engine.predictor import reload_predictor
 from moleflow.service.settings import Settings
@@ -37,7 +39,7 @@ def service(path: Path) -> Iterator[Running]:
         yield running
 
 
-def answer(service: Running, name: str, **query: str) -> dict[str, Any]:
+def answer(service: Running, name: str, **query: Any) -> dict[str, Any]:
     """The service's answer to an image of a product, without its times."""
     found = service.predict(IMAGES[name], map="npy", map_size="model", **query).json()
     found.pop("timing_ms", None)
@@ -46,6 +48,10 @@ def answer(service: Running, name: str, **query: str) -> dict[str, Any]:
 
 def served(service: Running) -> list[str]:
     return [task["name"] for task in service.client.get("/tasks").json()["tasks"]]
+
+
+def has_failed(service: Running, times: int) -> bool:
+    return service.metric("moleflow_reloads_total", outcome="failed") == times
 
 
 def last_reload(service: Running) -> dict[str, Any]:
@@ -73,7 +79,7 @@ def test_a_broken_file_leaves_what_is_served_and_is_reported(service: Running, p
         if size == len(whole):
             damage(broken, "tasks.2.expert")
         broken.replace(path)
-        assert eventually(lambda number=number: service.metric("moleflow_reloads_total", outcome="failed") == number)
+        assert eventually(partial(has_failed, service, number))
         assert not last_reload(service)["succeeded"]
         assert "'factory.safetensors'" in last_reload(service)["detail"]
         assert str(path.parent) not in last_reload(service)["detail"]
@@ -105,23 +111,26 @@ def test_no_request_is_lost_and_every_answer_is_that_of_the_checkpoint_it_names(
             while not done.is_set():
                 found.append((name, answer(service, name)))
 
+        def is_answered(more_than: int) -> bool:
+            return len(found) > more_than
+
         threads = [threading.Thread(target=ask, args=(name,)) for name in FEWER * 2]
         for thread in threads:
             thread.start()
-        for kind in ("fewer", "larger", "all", "fewer"):
+        for copy in ("fewer", "larger", "all", "fewer"):
             new = path.with_name("new")
-            new.write_bytes(copies[kind].path.read_bytes())
+            new.write_bytes(copies[copy].path.read_bytes())
             new.replace(path)
             seen = len(found)
             assert service.client.post("/admin/reload").status_code == 200
-            assert eventually(lambda seen=seen: len(found) > seen + len(threads))
+            assert eventually(partial(is_answered, seen + len(threads)))
         done.set()
         for thread in threads:
             thread.join(PATIENCE)
-    assert {each["checkpoint"]["digest"] for _, each in found} == {each.info.digest for each in copies.values()}
-    for name, each in found:
-        numbers = each["task"]["name"], each["score"], each["p_value"], each["routing"]["novelty_score"]
-        assert numbers == expected[each["checkpoint"]["digest"], name]
+    assert {given["checkpoint"]["digest"] for _, given in found} == {each.info.digest for each in copies.values()}
+    for name, given in found:
+        numbers = given["task"]["name"], given["score"], given["p_value"], given["routing"]["novelty_score"]
+        assert numbers == expected[given["checkpoint"]["digest"], name]
 
 
 def test_the_merged_experts_of_unchanged_products_are_kept(path: Path) -> None:
@@ -132,7 +141,9 @@ def test_the_merged_experts_of_unchanged_products_are_kept(path: Path) -> None:
     new = reload_predictor(settings, old)
     assert isinstance(new, Detector)
     assert sorted(new.products.experts.held()) == [0, 1]
-    assert all(new.products.experts.get(index) is old.products.experts.get(index) for index in range(2))
+    kept, before = new.products.experts, old.products.experts
+    assert isinstance(kept, MergedExperts) and isinstance(before, MergedExperts)
+    assert all(kept.get(index) is before.get(index) for index in range(2))
     assert new._features is old._features
 
 

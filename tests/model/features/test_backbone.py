@@ -5,6 +5,7 @@ import pickle
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
@@ -201,7 +202,7 @@ def test_loaded_weights_do_not_depend_on_the_file(tmp_path: Path, processes: Pro
 @pytest.mark.parametrize("form", ["safetensors", "pth", "wrapped.pth"])
 def test_full_weights_give_the_truncated_network_the_same_features(tmp_path: Path, form: str) -> None:
     torch.manual_seed(5)
-    whole = timm.create_model("test_resnet").eval()
+    whole: Any = timm.create_model("test_resnet").eval()
     for name, buffer in whole.named_buffers():
         if name.endswith("running_var"):
             buffer.uniform_(0.5, 2)

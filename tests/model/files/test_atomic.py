@@ -5,6 +5,7 @@ import random
 import socket
 import stat
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,10 +85,14 @@ def test_kills_at_random_times_never_leave_a_partial_file(tmp_path: Path, proces
     )
     rng = random.Random(0)
     seen = set()
+
+    def is_written(before: int | None) -> bool:
+        return path.exists() and path.stat().st_mtime_ns != before
+
     for _ in range(8):
         writer = processes.start(code)
         before = path.stat().st_mtime_ns if path.exists() else None
-        writer.wait_for(lambda before=before: path.exists() and path.stat().st_mtime_ns != before)
+        writer.wait_for(partial(is_written, before))
         time.sleep(rng.uniform(0, 0.02))
         writer.kill()
         assert writer.finish().status == -9

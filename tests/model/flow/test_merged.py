@@ -4,6 +4,7 @@ import torch
 from tiny_model import tiny_base, tiny_config, tiny_expert
 
 from benchmarks.shared.reference_flow import flow_forward
+from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.merged import MergedExpert
 
@@ -15,7 +16,7 @@ def embeddings(*sides: int) -> torch.Tensor:
 
 
 @torch.no_grad()
-def unmerged(base, expert, x: torch.Tensor) -> torch.Tensor:  # type: ignore[no-untyped-def]
+def unmerged(base: Base, expert: Expert, x: torch.Tensor) -> torch.Tensor:
     return negative_log_likelihood(*flow_forward(base, expert, x))
 
 

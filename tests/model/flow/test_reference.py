@@ -142,7 +142,7 @@ def test_a_new_dia_block_is_the_identity(flip: bool) -> None:
 def test_the_log_scale_stays_within_the_clamp(size: float) -> None:
     block, x = dia_part(flip=False), patches()
     with torch.no_grad():
-        block.scale_net[-1].bias.fill_(size)
+        block.get_parameter("scale_net.4.bias").fill_(size)
     _, log_det = dia_block(block, x)
     assert log_det.flatten().tolist() == pytest.approx([DIM / 2 * 1.9 * size / 1e6] * log_det.numel())
 

@@ -57,7 +57,8 @@ def test_the_log_determinant_is_that_of_autograds_jacobian(changes: dict) -> Non
 @pytest.mark.parametrize("first", [True, False])
 @torch.no_grad()
 def test_merged_equals_unmerged_in_float64(changes: dict, first: bool) -> None:
-    base, expert = (module.double() for module in parts(changes, first=first))
+    base, expert = parts(changes, first=first)
+    base.double(), expert.double()
     x = embeddings().double()
     difference = MergedExpert(base, expert, torch.float64)(x) - likelihood(base, expert, x)
     assert difference.abs().max() < 1e-10

@@ -86,7 +86,7 @@ def test_a_damaged_memory_fails_its_own_product_only(tmp_path: Path) -> None:
     damage(path, "tasks.1.expert")
     results = Detector.load(path, device="cpu").predict(IMAGES, ["bolt", "nut", "gear"])
     assert [isinstance(each, Failure) for each in results] == [False, True, False]
-    assert isinstance(results[1].error, ExpertError)  # type: ignore[union-attr]
+    assert isinstance(results[1].error, ExpertError)
 
 
 def rewritten(path: Path, key: str, value: torch.Tensor) -> Path:

@@ -1,26 +1,27 @@
 """The shortlist: the nearest products of each image, in one device read; the same in NumPy."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
 
 from moleflow.model.routing.novelty import FAR_MULTIPLE
-from moleflow.model.routing.routes import Route, nearest_products
+from moleflow.model.routing.routes import Route, Shortlist, nearest_products
 from moleflow.model.routing.shortlist import effective_ratios, shortlist
 from moleflow.model.verdict.results import MAX_CANDIDATES
 
 PRODUCTS = 40
 
 
-def found(distances: torch.Tensor, ratios: torch.Tensor, **options: object) -> list:
-    given = {
+def found(distances: torch.Tensor, ratios: torch.Tensor, **options: Any) -> list[Shortlist]:
+    given: dict[str, Any] = {
         "median_distances": torch.full((distances.shape[1],), 1.0),
         "named": [None] * len(distances),
     } | options
-    lists = shortlist(distances, ratios, **given)  # type: ignore[arg-type]
-    arrays = [each.numpy() for each in (distances, ratios, given["median_distances"])]  # type: ignore[attr-defined]
-    assert nearest_products(*arrays, given["named"]) == lists  # type: ignore[arg-type]
+    lists = shortlist(distances, ratios, **given)
+    medians = given["median_distances"].numpy()
+    assert nearest_products(distances.numpy(), ratios.numpy(), medians, given["named"]) == lists
     return lists
 
 
@@ -36,7 +37,7 @@ def test_the_effective_ratio_of_a_far_image_is_at_least_one(distance: float, rat
 def test_the_nearest_products_are_listed_in_order_with_their_distances() -> None:
     distances, ratios = torch.rand(3, PRODUCTS), torch.rand(3, PRODUCTS)
     for row, each in enumerate(found(distances, ratios)):
-        order = sorted(range(PRODUCTS), key=lambda task, row=row: distances[row, task].item())[:MAX_CANDIDATES]
+        order = sorted(range(PRODUCTS), key=distances[row].tolist().__getitem__)[:MAX_CANDIDATES]
         expected = [Route(task, distances[row, task].item(), ratios[row, task].item()) for task in order]
         assert list(each.nearest) == expected
         assert each.named is None
@@ -57,7 +58,7 @@ def test_a_named_product_is_listed_even_if_it_is_far() -> None:
     distances = torch.arange(float(PRODUCTS)).expand(3, -1)
     each = found(distances, distances / 100, named=[None, 33, 0])
     assert [one.named and one.named.index for one in each] == [None, 33, 0]
-    assert each[1].task == Route(33, 33.0, pytest.approx(0.33))
+    assert each[1].task == Route(33, 33.0, (distances / 100)[1, 33].item())
     assert [route.index for route in each[1].nearest] == [0, 1, 2, 3, 4]
     assert each[2].named is not None
 

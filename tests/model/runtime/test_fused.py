@@ -12,11 +12,11 @@ from moleflow.model.config import BackboneConfig
 from moleflow.model.features.backbone import Backbone, import_plugin
 from moleflow.model.features.batchnorm_folding import fold
 from moleflow.model.runtime import fused
-from moleflow.model.runtime.fused import FusedConv, FusedLinear
+from moleflow.model.runtime.fused import Activation, FusedConv, FusedLinear
 
 GENERATOR = torch.Generator().manual_seed(0)
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 0.03}
-ACTIVATIONS = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6()}
+ACTIVATIONS: dict[Activation, nn.Module] = {"none": nn.Identity(), "relu": nn.ReLU(), "relu6": nn.ReLU6()}
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -33,7 +33,7 @@ def with_operators(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_fused_linear_layer_equals_the_plain_operators(
-    with_operators: None, dtype: torch.dtype, activation: str
+    with_operators: None, dtype: torch.dtype, activation: Activation
 ) -> None:
     weight, bias, x = noise(12, 20) / 4, noise(12), 3 * noise(2, 5, 7, 20)
     found = FusedLinear(weight, bias, dtype, activation)(x)
@@ -46,7 +46,7 @@ def test_a_fused_linear_layer_equals_the_plain_operators(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("added", [None, (2, 8, 4, 4), (2, 8, 1, 1)], ids=["alone", "residual", "one value a channel"])
 def test_a_fused_convolution_equals_the_plain_operators(
-    with_operators: None, dtype: torch.dtype, activation: str, added: tuple[int, ...] | None
+    with_operators: None, dtype: torch.dtype, activation: Activation, added: tuple[int, ...] | None
 ) -> None:
     geometry: dict[str, Any] = {"stride": (2, 2), "padding": (1, 1), "dilation": (1, 1), "groups": 2}
     kernel, bias, x = noise(8, 3, 3, 3) / 5, noise(8), 2 * noise(2, 6, 7, 8)
@@ -87,7 +87,7 @@ def with_statistics(net: nn.Module) -> nn.Module:
 def test_a_folded_network_has_the_same_features_and_leaves_the_original_unchanged(name: str) -> None:
     if name not in timm.list_models():
         pytest.skip(f"this timm has no {name}")
-    getter = {"feature_cls": "getter"} if "efficientnet" in name else {}
+    getter: dict[str, Any] = {"feature_cls": "getter"} if "efficientnet" in name else {}
     net = with_statistics(timm.create_model(name, features_only=True, out_indices=(1, 2), **getter))
     before = {key: value.clone() for key, value in net.state_dict().items()}
     x = noise(2, 3, 64, 64).float().contiguous(memory_format=torch.channels_last)
@@ -105,7 +105,7 @@ def test_a_folded_network_has_the_same_features_and_leaves_the_original_unchange
 def test_a_folded_residual_block_is_three_convolutions() -> None:
     net = with_statistics(timm.create_model("resnet50", features_only=True, out_indices=(1,)))
     folded = fold(net, torch.float32)
-    calls = [node for node in folded.graph.nodes if node.op.startswith("call")]  # type: ignore[union-attr]
+    calls = [node for node in folded.graph.nodes if node.op.startswith("call")]
     assert len(calls) == 1 + 1 + 3 * 3 + 1  # stem, pooling, three blocks, and the first one's shortcut
     assert sum(len(node.args) == 2 for node in calls if node.op == "call_module") == 3  # each block ends in an addition
 

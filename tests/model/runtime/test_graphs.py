@@ -1,6 +1,6 @@
 """Recorded functions: batch sizes, and what happens where nothing can be recorded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import pytest
@@ -17,7 +17,7 @@ def doubled(values: torch.Tensor) -> tuple[torch.Tensor]:
 
 
 @pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch sizes that are recorded, on what appears to be a GPU."""
     sizes: list[int] = []
 

@@ -1,7 +1,9 @@
 """One file holds everything, gives the same bits back, and whatever is wrong with it is one clear error."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,9 @@ from moleflow.model.store.checkpoint import FORMAT_VERSION, Checkpoint, write_ch
 from moleflow.model.store.sections import digest_tensors
 
 NAMES = ("bolt", "nut", "gear")
+
+Change = Callable[[dict[str, Any], dict[str, torch.Tensor]], object]
+"""Of a checkpoint's header and tensors, in place."""
 
 
 def section_of(tensors: dict[str, torch.Tensor], name: str) -> dict[str, torch.Tensor]:
@@ -148,8 +153,8 @@ def break_names(document: dict, tensors: dict) -> None:
     ],
 )
 def test_a_broken_header_is_refused_in_one_line_that_names_the_field(
-    checkpoint: Checkpoint, tmp_path: Path, change, message: str
-) -> None:  # type: ignore[no-untyped-def]
+    checkpoint: Checkpoint, tmp_path: Path, change: Change, message: str
+) -> None:
     path = rewritten(checkpoint.path, tmp_path / "f", change)
     with pytest.raises(CheckpointFormatError, match=f"header of .* is broken .*{message}") as caught:
         Checkpoint.open(path)
@@ -197,8 +202,8 @@ def other_type(document: dict, tensors: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("change", [other_width, more_blocks, no_axes, flat_axes, stray_tensor, other_type])
 def test_tensors_that_do_not_fit_the_header_are_refused_in_one_line(
-    checkpoint: Checkpoint, tmp_path: Path, change
-) -> None:  # type: ignore[no-untyped-def]
+    checkpoint: Checkpoint, tmp_path: Path, change: Change
+) -> None:
     def forge(document: dict, tensors: dict[str, torch.Tensor]) -> None:
         change(document, tensors)
         redigest(document, tensors)

@@ -35,13 +35,14 @@ def test_one_flipped_bit_in_a_tensor_is_found_before_it_is_used(
     checkpoint: Checkpoint, tmp_path: Path, section: str
 ) -> None:
     data = bytearray(checkpoint.path.read_bytes())
-    table = json.loads(data[8 : 8 + header_length(data)])
+    begin = 8 + header_length(bytes(data))
+    table = json.loads(data[8:begin])
     start, end = next(
         entry["data_offsets"]
         for key, entry in table.items()
         if key.startswith(f"{section}.") and entry["data_offsets"][0] < entry["data_offsets"][1]
     )
-    data[8 + header_length(data) + (start + end) // 2] ^= 1
+    data[begin + (start + end) // 2] ^= 1
     (tmp_path / "damaged.safetensors").write_bytes(data)
     opened = Checkpoint.open(tmp_path / "damaged.safetensors")
     with pytest.raises(CheckpointDigestError, match=f"section '{section}' of .*damaged"):

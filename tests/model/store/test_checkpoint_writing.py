@@ -2,6 +2,7 @@
 
 import random
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,14 @@ def test_kills_of_a_writer_at_random_instants_leave_the_old_or_the_new_checkpoin
     )
     rng = random.Random(1)
     seen = set()
+
+    def is_rewritten(before: int) -> bool:
+        return path.stat().st_mtime_ns != before
+
     for _ in range(8):
         before = path.stat().st_mtime_ns
         writer = processes.start(code)
-        writer.wait_for(lambda before=before: path.stat().st_mtime_ns != before)
+        writer.wait_for(partial(is_rewritten, before))
         time.sleep(rng.uniform(0, 0.03))
         writer.kill()
         assert writer.finish().status == -9

@@ -13,6 +13,7 @@ from moleflow.model.errors import ExpertError, PredictionError
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.memory.scorer import PatchMaps
 from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.store.experts import MergedExperts
 from moleflow.model.verdict.results import Failure, Prediction
 
 IMAGES = [product_image(kind, 60 + kind) for kind in range(3)]
@@ -81,14 +82,16 @@ def test_warming_up_fails_where_no_product_is_left(tmp_path: Path) -> None:
 
 def test_numbers_that_are_not_finite_are_no_verdict(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
-    sound = detector.products.experts.get
+    experts = detector.products.experts
+    assert isinstance(experts, MergedExperts)
+    sound = experts.get
 
     def get(index: int) -> object:
         if index != 2:
             return sound(index)
         return lambda features: PatchMaps(*[torch.full(features.embeddings.shape[:3], math.nan)] * 2)
 
-    monkeypatch.setattr(detector.products.experts, "get", get)
+    monkeypatch.setattr(experts, "get", get)
     found = detector.predict(IMAGES)
     assert [type(each) for each in found] == [Prediction, Prediction, Failure]
     assert isinstance(found[2].error, ExpertError)
@@ -119,6 +122,7 @@ def test_no_prediction_can_be_made_of_a_number_that_is_not_finite(detector: Dete
     from dataclasses import replace
 
     (sound,) = detector.predict(IMAGES[:1])
+    assert isinstance(sound, Prediction)
     with pytest.raises(ExpertError, match="not finite"):
         replace(sound, score=number)
     with pytest.raises(ExpertError, match="not finite"):

@@ -295,7 +295,7 @@ def test_a_service_whose_ready_callback_fails_is_ready() -> None:
 
 
 def test_a_process_whose_model_hangs_stops_in_time_and_logs_stacks(processes: Processes) -> None:
-    model = {"before": HANGS, "load": "lambda settings: Hanging()"}
+    model: dict[str, Any] = {"before": HANGS, "load": "lambda settings: Hanging()"}
     with (
         serve_in_a_process(processes, **model, log_level="critical", shutdown_timeout_seconds=1) as running,
         ThreadPoolExecutor(1) as pool,

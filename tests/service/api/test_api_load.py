@@ -4,7 +4,7 @@ import base64
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from dummy import DummyDetector
 from running import Running, eventually, request_head, run_server
 from sample_images import encoded, sample_image
 
-from moleflow.model.verdict.results import Finding
+from moleflow.model.verdict.results import Finding, Prediction
 from moleflow.service.engine import engine
 
 WHITE = encoded(np.full((60, 90, 3), 255, np.uint8))
@@ -122,7 +122,7 @@ def test_an_unknown_product_does_not_affect_other_requests() -> None:
 def test_a_score_that_is_not_a_number_is_a_failure_and_not_a_verdict() -> None:
     class Broken(DummyDetector):
         def _judge(self, image: np.ndarray, task: str | None) -> Finding:
-            return replace(super()._judge(image, task), score=float("nan"))
+            return replace(cast(Prediction, super()._judge(image, task)), score=float("nan"))
 
     with run_server(Broken()) as running:
         for accept in ("application/json", "image/png", "application/x-npy"):

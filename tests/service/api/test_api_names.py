@@ -2,6 +2,7 @@
 
 import unicodedata
 from collections.abc import Iterator
+from typing import Literal
 from urllib.parse import quote
 
 import pytest
@@ -21,8 +22,10 @@ def odd() -> Iterator[Running]:
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_product_is_found_by_path_query_and_form_in_every_unicode_form(odd: Running, name: str, form: str) -> None:
-    spelled = unicodedata.normalize(form, name)  # type: ignore[arg-type]
+def test_a_product_is_found_by_path_query_and_form_in_every_unicode_form(
+    odd: Running, name: str, form: Literal["NFC", "NFD"]
+) -> None:
+    spelled = unicodedata.normalize(form, name)
     image = encoded(sample_image())
     asked = odd.client.get(f"/tasks/{quote(spelled, safe='')}")
     queried = odd.predict(image, task=spelled, map="none")

@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -85,7 +86,7 @@ def test_stopping_completes_accepted_requests_and_rejects_new_ones() -> None:
 
 
 def test_a_process_completes_requests_before_it_stops(processes: Processes) -> None:
-    model = {"before": SLOW, "load": "lambda settings: Slow()"}
+    model: dict[str, Any] = {"before": SLOW, "load": "lambda settings: Slow()"}
     with (
         serve_in_a_process(processes, **model, log_level="critical", lame_duck_seconds=0) as process,
         ThreadPoolExecutor(1) as pool,

@@ -157,8 +157,8 @@ def test_processes_ignore_signals_to_stop() -> None:
 
 def test_an_image_that_crashes_the_decoder_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     decoders = one()
-    monkeypatch.setattr(moleflow.service.decoding.pool, "send", lambda *_: _crash(set(processes()) - before))
     before = set(processes())
+    monkeypatch.setattr(moleflow.service.decoding.pool, "send", lambda *_: _crash(set(processes()) - before))
     try:
         with pytest.raises(UnsupportedImageError, match="crashes the decoder"):
             decoders.decode(IMAGE, SIDE)

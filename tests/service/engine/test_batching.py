@@ -13,7 +13,7 @@ import pytest
 from dummy import DummyDetector
 
 from moleflow.model.errors import PredictionError
-from moleflow.service.engine.batching import Batcher, Judge
+from moleflow.service.engine.batching import Batcher, Inferred, Judge
 from moleflow.service.engine.inference import judge
 from moleflow.service.errors import NotReadyError, OverloadedError
 
@@ -45,7 +45,7 @@ def running(batcher: Batcher, model: DummyDetector) -> Iterator[None]:
         assert not thread.is_alive()
 
 
-def hold(batcher: Batcher, model: DummyDetector) -> "Future[object]":
+def hold(batcher: Batcher, model: DummyDetector) -> Future[Inferred]:
     """Let one image keep the model busy until its gate opens."""
     model.gate.clear()
     model.entered.clear()

@@ -25,7 +25,9 @@ class Short(DummyDetector):
         super().__init__()
         self.most, self.freed = most, 0
 
-    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
+    def predict(
+        self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None
+    ) -> list[Finding | Failure]:
         if len(images) > self.most:
             self.batches.append(-len(images))
             raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.")

@@ -15,7 +15,7 @@ from sample_images import sample_image
 from moleflow.model.verdict.calibration import TaskCalibration
 from moleflow.model.verdict.heatmap import ColourScale, overlay
 from moleflow.model.verdict.results import Candidate, Prediction
-from moleflow.service.responses.encode import base64_pieces, map_to_png, npy_pieces, overlay_png
+from moleflow.service.responses.encode import MapEncoding, base64_pieces, map_to_png, npy_pieces, overlay_png
 from moleflow.service.responses.schemas import AnomalyMap
 
 MAPS = arrays.arrays(
@@ -61,7 +61,7 @@ def test_an_npy_map_preserves_values_exactly(values: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["png", "npy", "npy16"])
-def test_the_range_of_a_map_is_that_of_its_values(encoding: str) -> None:
+def test_the_range_of_a_map_is_that_of_its_values(encoding: MapEncoding) -> None:
     values = np.array([[-3.5, 2.0, 9.25]], np.float32)
     encoded = encode_map(values, encoding)
     assert (encoded.minimum, encoded.maximum, encoded.shape) == (-3.5, 9.25, (1, 3))

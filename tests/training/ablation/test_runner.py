@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.data.masks import read_mask
 from moleflow.training.errors import DatasetError, DuplicateTaskError
 from moleflow.training.evaluation.metrics import PixelScores, image_ranking
-from moleflow.training.fit.trainer import TaskTrainer
+from moleflow.training.fit.trainer import EpochResult, TaskTrainer
 from moleflow.training.progress import Reporter
 
 TASKS = ("bolt", "nut")
@@ -66,7 +68,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def ablation(data: Path, out: Path, preset: Preset = PRESET, **options) -> Ablation:  # type: ignore[no-untyped-def]
+def ablation(data: Path, out: Path, preset: Preset = PRESET, **options: Any) -> Ablation:
     reporter = Reporter(console=Console(quiet=True))
     return Ablation(data, TASKS, out, preset, device="cpu", precision="fp32", reporter=reporter, **options)
 
@@ -78,7 +80,7 @@ class Counter:
         self.fits: list[str] = []
         plain = TaskTrainer.epochs
 
-        def epochs(trainer: TaskTrainer, *arguments):  # type: ignore[no-untyped-def]
+        def epochs(trainer: TaskTrainer, *arguments: Any) -> Iterator[EpochResult]:
             self.fits.append(trainer.name)
             return plain(trainer, *arguments)
 
@@ -265,8 +267,9 @@ def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_a_sequential_base
 ) -> None:
     results = ablation(data, tmp_path, PRESET.with_changes(training={"learning_rate": 0.03})).run(SHARING)
     (_, frozen), (_, sequential) = results
+    assert frozen.at_end is not None and sequential.at_end is not None
+    assert frozen.after_learning is not None and sequential.after_learning is not None
     for result in (frozen, sequential):
-        assert result.after_learning is not None
         assert [metrics.name for metrics in result.after_learning] == list(TASKS)
     document = StudyTable(SHARING, results).document()
     kept, moved = document["rows"]
@@ -277,10 +280,11 @@ def test_forgetting_is_the_mean_drop_of_earlier_tasks_and_only_a_sequential_base
     assert scores[0] == scores[1]
     # With products named: routing would change the first product's metrics although nothing was forgotten.
     assert frozen.categories[0].routing < 1
-    assert frozen.categories[0].pixel_ap != frozen.at_end[0].pixel_ap  # type: ignore[index]
+    assert frozen.categories[0].pixel_ap != frozen.at_end[0].pixel_ap
     assert kept["forgetting"] == {"image_auroc": 0.0, "pixel_ap": 0.0}
-    before, after = sequential.after_learning[0], sequential.at_end[0]  # type: ignore[index]
-    assert moved["forgetting"]["pixel_ap"] == before.pixel_ap - after.pixel_ap  # type: ignore[operator]
+    before, after = sequential.after_learning[0], sequential.at_end[0]
+    assert before.pixel_ap is not None and after.pixel_ap is not None
+    assert moved["forgetting"]["pixel_ap"] == before.pixel_ap - after.pixel_ap
     assert moved["forgetting"]["pixel_ap"] != 0
 
 

@@ -85,7 +85,7 @@ def test_a_checkpoint_that_is_mounted_elsewhere_too_is_the_same_one(tmp_path: Pa
         (tmp_path / name).mkdir()
     for name in ("store/factory", "file of store"):
         (tmp_path / name).touch()
-    command = ["unshare", "-m", "sh", "-c", BOUND, "sh", tmp_path, sys.executable]
+    command = ["unshare", "-m", "sh", "-c", BOUND, "sh", str(tmp_path), sys.executable]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if "mount" in done.stderr:

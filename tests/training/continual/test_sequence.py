@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ def quiet() -> Reporter:
     return Reporter(console=Console(quiet=True))
 
 
-def learn(data: Path, tasks: list[str], path: Path, preset: Preset, **options: object) -> Path:
-    train_tasks(data, tasks, path, preset=preset, reporter=quiet(), device="cpu", precision="fp32", **options)  # type: ignore[arg-type]
+def learn(data: Path, tasks: list[str], path: Path, preset: Preset, **options: Any) -> Path:
+    train_tasks(data, tasks, path, preset=preset, reporter=quiet(), device="cpu", precision="fp32", **options)
     return path
 
 

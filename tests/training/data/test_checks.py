@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def image_of(seed: int, side: int = 32) -> Image.Image:
     return Image.fromarray(product_image(0, seed, side))
 
 
-def write(path: Path, image: Image.Image, **options: object) -> Path:
+def write(path: Path, image: Image.Image, **options: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     image.save(path, **options)
     return path

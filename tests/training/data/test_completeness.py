@@ -1,6 +1,7 @@
 """Truncated image files are found although they decode; complete ones are never reported."""
 
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from moleflow.training.data.completeness import is_cut_off
 END = b"\xff\xd9"
 
 
-def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (264, 200), **options: object) -> bytes:
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (264, 200), **options: Any) -> bytes:
     rng = np.random.default_rng(0)
     pixels = rng.normal(0, 20, (size[1], size[0], 3)) + np.linspace(60, 200, size[0])[None, :, None]
     buffer = io.BytesIO()
@@ -24,7 +25,7 @@ def found(data: bytes) -> bool:
         return is_cut_off(data, np.asarray(image))
 
 
-JPEG_KINDS = [
+JPEG_KINDS: list[dict[str, Any]] = [
     {},
     {"progressive": True},
     {"subsampling": 0},
@@ -36,7 +37,7 @@ JPEG_KINDS = [
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
-def test_a_truncated_jpeg_with_an_end_marker_is_found(options: dict[str, object], mode: str) -> None:
+def test_a_truncated_jpeg_with_an_end_marker_is_found(options: dict[str, Any], mode: str) -> None:
     data = encoded("JPEG", mode, **options)
     for share in (0.3, 0.7, 0.97):
         assert found(data[: int(share * len(data))] + END), share
@@ -44,7 +45,7 @@ def test_a_truncated_jpeg_with_an_end_marker_is_found(options: dict[str, object]
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
-def test_a_complete_jpeg_is_not_reported(options: dict[str, object], mode: str) -> None:
+def test_a_complete_jpeg_is_not_reported(options: dict[str, Any], mode: str) -> None:
     data = encoded("JPEG", mode, **options)
     for padded in (data, data + b"maker's notes", data[:-2] + bytes(9) + END, data[:-2] + b"\xff" * 3 + END):
         assert not found(padded)

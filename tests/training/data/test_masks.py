@@ -1,10 +1,12 @@
 """A mask marks the same pixels in every file format; ambiguous ones give a warning."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from moleflow.training.data.masks import Trait, decode_mask, read_mask
 from moleflow.training.errors import DatasetError
@@ -64,7 +66,7 @@ def palette_mask(indices: np.ndarray, colours: list[int]) -> Image.Image:
     return image
 
 
-def saved(image: Image.Image, path: Path, **options: object) -> Path:
+def saved(image: Image.Image, path: Path, **options: Any) -> Path:
     image.save(path, **options)
     return path
 
@@ -124,6 +126,7 @@ def test_black_is_background_in_every_colour_space(tmp_path: Path, mode: str) ->
 def test_a_bilevel_tiff_with_inverted_values_is_read_as_displayed(tmp_path: Path) -> None:
     path = saved(grey(blob()).convert("1"), tmp_path / "mask.tif", compression="group4", tiffinfo={262: 0})
     with Image.open(path) as image:
+        assert isinstance(image, TiffImageFile)
         assert image.tag_v2[262] == 0
         shown = np.asarray(image.convert("L")) > 0
     assert np.array_equal(read_mask(path), shown)
@@ -141,7 +144,7 @@ def test_an_edge_drawn_with_few_shades_is_soft_too(tmp_path: Path) -> None:
     large = np.zeros((48, 64), bool)
     large[11:27, 13:45] = large[27:30, 20:33] = True
     soft = grey(large).resize((32, 24), Image.Resampling.BOX)
-    assert len(np.unique(soft)) == 5
+    assert len(np.unique(np.asarray(soft))) == 5
     mask = decode_mask(saved(soft, tmp_path / "mask.png"))
     assert mask.traits == {Trait.SOFT}
     assert np.array_equal(mask.marked, np.asarray(soft) > 127)

@@ -121,7 +121,7 @@ def test_a_16_bit_product_does_not_change_earlier_ones(tmp_path: Path, tiny_pres
     learn(tmp_path, path, tiny_preset, "nut")
     assert Checkpoint.open(path).header.task("bolt") == before
     (found,) = Detector.load(path, device="cpu", precision="fp32").predict([image], ["bolt"])
-    assert found.score == expected.score  # type: ignore[union-attr]
+    assert found.score == expected.score
 
 
 def test_the_cache_keeps_one_embedding_per_white_level(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import random
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.files.atomic import atomic_write
 from moleflow.training.data import white_levels
 from moleflow.training.data.datasets import load_category, read_image
@@ -44,11 +46,15 @@ def paths(products: Path) -> tuple[Path, ...]:
     return load_category(products, "nut").train
 
 
-def opened(folder: Path, features: FeatureExtractor, config: ModelConfig = CONFIG, precision: str = "fp32"):  # type: ignore[no-untyped-def]
+def opened(
+    folder: Path, features: FeatureExtractor, config: ModelConfig = CONFIG, precision: str = "fp32"
+) -> EmbeddingCache:
     return EmbeddingCache.open(folder, config.backbone, features.backbone, device=CPU, precision=precision)
 
 
-def embed(cache: EmbeddingCache, features: FeatureExtractor, paths: tuple[Path, ...], **options) -> CachedEmbeddings:  # type: ignore[no-untyped-def]
+def embed(
+    cache: EmbeddingCache, features: FeatureExtractor, paths: tuple[Path, ...], **options: Any
+) -> CachedEmbeddings:
     return cache.embed(features, paths, **options)
 
 
@@ -59,7 +65,7 @@ def values(embeddings: CachedEmbeddings) -> torch.Tensor:
 class Unused(FeatureExtractor):
     """A backbone that must not be run."""
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> PatchFeatures:
         raise AssertionError("embedded again")
 
 
@@ -135,8 +141,9 @@ def test_everything_that_determines_an_embedding_is_part_of_its_source(
         kept = other.backbone.preprocessing
         other.backbone.preprocessing = kept.model_copy(update={"mean": (0.1, 0.1, 0.1)})
     else:
-        changes = {"stages": {"strides": (8,)}, "width": {"embedding_dim": 8}, "size": {"image_size": 64}}[change]
-        config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=changes)})
+        changes: dict[str, dict[str, Any]]
+        changes = {"stages": {"strides": (8,)}, "width": {"embedding_dim": 8}, "size": {"image_size": 64}}
+        config = CONFIG.model_copy(update={"backbone": CONFIG.backbone.model_copy(update=changes[change])})
         other = extractor(config)
     assert opened(tmp_path, other, config, precision).folder != usual
 
@@ -187,7 +194,9 @@ def test_a_file_stays_readable_while_another_process_rewrites_it(
     found = embed(cache, features, paths)
     expected = values(found)
     for path in files(cache):
-        shutil.copy(path, path.with_suffix(".new")).replace(path)
+        new = path.with_suffix(".new")
+        shutil.copy(path, new)
+        new.replace(path)
     assert torch.equal(values(found), expected)
 
 

@@ -3,6 +3,7 @@
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +33,7 @@ def paths(products: Path) -> tuple[Path, ...]:
     return load_category(products, "nut").train
 
 
-def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options) -> EmbeddingStore:  # type: ignore[no-untyped-def]
+def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options: Any) -> EmbeddingStore:
     return EmbeddingStore.compute(features, paths, Reader(None), folder=folder, **options)
 
 

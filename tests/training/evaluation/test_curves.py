@@ -10,7 +10,8 @@ from moleflow.training.evaluation.curves import operating_points
 def scores(count: int, ties: bool) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(count)
     good, bad = rng.normal(size=count), rng.normal(1, 1, size=count // 2)
-    return (np.sort(np.round(each, 1) if ties else each) for each in (good, bad))  # type: ignore[return-value]
+    good, bad = (np.sort(np.round(each, 1) if ties else each) for each in (good, bad))
+    return good, bad
 
 
 @pytest.mark.parametrize("ties", [False, True])

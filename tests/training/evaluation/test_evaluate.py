@@ -100,7 +100,9 @@ def test_a_product_without_masks_has_image_figures_only(evaluated: Evaluated) ->
 def test_the_mean_is_over_those_categories_that_have_the_figure(evaluated: Evaluated) -> None:
     evaluation = evaluated[0]
     by_name = {each.category: each.routed for each in evaluation.categories}
-    assert evaluation.routed.aupro == pytest.approx((by_name["bolt"].aupro + by_name["nut"].aupro) / 2)
+    bolt, nut = by_name["bolt"].aupro, by_name["nut"].aupro
+    assert bolt is not None and nut is not None
+    assert evaluation.routed.aupro == pytest.approx((bolt + nut) / 2)
     assert evaluation.routed.image_ap == pytest.approx(np.mean([each.image_ap for each in by_name.values()]))
 
 

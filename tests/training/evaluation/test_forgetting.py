@@ -64,14 +64,14 @@ def state(values: dict[str, float], *, good: int = 5, side: int = 256, products:
 
 
 def test_by_hand_over_three_tasks() -> None:
-    after = [[0.9, None, None], [0.95, 0.8, None], [0.7, 0.85, 0.6]]
+    after: list[list[float | None]] = [[0.9, None, None], [0.95, 0.8, None], [0.7, 0.85, 0.6]]
     # Chaudhry et al.: max(0.9, 0.95) - 0.7 and 0.8 - 0.85. Lopez-Paz and Ranzato: 0.7 - 0.9 and 0.85 - 0.8.
     assert forgetting(after) == pytest.approx((0.25 - 0.05) / 2)
     assert backward_transfer(after) == pytest.approx((-0.2 + 0.05) / 2)
 
 
 def test_what_never_changes_is_neither_forgotten_nor_helped() -> None:
-    after = [[0.9, None], [0.9, 0.4]]
+    after: list[list[float | None]] = [[0.9, None], [0.9, 0.4]]
     assert (forgetting(after), backward_transfer(after)) == (0, 0)
 
 

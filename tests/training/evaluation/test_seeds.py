@@ -1,6 +1,7 @@
 """Mean and spread over several runs, which must be different checkpoints measured alike."""
 
 import statistics
+from typing import cast
 
 import pytest
 
@@ -32,7 +33,7 @@ def runs(evaluated: tuple[Evaluation, list[Measured]]) -> list[Evaluation]:
 def test_mean_and_sample_deviation_are_those_of_the_runs(runs: list[Evaluation]) -> None:
     summary = summarise(runs)
     for index, row in enumerate(summary.categories):
-        values = [run.categories[index].routed.image_ap for run in runs]
+        values = [cast(float, run.categories[index].routed.image_ap) for run in runs]
         found = row.routed["image_ap"]
         assert found is not None
         assert found.mean == pytest.approx(statistics.fmean(values))

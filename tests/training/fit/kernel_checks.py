@@ -1,5 +1,6 @@
 """What ``test_backward_kernels`` has Triton's interpreter run."""
 
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -100,15 +101,15 @@ def likelihoods() -> None:
         check(one, other)
 
 
-def step(*, first: bool, precision: str = "fp32", **flow: object) -> None:
+def step(*, first: bool, precision: str = "fp32", **flow: Any) -> None:
     """A whole step has the loss and gradients of the plain operators, or in bf16 gradients as near to float32's."""
-    sizes = {"coupling_blocks": 1, "dia_blocks": 1, "scale_context_kernel": 3} | flow
+    sizes: dict[str, Any] = {"coupling_blocks": 1, "dia_blocks": 1, "scale_context_kernel": 3} | flow
     config = tiny_config(dim=20, **sizes)
     base, expert = Base(config, seed=1).requires_grad_(first), Expert(config, first=first, seed=2)
     parameters = [*base.parameters(), *expert.parameters()]
     with torch.no_grad():
         for parameter in parameters:
-            parameter += 0.05 * torch.randn(parameter.shape)
+            parameter.add_(0.05 * torch.randn(parameter.shape))
         for block in base.blocks:
             block.channel_scale.uniform_(0.8, 1.25)
     # In bf16 all patches are in the tail, since rounding may choose other ones.

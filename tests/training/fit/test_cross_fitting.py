@@ -1,10 +1,11 @@
 """Cross-fitting: every good image is scored by an expert that has not seen it, and nothing is lost by a kill."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -168,10 +169,10 @@ def test_a_kill_loses_at_most_an_epoch_and_changes_nothing(
 ) -> None:
     path, plain = tmp_path / "factory.safetensors", TaskTrainer.step
 
-    def step(self: TaskTrainer, *arguments: object) -> object:
+    def step(self: TaskTrainer, *arguments: Any) -> object:
         if self.name == f"{task}{where}" and self.epoch == 1:
             raise StoppedError
-        return plain(self, *arguments)  # type: ignore[arg-type]
+        return plain(self, *arguments)
 
     with monkeypatch.context() as patch:
         patch.setattr(TaskTrainer, "step", step)
@@ -229,8 +230,9 @@ def test_altered_copies_of_held_out_images_calibrate_beside_them(
     detector = Detector.load(path, device="cpu", precision="fp32")
     images = load_category(products, "bolt").train
     held_out = [images[row] for row in split("bolt", len(images), preset.training).folds[0]]
-    readers = [AlteredReader(None, detector.preprocessing.resize, copy) for copy in range(2)]
-    shown = [read(each, 32) for read in (read_image, *readers) for each in held_out]
+    altered = (AlteredReader(None, detector.preprocessing.resize, copy) for copy in range(2))
+    readers: list[Callable[[Path, int], np.ndarray]] = [read_image, *altered]
+    shown = [read(each, 32) for read in readers for each in held_out]
     expected = torch.tensor([each.score for each in detector.predict(shown, ["bolt"] * len(shown))])
     found = Checkpoint.open(path).section("tasks.0.profile")
     assert torch.allclose(found["held_out.scores"], expected.sort().values, rtol=1e-5)

@@ -37,12 +37,14 @@ def test_the_tail_has_at_least_one_patch() -> None:
 def test_a_28_by_28_grid_has_a_tail_of_fifteen_patches() -> None:
     nll = torch.randn(1, 28, 28, requires_grad=True)
     tail_aware_loss(nll, torch.zeros(1, 28, 28), TrainingConfig(tail_weight=1, lambda_logdet=0)).backward()
+    assert nll.grad is not None
     assert int((nll.grad > 0).sum()) == 15
 
 
 def test_a_patch_of_the_tail_weighs_w_over_the_tails_size_more_than_another() -> None:
     nll = NLL.clone().requires_grad_()
     tail_aware_loss(nll, LOG_DET, TrainingConfig()).backward()
+    assert nll.grad is not None
     weights = nll.grad.flatten(1).sort(descending=True).values
     others = 0.3 / 300
     assert torch.allclose(weights[:, :2], torch.tensor(others + 0.7 / 6, dtype=torch.float64))
@@ -52,4 +54,5 @@ def test_a_patch_of_the_tail_weighs_w_over_the_tails_size_more_than_another() ->
 def test_the_brake_pulls_the_log_determinant_towards_zero_from_both_sides() -> None:
     log_det = LOG_DET.clone().requires_grad_()
     tail_aware_loss(NLL, log_det, TrainingConfig(lambda_logdet=0.5)).backward()
+    assert log_det.grad is not None
     assert torch.allclose(log_det.grad, 0.5 * 2 * LOG_DET / 300)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 TRAINING = TrainingConfig(epochs=4, batch_size=3, learning_rate=3e-3)
 
 
-def make_trainer(*, first: bool = True, name: str = "nut", **changes: object) -> TaskTrainer:
+def make_trainer(*, first: bool = True, name: str = "nut", **changes: Any) -> TaskTrainer:
     training = TrainingConfig.model_validate(TRAINING.model_dump() | changes)
     return TaskTrainer(name, CONFIG, training, Base(CONFIG, seed=1), first=first, device=CPU, precision="fp32")
 
@@ -75,7 +76,7 @@ def test_every_epoch_visits_every_image_once_in_an_order_of_its_own(monkeypatch:
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not() -> None:
-    def fitted(**changes: object) -> dict[str, torch.Tensor]:
+    def fitted(**changes: Any) -> dict[str, torch.Tensor]:
         trainer = make_trainer(**changes)
         list(trainer.epochs(make_store()))
         return weights(trainer)

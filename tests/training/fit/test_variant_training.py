@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -37,7 +37,7 @@ Learned = Callable[[str], tuple[Path, Path]]
 """A variant's name to its checkpoint after one product, and after three."""
 
 
-def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **options: object) -> Path:
+def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **options: Any) -> Path:
     train_tasks(
         data,
         tasks,
@@ -46,7 +46,7 @@ def learn(data: Path, tasks: tuple[str, ...], path: Path, preset: Preset, **opti
         device="cpu",
         precision="fp32",
         reporter=Reporter(console=Console(quiet=True)),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
     return path
 
@@ -59,7 +59,8 @@ def predictions(path: Path, name: str) -> list[Prediction]:
     """Of four images that nobody has seen, with the product named."""
     kind = NAMES.index(name)
     detector = Detector.load(path, device="cpu", precision="fp32")
-    return detector.predict([product_image(kind, seed) for seed in range(20, 24)], [name] * 4)
+    found = detector.predict([product_image(kind, seed) for seed in range(20, 24)], [name] * 4)
+    return cast(list[Prediction], found)
 
 
 def section(path: Path, name: str) -> dict[str, torch.Tensor]:

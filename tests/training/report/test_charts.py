@@ -22,7 +22,7 @@ def labels(drawing: str) -> list[str]:
 def test_bars_right_of_the_line_are_scores_above_the_threshold(far: float) -> None:
     rng = np.random.default_rng(0)
     good, bad = rng.normal(100, 5, 50), 110 + far * rng.random(40)
-    drawing = histogram(good, bad, 110.0)
+    drawing = histogram(good.tolist(), bad.tolist(), 110.0)
     line = float(parts(drawing, "line", "threshold")[0]["x1"])
     for kind, scores in (("good", good), ("defect", bad)):
         bars = parts(drawing, "rect", kind)
@@ -59,7 +59,7 @@ def test_any_scores_can_be_drawn(good: list[float], bad: list[float], threshold:
 
 def test_the_axis_has_a_few_round_labels() -> None:
     rng = np.random.default_rng(0)
-    drawing = histogram(rng.normal(300, 20, 50), rng.normal(2000, 700, 50), 350.0)
+    drawing = histogram(rng.normal(300, 20, 50).tolist(), rng.normal(2000, 700, 50).tolist(), 350.0)
     ticks = [text for text in labels(drawing) if re.fullmatch(r"−?[\d.]+k?", text)]
     assert 3 <= len(ticks) <= 9
     assert all(len(text) <= 5 for text in ticks)

@@ -14,7 +14,7 @@ from moleflow.model.flow.expert import Base, Expert
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.training.fit.backward.network import FusedFlow
 
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "usual": {},
     "without context": {"scale_context_kernel": None},
     "without mixer": {"spatial_context_kernel": None},
@@ -31,13 +31,13 @@ def parts(
 ) -> tuple[Base, Expert]:
     """A base and an expert none of whose numbers is at its start."""
     usual = tiny_config()
-    flow = FlowConfig.model_validate(usual.flow.model_dump() | changes)
+    flow = FlowConfig.model_validate(usual.flow.model_dump() | dict(changes))
     config = ModelConfig.model_validate(usual.model_dump() | {"flow": flow})
     base, expert = Base(config, seed=1).to(dtype), Expert(config, first=first, seed=2).to(dtype)
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in (*base.parameters(), *expert.parameters()):
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype)
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
     return base.requires_grad_(first), expert
 
 
@@ -77,9 +77,9 @@ def test_values_and_gradients_are_those_of_the_models_flow(name: str, first: boo
         assert torch.allclose(one, other, atol=1e-10)
     flow.finish(flow.gradients(loss(*found)))
     for key, gradient in gradients(base, expert).items():
-        other = wanted[key]
-        assert (gradient is None) == (other is None), key
-        assert gradient is None or other is None or torch.allclose(gradient, other, atol=1e-9), key
+        want = wanted[key]
+        assert (gradient is None) == (want is None), key
+        assert gradient is None or want is None or torch.allclose(gradient, want, atol=1e-9), key
 
 
 def test_a_fixed_scale_of_the_channels_counts() -> None:

@@ -159,14 +159,15 @@ def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **se
 @contextmanager
 def serve_checkpoint(checkpoint: Path, **settings: Any) -> Iterator[Running]:
     """Serve a checkpoint of the tiny network, in float32 on the CPU. The file is looked at often."""
-    small = {"device": "cpu", "precision": "fp32", "reload_seconds": 0.02}
+    small: dict[str, Any] = {"device": "cpu", "precision": "fp32", "reload_seconds": 0.02}
     with _serving(None, checkpoint=checkpoint, **small | settings) as running:
         yield running
 
 
 @contextmanager
 def _serving(model: DummyDetector | None, *, wait: bool = True, **settings: Any) -> Iterator[Running]:
-    chosen = Settings(**{"log_level": "critical", "cpu_workers": 1} | settings)
+    usual: dict[str, Any] = {"log_level": "critical", "cpu_workers": 1}
+    chosen = Settings(**usual | settings)
     ready = threading.Event()
     loops: list[asyncio.AbstractEventLoop] = []
 

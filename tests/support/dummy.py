@@ -8,7 +8,7 @@ import numpy as np
 
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, Calibration, TaskCalibration
-from moleflow.model.verdict.results import Candidate, CheckpointInfo, Finding, Prediction, Refusal, TaskInfo
+from moleflow.model.verdict.results import Candidate, CheckpointInfo, Failure, Finding, Prediction, Refusal, TaskInfo
 from moleflow.service.responses.encode import MapEncoding, base64_pieces, describe_map
 from moleflow.service.responses.schemas import AnomalyMap
 
@@ -63,7 +63,9 @@ class DummyDetector:
         self.gate.set()
         self.entered = threading.Event()  # set when a batch has reached the model
 
-    def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
+    def predict(
+        self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None
+    ) -> list[Finding | Failure]:
         self.batches.append(len(images))
         self.entered.set()
         assert self.gate.wait(120)
