@@ -31,7 +31,7 @@ def demo(
     from moleflow.service.settings import load_settings
     from moleflow.training.config import preset
     from moleflow.training.continual.sequence import train_tasks
-    from moleflow.training.data.demo import PRODUCTS, make_demo_data
+    from moleflow.training.data.demo import PRODUCTS, make_demo_data, make_samples
 
     configure_threads()
     checkpoint = directory / "demo.safetensors"
@@ -49,6 +49,7 @@ def demo(
         return
     from moleflow.service.server import serve as run
 
+    settings = settings.model_copy(update={"samples": make_samples(data, directory / "samples")})
     example = data / PRODUCTS[0] / "test" / "scratch" / "000.png"
     run(settings, on_ready=lambda url, predictor: _print_ready(url, predictor, example))
 

@@ -19,6 +19,7 @@ from moleflow.service.api.methods import HeadAsGet
 from moleflow.service.api.pages import add_pages
 from moleflow.service.api.prefix import UnderPrefix
 from moleflow.service.api.routes import router
+from moleflow.service.api.samples import router as samples
 from moleflow.service.connections.sending import Sending
 from moleflow.service.engine.engine import Engine
 from moleflow.service.engine.predictor import Predictor, load_predictor, reload_predictor
@@ -83,6 +84,7 @@ def create_app(
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
     app.include_router(router, responses=openapi.COMMON)
     app.include_router(admin.router, responses=openapi.COMMON)
+    app.include_router(samples)
     add_pages(app)
     # Each middleware wraps those added before it: metrics must wrap everything that makes a response.
     add_problem_handlers(app)

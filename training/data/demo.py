@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from moleflow.training.errors import DatasetError
 
-__all__ = ["DEFECTS", "PRODUCTS", "make_demo_data"]
+__all__ = ["DEFECTS", "PRODUCTS", "make_demo_data", "make_samples"]
 
 PRODUCTS = ("brick", "grass", "gravel")
 """Names of the photographs and of the products."""
@@ -70,6 +70,24 @@ def make_demo_data(directory: Path, seed: int = 0) -> Path:
     except OSError as error:
         raise DatasetError(
             f"the demo images cannot be written to {directory} ({error}); choose a writable folder."
+        ) from error
+    return directory
+
+
+def make_samples(data: Path, directory: Path) -> Path:
+    """Copy a good and a defective test image of each product below ``data`` to ``directory``, and return it.
+
+    A further photograph shows a product that was not learned. Raises ``DatasetError`` if writing fails.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for product, defect in zip(PRODUCTS, DEFECTS, strict=True):
+            for kind in ("good", defect):
+                shutil.copyfile(data / product / "test" / kind / "000.png", directory / f"{product} {kind}.png")
+        _save(skimage.data.coins().astype(np.float32), directory / "something else.png")
+    except OSError as error:
+        raise DatasetError(
+            f"the sample images cannot be written to {directory} ({error}); choose a writable folder."
         ) from error
     return directory
 

@@ -37,6 +37,20 @@ export function fetchReadiness() {
   return request("health/ready");
 }
 
+/** The names of the sample images; rejects where there are none. */
+export function fetchSamples() {
+  return request("samples");
+}
+
+/** One of them as a File. */
+export async function fetchSample(name) {
+  const path = `samples/${encodeURIComponent(name)}`;
+  const response = await fetch(path);
+  if (!response.ok) throw await problemOf(response);
+  const blob = await response.blob();
+  return new File([blob], name, { type: blob.type });
+}
+
 /**
  * Send one image. `choice.task` is a product's name, or "" to route; `choice.rate` is a false-positive rate, or "" for
  * the service's default. `signal` aborts the request.

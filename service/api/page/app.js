@@ -1,150 +1,187 @@
-// The behaviour of the page: takes an image, sends it to the service, and shows the result.
+// The behaviour of the page: takes images, has them inspected, and shows the results.
 
-import { Problem, curlLine, fetchReadiness, fetchTasks, predict } from "./api.js";
-import { paintLegend, paintMap, readMap, scaleOf } from "./heatmap.js";
+import { Problem, curlLine, fetchReadiness, fetchSample, fetchSamples, fetchTasks } from "./api.js";
+import { paintLegend, paintMap, readMap, scaleOf, valueAt } from "./heatmap.js";
+import { Inspection, KEPT } from "./inspection.js";
+import { saveOverlay, saveResponse } from "./save.js";
+import { Strip } from "./strip.js";
 import {
-  busyView, element, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView, unknownView,
+  busyView, element, number, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView,
+  samplesView, summaryView, unknownView,
 } from "./view.js";
 
 const READINESS_POLL_SECONDS = 2;
 const CHANGE_POLL_SECONDS = 10; // products may come and go while the page is open
-const MAX_RETRIES = 4; // for one image while the service is busy; then a button is shown
 
 const byId = (id) => document.getElementById(id);
-const [stage, findings, preview, overlay, product, rate, opacity] =
-  ["stage", "findings", "preview", "overlay", "product", "rate", "opacity"].map(byId);
+const [stage, image, findings, preview, overlay, product, rate, opacity] =
+  ["stage", "image", "findings", "preview", "overlay", "product", "rate", "opacity"].map(byId);
 
-let state = "empty"; // then busy, good, defect, unknown or problem
-let current = null; // the current image: a File, or null before the first one
-let canPreview = false; // whether the browser can display it
+const inspection = new Inspection(changed);
+const strip = new Strip(byId("thumbnails"), byId("strip-summary"), select);
+
+let notice = null; // a Problem that concerns no image
+let previewed = null; // the image in `preview`
+let drawn = null; // the result on `overlay`, with its map and scale
+let announced = null; // the last result or state that was announced
 let reconnection; // timer of the next look at the service
 let listed = ""; // the digest of the checkpoint whose products are listed
-let request = new AbortController(); // aborts the request in flight when another image is chosen
 
-// `keep` leaves the previous result of the same image visible until the new one arrives.
-async function examine({ keep = false } = {}) {
-  request.abort();
-  request = new AbortController();
-  const { signal } = request;
-  const file = current;
-  const choice = chosen();
-  if (keep && hasResult()) findings.setAttribute("aria-busy", "true");
-  else show("busy", busyView(file.name));
-  announce("Inspecting the image.");
-  try {
-    const started = performance.now();
-    const result = await predictWithRetries(file, choice, signal);
-    showResult(result, file, performance.now() - started);
-    if (result.checkpoint.digest !== listed) connect();
-  } catch (error) {
-    if (!signal.aborted) showProblem(error);
+// An image changed, or another one was selected.
+function changed(item) {
+  strip.show(inspection.items, inspection.current);
+  byId("strip").hidden = inspection.items.length < 2;
+  if (item && mustReconnect(item)) connect();
+  if (item === inspection.current) show();
+}
+
+// Whether the list of products, or the connection, is out of date.
+function mustReconnect({ kind, problem, result }) {
+  if (kind === "problem") return problem.isUnreachable || problem.status === 404;
+  return kind !== "busy" && result !== null && result.checkpoint.digest !== listed;
+}
+
+// Show the current image, or a notice.
+function show() {
+  const item = inspection.current;
+  if (item && item !== previewed) display(item);
+  if (item?.result) draw(item);
+  findings.hidden = !item && !notice;
+  findings.setAttribute("aria-busy", String(!notice && Boolean(item?.isPending)));
+  findings.replaceChildren(...content(item));
+  byId("verdict-bar").replaceChildren(...(hasResult(item) ? summaryView(item.result) : []));
+  announceState(item);
+  arrange(item);
+}
+
+function hasResult(item) {
+  return Boolean(item?.result) && !notice;
+}
+
+function content(item) {
+  if (notice) return problemView(notice);
+  if (!item) return [];
+  const again = () => inspection.again(item);
+  if (item.result?.verdict === "unknown_product") {
+    return unknownView(item.result, item.name, item.milliseconds, (task) => choose({ ...item.choice, task }));
   }
-}
-
-async function predictWithRetries(file, choice, signal) {
-  for (let attempt = 1; ; attempt += 1) {
-    try {
-      return await predict(file, choice, signal);
-    } catch (error) {
-      if (!(error instanceof Problem) || !error.isTemporary || attempt > MAX_RETRIES) throw error;
-      const note = `Retrying in ${error.retryAfter} s (${attempt} of ${MAX_RETRIES}).`;
-      show("busy", problemView(error, () => examine(), note));
-      await pause(error.retryAfter, signal);
-      show("busy", busyView(file.name));
-    }
+  if (item.result) {
+    return resultView(item.result, drawn.scale, item.name, item.milliseconds, {
+      "Save overlay": () => saveOverlay(item, preview, overlay), "Save JSON": () => saveResponse(item),
+    });
   }
+  if (item.problem) {
+    const canRetry = item.isPending || item.problem.isRetryable;
+    return problemView(item.problem, canRetry ? again : undefined, item.isPending ? item.note : undefined);
+  }
+  return busyView(item.name, item.kind === "waiting");
 }
 
-function pause(seconds, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, seconds * 1000);
-    signal.addEventListener("abort", () => { clearTimeout(timer); reject(signal.reason); }, { once: true });
-  });
+// Put the file itself on the stage, and its choices into the form.
+function display(item) {
+  previewed = item;
+  URL.revokeObjectURL(preview.src);
+  preview.src = URL.createObjectURL(item.file);
+  preview.alt = `The image ${item.name}`;
+  product.value = item.choice.task;
+  rate.value = item.choice.rate;
+  showCurlLine();
 }
 
-function showResult(result, file, milliseconds) {
+// Paint the map and the regions, unless they are there already.
+function draw({ result }) {
+  if (drawn?.result === result) return;
+  drawn = { result };
   setProportions(result.image);
-  announce(resultSentence(result));
   byId("regions").replaceChildren(...regionBoxes(result));
-  if (result.verdict === "unknown_product") {
-    show("unknown", unknownView(result, file.name, milliseconds));
-    return;
-  }
-  const map = readMap(result.anomaly_map);
-  const scale = scaleOf(result, map);
-  paintMap(overlay, map, scale, result.image);
+  if (!result.anomaly_map) return;
+  drawn.map = readMap(result.anomaly_map);
+  drawn.scale = scaleOf(result, drawn.map);
+  paintMap(overlay, drawn.map, drawn.scale, result.image);
   overlay.setAttribute("aria-label", result.is_anomalous ? "Anomaly map; the defect is coloured" : "Anomaly map");
-  show(result.is_anomalous ? "defect" : "good", resultView(result, scale, file.name, milliseconds));
-}
-
-function showProblem(error) {
-  const problem = error instanceof Problem ? error : new Problem("The result could not be shown", String(error));
-  show("problem", problemView(problem, problem.isRetryable ? () => examine() : undefined));
-  announce(""); // the alert is announced by itself
-  if (problem.isUnreachable || problem.status === 404) connect();
-}
-
-function show(newState, content) {
-  state = newState;
-  findings.hidden = false;
-  findings.setAttribute("aria-busy", String(state === "busy"));
-  findings.replaceChildren(...content);
-  arrange();
-}
-
-function hasResult() {
-  return state === "good" || state === "defect" || state === "unknown";
-}
-
-function chosen() {
-  return { task: product.value, rate: rate.value };
 }
 
 // Show the elements of the stage that belong to the current state.
-function arrange() {
-  const hasMap = state === "good" || state === "defect";
-  const isInviting = state === "empty" || (state === "problem" && !canPreview);
-  stage.dataset.state = isInviting ? "empty" : state;
+function arrange(item) {
+  const canPreview = Boolean(item?.canPreview);
+  const isInviting = !item || (!canPreview && Boolean(notice || (item.problem && !item.isPending)));
+  const hasMap = hasResult(item) && Boolean(item.result.anomaly_map);
+  const hadFocus = byId("invitation").contains(document.activeElement);
+  stage.dataset.state = isInviting ? "empty" : "full";
   byId("invitation").hidden = !isInviting;
   byId("actions").hidden = isInviting;
-  byId("image").hidden = isInviting;
-  byId("progress").hidden = state !== "busy";
+  image.hidden = isInviting;
+  byId("progress").hidden = Boolean(notice) || !item?.isPending;
   byId("map-tools").hidden = !hasMap;
+  byId("verdict-bar").hidden = !hasResult(item);
   overlay.hidden = !hasMap;
   byId("regions").hidden = !hasMap || !byId("show-regions").checked;
   preview.hidden = !canPreview;
-  byId("no-preview").hidden = canPreview || !hasResult();
+  byId("no-preview").hidden = canPreview || !hasResult(item);
+  byId("probe").hidden = true;
+  if (!isInviting && hadFocus) byId("open").focus({ preventScroll: true }); // what had the focus is hidden
+}
+
+function announceState(item) {
+  const state = item?.isPending ? "busy" : item?.result ?? null;
+  if (state === announced) return;
+  announced = state;
+  if (state === "busy") announce("Inspecting the image.");
+  else announce(state ? resultSentence(state) : ""); // a problem is announced by itself
 }
 
 function announce(sentence) {
   byId("announcement").textContent = sentence;
 }
 
-function take(file) {
-  if (!file) return;
-  current = file;
-  canPreview = true; // until the browser reports an error
-  URL.revokeObjectURL(preview.src);
-  preview.src = URL.createObjectURL(file);
-  preview.alt = `The image ${file.name}`;
-  showCurlLine();
-  examine();
+function setProportions({ width, height }) {
+  image.style.setProperty("--proportions", width / height);
 }
 
-function setProportions({ width, height }) {
-  byId("image").style.setProperty("--proportions", width / height);
+function take(files) {
+  if (!files.length) return;
+  notice = null;
+  const left = inspection.add(files, chosen());
+  if (left) {
+    tell("Some files were left out", `This page holds ${KEPT} images, and ${left} of ${files.length} files found no `
+      + "room. For whole folders use moleflow predict CHECKPOINT FOLDER --output scores.csv.");
+  }
 }
 
 function takeFrom(transfer) {
-  const file = [...transfer.files].find(({ type }) => type.startsWith("image/")) ?? transfer.files[0];
-  if (file) return take(file);
-  const advice = "Save the image to a file first, or copy the image itself instead of its address.";
-  showProblem(new Problem("This is not an image file", advice));
-  return undefined;
+  const files = [...transfer.files];
+  const images = files.filter(({ type }) => type.startsWith("image/"));
+  if (files.length) take(images.length ? images : files);
+  else {
+    tell("This is not an image file", "Save the image to a file first, or copy the image itself instead of its address.");
+  }
+}
+
+function tell(title, detail) {
+  notice = new Problem(title, detail);
+  show();
+}
+
+function select(item) {
+  notice = null;
+  inspection.select(item);
+}
+
+function chosen() {
+  return { task: product.value, rate: rate.value };
+}
+
+// Apply a product and a rate to the current image and those that follow.
+function choose(choice, { keep = false } = {}) {
+  product.value = choice.task;
+  rate.value = choice.rate;
+  showCurlLine();
+  notice = null;
+  if (inspection.current) inspection.again(inspection.current, { choice, keep });
 }
 
 function showCurlLine() {
-  byId("curl").textContent = curlLine(current?.name ?? "image.jpg", chosen());
+  byId("curl").textContent = curlLine(inspection.current?.name ?? "image.jpg", chosen());
 }
 
 async function copyCurlLine() {
@@ -183,6 +220,7 @@ async function connect() {
   try {
     const { checkpoint } = await fetchReadiness();
     if (checkpoint.digest !== listed) listProducts(await fetchTasks());
+    inspection.resume();
     reconnection = setTimeout(connect, CHANGE_POLL_SECONDS * 1000);
   } catch (error) {
     listed = "";
@@ -193,9 +231,38 @@ async function connect() {
   }
 }
 
+// Images that whoever started the service offers to try.
+async function offerSamples() {
+  const { samples } = await fetchSamples().catch(() => ({ samples: [] }));
+  byId("samples").hidden = !samples.length;
+  byId("sample-list").replaceChildren(...samplesView(samples, async (name) => {
+    try {
+      take([await fetchSample(name)]);
+    } catch (error) {
+      tell(error.title ?? "The sample could not be read", error.detail ?? String(error));
+    }
+  }));
+}
+
 function setOpacity() {
   overlay.style.opacity = opacity.value / 100;
   byId("opacity-value").textContent = `${opacity.value} %`;
+}
+
+// The value of the map under the pointer.
+function probe({ clientX, clientY }) {
+  const { left, top, width, height } = overlay.getBoundingClientRect();
+  const [x, y] = [(clientX - left) / width, (clientY - top) / height];
+  const isInside = !overlay.hidden && drawn?.map && x >= 0 && x < 1 && y >= 0 && y < 1;
+  byId("probe").hidden = !isInside;
+  if (!isInside) return;
+  const { width: across, height: down } = drawn.result.image;
+  byId("probe").textContent = `${number(valueAt(drawn.map, x, y))} at ${Math.floor(x * across)}, ${Math.floor(y * down)}`;
+}
+
+// The image without its map, as long as the pointer holds it.
+function compare(isHeld) {
+  image.classList.toggle("bare", isHeld);
 }
 
 function listenForImages() {
@@ -204,7 +271,7 @@ function listenForImages() {
   }
   for (const input of [byId("file"), byId("camera")]) {
     input.addEventListener("change", () => {
-      take(input.files[0]);
+      take([...input.files]);
       input.value = ""; // so that the same file may be chosen again
     });
   }
@@ -223,24 +290,38 @@ function listenForImages() {
   });
 }
 
+function listenForKeys() {
+  document.addEventListener("keydown", (event) => {
+    const direction = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const isTaken = event.target.closest("input, select, pre, textarea") || event.altKey || event.ctrlKey || event.metaKey;
+    if (!direction || isTaken || !inspection.current) return;
+    event.preventDefault();
+    notice = null;
+    inspection.step(direction);
+    if (strip.hasFocus) strip.focus(inspection.current);
+  });
+}
+
 preview.addEventListener("load", () => setProportions({ width: preview.naturalWidth, height: preview.naturalHeight }));
 preview.addEventListener("error", () => {
-  canPreview = false;
-  arrange();
+  if (!previewed) return;
+  previewed.canPreview = false;
+  arrange(inspection.current);
 });
-product.addEventListener("change", () => {
-  showCurlLine();
-  if (current) examine();
-});
-rate.addEventListener("change", () => {
-  showCurlLine();
-  if (current) examine({ keep: true });
-});
+product.addEventListener("change", () => choose(chosen()));
+rate.addEventListener("change", () => choose(chosen(), { keep: true }));
 opacity.addEventListener("input", setOpacity);
-byId("show-regions").addEventListener("change", arrange);
+byId("show-regions").addEventListener("change", () => arrange(inspection.current));
 byId("copy").addEventListener("click", copyCurlLine);
+byId("clear").addEventListener("click", () => inspection.clear());
+stage.addEventListener("pointermove", probe);
+stage.addEventListener("pointerleave", () => { byId("probe").hidden = true; });
+image.addEventListener("pointerdown", () => compare(true));
+for (const end of ["pointerup", "pointercancel", "pointerleave"]) image.addEventListener(end, () => compare(false));
 listenForImages();
+listenForKeys();
 paintLegend(byId("legend"));
 setOpacity();
 showCurlLine();
 connect();
+offerSamples();

@@ -37,6 +37,11 @@ export function scaleOf({ score, threshold }, { ordinary, peak }) {
   return { low, top, ofScore, ofMap };
 }
 
+/** The value of a map at a relative position, each coordinate from 0 to below 1. */
+export function valueAt({ width, height, values }, x, y) {
+  return values[Math.floor(y * height) * width + Math.floor(x * width)];
+}
+
 /** Paint the map on a canvas with the proportions of an image of `image.width` × `image.height`. */
 export function paintMap(canvas, map, scale, image) {
   const reduction = Math.max(image.width, image.height) / LONGEST_SIDE;

@@ -8,6 +8,7 @@ const ICONS = {
   unknown: "M9 9.2a3.1 3.1 0 1 1 4.6 2.7c-1 .6-1.6 1.2-1.6 2.4M12 18v.3",
 };
 const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // false-positive rates to choose from
+const FAR = 4; // margins above the threshold in the middle of the score bar's right half
 const STAGES = ["decode", "queue", "inference", "encode"];
 
 /** Create an element; `class` and names with a hyphen become attributes, other names properties. */
@@ -47,17 +48,33 @@ export function resultSentence(result) {
   return `${verdict}. Product ${result.task.name}, ${numbers}.`;
 }
 
-/** The result of one image; `scale` comes from heatmap.js, `milliseconds` is the round-trip time. */
-export function resultView(result, scale, fileName, milliseconds) {
+/**
+ * The result of one image; `scale` comes from heatmap.js, `milliseconds` is the round-trip time. `saving` has the words
+ * of buttons, and what each calls.
+ */
+export function resultView(result, scale, fileName, milliseconds, saving) {
   return [verdictView(result), ...warningViews(result), scoreView(result, scale), ...regionsView(result),
-    routingView(result), timingView(result, milliseconds), sourceView(result, fileName)];
+    routingView(result), timingView(result, milliseconds), sourceView(result, fileName), savingView(saving)];
 }
 
-/** The result of an image of an unknown product. */
-export function unknownView(result, fileName, milliseconds) {
+/** The verdict in one line, for screens that show the result below the image. */
+export function summaryView(result) {
+  const { verdict, task, score, threshold, is_anomalous: isAnomalous, routing } = result;
+  if (verdict === "unknown_product") {
+    return [element("strong", { class: "unknown" }, "Unknown product"), ` nearest: ${routing.candidates[0].name}`];
+  }
+  return [element("strong", { class: isAnomalous ? "defect" : "good" }, isAnomalous ? "Defect" : "Good"),
+    ` ${task.name} · ${number(score)} ${isAnomalous ? "above" : "below"} ${number(threshold)}`];
+}
+
+/** The result of an image of an unknown product. `scoreAs` is called with the product to score the image as. */
+export function unknownView(result, fileName, milliseconds, scoreAs) {
+  const buttons = result.routing.candidates.map(({ name }) =>
+    element("button", { type: "button", class: "button", onclick: () => scoreAs(name) }, `Score as ${name}`));
   const words = element("div", {},
     element("h2", { id: "verdict" }, "Unknown product"),
-    element("p", { class: "quiet" }, "The image matches no learned product, so it was not scored."));
+    element("p", { class: "quiet" }, "The image matches no learned product, so it was not scored."),
+    element("div", { class: "choices" }, ...buttons));
   return [element("div", { class: "verdict unknown" }, icon("unknown"), words), ...warningViews(result),
     routingView(result), timingView(result, milliseconds), sourceView(result, fileName)];
 }
@@ -77,6 +94,11 @@ export function regionBoxes({ regions, image }) {
 function sourceView({ image }, fileName) {
   return element("p", { class: "quiet source" }, element("span", { class: "file-name" }, fileName),
     ` · ${image.width} × ${image.height} pixels`);
+}
+
+function savingView(saving) {
+  return element("p", { class: "saving" }, ...Object.entries(saving).map(([words, onclick]) =>
+    element("button", { type: "button", class: "link", onclick }, words)));
 }
 
 function verdictView({ is_anomalous: isAnomalous, task, routing }) {
@@ -109,7 +131,7 @@ function regionsView({ regions, is_anomalous: isAnomalous }) {
 function scoreView(result, scale) {
   const { score, threshold, p_value: pValue, false_alarm_rate: rate, is_anomalous: isAnomalous } = result;
   const marker = element("span", { class: "marker" });
-  marker.style.setProperty("--position", scale.ofScore(score));
+  marker.style.setProperty("--position", barPosition(score, threshold, scale.low));
   const side = isAnomalous ? "above" : "below";
   const sentence = `${number(Math.abs(score - threshold))} ${side} the threshold`;
   return element("div", { class: "block" },
@@ -118,10 +140,20 @@ function scoreView(result, scale) {
     element("div", { class: `scale ${isAnomalous ? "defect" : "good"}`, role: "img",
       "aria-label": `Score ${number(score)}, ${sentence} of ${number(threshold)}` }, marker),
     element("div", { class: "ticks", "aria-hidden": "true" },
-      tick(scale.low, "normal"), tick(threshold, "threshold"), tick(scale.top, "")),
+      tick(scale.low, "normal"), tick(threshold, "threshold"),
+      tick(threshold + FAR * (threshold - scale.low), `${FAR} margins above`)),
     element("p", { class: "quiet" }, `${sentence[0].toUpperCase()}${sentence.slice(1)}, which ${percent(rate)} of good `
       + "images exceed. Of good images, ", element("strong", { id: "p-value" }, percent(pValue)),
     " score at least this high."));
+}
+
+/**
+ * The place of a score on its bar: linear from `low` (0) to the threshold (0.5), then ever slower towards 1, so that
+ * scores far above the threshold can still be told apart. The margin is the distance from `low` to the threshold.
+ */
+export function barPosition(score, threshold, low) {
+  const margins = (score - threshold) / (threshold - low);
+  return margins < 0 ? Math.max(0, 0.5 * (1 + margins)) : 0.5 + (0.5 * margins) / (margins + FAR);
 }
 
 function tick(value, word) {
@@ -147,7 +179,7 @@ function routingView({ routing, task }) {
 }
 
 function routingSentence({ forced, margin, candidates }, task) {
-  if (!task) return "Choose a product above to score the image anyway.";
+  if (!task) return "The nearest product is too far away.";
   const nearest = candidates[0]?.name;
   if (forced && nearest !== task.name) return `You chose ${task.name}; automatic routing would have taken ${nearest}.`;
   if (forced) return "Automatic routing would have chosen the same product.";
@@ -176,10 +208,11 @@ function time(milliseconds) {
   return `${milliseconds.toFixed(milliseconds < 10 ? 1 : 0)} ms`;
 }
 
-/** Shown while a response is awaited. */
-export function busyView(fileName) {
+/** Shown while a response is awaited, or while other images come first. */
+export function busyView(fileName, isWaiting) {
+  const word = isWaiting ? "Waiting…" : "Inspecting…";
   return [element("div", { class: "verdict busy" }, element("span", { class: "spinner", "aria-hidden": "true" }),
-    element("div", {}, element("h2", {}, "Inspecting…"), element("p", { class: "quiet file-name" }, fileName)))];
+    element("div", {}, element("h2", {}, word), element("p", { class: "quiet file-name" }, fileName)))];
 }
 
 /** An error. `again`, if given, is called by a button that repeats the request; `note` adds a line. */
@@ -203,6 +236,13 @@ export function rateOptions(standard, selected) {
     const value = rate === standard ? "" : String(rate);
     return element("option", { value, selected: value === selected }, percent(rate) + (value ? "" : " (default)"));
   });
+}
+
+/** Buttons for sample images; `onChoose` is called with the name of one. */
+export function samplesView(names, onChoose) {
+  return names.map((name) => element("button", { type: "button", class: "sample", onclick: () => onChoose(name) },
+    element("img", { src: `samples/${encodeURIComponent(name)}`, alt: "", loading: "lazy" }),
+    element("span", {}, name.replace(/\.[^.]*$/, ""))));
 }
 
 /** The learned products as a table, or what to do when there are none. */
