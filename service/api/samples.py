@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 
-from moleflow.model.images.formats import SUFFIXES
+from moleflow.model.images.decode import SUFFIXES
 
 __all__ = ["router"]
 
