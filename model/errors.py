@@ -25,6 +25,7 @@ Each message says what was wrong, the value, and what to do::
     ├── service: NotReadyError      no images are accepted at this moment
     ├── service: NotLiveError       no images are accepted until a restart
     ├── service: ReloadError        the changed checkpoint cannot be loaded; the old one still serves
+    ├── service: NotChangedError    the checkpoint's products cannot be changed as requested
     ├── service: NotAllowedError    the client may not administer the service
     └── service: UnknownProductError  a map was requested of an image of an unknown product
 

@@ -54,11 +54,11 @@ class Products:
     ) -> None:
         header = checkpoint.header
         self._config, self._top_k = header.config, top_k or header.config.score_top_k
-        profiles = [checkpoint.profile(task.index) for task in header.tasks]
+        profiles = [checkpoint.profile(task.index) for task in header.visible]
         self._router = Router([each.prototype for each in profiles]).to(device)
         self.findings = Findings(
             header.config,
-            header.tasks,
+            [task.model_copy(update={"index": place}) for place, task in enumerate(header.visible)],
             [each.calibration for each in profiles],
             false_alarm_rate=false_alarm_rate,
             unknown_limit=unknown_limit,
@@ -128,11 +128,11 @@ class Products:
 
 
 def _same_experts(header: Header, other: Header) -> dict[int, int]:
-    """The tasks whose merged experts are the same in both, by their indices in ``header`` and ``other``."""
+    """The products whose merged experts are the same in both, by their numbers in ``header`` and ``other``."""
     if (header.config, header.base_sha256) != (other.config, other.base_sha256):
         return {}
-    known = {task.sha256: task.index for task in other.tasks}
-    return {task.index: known[task.sha256] for task in header.tasks if task.sha256 in known}
+    known = {task.sha256: place for place, task in enumerate(other.visible)}
+    return {place: known[task.sha256] for place, task in enumerate(header.visible) if task.sha256 in known}
 
 
 def _experts(checkpoint: Checkpoint, device: torch.device, precision: str, limit: int) -> Experts:
@@ -141,5 +141,5 @@ def _experts(checkpoint: Checkpoint, device: torch.device, precision: str, limit
     if can_run_kernels(device) and can_stack(config, merge.base, precision):
         from moleflow.model.store.stacked_experts import StackedExperts  # needs Triton
 
-        return StackedExperts(merge, config, device, min(limit, len(checkpoint.header.tasks)))
+        return StackedExperts(merge, config, device, min(limit, len(checkpoint.header.visible)))
     return MergedExperts(merge, config, device, precision, limit)

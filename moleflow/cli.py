@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from moleflow.commands import ablate, demo, evaluate, inspect, predict, serve, summarise, train
+from moleflow.commands import ablate, demo, evaluate, inspect, predict, products, serve, summarise, train
 from moleflow.commands.options import from_home
 
 __all__ = ["EXIT_INTERRUPTED", "app", "main"]
@@ -29,6 +29,9 @@ for _command in (
     summarise.summarise,
     predict.predict,
     serve.serve,
+    products.remove,
+    products.unhide,
+    products.rename,
     demo.demo,
     ablate.ablate,
 ):

@@ -2,7 +2,15 @@
 
 from moleflow.model.errors import MoLEFlowError
 
-__all__ = ["NotAllowedError", "NotLiveError", "NotReadyError", "OverloadedError", "ReloadError", "UnknownProductError"]
+__all__ = [
+    "NotAllowedError",
+    "NotChangedError",
+    "NotLiveError",
+    "NotReadyError",
+    "OverloadedError",
+    "ReloadError",
+    "UnknownProductError",
+]
 
 
 class NotLiveError(MoLEFlowError):
@@ -23,6 +31,10 @@ class ReloadError(MoLEFlowError):
 
 class NotAllowedError(MoLEFlowError):
     """This client may not administer the service."""
+
+
+class NotChangedError(MoLEFlowError):
+    """The checkpoint file could not be changed as requested."""
 
 
 class OverloadedError(MoLEFlowError):

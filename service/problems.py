@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moleflow.model.errors import (
@@ -23,6 +24,7 @@ from moleflow.model.errors import (
 )
 from moleflow.service.errors import (
     NotAllowedError,
+    NotChangedError,
     NotLiveError,
     NotReadyError,
     OverloadedError,
@@ -70,6 +72,7 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     UnknownTaskError: (404, "unknown-task", "Unknown product"),
     OverloadedError: (429, "overloaded", "Too many requests"),
     NotAllowedError: (403, "not-allowed", "The client may not administer the service"),
+    NotChangedError: (409, "not-changed", "The products were not changed"),
     ReloadError: (409, "not-reloaded", "The checkpoint was not reloaded"),
     NotReadyError: (503, "not-ready", "The service is not ready"),
     NotLiveError: (503, "not-live", "The service must be restarted"),
@@ -84,6 +87,7 @@ _STATUSES: dict[int, tuple[str, str]] = {
     405: ("method-not-allowed", "Method not allowed"),
     406: ("not-acceptable", "Response format not supported"),
     408: ("upload-timeout", "The request took too long to arrive"),
+    413: ("body-too-large", "The body is too large"),
     414: ("query-too-long", "The query string is too long"),
     415: ("unsupported-body", "Content type not supported"),
     421: ("unknown-host", "Host name not allowed"),
@@ -135,7 +139,13 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
         if status == http.HTTPStatus.NOT_FOUND:
             detail = f"There is nothing at {request.url.path}; see /docs for the routes."
         elif status == http.HTTPStatus.METHOD_NOT_ALLOWED:
-            methods = set(headers["Allow"].split(", "))
+            # The router knows only the methods of the first route that has this path.
+            methods = {
+                method
+                for route in request.app.state.routes
+                if route.matches(request.scope)[0] is not Match.NONE
+                for method in route.methods
+            } or set(headers["Allow"].split(", "))
             # The router does not know that HEAD works wherever GET does (moleflow.service.api.methods).
             headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             detail = f"{request.method} is not allowed at {request.url.path}; use {headers['Allow']}."

@@ -284,3 +284,19 @@ builtins.print = tell
 def test_the_help_names_every_preset(processes: Processes, command: str) -> None:
     shown = " ".join(run(processes, command, "--help").stdout.split())
     assert not [name for name in PRESETS if name not in shown]
+
+
+def test_products_are_hidden_renamed_and_removed(processes: Processes, tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "factory.safetensors", PRODUCTS).path
+    refused = run(processes, "remove", path, "bolt")
+    assert refused.status == 1
+    assert "moleflow remove --hide" in refused.stderr
+    for arguments, left in (
+        (("remove", path, "bolt", "--hide"), "nut, gear"),
+        (("rename", path, "gear", "cog"), "nut, cog"),
+        (("unhide", path, "bolt"), "bolt, nut, cog"),
+        (("remove", path, "nut"), "bolt, cog"),
+    ):
+        done = run(processes, *arguments)
+        assert done.status == 0, done.stderr
+        assert done.stdout.endswith(f"now has {left}\n")

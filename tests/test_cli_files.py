@@ -10,8 +10,8 @@ import pytest
 from forked import Finished, Processes, moleflow_code
 from tiny_model import PLUGIN, tiny_checkpoint, write_product, write_tested_product
 
+from moleflow.model.files.exclusive import exclusive
 from moleflow.model.store.checkpoint import Checkpoint
-from moleflow.training.continual.journal import exclusive
 
 TRAINING = (
     "--preset",

@@ -1,3 +1,3 @@
 """The checkpoint: one validated file for all tasks, and the experts loaded from it."""
 
-__all__ = ["checkpoint", "experts", "sections", "stacked_experts", "tensor_file"]
+__all__ = ["checkpoint", "editing", "experts", "sections", "stacked_experts", "tensor_file"]

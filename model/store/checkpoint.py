@@ -265,7 +265,7 @@ def write_checkpoint(path: Path, header: Header, sections: Mapping[str, Tensors 
             raise CheckpointError(f"checkpoint {str(path)!r} was not written: in section {name!r} {fault}.")
     try:
         with atomic_write(path) as temporary:
-            write_tensor_file(temporary, {_METADATA_KEY: header.model_dump_json()}, ordered)
+            write_tensor_file(temporary, {_METADATA_KEY: header.document()}, ordered)
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"checkpoint {str(path)!r} cannot be written ({one_line(error)}); make room, or choose another location."

@@ -54,21 +54,26 @@ class Experts(Protocol):
 
 
 class Merger:
-    """Reads the experts of a checkpoint and merges them with the base; ``base`` is that of all, if there is one."""
+    """Reads the experts of a checkpoint and merges them with the base; ``base`` is that of all, if there is one.
+
+    Products are numbered without the hidden ones.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: str) -> None:
         self._checkpoint, self._device, self._precision = checkpoint, device, precision
+        self._tasks = checkpoint.header.visible
         separated = checkpoint.header.config.flow.sharing == "separated"
         self.base = None if separated else checkpoint.base().to(device)
 
     def __call__(self, index: int) -> ProductScorer:
         """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
+        task = self._tasks[index]
         try:
-            parts = self._checkpoint.product(index)
-            base = self.base or self._checkpoint.base(index).to(self._device)
+            parts = self._checkpoint.product(task.index)
+            base = self.base or self._checkpoint.base(task.index).to(self._device)
         except CheckpointError as error:
             reason = one_line(error)
-            raise ExpertError(self._checkpoint.header.tasks[index].name, reason) from error
+            raise ExpertError(task.name, reason) from error
         return ProductScorer(base, parts.to(self._device), matmul_dtype(self._precision))
 
 

@@ -56,6 +56,8 @@ class Header(BaseModel):
         name, count = Counter(task.name for task in self.tasks).most_common(1)[0]
         if count > 1:
             raise ValueError(f"tasks must be named once each; {count} are called {name!r}")
+        if not self.visible:
+            raise ValueError("every product is hidden")
         if self.preprocessing.image_size != self.config.backbone.image_size:
             raise ValueError(
                 f"preprocessing.image_size {self.preprocessing.image_size} must be the backbone's, "
@@ -63,9 +65,19 @@ class Header(BaseModel):
             )
         return self
 
+    @property
+    def visible(self) -> tuple[TaskInfo, ...]:
+        """The products that take part in prediction."""
+        return tuple(task for task in self.tasks if not task.hidden)
+
     def task(self, name: str) -> TaskInfo:
         """The record of the task called ``name``, in any Unicode normalisation; raises ``UnknownTaskError``."""
         return find_named(name, self.tasks)
+
+    def document(self) -> str:
+        """The JSON document in the file. Without a hidden product, older programs can read it."""
+        shown = {place: {"hidden"} for place, task in enumerate(self.tasks) if not task.hidden}
+        return self.model_dump_json(exclude={"tasks": shown})
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each section, in file order."""

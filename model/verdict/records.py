@@ -86,6 +86,10 @@ class TaskInfo(BaseModel):
         description="white level of its 16-bit images; null if it was learned from 8-bit images",
     )
     sha256: Sha256 = Field(description="digest of this product's expert")
+    hidden: bool = Field(
+        default=False,
+        description="whether it takes no part in prediction, as a first product whose base the others need",
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
     for task in header.tasks:
         tasks.add_row(
             str(task.index),
-            escape(task.name),
+            escape(task.name) + (" (hidden)" if task.hidden else ""),
             _images(task),
             str(task.epochs),
             f"{task.threshold:.2f}",

@@ -1,14 +1,20 @@
 """Routes that change what is served, and the one place that decides who may use them."""
 
+import asyncio
 import ipaddress
+from collections.abc import Callable
+from pathlib import Path
 
 from fastapi import APIRouter, Depends
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from moleflow.model.errors import CheckpointError, ConfigurationError, TaskError, UnknownTaskError
 from moleflow.service.api import openapi
+from moleflow.service.api.body import read_json
 from moleflow.service.engine.engine import Engine
-from moleflow.service.errors import NotAllowedError
+from moleflow.service.errors import NotAllowedError, NotChangedError
 from moleflow.service.responses.schemas import TasksResponse
 from moleflow.service.settings import Settings
 
@@ -43,9 +49,75 @@ def _is_local(request: Request) -> bool:
 router = APIRouter(dependencies=[Depends(check_administrator)])
 
 
+class ProductChange(BaseModel):
+    """What to change of a product; what is left out stays."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str | None = Field(None, description="its new name", examples=["bottle"])
+    hidden: bool | None = Field(None, description="whether it takes no part in prediction")
+
+
 @router.post("/admin/reload", response_model=TasksResponse, **openapi.RELOAD)
 async def reload(request: Request) -> Response:
-    engine: Engine = request.app.state.engine
-    predictor = await engine.reloader.reload()
+    return await _served_anew(request)
+
+
+@router.delete("/tasks/{name}", response_model=TasksResponse, **openapi.REMOVE)
+async def remove(request: Request, name: str, hide: bool = False) -> Response:
+    return await _changed(request, lambda path: _remove(path, name, hide=hide))
+
+
+@router.patch("/tasks/{name}", response_model=TasksResponse, **openapi.CHANGE)
+async def change(request: Request, name: str) -> Response:
+    engine, settings = _engine(request), _settings(request)
+    with engine.upload_budget.account() as account:
+        wanted = await read_json(request, ProductChange, account, settings.upload_timeout_seconds)
+    return await _changed(request, lambda path: _change(path, name, wanted))
+
+
+def _remove(path: Path, name: str, *, hide: bool) -> None:
+    from moleflow.model.store.editing import hide_products, remove_products  # needs PyTorch
+
+    if hide:
+        hide_products(path, [name])
+    else:
+        remove_products(path, [name])
+
+
+def _change(path: Path, name: str, wanted: ProductChange) -> None:
+    from moleflow.model.store.editing import hide_products, rename_product  # needs PyTorch
+
+    if wanted.hidden is not None:
+        hide_products(path, [name], hidden=wanted.hidden)
+    if wanted.name is not None:
+        rename_product(path, name, wanted.name)
+
+
+async def _changed(request: Request, edit: Callable[[Path], None]) -> Response:
+    """Edit the checkpoint file and serve it. Raises ``UnknownTaskError``, ``NotChangedError`` and ``ReloadError``."""
+    _engine(request).check_ready()
+    path = _settings(request).checkpoint
+    try:
+        await asyncio.to_thread(edit, path)
+    except UnknownTaskError:
+        raise
+    except (TaskError, CheckpointError, ConfigurationError) as error:
+        # The folder of the checkpoint is nobody's business.
+        raise NotChangedError(str(error).replace(str(path), path.name)) from error
+    return await _served_anew(request)
+
+
+async def _served_anew(request: Request) -> Response:
+    """Load the checkpoint file again; the products that are served then."""
+    predictor = await _engine(request).reloader.reload()
     served = TasksResponse(checkpoint=predictor.checkpoint, tasks=predictor.tasks)
     return Response(served.model_dump_json(), media_type="application/json")
+
+
+def _engine(request: Request) -> Engine:
+    return request.app.state.engine
+
+
+def _settings(request: Request) -> Settings:
+    return request.app.state.settings

@@ -82,6 +82,7 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
+    app.state.routes = [*router.routes, *admin.router.routes]
     app.include_router(router, responses=openapi.COMMON)
     app.include_router(admin.router, responses=openapi.COMMON)
     app.include_router(samples)

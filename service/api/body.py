@@ -3,14 +3,22 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import TypeVar
 
 from fastapi import HTTPException
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message
 
 from moleflow.service.engine.budget import Account
 
-__all__ = ["read_body"]
+__all__ = ["read_body", "read_json"]
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_MAX_JSON_BYTES = 16 * 1024
+"""A name has at most 255 bytes."""
 
 _MIN_BYTES_PER_SECOND = 1024
 """A hundredth of a poor mobile link."""
@@ -60,6 +68,22 @@ async def read_body(request: Request, account: Account, timeout_seconds: float) 
         if chunk:
             account.take(len(chunk))
             yield chunk
+
+
+async def read_json(request: Request, schema: type[Model], account: Account, timeout_seconds: float) -> Model:
+    """A small JSON body. Raises as ``read_body``, ``HTTPException`` 413, and ``RequestValidationError``."""
+    pieces: list[bytes] = []
+    async with contextlib.aclosing(read_body(request, account, timeout_seconds)) as chunks:
+        async for chunk in chunks:
+            pieces.append(chunk)
+            if sum(map(len, pieces)) > _MAX_JSON_BYTES:
+                raise HTTPException(413, f"The JSON body has more than {_MAX_JSON_BYTES:,} bytes, which is the limit.")
+    try:
+        return schema.model_validate_json(b"".join(pieces))
+    except ValidationError as error:
+        raise RequestValidationError(
+            [{**problem, "loc": ("body", *problem["loc"])} for problem in error.errors(include_url=False)]
+        ) from error
 
 
 def _check_framing(request: Request, received: int) -> None:

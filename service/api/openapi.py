@@ -6,7 +6,19 @@ from moleflow.service.api.form import FILE_FIELD
 from moleflow.service.api.options import PredictOptions
 from moleflow.service.problems import MEDIA_TYPE, Problem
 
-__all__ = ["COMMON", "DESCRIPTION", "LIVE", "METRICS", "PREDICT", "READY", "RELOAD", "TASK", "TASKS"]
+__all__ = [
+    "CHANGE",
+    "COMMON",
+    "DESCRIPTION",
+    "LIVE",
+    "METRICS",
+    "PREDICT",
+    "READY",
+    "RELOAD",
+    "REMOVE",
+    "TASK",
+    "TASKS",
+]
 
 DESCRIPTION = """
 One endpoint that finds defects on any product it has learned: send an image to `POST /predict` and get the product,
@@ -204,6 +216,56 @@ RELOAD: dict[str, Any] = {
         403: _NOT_ALLOWED,
         409: _problem("the file cannot be loaded; what was loaded before is still served"),
         503: _NOT_READY,
+    },
+}
+
+_CHANGED = {
+    200: {"description": "what is served now"},
+    403: _NOT_ALLOWED,
+    404: _problem("no product of that name has been learned"),
+    409: _problem(
+        "the first product can only be hidden, the new name is in use, no product would be left, another process "
+        "writes to the checkpoint, or it cannot be written or read"
+    ),
+    503: _NOT_READY,
+}
+
+REMOVE: dict[str, Any] = {
+    "summary": "Remove or hide a product",
+    "description": (
+        "Removes the product from the checkpoint file, and serves the rest. The other products stay as they are, bit "
+        "for bit. With `hide=true` it stays in the file without a part in prediction; the first one, whose base the "
+        "others need, can only be hidden."
+    ),
+    "tags": ["administration"],
+    "responses": {**_CHANGED, 422: _problem("a query parameter is invalid")},
+}
+
+CHANGE: dict[str, Any] = {
+    "summary": "Rename, hide or show a product",
+    "tags": ["administration"],
+    "responses": {
+        **_CHANGED,
+        400: _problem("the body's chunks are too small"),
+        408: _problem("the body took too long"),
+        413: _problem("the body is too large"),
+        422: _problem("the body is invalid"),
+        429: _problem("the memory budget is full", Retry_After="seconds to wait"),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {"name": {"type": "string"}, "hidden": {"type": "boolean"}},
+                        "additionalProperties": False,
+                    },
+                    "example": {"name": "bottle"},
+                }
+            },
+        }
     },
 }
 

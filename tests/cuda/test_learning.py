@@ -12,10 +12,10 @@ from rich.console import Console
 from tiny_model import FUSED, product_image, tiny_config, write_product
 
 from moleflow.model.detector import Detector
+from moleflow.model.files.exclusive import side_file
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import Prediction
 from moleflow.training.config import Preset, TrainingConfig
-from moleflow.training.continual.journal import side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.fit.trainer import TaskTrainer
 from moleflow.training.progress import Reporter

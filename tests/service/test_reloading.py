@@ -133,6 +133,25 @@ def test_no_request_is_lost_and_every_answer_is_that_of_the_checkpoint_it_names(
         assert numbers == expected[given["checkpoint"]["digest"], name]
 
 
+def test_products_are_removed_hidden_and_renamed_by_requests(path: Path) -> None:
+    with serve_checkpoint(path, reload_seconds=0) as service:
+        before = answer(service, "gear", task="gear")
+        renamed = service.client.patch("/tasks/gear", json={"name": "cog wheel"}).json()
+        assert [task["name"] for task in renamed["tasks"]] == ["bolt", "nut", "cog wheel"] == served(service)
+        refused = service.client.delete("/tasks/bolt")
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:moleflow:problem:not-changed")
+        assert "hide=true" in refused.json()["detail"]
+        hidden = service.client.delete("/tasks/bolt", params={"hide": True}).json()
+        assert [(task["name"], task["index"]) for task in hidden["tasks"]] == [("nut", 0), ("cog wheel", 1)]
+        assert service.client.get("/tasks/bolt").status_code == 404
+        assert service.client.patch("/tasks/bolt", json={"hidden": False}).status_code == 200
+        assert service.client.delete("/tasks/nut").status_code == 200
+        assert served(service) == ["bolt", "cog wheel"]
+        assert service.client.delete("/tasks/nut").status_code == 404
+        after = answer(service, "gear", task="cog wheel")
+        assert [after[name] for name in ("score", "threshold")] == [before[name] for name in ("score", "threshold")]
+
+
 def test_the_merged_experts_of_unchanged_products_are_kept(path: Path) -> None:
     settings = Settings(checkpoint=path, device="cpu", precision="fp32", engine="torch")
     old = Detector.load(path, device="cpu", precision="fp32")

@@ -22,6 +22,7 @@ from pydantic import BaseModel
 from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.files.exclusive import side_file
 from moleflow.model.files.outputs import check_output_folder, write_text
 from moleflow.model.files.regular_file import read_regular_file
 from moleflow.model.runtime.device import resolve_device, resolve_precision
@@ -29,7 +30,7 @@ from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.store.sections import digest_tensors
 from moleflow.training.ablation.studies import STUDIES, Row, Study, rows_for
 from moleflow.training.config import Preset, TrainingConfig
-from moleflow.training.continual.journal import HISTORY, side_file
+from moleflow.training.continual.journal import HISTORY
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.selection import checked_for_testing

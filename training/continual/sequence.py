@@ -10,12 +10,13 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.files.exclusive import exclusive, side_file
 from moleflow.model.files.outputs import check_output_folder
 from moleflow.model.flow.expert import Base
 from moleflow.model.runtime.device import resolve_device, resolve_precision
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset
-from moleflow.training.continual.journal import HISTORY, Journal, exclusive, side_file
+from moleflow.training.continual.journal import HISTORY, Journal
 from moleflow.training.continual.product import ProductLearner, Shared
 from moleflow.training.continual.save import LearnedProduct, save_task
 from moleflow.training.data.datasets import Category, load_categories
@@ -152,8 +153,8 @@ class _ContinualTrainer:
                 )
             if name in known and not replace:
                 raise DuplicateTaskError(
-                    f"product {name!r} was learned already into {str(self.path)!r}; retrain it with --replace, or "
-                    "leave it out."
+                    f"product {name!r} was learned already into {str(self.path)!r}; retrain it with --replace, leave "
+                    "it out, or give the old one another name with `moleflow rename`."
                 )
             if replace and name not in known:
                 raise ConfigurationError(

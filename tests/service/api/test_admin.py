@@ -32,3 +32,24 @@ def test_nobody_may_with_the_setting_none() -> None:
 def test_anybody_may_with_the_setting_any() -> None:
     with run_server(admin="any") as service:
         assert problem(service, Via="proxy") == "not-reloaded"
+
+
+@pytest.mark.parametrize(("method", "path"), [("DELETE", "/tasks/red"), ("PATCH", "/tasks/red")])
+def test_products_are_changed_by_those_who_may_only(service: Running, method: str, path: str) -> None:
+    response = service.client.request(method, path, headers={"Via": "proxy"}, json={"name": "crimson"})
+    assert (response.status_code, response.json()["type"]) == (403, "urn:moleflow:problem:not-allowed")
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "says"),
+    [
+        (b'{"name": 3}', 422, "body parameter 'name'"),
+        (b'{"title": "crimson"}', 422, "no body parameter 'title'"),
+        (b"{", 422, "JSON"),
+        (b'{"name": "' + b"a" * 20_000 + b'"}', 413, "limit"),
+    ],
+)
+def test_a_wrong_body_is_a_problem_that_says_why(service: Running, body: bytes, status: int, says: str) -> None:
+    response = service.client.patch("/tasks/red", content=body)
+    assert response.status_code == status
+    assert says in response.json()["detail"]

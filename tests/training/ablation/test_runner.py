@@ -14,13 +14,13 @@ from rich.console import Console
 from tiny_model import product_image, tiny_config, write_product
 
 from moleflow.model.detector import Detector
+from moleflow.model.files.exclusive import side_file
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.ablation import runner as module
 from moleflow.training.ablation.runner import Ablation, RowResult
 from moleflow.training.ablation.studies import Row, Study
 from moleflow.training.ablation.table import StudyTable
 from moleflow.training.config import Preset, TrainingConfig
-from moleflow.training.continual.journal import side_file
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.data.masks import read_mask
 from moleflow.training.errors import DatasetError, DuplicateTaskError

@@ -12,13 +12,14 @@ import pytest
 from forked import Processes
 
 from moleflow.model.errors import ConfigurationError
-from moleflow.training.continual.journal import Journal, exclusive, side_file
+from moleflow.model.files.exclusive import exclusive, side_file
+from moleflow.training.continual.journal import Journal
 
 
 def holder(path: Path, ready: Path) -> str:
     """Code that holds the lock on a checkpoint until it is killed."""
     return (
-        "import signal\nfrom pathlib import Path\nfrom moleflow.training.continual.journal import exclusive\n"
+        "import signal\nfrom pathlib import Path\nfrom moleflow.model.files.exclusive import exclusive\n"
         f"with exclusive(Path({str(path)!r})):\n    Path({str(ready)!r}).touch()\n    signal.pause()\n"
     )
 
@@ -66,7 +67,7 @@ exec "$2" - "$1" <<'CODE'
 import sys
 from pathlib import Path
 from moleflow.model.errors import ConfigurationError
-from moleflow.training.continual.journal import exclusive
+from moleflow.model.files.exclusive import exclusive
 top = Path(sys.argv[1])
 with exclusive(top / "store" / "factory"):
     for name in ("folder of store/factory", "file of store"):

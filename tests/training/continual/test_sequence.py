@@ -13,9 +13,9 @@ from tiny_model import product_image, write_product
 from moleflow.model.detector import Detector
 from moleflow.model.errors import BackboneError, ConfigurationError
 from moleflow.model.features.embedding import PatchEmbedder
+from moleflow.model.files.exclusive import exclusive, side_file
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset
-from moleflow.training.continual.journal import exclusive, side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.errors import DatasetError, DivergenceError, DuplicateTaskError

@@ -13,11 +13,11 @@ from tiny_model import CAPPED, FUSED, tiny_config
 
 from moleflow.model.config import RouterConfig, ScoringConfig
 from moleflow.model.detector import Detector
+from moleflow.model.files.exclusive import side_file
 from moleflow.model.memory.bank import MemoryBank
 from moleflow.model.routing.router import Prototype, Router
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.training.config import Preset, TrainingConfig
-from moleflow.training.continual.journal import side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.embeddings.alterations import AlteredReader

@@ -12,10 +12,10 @@ from variants import VARIANTS
 
 from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError
+from moleflow.model.files.exclusive import side_file
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import Prediction
 from moleflow.training.config import Preset
-from moleflow.training.continual.journal import side_file
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.data.datasets import load_category, read_image
 from moleflow.training.fit.cross_fitting import split
