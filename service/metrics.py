@@ -11,6 +11,12 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 """Upper bounds of the buckets of batch sizes."""
 
+_CHANCES = (0.001, 0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
+"""Upper bounds of the buckets of p-values: the usual rates of false alarms, then quarters."""
+
+_NOVELTIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
+"""Upper bounds of the buckets of novelty scores, whose default limit is 0.7."""
+
 
 class Metrics:
     """The metrics of one app."""
@@ -33,9 +39,14 @@ class Metrics:
         self.queue_seconds = self._histogram("queue_seconds", "waiting time of one image before inference")
         self.inference_seconds = self._histogram("inference_seconds", "inference on one batch")
         self.encode_seconds = self._histogram("encode_seconds", "encoding one response")
-        self.batch_size = Histogram(
-            "moleflow_batch_size", "images in one batch", buckets=_BATCH_SIZES, registry=self.registry
+        self.batch_size = self._histogram("batch_size", "images in one batch", buckets=_BATCH_SIZES)
+        self.p_values = self._histogram(
+            "p_value",
+            "calibrated score of one image, by product: 0.01 is exceeded by 1 % of good images",
+            "task",
+            buckets=_CHANCES,
         )
+        self.novelty = self._histogram("novelty_score", "novelty score of one image", buckets=_NOVELTIES)
         self.queue_length = self._gauge("queue_length", "images waiting for the model")
         self.requests_in_progress = self._gauge("requests_in_progress", "accepted prediction requests in progress")
         self.uploads_in_progress = self._gauge("uploads_in_progress", "uploads being read")
@@ -66,5 +77,5 @@ class Metrics:
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(f"moleflow_{name}", text, registry=self.registry)
 
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"moleflow_{name}", text, labels, buckets=_SECONDS, registry=self.registry)
+    def _histogram(self, name: str, text: str, *labels: str, buckets: tuple[float, ...] = _SECONDS) -> Histogram:
+        return Histogram(f"moleflow_{name}", text, labels, buckets=buckets, registry=self.registry)

@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import DecodedImage
 from moleflow.model.names import find_named
-from moleflow.model.verdict.results import Prediction
+from moleflow.model.verdict.results import Finding, Prediction
 from moleflow.service.decoding.check import DecoderCheck
 from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.batching import Batcher, Inferred
 from moleflow.service.engine.budget import Account, ByteBudget
+from moleflow.service.engine.drift import Drift
 from moleflow.service.engine.health import Health
 from moleflow.service.engine.inference import SupersededError
 from moleflow.service.engine.predictor import Predictor
@@ -73,6 +74,8 @@ class Engine:
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
         self.reloader = Reloader(settings, self._worker, metrics)
+        self._drift = Drift(lambda: self._worker.tasks)
+        metrics.registry.register(self._drift)
         self._watching: asyncio.Task[None] | None = None
         self._stopping, self._is_draining = False, False
         self.is_stopped = True
@@ -228,6 +231,7 @@ class Engine:
                 decoded, inferred, waited, decode_seconds = await self._infer(data, task)
                 break
         finding = inferred.finding
+        self._count(finding)
         if false_alarm_rate is not None:
             finding = finding.at(false_alarm_rate)
         product = finding.task.name if isinstance(finding, Prediction) else ""  # to Prometheus an absent label
@@ -256,6 +260,13 @@ class Engine:
         if account is not None:
             account.shrink_to(response.size)
         return response
+
+    def _count(self, finding: Finding) -> None:
+        """Record the numbers of a result, which is at the service's false-alarm rate."""
+        self._metrics.novelty.observe(finding.novelty_score)
+        if isinstance(finding, Prediction):
+            self._metrics.p_values.labels(finding.task.name).observe(finding.p_value)
+            self._drift.observe(finding)
 
     async def _infer(self, data: bytes, task: str | None) -> tuple[DecodedImage, Inferred, float, float]:
         """Decode an image and let the model judge it; also the seconds of waiting for a decoder and of decoding."""

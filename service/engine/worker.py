@@ -15,7 +15,7 @@ import numpy as np
 from moleflow.model.errors import ExpertError, MoLEFlowError, UnknownTaskError, describe
 from moleflow.model.names import find_named
 from moleflow.model.runtime.faults import is_out_of_memory
-from moleflow.model.verdict.results import CheckpointInfo
+from moleflow.model.verdict.results import CheckpointInfo, TaskInfo
 from moleflow.service.engine.batching import Batcher
 from moleflow.service.engine.health import Health
 from moleflow.service.engine.inference import Outcome, SupersededError, judge, self_test
@@ -65,6 +65,11 @@ class Worker:
         if self._predictor is None:
             raise NotReadyError(self._health.why_not_ready() or "The model is loading; try again in a few seconds.")
         return self._predictor
+
+    @property
+    def tasks(self) -> Sequence[TaskInfo]:
+        """The products that are served; none until a model is loaded."""
+        return () if self._predictor is None else self._predictor.tasks
 
     def exchange(self, predictor: Predictor) -> "Future[None]":
         """Let another model, already warmed up, serve from the next batch on; done when it does, unless cancelled."""
