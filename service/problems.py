@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import FastAPI, HTTPException
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -31,8 +30,16 @@ from moleflow.service.errors import (
     ReloadError,
     UnknownProductError,
 )
+from moleflow.service.responses.schemas import Problem
 
-__all__ = ["MEDIA_TYPE", "STATUS_CLIENT_CLOSED", "Problem", "add_problem_handlers", "problem_response", "problem_type"]
+__all__ = [
+    "MEDIA_TYPE",
+    "STATUS_CLIENT_CLOSED",
+    "add_problem_handlers",
+    "problem_of",
+    "problem_response",
+    "problem_type",
+]
 
 MEDIA_TYPE = "application/problem+json"
 """Media type of problem documents (RFC 9457, section 3)."""
@@ -43,7 +50,7 @@ STATUS_CLIENT_CLOSED = 499
 _TYPE_PREFIX = "urn:moleflow:problem:"
 """Prefix of problem types, which are names and cannot be resolved."""
 
-_DAMAGED, _INTERNAL = "damaged-product", "internal-error"
+_DAMAGED_TYPE, _INTERNAL_TYPE = "damaged-product", "internal-error"
 """Types of the errors with status 500."""
 
 _RETRY_NOT_READY_SECONDS = 5
@@ -53,16 +60,6 @@ _MAX_EXPLAINED, _MAX_QUOTED = 5, 200
 """How many problems of one request are explained, and how many characters of an invalid value are quoted."""
 
 _logger = logging.getLogger(__name__)
-
-
-class Problem(BaseModel):
-    """A problem document (RFC 9457)."""
-
-    type: str = Field(description="identifier of the problem type", examples=["urn:moleflow:problem:unsupported-image"])
-    title: str = Field(description="the problem type in words", examples=["The image cannot be read"])
-    status: int = Field(description="HTTP status code", examples=[415])
-    detail: str = Field(description="what went wrong with this request, and what to do")
-    instance: str = Field(description="identifier of this occurrence; for status 500 also in the log")
 
 
 _KINDS: dict[type[Exception], tuple[int, str, str]] = {
@@ -99,7 +96,7 @@ _STATUSES: dict[int, tuple[str, str]] = {
 
 def problem_response(status: int, detail: str) -> Response:
     """The response to a request that is rejected with this status, a key of ``_STATUSES``."""
-    return _respond(status, *_STATUSES[status], detail)
+    return _respond(_problem(status, *_STATUSES[status], detail))
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -114,19 +111,23 @@ def add_problem_handlers(app: FastAPI) -> None:
 def problem_type(error: Exception) -> str:
     """The type of the problem document for an error that an image caused, as an URN."""
     if isinstance(error, ExpertError):
-        return _TYPE_PREFIX + _DAMAGED
+        return _TYPE_PREFIX + _DAMAGED_TYPE
     slugs = (_KINDS[kind][1] for kind in type(error).__mro__ if kind in _KINDS)
-    return _TYPE_PREFIX + next(slugs, _INTERNAL)
+    return _TYPE_PREFIX + next(slugs, _INTERNAL_TYPE)
+
+
+def problem_of(request: Request, error: Exception) -> Problem:
+    """The problem document for an error that an image of this request caused; what only a log may tell is logged."""
+    if isinstance(error, ExpertError):
+        return _damaged(request, error)
+    for kind in type(error).__mro__:
+        if kind in _KINDS:
+            return _problem(*_KINDS[kind], str(error))
+    return _internal(request, error)
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:
-    if isinstance(error, ExpertError):
-        return _respond_damaged(request, error)
-    for kind in type(error).__mro__:
-        if kind in _KINDS:
-            status, slug, title = _KINDS[kind]
-            return _respond(status, slug, title, str(error), headers=_retry_after(error))
-    return _internal_error(request, error)
+    return _respond(problem_of(request, error), _retry_after(error))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
@@ -149,7 +150,7 @@ async def _on_http_exception(request: Request, error: Exception) -> Response:
             # The router does not know that HEAD works wherever GET does (moleflow.service.api.methods).
             headers["Allow"] = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
             detail = f"{request.method} is not allowed at {request.url.path}; use {headers['Allow']}."
-    return _respond(status, slug, title, detail, headers=headers)
+    return _respond(_problem(status, slug, title, detail), headers)
 
 
 async def _on_invalid_request(request: Request, error: Exception) -> Response:
@@ -158,7 +159,7 @@ async def _on_invalid_request(request: Request, error: Exception) -> Response:
     detail = " ".join(_explain(problem) for problem in problems[:_MAX_EXPLAINED])
     if len(problems) > _MAX_EXPLAINED:
         detail += f" And {len(problems) - _MAX_EXPLAINED} more problems."
-    return _respond(422, *_STATUSES[422], detail)
+    return _respond(_problem(422, *_STATUSES[422], detail))
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
@@ -185,18 +186,18 @@ class _UnexpectedErrors:
         except Exception as error:
             if scope["type"] != "http" or started:
                 raise
-            await _internal_error(Request(scope), error)(scope, receive, send)
+            await _respond(_internal(Request(scope), error))(scope, receive, send)
 
 
-def _internal_error(request: Request, error: Exception) -> Response:
+def _internal(request: Request, error: Exception) -> Problem:
     """An unexpected failure: the cause goes to the log, an identifier to both the log and the client."""
     instance = _new_instance()
     _logger.error("%s %s failed (%s)", request.method, request.url.path, instance, exc_info=error)
     detail = "The service failed on this request, which seems to be valid. Try again."
-    return _respond(500, _INTERNAL, "The service failed", detail, instance=instance)
+    return _problem(500, _INTERNAL_TYPE, "The service failed", detail, instance)
 
 
-def _respond_damaged(request: Request, error: ExpertError) -> Response:
+def _damaged(request: Request, error: ExpertError) -> Problem:
     """The product's expert is damaged. The path of the checkpoint is for the log only."""
     instance = _new_instance()
     _logger.error("%s %s failed (%s): %s", request.method, request.url.path, instance, error)
@@ -204,7 +205,7 @@ def _respond_damaged(request: Request, error: ExpertError) -> Response:
         f"The expert of product {error.task!r} is damaged, so its images cannot be scored. Restore the service's "
         "checkpoint from a backup, or retrain the product; see the log. Other products are not affected."
     )
-    return _respond(500, _DAMAGED, "The product's expert is damaged", detail, instance=instance)
+    return _problem(500, _DAMAGED_TYPE, "The product's expert is damaged", detail, instance)
 
 
 def _explain(problem: Any) -> str:
@@ -234,10 +235,11 @@ def _new_instance() -> str:
     return uuid.uuid4().urn
 
 
-def _respond(
-    status: int, slug: str, title: str, detail: str, *, headers: dict[str, str] | None = None, instance: str = ""
-) -> Response:
-    problem = Problem(
+def _problem(status: int, slug: str, title: str, detail: str, instance: str = "") -> Problem:
+    return Problem(
         type=_TYPE_PREFIX + slug, title=title, status=status, detail=detail, instance=instance or _new_instance()
     )
-    return Response(problem.model_dump_json(), status, headers, MEDIA_TYPE)
+
+
+def _respond(problem: Problem, headers: dict[str, str] | None = None) -> Response:
+    return Response(problem.model_dump_json(), problem.status, headers, MEDIA_TYPE)

@@ -68,6 +68,14 @@ class Settings(BaseSettings):
     max_upload_bytes: ByteSize = Field(
         ByteSize(32 * 1024**2), gt=0, description="maximum upload size, in bytes or as 32MiB; more gets status 413"
     )
+    max_request_images: int = Field(
+        64, ge=1, le=10_000, description="maximum number of images in one request to /predict/batch"
+    )
+    max_request_bytes: ByteSize = Field(
+        ByteSize(128 * 1024**2),
+        gt=0,
+        description="maximum size of all images in one request to /predict/batch together; more gets status 413",
+    )
     max_pixels: int = Field(
         MAX_PIXELS, gt=0, description="maximum image size in pixels; decoding takes up to 13 bytes per pixel"
     )

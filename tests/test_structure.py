@@ -39,8 +39,9 @@ LEVELS = (
     ("training.ablation",),
     # Serving.
     ("service.errors", "service.environment", "service.headers", "service.metrics", "service.names"),
-    ("service.problems", "service.settings"),
+    ("service.settings",),
     ("service.decoding", "service.responses"),
+    ("service.problems",),
     ("service.engine",),
     ("service.connections",),
     ("service.api",),

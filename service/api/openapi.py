@@ -3,10 +3,12 @@
 from typing import Any
 
 from moleflow.service.api.form import FILE_FIELD
-from moleflow.service.api.options import PredictOptions
-from moleflow.service.problems import MEDIA_TYPE, Problem
+from moleflow.service.api.options import BatchOptions, PredictOptions
+from moleflow.service.problems import MEDIA_TYPE
+from moleflow.service.responses.schemas import Problem
 
 __all__ = [
+    "BATCH",
     "CHANGE",
     "COMMON",
     "DESCRIPTION",
@@ -36,26 +38,35 @@ def _as_field(schema: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in (schema | given).items() if name != "anyOf" and value is not None}
 
 
-_OPTIONS: dict[str, dict[str, Any]] = PredictOptions.model_json_schema()["properties"]
+def _options(model: type[PredictOptions]) -> dict[str, dict[str, Any]]:
+    return model.model_json_schema()["properties"]
 
-_QUERY = [
-    {
-        "name": name,
-        "in": "query",
-        "required": False,
-        "description": schema["description"],
-        "schema": {key: value for key, value in schema.items() if value is not None},
+
+def _query(model: type[PredictOptions]) -> list[dict[str, Any]]:
+    """The options as query parameters, documented here because the route parses the query itself."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": schema["description"],
+            "schema": {key: value for key, value in schema.items() if value is not None},
+        }
+        for name, schema in _options(model).items()
+    ]
+
+
+def _form(file: dict[str, Any], model: type[PredictOptions]) -> dict[str, Any]:
+    """A multipart form with the options as fields beside the field of images."""
+    schema = {
+        "type": "object",
+        "properties": {FILE_FIELD: file} | {name: _as_field(schema) for name, schema in _options(model).items()},
+        "required": [FILE_FIELD],
+        "additionalProperties": False,
     }
-    for name, schema in _OPTIONS.items()
-]
-"""The options as query parameters, documented here because the route parses the query itself."""
+    encoding = {FILE_FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}}
+    return {"multipart/form-data": {"schema": schema, "encoding": encoding}}
 
-_FORM = {
-    "type": "object",
-    "properties": {FILE_FIELD: _BINARY} | {name: _as_field(schema) for name, schema in _OPTIONS.items()},
-    "required": [FILE_FIELD],
-    "additionalProperties": False,
-}
 
 _HEADERS = {
     "MoLEFlow-Verdict": {"description": "good or anomalous; absent with JSON", "schema": {"type": "string"}},
@@ -151,17 +162,14 @@ PREDICT: dict[str, Any] = {
     ),
     "tags": ["prediction"],
     "openapi_extra": {
-        "parameters": _QUERY,
+        "parameters": _query(PredictOptions),
         "requestBody": {
             "required": True,
             "content": {
                 # /docs offers the first entry to try; for a form it would fill in every field.
                 "application/octet-stream": {"schema": _BINARY},
                 "image/*": {"schema": _BINARY},
-                "multipart/form-data": {
-                    "schema": _FORM,
-                    "encoding": {FILE_FIELD: {"contentType": "image/png, image/jpeg, application/octet-stream"}},
-                },
+                **_form(_BINARY, PredictOptions),
             },
         },
     },
@@ -185,6 +193,33 @@ PREDICT: dict[str, Any] = {
         429: _problem("the queue or the memory budget is full", Retry_After="seconds to wait"),
         500: _problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
         503: _NOT_READY,
+    },
+}
+
+BATCH: dict[str, Any] = {
+    "summary": "Inspect several images",
+    "description": (
+        "Send the images as fields `file` of one multipart form; options apply to all of them. The response has one "
+        "entry per image, in the order of the form: the prediction, or the problem document that `POST /predict` would "
+        "have responded with. It is sent image by image, so its first entries may be read before the last are made.\n\n"
+        "The images of such requests are predicted a few at a time and never take more than half of the queue, so that "
+        "single images need not wait for them."
+    ),
+    "tags": ["prediction"],
+    "openapi_extra": {
+        "parameters": _query(BatchOptions),
+        "requestBody": {
+            "required": True,
+            "content": _form({"type": "array", "items": _BINARY, "minItems": 1}, BatchOptions),
+        },
+    },
+    "responses": {
+        200: {"description": "one answer per image"},
+        **{status: PREDICT["responses"][status] for status in (403, 404, 408, 429, 503)},
+        406: _problem("Accept does not allow JSON"),
+        413: _problem("the images have too many bytes in all"),
+        415: _problem("the body is not a multipart form"),
+        422: _problem("the form has no image or too many, or an option is invalid"),
     },
 }
 

@@ -1,14 +1,14 @@
 """The options of ``POST /predict``, given as query parameters or as form fields beside the image."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from moleflow.service.responses.render import MapChoice, MapSize
 
-__all__ = ["PredictOptions", "combine_options"]
+__all__ = ["BatchOptions", "PredictOptions", "combine_options"]
 
 Place = Literal["query", "form"]
 
@@ -34,7 +34,21 @@ class PredictOptions(BaseModel):
     )
 
 
-def combine_options(query: Iterable[tuple[str, str]], form: Iterable[tuple[str, str]] = ()) -> PredictOptions:
+class BatchOptions(PredictOptions):
+    """Options of ``POST /predict/batch``: the same, but without a map by default."""
+
+    map: MapChoice = Field(
+        "none",
+        description="encoding of the anomaly maps in the JSON: none, 16-bit PNG, or a NumPy file of float32 (npy) or "
+        "float16 (npy16, half the size). With maps at the size of the image, images are predicted one at a time; "
+        "map_size=model avoids that",
+    )
+
+
+Options = TypeVar("Options", bound=PredictOptions)
+
+
+def combine_options(query: Iterable[tuple[str, str]], form: Iterable[tuple[str, str]], model: type[Options]) -> Options:
     """The options that a request gives, wherever it gives them.
 
     Raises ``RequestValidationError`` for one that is unknown, has a value that is not valid, is given twice in one
@@ -56,7 +70,7 @@ def combine_options(query: Iterable[tuple[str, str]], form: Iterable[tuple[str, 
     if problems:
         raise RequestValidationError(problems)
     try:
-        return PredictOptions.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
         raise RequestValidationError(
             [{**problem, "loc": (places[str(problem["loc"][0])], *problem["loc"])} for problem in error.errors()]

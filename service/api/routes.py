@@ -1,43 +1,47 @@
 """The routes of the API. The engine does the work; ``openapi`` holds the documentation."""
 
 import asyncio
-from collections.abc import Awaitable
 from contextlib import aclosing
-from typing import TypeVar
 from urllib.parse import quote
 
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
 from moleflow.model.names import find_named
 from moleflow.model.verdict.results import Finding, Prediction, TaskInfo
 from moleflow.service.api import openapi
 from moleflow.service.api.accept import choose_media_type
+from moleflow.service.api.batch import respond_to_many
 from moleflow.service.api.body import read_body
-from moleflow.service.api.options import combine_options
+from moleflow.service.api.disconnect import unless_disconnected
+from moleflow.service.api.options import PredictOptions, combine_options
 from moleflow.service.api.upload import Upload, read_upload
 from moleflow.service.connections.sending import PiecesResponse, held_until_sent
 from moleflow.service.engine.budget import Account
 from moleflow.service.engine.engine import Engine
 from moleflow.service.metrics import Metrics
 from moleflow.service.responses.render import MEDIA_TYPES, ResponseFormat
-from moleflow.service.responses.schemas import LiveResponse, PredictionResponse, ReadyResponse, TasksResponse
+from moleflow.service.responses.schemas import (
+    BatchResponse,
+    LiveResponse,
+    PredictionResponse,
+    ReadyResponse,
+    TasksResponse,
+)
 from moleflow.service.settings import Settings
 
 __all__ = ["router"]
 
 router = APIRouter()
 
-Result = TypeVar("Result")
-
 
 @router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
 async def predict(request: Request) -> Response:
     engine, settings = _engine(request), _settings(request)
     query = request.query_params.multi_items()  # FastAPI would silently take the last of repeated parameters
-    options = combine_options(query)
+    options = combine_options(query, (), PredictOptions)
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
     if media_type is None:
         raise HTTPException(406, f"Accept must allow one of the supported media types: {', '.join(MEDIA_TYPES)}.")
@@ -47,7 +51,7 @@ async def predict(request: Request) -> Response:
     with engine.upload_budget.account() as account:
         upload = await _read(request, settings, account)
         if upload.fields:
-            options = combine_options(query, upload.fields)
+            options = combine_options(query, upload.fields, PredictOptions)
         held.enter_context(engine.admit())
         work = engine.predict(
             upload.data,
@@ -56,9 +60,14 @@ async def predict(request: Request) -> Response:
             response_format=ResponseFormat(media_type, options.map, options.map_size),
             account=held.enter_context(engine.response_budget.account()),
         )
-        response = await _unless_disconnected(request, work)
+        response = await unless_disconnected(request, work)
     headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(response.finding)
     return PiecesResponse(response.pieces, media_type, headers)
+
+
+@router.post("/predict/batch", response_model=BatchResponse, **openapi.BATCH)
+async def predict_batch(request: Request) -> Response:
+    return await respond_to_many(request, _engine(request), _settings(request), request.app.state.metrics)
 
 
 @router.get("/tasks", response_model=TasksResponse, **openapi.TASKS)
@@ -118,27 +127,6 @@ async def _read(request: Request, settings: Settings, account: Account) -> Uploa
     with metrics.uploads_in_progress.track_inprogress():
         async with aclosing(read_body(request, account, settings.upload_timeout_seconds)) as chunks:
             return await read_upload(request.headers, chunks, settings.max_upload_bytes)
-
-
-async def _unless_disconnected(request: Request, work: Awaitable[Result]) -> Result:
-    """The result of ``work``, which is cancelled if the client disconnects first."""
-    working = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientDisconnect
-        return working.result()
-    finally:
-        for future in (working, disconnect):
-            future.cancel()
-        await asyncio.gather(working, disconnect, return_exceptions=True)
-
-
-async def _wait_for_disconnect(request: Request) -> None:
-    """Wait until the client disconnects. The body must have been read completely."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
 
 
 def _verdict_headers(finding: Finding) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Extracting the image from a request body, within the size limit."""
+"""Extracting the image, or several, from a request body, within the size limits."""
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from fastapi import HTTPException
 from python_multipart.multipart import parse_options_header
 
-from moleflow.service.api.form import FRAMING_BYTES, HOW_TO_SEND, FormReader, file_too_large
+from moleflow.model.errors import ImageTooLargeError
+from moleflow.service.api.form import HOW_TO_SEND, FormFile, FormReader, file_too_large, framing_bytes
 
-__all__ = ["Upload", "read_upload"]
+__all__ = ["Upload", "Uploads", "read_upload", "read_uploads"]
 
 _MAX_CONTENT_TYPE_BYTES = 1024
 """Several times what a media type and a boundary of 70 bytes need."""
@@ -31,32 +32,69 @@ async def read_upload(headers: Mapping[str, str], chunks: AsyncIterator[bytes], 
     an image, or with more than one. A wrong ``Content-Length`` does not bypass the limit.
     """
     is_form, boundary = _kind_of_body(headers)
-    max_body_bytes = max_bytes + (FRAMING_BYTES if is_form else 0)
-    declared = headers.get("content-length", "")
-    # The digits are counted first because int() raises on thousands of them.
-    if declared.isdecimal() and (
-        len(declared.lstrip("0")) > len(str(max_body_bytes)) or int(declared) > max_body_bytes
-    ):
-        raise file_too_large(max_bytes)
+    limit = _Limit(headers, max_bytes + (framing_bytes(1) if is_form else 0), file_too_large(max_bytes))
     reader = FormReader(boundary, max_bytes) if is_form else None
     pieces: list[bytes] = []
-    received = 0
     async for chunk in chunks:
-        received += len(chunk)
-        if received > max_body_bytes:
-            raise file_too_large(max_bytes)
+        limit.add(len(chunk))
         if reader is None:
             pieces.append(chunk)
         else:
             reader.write(chunk)
     if reader is not None:
         reader.finish()
-        pieces = reader.file
-    elif not received:
+        pieces = reader.files[0].pieces
+    elif not limit.received:
         raise HTTPException(422, f"The body is empty. {HOW_TO_SEND}")
     # Joining megabytes takes milliseconds, so it is done in a thread.
     data = await asyncio.to_thread(b"".join, pieces)
     return Upload(data, tuple(reader.fields) if reader is not None else ())
+
+
+@dataclass(frozen=True, slots=True)
+class Uploads:
+    """The images of a form, and its other fields, both in the order of the form."""
+
+    files: tuple[FormFile, ...]
+    fields: tuple[tuple[str, str], ...]
+
+
+async def read_uploads(
+    headers: Mapping[str, str], chunks: AsyncIterator[bytes], *, max_files: int, max_file_bytes: int, max_bytes: int
+) -> Uploads:
+    """The images of a form with at most ``max_files`` and ``max_bytes`` in all; raises as ``read_upload``.
+
+    An image of more than ``max_file_bytes`` is marked as too large instead, so that it does not cost the others.
+    """
+    is_form, boundary = _kind_of_body(headers)
+    if not is_form:
+        raise HTTPException(415, "Several images are sent as a multipart form, each as a field 'file'.")
+    too_large = ImageTooLargeError(
+        f"The images have more than {max_bytes:,} bytes in all, which is the limit; send fewer in one request."
+    )
+    limit = _Limit(headers, max_bytes + framing_bytes(max_files), too_large)
+    reader = FormReader(boundary, max_file_bytes, max_files)
+    async for chunk in chunks:
+        limit.add(len(chunk))
+        reader.write(chunk)
+    reader.finish()
+    return Uploads(tuple(reader.files), tuple(reader.fields))
+
+
+class _Limit:
+    """Counts bytes and raises ``too_large`` beyond ``most``, at once if the declared length says so."""
+
+    def __init__(self, headers: Mapping[str, str], most: int, too_large: Exception) -> None:
+        self._most, self._too_large, self.received = most, too_large, 0
+        declared = headers.get("content-length", "")
+        # The digits are counted first because int() raises on thousands of them.
+        if declared.isdecimal() and (len(declared.lstrip("0")) > len(str(most)) or int(declared) > most):
+            raise too_large
+
+    def add(self, count: int) -> None:
+        self.received += count
+        if self.received > self._most:
+            raise self._too_large
 
 
 def _kind_of_body(headers: Mapping[str, str]) -> tuple[bool, bytes]:

@@ -22,9 +22,9 @@ class ByteBudget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     @contextmanager
-    def account(self) -> Iterator["Account"]:
-        """The account of one request; released at the end of the block."""
-        account = Account(self)
+    def account(self, within: "Account | None" = None) -> Iterator["Account"]:
+        """The account of one request; released at the end of the block, but not ``within``."""
+        account = Account(self, within)
         try:
             yield account
         finally:
@@ -71,10 +71,13 @@ class ByteBudget:
 
 
 class Account:
-    """The bytes allocated to one request."""
+    """The bytes allocated to one request.
 
-    def __init__(self, budget: ByteBudget) -> None:
-        self._budget = budget
+    With ``within``, an account of another budget, every byte counts there as well.
+    """
+
+    def __init__(self, budget: ByteBudget, within: "Account | None" = None) -> None:
+        self._budget, self._within = budget, within
         self._held = 0
 
     def take(self, size: int) -> None:
@@ -86,6 +89,14 @@ class Account:
                 _RETRY_SECONDS,
             )
         self._held += size
+        if self._within is not None:
+            self._within.take(size)
+
+    def give_back(self, size: int) -> None:
+        """Release ``size`` bytes, here and ``within``."""
+        self.shrink_to(self._held - size)
+        if self._within is not None:
+            self._within.give_back(size)
 
     async def wait_for(self, size: int) -> None:
         """Allocate ``size`` more bytes, at most the whole budget, as soon as they are free."""

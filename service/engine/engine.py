@@ -8,10 +8,9 @@ model has one thread (``moleflow.service.engine.worker``), which the event loop 
 import asyncio
 import contextlib
 import logging
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.images.decode import DecodedImage
@@ -19,6 +18,7 @@ from moleflow.model.names import find_named
 from moleflow.model.verdict.results import Finding, Prediction
 from moleflow.service.decoding.check import DecoderCheck
 from moleflow.service.decoding.pool import DecoderPool
+from moleflow.service.engine.admission import Admission
 from moleflow.service.engine.batching import Batcher, Inferred
 from moleflow.service.engine.budget import Account, ByteBudget
 from moleflow.service.engine.drift import Drift
@@ -40,8 +40,8 @@ UNRECOVERABLE_GRACE_SECONDS = 60.0
 """How long an unrecoverable service waits before it exits by itself. An orchestrator that polls ``/health/live``
 restarts it sooner; Docker does not."""
 
-_MIN_RETRY_SECONDS = 1.0
-"""``Retry-After`` is in whole seconds (RFC 9110, section 10.2.3)."""
+_LANES = 2
+"""Batches of images of larger requests in progress: while the model works on one, the next is decoded."""
 
 _SMALL_RESPONSE_BYTES = 1024**2
 """Responses up to this size bypass the memory budget; even a full queue of them takes little memory."""
@@ -84,16 +84,18 @@ class Engine:
         """Memory for uploads, until their responses are encoded."""
         self.response_budget = ByteBudget(settings.answer_memory)
         """Memory for large responses, until they are sent."""
-        self._accepted = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self.batch_upload_budget = ByteBudget(settings.upload_memory // 2)
+        """What uploads of many images may take of it together."""
+        self._admission = Admission(
+            settings.queue_size, _LANES * settings.max_batch_size, lambda: self._batcher.seconds_per_image
+        )
         self._is_unrecoverable = asyncio.Event()
         self._decoder_check = DecoderCheck(
             lambda data: in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
             self.health.record_decoder_test,
         )
         metrics.queue_length.set_function(lambda: len(self._batcher))
-        metrics.requests_in_progress.set_function(lambda: self._accepted)
+        metrics.requests_in_progress.set_function(lambda: self._admission.accepted)
         metrics.ready.set_function(lambda: self.is_ready)
         metrics.live.set_function(lambda: self.health.why_not_live() is None)
         metrics.damaged_products.set_function(lambda: len(self.health.damaged))
@@ -133,7 +135,7 @@ class Engine:
         self._stopping = True
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._settings.shutdown_timeout_seconds):
-                await asyncio.gather(self._idle.wait(), self.reloader.stop())
+                await asyncio.gather(self._admission.idle.wait(), self.reloader.stop())
         self._batcher.close()
         stopped = await asyncio.to_thread(self._worker.join, _JOIN_SECONDS)
         self._decoders.close()
@@ -164,7 +166,7 @@ class Engine:
         return self._check_accepting()
 
     def _check_accepting(self) -> Predictor:
-        """The model, if images are accepted; else raises ``NotReadyError`` with the reason."""
+        """As ``check_ready``, but also while draining."""
         if self._stopping:
             raise NotReadyError("The service is stopping; send the image to another instance.")
         if (reason := self.health.why_not_ready()) is not None:
@@ -184,11 +186,7 @@ class Engine:
     def check_capacity(self) -> None:
         """Raise what ``admit`` would raise now, so that an upload can be rejected before it is read."""
         self._check_accepting()
-        if self._accepted >= self._settings.queue_size:
-            wait = max(_MIN_RETRY_SECONDS, self._accepted * self._batcher.seconds_per_image)
-            raise OverloadedError(
-                f"The queue is full ({self._accepted} requests); try again in {math.ceil(wait)} s.", wait
-            )
+        self._admission.check()
 
     @contextmanager
     def admit(self) -> Iterator[None]:
@@ -197,15 +195,30 @@ class Engine:
         Raises ``OverloadedError`` when all ``queue_size`` slots are occupied, ``NotReadyError`` when no images are
         accepted.
         """
-        self.check_capacity()
-        self._accepted += 1
-        self._idle.clear()
-        try:
+        self._check_accepting()
+        with self._admission.one():
             yield
-        finally:
-            self._accepted -= 1
-            if not self._accepted:
-                self._idle.set()
+
+    @contextmanager
+    def admit_many(self) -> Iterator[int]:
+        """Accept a request with many images, from the end of its upload until its last answer is sent.
+
+        Yields how many of its images should be in progress at a time. Raises as ``admit``.
+        """
+        self._check_accepting()
+        with self._admission.many():
+            yield self._admission.lanes
+
+    @asynccontextmanager
+    async def admit_one_of_many(self) -> AsyncIterator[None]:
+        """Occupy one slot for an image of a larger request, inside ``admit_many``; waits for it.
+
+        Raises ``NotReadyError`` when the model fails.
+        """
+        async with self._admission.one_of_many():
+            if (reason := self.health.why_not_ready()) is not None:
+                raise NotReadyError(reason)
+            yield
 
     async def predict(
         self,

@@ -8,9 +8,12 @@ from moleflow.model.verdict.records import MAX_CANDIDATES, MAX_REGIONS, TaskInfo
 
 __all__ = [
     "AnomalyMap",
+    "BatchResponse",
+    "ImageResult",
     "ImageSize",
     "LiveResponse",
     "PredictionResponse",
+    "Problem",
     "ReadyResponse",
     "Routing",
     "TasksResponse",
@@ -148,6 +151,30 @@ class PredictionResponse(Schema):
     image: ImageSize
     checkpoint: Checkpoint
     timing_ms: Timing
+
+
+class Problem(BaseModel):
+    """A problem document (RFC 9457)."""
+
+    type: str = Field(description="identifier of the problem type", examples=["urn:moleflow:problem:unsupported-image"])
+    title: str = Field(description="the problem type in words", examples=["The image cannot be read"])
+    status: int = Field(description="HTTP status code", examples=[415])
+    detail: str = Field(description="what went wrong with this request, and what to do")
+    instance: str = Field(description="identifier of this occurrence; for status 500 also in the log")
+
+
+class ImageResult(Schema):
+    """The answer for one image of several: a prediction or an error, the other is null."""
+
+    file: str = Field(description="file name that the form gives the image; may be empty", examples=["part1.jpg"])
+    prediction: PredictionResponse | None
+    error: Problem | None = Field(description="why there is no prediction, as /predict would respond")
+
+
+class BatchResponse(Schema):
+    """The answers to several images, in the order of the form."""
+
+    results: list[ImageResult]
 
 
 class TasksResponse(Schema):

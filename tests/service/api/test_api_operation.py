@@ -10,7 +10,7 @@ from sample_images import encoded, sample_image
 
 from moleflow.model.verdict.results import TaskInfo
 from moleflow.service.api.pages import PAGE
-from moleflow.service.problems import Problem
+from moleflow.service.responses.schemas import Problem
 
 
 def test_the_learned_products_are_listed_in_order(service: Running) -> None:
