@@ -4,22 +4,27 @@ import doctest
 import re
 import runpy
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from tiny_model import product_image, tiny_checkpoint, tiny_config, write_product, write_tested_product
+from tiny_model import PLUGIN, product_image, tiny_checkpoint, tiny_config, write_product, write_tested_product
 
 from moleflow.model.detector import Detector
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import Prediction, Refusal
+from moleflow.service.api.app import create_app
+from moleflow.service.server import bind, make_server
+from moleflow.service.settings import Settings
 from moleflow.training.config import PRESETS, Preset, TrainingConfig
 from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
+SERVICE = "http://127.0.0.1:8000"
 WITH_EXAMPLES = (Detector, Prediction, Refusal, Checkpoint, train_tasks, evaluate)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = [
@@ -62,10 +67,43 @@ def test_the_examples_of_a_docstring_do_what_they_say(documented: Any, capsys: p
     assert failed == 0, capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def url(folder: Path) -> Iterator[str]:
+    """The address of a service of the checkpoint."""
+    chosen = Settings(
+        checkpoint=folder / "factory.safetensors", plugin=str(PLUGIN), log_level="critical", cpu_workers=1
+    )
+    listener, ready = bind("127.0.0.1", 0), threading.Event()
+    server = make_server(create_app(chosen, on_ready=lambda _: ready.set()), chosen)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert ready.wait(120)
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+    listener.close()
+
+
 @pytest.mark.parametrize("code", CODE)
-def test_python_code_of_the_documentation_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_code_of_the_documentation_runs(
+    code: str, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
+    if SERVICE in code:
+        code = code.replace(SERVICE, request.getfixturevalue("url"))
     exec(compile(code, "documentation", "exec"), {})
     assert "bolt" in capsys.readouterr().out
+
+
+def test_the_example_lists_what_is_not_good_in_a_folder(
+    folder: Path, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main = runpy.run_path(str(ROOT / "examples" / "predict_folder.py"))["main"]
+    (folder / "sent").mkdir()
+    (folder / "sent" / "bad.png").write_bytes(b"no image")
+    assert main(["sent", "--url", url]) == 1
+    out = capsys.readouterr().out
+    assert "sent/bad.png: The image cannot be read (415)" in out
+    assert out.endswith("1 images, 1 listed\n")
 
 
 def test_the_readme_uses_the_detector_in_ten_lines() -> None:

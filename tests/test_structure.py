@@ -167,7 +167,8 @@ def test_the_model_knows_neither_http_nor_a_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["moleflow.cli", "moleflow.service.decoding.process", "moleflow.service.responses.schemas"]
+    "module",
+    ["moleflow.cli", "moleflow.client", "moleflow.service.decoding.process", "moleflow.service.responses.schemas"],
 )
 def test_importing_a_light_module_does_not_load_pytorch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
