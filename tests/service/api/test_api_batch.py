@@ -13,7 +13,7 @@ from dummy import DummyDetector
 from running import Running, eventually, run_server
 from sample_images import encoded, sample_image
 
-from moleflow.model.verdict.results import Finding
+from moleflow.model.verdict.results import Failure, Finding
 from moleflow.service.api.options import BatchOptions, PredictOptions
 from moleflow.service.responses.schemas import BatchResponse
 
@@ -21,7 +21,7 @@ GOOD, SPOT = encoded(sample_image()), encoded(sample_image(spot=True))
 WHITE = encoded(np.full((60, 90, 3), 255, np.uint8))
 
 
-def send(running: Running, *images: bytes, fields: dict[str, str] | None = None, **query: str) -> httpx.Response:
+def send(running: Running, *images: bytes, fields: dict[str, str] | None = None, **query: Any) -> httpx.Response:
     files = [("file", (f"{number}.png", data, "image/png")) for number, data in enumerate(images)]
     return running.client.post("/predict/batch", files=files, data=fields or {}, params=query)
 
@@ -87,7 +87,7 @@ def test_maps_of_the_images_size_may_exceed_the_budget_together() -> None:
     ],
 )
 def test_an_invalid_request_is_refused_as_a_whole(
-    small: Running, images: tuple[bytes, ...], query: dict[str, str], status: int, hint: str
+    small: Running, images: tuple[bytes, ...], query: dict[str, Any], status: int, hint: str
 ) -> None:
     response = send(small, *images, **query)
     assert response.status_code == status
@@ -114,7 +114,9 @@ def test_only_json_is_offered(service: Running) -> None:
 
 def test_a_single_image_overtakes_the_rest_of_a_large_request() -> None:
     class Recording(DummyDetector):
-        def predict(self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None) -> list[Finding]:
+        def predict(
+            self, images: Sequence[np.ndarray], tasks: Sequence[str | None] | None = None
+        ) -> list[Finding | Failure]:
             order.extend(tasks or ())
             return super().predict(images, tasks)
 
@@ -160,7 +162,7 @@ def test_answers_are_sent_while_later_images_are_predicted() -> None:
                 assert seen.wait(120)
             return real(images, tasks)
 
-        running.detector.predict = predict  # type: ignore[method-assign]
+        running.detector.predict = predict
 
         def read() -> bytes:
             body = b""
