@@ -3,6 +3,7 @@
 from moleflow.model.errors import MoLEFlowError
 
 __all__ = [
+    "NoKeyError",
     "NotAllowedError",
     "NotChangedError",
     "NotLiveError",
@@ -29,8 +30,12 @@ class ReloadError(MoLEFlowError):
     """The checkpoint file could not be loaded again; the model that was loaded before still serves."""
 
 
+class NoKeyError(MoLEFlowError):
+    """The request has no API key, or one that is not known."""
+
+
 class NotAllowedError(MoLEFlowError):
-    """This client may not administer the service."""
+    """This client may not do this, such as administer the service."""
 
 
 class NotChangedError(MoLEFlowError):

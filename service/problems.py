@@ -22,6 +22,7 @@ from moleflow.model.errors import (
     UnsupportedImageError,
 )
 from moleflow.service.errors import (
+    NoKeyError,
     NotAllowedError,
     NotChangedError,
     NotLiveError,
@@ -36,6 +37,7 @@ __all__ = [
     "MEDIA_TYPE",
     "STATUS_CLIENT_CLOSED",
     "add_problem_handlers",
+    "error_response",
     "problem_of",
     "problem_response",
     "problem_type",
@@ -68,7 +70,8 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     UnknownProductError: (422, "unknown-product", "The image shows no learned product"),
     UnknownTaskError: (404, "unknown-task", "Unknown product"),
     OverloadedError: (429, "overloaded", "Too many requests"),
-    NotAllowedError: (403, "not-allowed", "The client may not administer the service"),
+    NoKeyError: (401, "no-key", "An API key is needed"),
+    NotAllowedError: (403, "not-allowed", "The client is not allowed to do this"),
     NotChangedError: (409, "not-changed", "The products were not changed"),
     ReloadError: (409, "not-reloaded", "The checkpoint was not reloaded"),
     NotReadyError: (503, "not-ready", "The service is not ready"),
@@ -127,7 +130,14 @@ def problem_of(request: Request, error: Exception) -> Problem:
 
 
 async def _on_known_error(request: Request, error: Exception) -> Response:
-    return _respond(problem_of(request, error), _retry_after(error))
+    return error_response(request, error)
+
+
+def error_response(request: Request, error: Exception) -> Response:
+    """The response to an error of the project."""
+    problem = problem_of(request, error)
+    needs_key = problem.status == http.HTTPStatus.UNAUTHORIZED
+    return _respond(problem, {"WWW-Authenticate": "Bearer"} if needs_key else _retry_after(error))
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:

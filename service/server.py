@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import gc
+import logging
 import socket
 from collections.abc import Callable
 
@@ -16,9 +17,12 @@ from moleflow.service.connections.lifecycle import Server
 from moleflow.service.connections.registry import Connections, Limits
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.engine.termination import exit_now
+from moleflow.service.names import is_loopback
 from moleflow.service.settings import Settings
 
 __all__ = ["bind", "make_server", "serve"]
+
+_logger = logging.getLogger(__name__)
 
 _KEEP_ALIVE_SECONDS = 75
 """Longer than proxies keep idle connections (60 s in nginx and cloud load balancers): otherwise the service might
@@ -57,6 +61,13 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
         failures.append(error)
         server.should_exit = True
 
+    if settings.api_keys is None and not is_loopback(settings.host):
+        _logger.warning(
+            "Everybody who reaches %s:%d may use the service: there are no API keys (MOLEFLOW_API_KEYS). Publish it in "
+            "a trusted network only, or behind a proxy that authenticates.",
+            settings.host,
+            settings.port,
+        )
     with contextlib.closing(bind(settings.host, settings.port)) as listener:
         url = _url(settings.host, listener.getsockname()[1])
         app = create_app(settings, on_ready=start_with, on_failure=stop_after, on_reload=settle)

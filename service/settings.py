@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ByteSize, DirectoryPath, Field, ValidationError
+from pydantic import ByteSize, DirectoryPath, Field, FilePath, ValidationError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT, Engine, Precision
@@ -61,6 +61,9 @@ class Settings(BaseSettings):
         (),
         description="comma-separated origins of other web pages that may use the service, such as "
         "https://mes.factory; * for any",
+    )
+    api_keys: FilePath | None = Field(
+        None, description="file of API keys, a line NAME SCOPE KEY each; without it every client may use the service"
     )
     samples: DirectoryPath | None = Field(
         None, description="folder of images that everybody may see and that the page offers to try; none by default"

@@ -46,7 +46,7 @@ class Client:
             may exceed it, but no step begins after it.
         retries: most attempts after the first. Tried again are a full service (429), one that is not ready (503), and
             a connection that breaks, after the time that ``Retry-After`` asks for and at least an exponential backoff.
-        options: of ``httpx.Client``, such as ``headers``, ``auth`` or ``verify``.
+        options: of ``httpx.Client``, such as ``auth``, ``verify``, or ``headers={"X-API-Key": KEY}``.
 
     All methods raise the errors of ``moleflow.client``, which derive from ``ClientError``.
     """

@@ -2,6 +2,7 @@
 
 import asyncio
 import ipaddress
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,14 +21,21 @@ from moleflow.service.settings import Settings
 
 __all__ = ["check_administrator", "router"]
 
+_logger = logging.getLogger("moleflow.audit")
+"""Every change of what is served, with its client."""
+
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """Headers of proxies: the client is another one than the connection's, perhaps on another machine."""
 
 
 def check_administrator(request: Request) -> None:
-    """Raise ``NotAllowedError`` unless the client may administer the service (``Settings.admin``)."""
+    """Raise ``NotAllowedError`` unless the client may administer the service (``Settings.admin``).
+
+    With API keys they decide, and have done so already (``moleflow.service.api.keys``).
+    """
     settings: Settings = request.app.state.settings
-    if settings.admin == "any" or (settings.admin == "local" and _is_local(request)):
+    has_key = settings.api_keys is not None and settings.admin != "none"
+    if has_key or settings.admin == "any" or (settings.admin == "local" and _is_local(request)):
         return
     who = "nobody may" if settings.admin == "none" else "only programs on the service's own machine may"
     raise NotAllowedError(
@@ -111,6 +119,8 @@ async def _changed(request: Request, edit: Callable[[Path], None]) -> Response:
 async def _served_anew(request: Request) -> Response:
     """Load the checkpoint file again; the products that are served then."""
     predictor = await _engine(request).reloader.reload()
+    who, where = getattr(request.state, "client", "a client without a key"), request.client and request.client.host
+    _logger.info("%s %s by %s at %s", request.method, request.url.path, who, where)
     served = TasksResponse(checkpoint=predictor.checkpoint, tasks=predictor.tasks)
     return Response(served.model_dump_json(), media_type="application/json")
 

@@ -15,6 +15,7 @@ import moleflow
 from moleflow.model.errors import MoLEFlowError
 from moleflow.service.api import admin, openapi
 from moleflow.service.api.guard import add_guards
+from moleflow.service.api.keys import KeyGuard, Keys
 from moleflow.service.api.methods import HeadAsGet
 from moleflow.service.api.pages import add_pages
 from moleflow.service.api.prefix import UnderPrefix
@@ -89,6 +90,8 @@ def create_app(
     add_pages(app)
     # Each middleware wraps those added before it: metrics must wrap everything that makes a response.
     add_problem_handlers(app)
+    if settings.api_keys is not None:
+        app.add_middleware(KeyGuard, keys=Keys(settings.api_keys))
     add_guards(app, settings)
     app.add_middleware(Sending)
     app.add_middleware(_RequestMetrics, metrics=metrics)

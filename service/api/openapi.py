@@ -133,6 +133,7 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
 
 
 COMMON: dict[int | str, dict[str, Any]] = {
+    401: _problem("the service has API keys (`MOLEFLOW_API_KEYS`), and the request has none of them"),
     414: _problem("the query string is too long"),
     421: _problem("the host name is not allowed"),
 }

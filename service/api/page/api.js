@@ -1,6 +1,7 @@
 // Requests to the service. Every failure becomes a Problem.
 
 const RETRY_AFTER_SECONDS = 2; // for errors without Retry-After
+const KEY = "moleflow-api-key"; // in the storage of the browser tab
 
 /** A failed request: title and detail of a problem document (RFC 9457), or a description of a failure without one. */
 export class Problem extends Error {
@@ -21,9 +22,14 @@ export class Problem extends Error {
     return this.status === 429 || this.status === 503;
   }
 
+  /** Whether an API key is missing or wrong. */
+  get needsKey() {
+    return this.status === 401;
+  }
+
   /** Whether the service or the network is at fault, so that a retry makes sense. */
   get isRetryable() {
-    return this.isTemporary || this.isUnreachable || this.status >= 500;
+    return this.isTemporary || this.isUnreachable || this.needsKey || this.status >= 500;
   }
 }
 
@@ -77,10 +83,17 @@ function shellQuote(text) {
   return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
 }
 
+/** Use an API key for all further requests of this browser tab. */
+export function setKey(key) {
+  sessionStorage.setItem(KEY, key);
+}
+
 async function request(path, options = {}) {
+  const key = sessionStorage.getItem(KEY);
+  const headers = { Accept: "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
   let response;
   try {
-    response = await fetch(path, { cache: "no-store", ...options, headers: { Accept: "application/json" } });
+    response = await fetch(path, { cache: "no-store", ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Problem(

@@ -1,12 +1,12 @@
 // The behaviour of the page: takes images, has them inspected, and shows the results.
 
-import { Problem, curlLine, fetchReadiness, fetchSample, fetchSamples, fetchTasks } from "./api.js";
+import { Problem, curlLine, fetchReadiness, fetchSample, fetchSamples, fetchTasks, setKey } from "./api.js";
 import { paintLegend, paintMap, readMap, scaleOf, valueAt } from "./heatmap.js";
 import { Inspection, KEPT } from "./inspection.js";
 import { saveOverlay, saveResponse } from "./save.js";
 import { Strip } from "./strip.js";
 import {
-  busyView, element, number, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView,
+  busyView, element, keyView, number, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView,
   samplesView, summaryView, unknownView,
 } from "./view.js";
 
@@ -153,7 +153,8 @@ function takeFrom(transfer) {
   const images = files.filter(({ type }) => type.startsWith("image/"));
   if (files.length) take(images.length ? images : files);
   else {
-    tell("This is not an image file", "Save the image to a file first, or copy the image itself instead of its address.");
+    tell("This is not an image file",
+      "Save the image to a file first, or copy the image itself instead of its address.");
   }
 }
 
@@ -224,6 +225,14 @@ async function connect() {
     reconnection = setTimeout(connect, CHANGE_POLL_SECONDS * 1000);
   } catch (error) {
     listed = "";
+    if (error.needsKey) {
+      showService("lost", "API key needed");
+      byId("products").replaceChildren(keyView((key) => {
+        setKey(key);
+        connect();
+      }));
+      return;
+    }
     const isStarting = error instanceof Problem && error.status === 503;
     showService(isStarting ? "starting" : "lost", isStarting ? "Getting ready…" : "No connection");
     byId("products").replaceChildren(element("p", { class: "quiet" }, error.detail ?? String(error)));
@@ -257,7 +266,8 @@ function probe({ clientX, clientY }) {
   byId("probe").hidden = !isInside;
   if (!isInside) return;
   const { width: across, height: down } = drawn.result.image;
-  byId("probe").textContent = `${number(valueAt(drawn.map, x, y))} at ${Math.floor(x * across)}, ${Math.floor(y * down)}`;
+  const [column, row] = [Math.floor(x * across), Math.floor(y * down)];
+  byId("probe").textContent = `${number(valueAt(drawn.map, x, y))} at ${column}, ${row}`;
 }
 
 // The image without its map, as long as the pointer holds it.
@@ -293,8 +303,9 @@ function listenForImages() {
 function listenForKeys() {
   document.addEventListener("keydown", (event) => {
     const direction = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const isTaken = event.target.closest("input, select, pre, textarea") || event.altKey || event.ctrlKey || event.metaKey;
-    if (!direction || isTaken || !inspection.current) return;
+    const hasOther = event.altKey || event.ctrlKey || event.metaKey;
+    const isTaken = event.target.closest("input, select, pre, textarea");
+    if (!direction || hasOther || isTaken || !inspection.current) return;
     event.preventDefault();
     notice = null;
     inspection.step(direction);

@@ -238,6 +238,18 @@ export function rateOptions(standard, selected) {
   });
 }
 
+/** A form that asks for an API key; `onKey` is called with it. */
+export function keyView(onKey) {
+  const input = element("input", { type: "password", id: "key", autocomplete: "off", required: true });
+  const onsubmit = (event) => {
+    event.preventDefault();
+    onKey(input.value.trim());
+  };
+  return element("form", { class: "key", onsubmit },
+    element("label", { htmlFor: "key" }, "This service needs an API key."), input,
+    element("button", { type: "submit", class: "button" }, "Use"));
+}
+
 /** Buttons for sample images; `onChoose` is called with the name of one. */
 export function samplesView(names, onChoose) {
   return names.map((name) => element("button", { type: "button", class: "sample", onclick: () => onChoose(name) },
