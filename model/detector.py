@@ -9,14 +9,15 @@ import numpy as np
 import torch
 
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model.engines import Engine, openvino_engine, torch_engine
 from moleflow.model.features.backbone import import_plugin
-from moleflow.model.features.compiled import CompiledFeatures, cache_folder
-from moleflow.model.features.extractor import FeatureExtractor, stack_images
+from moleflow.model.features.extractor import stack_images
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import Views
 from moleflow.model.products import MAX_EXPERTS, Products
 from moleflow.model.routing.routes import Shortlist
+from moleflow.model.runtime.conversion import cache_folder
 from moleflow.model.runtime.device import resolve_device, resolve_engine, resolve_precision
 from moleflow.model.runtime.graphs import Captured
 from moleflow.model.store.checkpoint import Checkpoint, Header
@@ -59,7 +60,8 @@ class Detector:
     """
 
     products: Products
-    _features: Callable[[torch.Tensor], PatchFeatures]
+    _computes: Engine
+    _checkpoint: Checkpoint
 
     def __init__(
         self,
@@ -82,6 +84,12 @@ class Detector:
             self._threads = previous._threads
             torch.set_num_threads(self._threads)
             previous = previous if self._computes_as(previous) else None
+        if previous is not None and _see_alike(checkpoint.header, previous._checkpoint.header):
+            self._computes = previous._computes
+        elif self.engine == "openvino":
+            self._computes = openvino_engine(checkpoint, cache_folder())
+        else:
+            self._computes = torch_engine(checkpoint, self.device, self.precision)
         self.products = Products(
             checkpoint,
             self.device,
@@ -89,16 +97,13 @@ class Detector:
             max_experts=max_experts,
             false_alarm_rate=false_alarm_rate,
             unknown_limit=unknown_limit,
+            scorer=self._computes.scorer,
             previous=None if previous is None else previous.products,
         )
         self.false_alarm_rate, self.unknown_limit = false_alarm_rate, unknown_limit
         self._checkpoint = checkpoint
-        if previous is not None and _see_alike(checkpoint.header, previous._checkpoint.header):
-            self._features = previous._features
-        else:
-            self._features = self._extractor(checkpoint)
         # Not a method, whose reference to the detector would keep its memory until a garbage collection.
-        self._embedded = Captured(functools.partial(_embed, self._features, self.products), self.device)
+        self._embedded = Captured(functools.partial(_embed, self._computes.features, self.products), self.device)
 
     @classmethod
     def load(
@@ -229,14 +234,6 @@ class Detector:
         Asynchronous on CUDA."""
         distances, ratios, embeddings, *stages = self._embedded(batch)
         return PatchFeatures(embeddings, tuple(stages)), distances, ratios
-
-    def _extractor(self, checkpoint: Checkpoint) -> Callable[[torch.Tensor], PatchFeatures]:
-        header, backbone = checkpoint.header, checkpoint.backbone()
-        if self.engine == "openvino":
-            plain = FeatureExtractor(header.config, backbone)
-            identity = f"{header.config.backbone.model_dump_json()} {header.backbone_sha256}"
-            return CompiledFeatures(plain, identity, cache_folder())
-        return FeatureExtractor.for_prediction(header.config, backbone, self.precision).to(self.device)
 
     def _computes_as(self, other: Self) -> bool:
         return (self.device, self.precision, self.engine) == (other.device, other.precision, other.engine)

@@ -1,6 +1,7 @@
 """The learned products on a device: from the features of an image to its product, and to a result."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -8,14 +9,15 @@ import torch
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.findings import Findings, Scored
-from moleflow.model.memory.scorer import PatchMaps, image_scores
+from moleflow.model.memory.scorer import PatchMaps, ProductScorer, Scorer, image_scores
 from moleflow.model.routing.novelty import background_nll
 from moleflow.model.routing.router import Router, image_descriptor
 from moleflow.model.routing.routes import Shortlist
 from moleflow.model.routing.shortlist import shortlist
+from moleflow.model.runtime.device import matmul_dtype
 from moleflow.model.runtime.kernels import can_run_kernels
 from moleflow.model.store.checkpoint import Checkpoint, Header
-from moleflow.model.store.experts import Experts, MergedExperts, Merger, can_stack
+from moleflow.model.store.experts import Experts, MakeScorer, MergedExperts, Merger, can_stack
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.model.verdict.results import Failure, Finding, Prediction, TaskInfo
 
@@ -36,6 +38,7 @@ class Products:
         device, precision: resolved (``moleflow.model.runtime.device``).
         max_experts, false_alarm_rate, unknown_limit: see ``Detector``.
         top_k: patches whose mean is the image score; the checkpoint's by default.
+        scorer: makes what computes the maps of a product; PyTorch's by default.
         previous: those of another checkpoint on the same device in the same precision, whose merged experts are taken
             over where they are the same.
     """
@@ -50,6 +53,7 @@ class Products:
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
         top_k: int | None = None,
+        scorer: MakeScorer[Scorer] | None = None,
         previous: Self | None = None,
     ) -> None:
         header = checkpoint.header
@@ -64,7 +68,7 @@ class Products:
             unknown_limit=unknown_limit,
         )
         self._median_distances = torch.from_numpy(self.findings.median_distances).to(device)
-        self.experts = _experts(checkpoint, device, precision, max_experts)
+        self.experts = _experts(checkpoint, device, precision, max_experts, scorer)
         self._header = header
         if previous is not None and type(previous.experts) is type(self.experts):
             self.experts.take_over(previous.experts, _same_experts(header, previous._header))
@@ -135,11 +139,16 @@ def _same_experts(header: Header, other: Header) -> dict[int, int]:
     return {place: known[task.sha256] for place, task in enumerate(header.visible) if task.sha256 in known}
 
 
-def _experts(checkpoint: Checkpoint, device: torch.device, precision: str, limit: int) -> Experts:
+def _experts(
+    checkpoint: Checkpoint, device: torch.device, precision: str, limit: int, scorer: MakeScorer[Scorer] | None = None
+) -> Experts:
     """The experts of a checkpoint: stacked on a GPU that runs the kernels for it, else each by itself."""
-    config, merge = checkpoint.header.config, Merger(checkpoint, device, precision)
+    config = checkpoint.header.config
+    if scorer is not None:
+        return MergedExperts(Merger(checkpoint, device, scorer), config, device, precision, limit, by_image=False)
+    merge = Merger(checkpoint, device, partial(ProductScorer, dtype=matmul_dtype(precision)))
     if can_run_kernels(device) and can_stack(config, merge.base, precision):
         from moleflow.model.store.stacked_experts import StackedExperts  # needs Triton
 
         return StackedExperts(merge, config, device, min(limit, len(checkpoint.header.visible)))
-    return MergedExperts(merge, config, device, precision, limit)
+    return MergedExperts(merge, config, device, precision, limit, by_image=device.type == "cpu")

@@ -25,6 +25,7 @@ LEVELS = (
     ("model.memory", "model.routing"),
     ("model.findings",),
     ("model.store",),
+    ("model.engines",),
     ("model.products",),
     ("model.detector",),
     # Learning.

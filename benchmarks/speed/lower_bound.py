@@ -37,6 +37,7 @@ from benchmarks.shared.statistics import ratios, spread
 from benchmarks.speed.bare_network import PRECISIONS, BareBackbone, BareProducts
 from moleflow.model.detector import Detector
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.memory.scorer import ProductScorer
 from moleflow.model.runtime.memory import keep_freed_memory
 from moleflow.model.runtime.threads import THREAD_POLICY, configure_threads
 from moleflow.model.store.experts import MergedExperts
@@ -95,10 +96,11 @@ class Stages:
     """
 
     def __init__(self, detector: Detector) -> None:
-        experts, features = detector.products.experts, detector._features
-        if not (isinstance(experts, MergedExperts) and isinstance(features, FeatureExtractor)):
+        experts, features = detector.products.experts, detector._computes.features
+        scorer = experts.get(0) if isinstance(experts, MergedExperts) else None
+        if not (isinstance(scorer, ProductScorer) and isinstance(features, FeatureExtractor)):
             raise BenchmarkError("only PyTorch on a CPU has stages; for a GPU use python -m benchmarks gpu.")
-        expert = experts.get(0).flow
+        expert = scorer.flow
         parts: dict[str, Sequence[nn.Module | None]] = {
             "normalise": (features,),
             "backbone": (features.backbone,),

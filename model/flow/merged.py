@@ -20,13 +20,13 @@ from moleflow.model.runtime.device import at_least_float32
 from moleflow.model.runtime.fused import FusedConv, FusedLinear
 from moleflow.model.runtime.parallel import parallel_map
 
-__all__ = ["MergedExpert"]
+__all__ = ["MergedBlock", "MergedDIA", "MergedExpert"]
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 """Weight ``(out, in)`` and bias ``(out,)``."""
 
 
-class _MergedBlock(nn.Module):
+class MergedBlock(nn.Module):
     """One MoLE block for one task with plain weights.
 
     Channel scales are deferred to the end of the flow: the true input is ``gain`` ``(D,)`` times the given one, and
@@ -66,7 +66,7 @@ class _MergedBlock(nn.Module):
         return x.flatten(0, -2).index_select(1, self.permutation).view(x.shape)
 
 
-class _MergedDIA(nn.Module):
+class MergedDIA(nn.Module):
     """One block of the deep invertible adapter.
 
     The first layers of its two subnets stay two products: the result of a joint one would have to be copied apart for
@@ -115,14 +115,14 @@ class MergedExpert(nn.Module):
             blocks, gain, log_det = [], None, None
             for shared, subnet in zip(base.blocks, expert.deltas, strict=True):
                 gain = torch.ones_like(shared.channel_scale) if gain is None else gain
-                blocks.append(_MergedBlock(shared, subnet, gain, dtype))
+                blocks.append(MergedBlock(shared, subnet, gain, dtype))
                 gain = _gain_after(shared, gain)
                 fixed = shared.channel_scale.log().sum()
                 log_det = fixed if log_det is None else log_det + fixed
             self.blocks = module_list(blocks)
             self.register_buffer("gain", gain)
             self.register_buffer("log_det", log_det)
-            self.dia = module_list(_MergedDIA(block, dtype) for block in expert.dia)
+            self.dia = module_list(MergedDIA(block, dtype) for block in expert.dia)
         self.eval().requires_grad_(False)
 
     @torch.no_grad()

@@ -21,7 +21,7 @@ from torch import nn
 
 from moleflow.model.runtime.fused import FusedLinear
 
-__all__ = ["STORED_TYPE", "MemoryBank", "MergedBank", "concatenated", "pool_patches", "project"]
+__all__ = ["AT_ONCE", "STORED_TYPE", "MemoryBank", "MergedBank", "Nearest", "concatenated", "pool_patches", "project"]
 
 STORED_TYPE = torch.bfloat16
 """Type in which a memory is stored: half the size, and an error of 2⁻⁹ of a value."""
@@ -29,7 +29,7 @@ STORED_TYPE = torch.bfloat16
 POOLING, POOLED_STRIDE = 5, 2
 """Side of the neighbourhoods of pooled patches, and their distance (docs/results/scoring.md)."""
 
-_AT_ONCE = 196
+AT_ONCE = 196
 """Patches compared at once: their distances to all prototypes then fit into a processor's cache."""
 
 
@@ -100,8 +100,8 @@ class MergedBank(nn.Module):
         super().__init__()
         self.mean = nn.Buffer(bank.mean.float())
         self.axes = nn.Buffer(bank.axes.float())
-        self.near = _Nearest(bank.prototypes)
-        self.near_pooled = _Nearest(bank.pooled) if len(bank.pooled) else None
+        self.near = Nearest(bank.prototypes)
+        self.near_pooled = Nearest(bank.pooled) if len(bank.pooled) else None
 
     @torch.no_grad()
     def forward(self, stages: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -117,7 +117,7 @@ class MergedBank(nn.Module):
             return torch.cat((distances, fine), 1)
 
 
-class _Nearest(nn.Module):
+class Nearest(nn.Module):
     """Patches ``(B, H, W, d)`` to the distance to the nearest prototype, ``(B, H, W)``."""
 
     def __init__(self, prototypes: torch.Tensor) -> None:
@@ -128,5 +128,5 @@ class _Nearest(nn.Module):
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         flat = patches.flatten(0, 2)
-        least = torch.cat([self.compare(part).amin(1) for part in flat.split(_AT_ONCE)])
+        least = torch.cat([self.compare(part).amin(1) for part in flat.split(AT_ONCE)])
         return (least + flat.square().sum(1)).clamp_min_(0).sqrt_().view(patches.shape[:3])

@@ -1,6 +1,7 @@
 """One product's flow and memory, ready for prediction: features to patch maps and image scores."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from moleflow.model.memory.fusion import Fusion
 from moleflow.model.runtime.parallel import parallel_map
 from moleflow.model.verdict.scoring import image_score
 
-__all__ = ["PatchMaps", "ProductParts", "ProductScorer", "image_scores"]
+__all__ = ["PatchMaps", "ProductParts", "ProductScorer", "Scorer", "image_scores"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,13 @@ class PatchMaps:
 
     nll: torch.Tensor
     anomaly: torch.Tensor
+
+
+class Scorer(Protocol):
+    """A product, ready for prediction."""
+
+    def __call__(self, features: PatchFeatures) -> PatchMaps:
+        """The maps of a batch."""
 
 
 def image_scores(maps: PatchMaps, scoring: ScoringConfig, top_k: int) -> torch.Tensor:

@@ -1,3 +1,16 @@
-"""Device, precision, threads, memory, fused operators, and the classification of failures."""
+"""Device, precision, threads, memory, fused operators, OpenVINO, and the classification of failures."""
 
-__all__ = ["device", "faults", "fused", "graphs", "kernels", "lru", "memory", "parallel", "soundness", "threads"]
+__all__ = [
+    "conversion",
+    "device",
+    "faults",
+    "fused",
+    "graphs",
+    "kernels",
+    "lru",
+    "memory",
+    "parallel",
+    "soundness",
+    "templates",
+    "threads",
+]

@@ -55,6 +55,10 @@ class FusedLinear(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype, copy=True))
 
+    def plain_weight(self) -> torch.Tensor:
+        """A copy of the weight ``(out, in)`` in no private layout."""
+        return self.weight.to_dense().contiguous() if self.weight.is_mkldnn else self.weight.clone()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``(..., in)`` of any type to ``(..., out)`` of the layer's type."""
         x = x.to(self.dtype)
@@ -93,6 +97,11 @@ class FusedConv(nn.Module):
         kernel = kernel.detach().to(dtype, copy=True).contiguous(memory_format=torch.channels_last)
         self.register_buffer("kernel", kernel)
         self.register_buffer("bias", None if bias is None else bias.detach().to(dtype, copy=True))
+
+    def plain_kernel(self) -> torch.Tensor:
+        """A copy of the kernel ``(out, in / groups, k, k)`` in no private layout."""
+        kernel = self.kernel.to_dense() if self.kernel.is_mkldnn else self.kernel
+        return kernel.clone(memory_format=torch.contiguous_format)
 
     def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
         """``(B, in, H, W)`` of any type, and an optional summand, to ``(B, out, H', W')``."""

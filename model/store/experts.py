@@ -4,7 +4,7 @@ An expert that cannot be loaded fails the images of its product, and no others o
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import Protocol, Self, TypeVar
+from typing import Generic, Protocol, Self, TypeVar
 
 import torch
 
@@ -12,18 +12,22 @@ from moleflow.model.config import ModelConfig
 from moleflow.model.errors import CheckpointError, ExpertError, one_line
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
-from moleflow.model.memory.scorer import PatchMaps, ProductScorer
-from moleflow.model.runtime.device import autocast, matmul_dtype
+from moleflow.model.memory.scorer import PatchMaps, ProductParts, Scorer
+from moleflow.model.runtime.device import autocast
 from moleflow.model.runtime.lru import ExpertCache
 from moleflow.model.runtime.parallel import parallel_map
 from moleflow.model.store.checkpoint import Checkpoint
 
-__all__ = ["Experts", "MergedExperts", "Merger", "can_stack", "empty_maps", "found_or_failed"]
+__all__ = ["Experts", "MakeScorer", "MergedExperts", "Merger", "can_stack", "empty_maps", "found_or_failed"]
 
 LEAST_PATCHES = 128
 """Fewest patches of an image: at most two images meet in a tile of a matrix product."""
 
 E = TypeVar("E")
+S = TypeVar("S", bound=Scorer, covariant=True)
+
+MakeScorer = Callable[[Base, ProductParts], S]
+"""Makes what computes the maps of a product from the base and the product's parts, both on the device."""
 
 
 class Experts(Protocol):
@@ -53,19 +57,19 @@ class Experts(Protocol):
         """
 
 
-class Merger:
+class Merger(Generic[S]):
     """Reads the experts of a checkpoint and merges them with the base; ``base`` is that of all, if there is one.
 
     Products are numbered without the hidden ones.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, precision: str) -> None:
-        self._checkpoint, self._device, self._precision = checkpoint, device, precision
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, scorer: MakeScorer[S]) -> None:
+        self._checkpoint, self._device, self._scorer = checkpoint, device, scorer
         self._tasks = checkpoint.header.visible
         separated = checkpoint.header.config.flow.sharing == "separated"
         self.base = None if separated else checkpoint.base().to(device)
 
-    def __call__(self, index: int) -> ProductScorer:
+    def __call__(self, index: int) -> S:
         """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
         task = self._tasks[index]
         try:
@@ -74,26 +78,31 @@ class Merger:
         except CheckpointError as error:
             reason = one_line(error)
             raise ExpertError(task.name, reason) from error
-        return ProductScorer(base, parts.to(self._device), matmul_dtype(self._precision))
+        return self._scorer(base, parts.to(self._device))
 
 
 class MergedExperts:
-    """Experts that each have a network of their own: on a CPU, and on a GPU where they cannot be stacked."""
+    """Experts that each have a network of their own: on a CPU, and on a GPU where they cannot be stacked.
+
+    With ``by_image``, the images of a batch are computed one by one in parallel.
+    """
 
     def __init__(
         self,
-        merge: Callable[[int], ProductScorer],
+        merge: Callable[[int], Scorer],
         config: ModelConfig,
         device: torch.device,
         precision: str,
         limit: int,
+        *,
+        by_image: bool,
     ) -> None:
-        self.limit = limit
+        self.limit, self._by_image = limit, by_image
         self._device, self._precision = device, precision
         self._caps = config.scoring.cap is not None
         self._cache = ExpertCache(merge, limit)
 
-    def get(self, index: int) -> ProductScorer:
+    def get(self, index: int) -> Scorer:
         """The expert of the task at ``index``. Raises ``ExpertError`` if its section of the checkpoint is damaged."""
         return self._cache.get(index)
 
@@ -129,7 +138,7 @@ class MergedExperts:
                 self._fill(maps, features, tasks, experts)
         return maps, failed
 
-    def _load(self, tasks: Iterable[int]) -> tuple[dict[int, ProductScorer], dict[int, ExpertError]]:
+    def _load(self, tasks: Iterable[int]) -> tuple[dict[int, Scorer], dict[int, ExpertError]]:
         return found_or_failed(self.get, tasks)
 
     def _fill(
@@ -137,10 +146,10 @@ class MergedExperts:
         maps: PatchMaps,
         features: PatchFeatures,
         tasks: Sequence[int],
-        experts: Mapping[int, ProductScorer],
+        experts: Mapping[int, Scorer],
     ) -> None:
-        """Compute the maps of all images whose task is in ``experts``; on a CPU in parallel across tasks."""
-        if self._device.type == "cpu":
+        """Compute the maps of all images whose task is in ``experts``."""
+        if self._by_image:
             chosen = [row for row, task in enumerate(tasks) if task in experts]
             found = parallel_map(lambda row: experts[tasks[row]](features.rows(slice(row, row + 1))), chosen)
             for row, each in zip(chosen, found, strict=True):

@@ -1,8 +1,10 @@
 """A checkpoint of three tiny products for the tests of the model."""
 
+from pathlib import Path
+
 import pytest
 from tiny_fixtures import tiny_backbone  # noqa: F401
-from tiny_model import tiny_checkpoint
+from tiny_model import FUSED, tiny_checkpoint, tiny_config
 
 from moleflow.model.detector import Detector
 from moleflow.model.store.checkpoint import Checkpoint
@@ -18,3 +20,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def detector(checkpoint: Checkpoint) -> Detector:
     """A detector for it."""
     return Detector.load(checkpoint.path, device="cpu", precision="fp32")
+
+
+@pytest.fixture(scope="session")
+def fused(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """The same products with memories."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("fused") / "fused.safetensors", config=tiny_config(scoring=FUSED))
+
+
+@pytest.fixture(scope="session")
+def converted_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where networks are kept that were converted for OpenVINO, which takes seconds."""
+    return tmp_path_factory.mktemp("converted")

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException
 from moleflow.model.detector import Detector
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.flow.expert import Base, Expert
-from moleflow.model.memory.scorer import ProductParts
+from moleflow.model.memory.scorer import ProductParts, ProductScorer
 from moleflow.model.routing.router import Prototype
 from moleflow.model.store.checkpoint import Checkpoint, Profile
 from moleflow.model.store.experts import MergedExperts
@@ -111,7 +111,7 @@ def test_images_left_on_the_cpu_are_found(on_cuda: Detector) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("part", ["products._router", "_features"])
+@pytest.mark.parametrize("part", ["products._router", "_computes.features"])
 def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
     attrgetter(part)(on_cuda).cpu()
     with pytest.raises(RuntimeError, match="two devices"):
@@ -122,7 +122,9 @@ def test_a_part_left_on_the_cpu_is_found(on_cuda: Detector, part: str) -> None:
 def test_an_expert_left_on_the_cpu_is_found(on_cuda: Detector) -> None:
     features, _, _ = on_cuda.embed_and_route(images(CUDA))
     assert isinstance(on_cuda.products.experts, MergedExperts)
-    on_cuda.products.experts.get(1).cpu()
+    expert = on_cuda.products.experts.get(1)
+    assert isinstance(expert, ProductScorer)
+    expert.cpu()
     with pytest.raises(RuntimeError, match="two devices"):
         on_cuda.products.maps(features, [1, 1, 1])
 

@@ -47,8 +47,8 @@ def same_bits(one: Finding | Failure, other: Finding | Failure) -> bool:
 
 
 def extractor_of(detector: Detector) -> FeatureExtractor:
-    assert isinstance(detector._features, FeatureExtractor)
-    return detector._features
+    assert isinstance(detector._computes.features, FeatureExtractor)
+    return detector._computes.features
 
 
 def test_unseen_images_of_each_product_are_routed_to_it(detector: Detector) -> None:

@@ -163,7 +163,7 @@ def test_the_merged_experts_of_unchanged_products_are_kept(path: Path) -> None:
     kept, before = new.products.experts, old.products.experts
     assert isinstance(kept, MergedExperts) and isinstance(before, MergedExperts)
     assert all(kept.get(index) is before.get(index) for index in range(2))
-    assert new._features is old._features
+    assert new._computes.features is old._computes.features
 
 
 def test_a_model_that_was_replaced_is_freed_at_once(path: Path) -> None:
@@ -186,7 +186,7 @@ def test_another_backbone_or_base_is_not_taken_for_the_old_one(path: Path) -> No
     other = tiny_checkpoint(path, ALL, tiny_config(lora_rank=3))
     new = Detector(other, device="cpu", precision="fp32", previous=old)
     assert not new.products.experts.held()
-    assert new._features is not old._features
+    assert new._computes.features is not old._computes.features
 
 
 def test_a_file_that_is_not_looked_at_is_reloaded_on_request_only(path: Path) -> None:

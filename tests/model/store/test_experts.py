@@ -107,7 +107,9 @@ def test_a_damaged_backbone_is_reported_and_no_product_is_blamed(
 ) -> None:
     detector = Detector(checkpoint, device="cpu", precision="fp32")
     monkeypatch.setattr(
-        detector._features, "forward", lambda batch: PatchFeatures(torch.full((len(batch), 4, 4, 16), math.nan))
+        detector._computes.features,
+        "forward",
+        lambda batch: PatchFeatures(torch.full((len(batch), 4, 4, 16), math.nan)),
     )
     for failure in detector.predict(IMAGES, [None, "nut", None]):
         assert isinstance(failure, Failure)

@@ -1,0 +1,120 @@
+"""Products scored by OpenVINO: the flow and the memory of each as compiled graphs, on a CPU in float32."""
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from moleflow.model.config import ModelConfig
+from moleflow.model.features.patches import PatchFeatures
+from moleflow.model.flow.expert import Base
+from moleflow.model.flow.plain import PlainFlow
+from moleflow.model.memory.fusion import Fusion
+from moleflow.model.memory.plain import PlainBank
+from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer
+from moleflow.model.runtime.conversion import infer
+from moleflow.model.runtime.templates import Template
+
+__all__ = ["CompiledScorer", "ScorerCompiler", "ScorerModels"]
+
+Shape = tuple[int, int, int]
+"""Rows, columns and channels of a grid of patches."""
+
+
+class ScorerModels(NamedTuple):
+    """A product as OpenVINO models in float32.
+
+    ``flow``: embeddings ``(B, H, W, D)`` to the NLL ``(B, H, W)``. ``bank``: stages, finest first, ``(B, h, w, C)`` to
+    distances ``(B, kinds, H, W)``; ``None`` without a memory.
+    """
+
+    flow: Any
+    bank: Any | None
+
+
+class CompiledScorer:
+    """Features to the maps of one product, as ``ProductScorer``; a batch is computed at once, by all threads.
+
+    ``flow`` and ``bank`` are compiled ``ScorerModels``.
+    """
+
+    def __init__(self, flow: Any, bank: Any | None, fusion: Fusion | None) -> None:
+        self._flow, self._bank, self.fusion = _Graph(flow), None if bank is None else _Graph(bank), fusion
+
+    def __call__(self, features: PatchFeatures) -> PatchMaps:
+        nll, distances = self.raw_maps(features)
+        return PatchMaps(nll, nll if self.fusion is None else self.fusion(nll, distances))
+
+    def raw_maps(self, features: PatchFeatures) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """As ``ProductScorer.raw_maps``."""
+        return self._flow(features.embeddings), None if self._bank is None else self._bank(*features.stages)
+
+
+class _Graph:
+    """A compiled graph with one output. Threads take turns: each call uses all processors."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._request, self._lock = compiled.create_infer_request(), threading.Lock()
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor:
+        with self._lock:
+            return infer(self._request, inputs)[0]
+
+
+class ScorerCompiler:
+    """Compiles the products of a checkpoint; thread-safe.
+
+    Args:
+        config: the checkpoint's.
+        grids: shapes of the embeddings, and of the stages.
+        folder: where converted graphs are kept.
+    """
+
+    def __init__(self, config: ModelConfig, grids: Sequence[Shape], folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self._embeddings, *self._stages = (torch.zeros(2, *grid) for grid in grids)
+        self._templates: dict[str, Template] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, base: Base, parts: ProductParts) -> CompiledScorer:
+        """A product, compiled."""
+        flow, bank = self._each(base, parts, lambda template, module: template.compiled(module))
+        return CompiledScorer(flow, bank, parts.fusion)
+
+    def models(self, base: Base, parts: ProductParts) -> ScorerModels:
+        """A product as OpenVINO models."""
+        return ScorerModels(*self._each(base, parts, lambda template, module: template.model(module)))
+
+    def _each(
+        self, base: Base, parts: ProductParts, make: Callable[[Template, nn.Module], Any]
+    ) -> tuple[Any, Any | None]:
+        """What ``make`` makes of flow and memory."""
+        scorer = ProductScorer(base, parts)
+        flow = PlainFlow(scorer.flow, self._config.backbone.embedding_dim)
+        made = make(self._template("flow", flow, [self._embeddings], {}), flow)
+        if scorer.bank is None:
+            return made, None
+        bank = PlainBank(scorer.bank, [stage.shape[-1] for stage in self._stages])
+        counts = {f"{near}.compare.{name}": near for near in ("near", "near_pooled") for name in ("weight", "bias")}
+        own = {name: count for name, count in counts.items() if name in bank.state_dict()}
+        return made, make(self._template("memory", bank, self._stages, own), bank)
+
+    def _template(
+        self, part: str, module: nn.Module, inputs: Sequence[torch.Tensor], counts: dict[str, str]
+    ) -> Template:
+        """The graph of the module's structure."""
+        weights = {name: list(value.shape)[name in counts :] for name, value in module.state_dict().items()}
+        facts = {
+            "part": part,
+            "flow": self._config.flow.model_dump(),
+            "inputs": [list(each.shape[1:]) for each in inputs],
+            "weights": weights,
+        }
+        with self._lock:
+            key = str(facts)
+            if key not in self._templates:
+                self._templates[key] = Template(module, inputs, counts, self._folder, facts)
+            return self._templates[key]

@@ -1,0 +1,104 @@
+"""Products scored by OpenVINO have the maps that PyTorch computes; a graph is converted and compiled once for all."""
+
+import importlib.util
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_model import product_image
+
+from moleflow.model.detector import Detector
+from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.patches import PatchFeatures
+from moleflow.model.memory.compiled import ScorerCompiler
+from moleflow.model.memory.scorer import ProductScorer
+from moleflow.model.runtime import templates
+from moleflow.model.store.checkpoint import Checkpoint
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
+
+IMAGES = [product_image(kind, 80 + kind) for kind in (0, 2, 1, 0, 1)]
+
+
+@pytest.fixture(scope="module")
+def seen(fused: Checkpoint) -> PatchFeatures:
+    features = FeatureExtractor.for_prediction(fused.header.config, fused.backbone(), "fp32")
+    return features(torch.from_numpy(np.stack(IMAGES)))
+
+
+def compiler(checkpoint: Checkpoint, seen: PatchFeatures, folder: Path) -> ScorerCompiler:
+    grids = [(each.shape[1], each.shape[2], each.shape[3]) for each in (seen.embeddings, *seen.stages)]
+    return ScorerCompiler(checkpoint.header.config, grids, folder)
+
+
+@pytest.fixture(scope="module")
+def compile_product(fused: Checkpoint, seen: PatchFeatures, converted_folder: Path) -> ScorerCompiler:
+    return compiler(fused, seen, converted_folder)
+
+
+def assert_close(found: torch.Tensor | None, expected: torch.Tensor | None) -> None:
+    assert found is not None and expected is not None
+    assert torch.allclose(found, expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("product", [0, 1, 2])
+def test_maps_are_those_of_pytorch(
+    product: int, fused: Checkpoint, seen: PatchFeatures, compile_product: ScorerCompiler
+) -> None:
+    base, parts = fused.base(), fused.product(product)
+    found, expected = compile_product(base, parts), ProductScorer(base, parts)
+    for one, other in zip(found.raw_maps(seen), expected.raw_maps(seen), strict=True):
+        assert_close(one, other)
+    assert_close(found(seen).anomaly, expected(seen).anomaly)
+
+
+def test_products_of_one_structure_are_compiled_once(
+    fused: Checkpoint, seen: PatchFeatures, compile_product: ScorerCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [compile_product(fused.base(), fused.product(index))(seen).nll for index in (0, 1)]
+    monkeypatch.setattr("openvino.compile_model", lambda *_: pytest.fail("compiled again"))
+    found = [compile_product(fused.base(), fused.product(index))(seen).nll for index in (0, 1)]
+    assert all(map(torch.equal, found, expected))
+
+
+def test_where_weights_cannot_be_replaced_each_product_is_compiled(
+    fused: Checkpoint, seen: PatchFeatures, converted_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(templates, "MARK_BYTES", 2**30)
+    found = compiler(fused, seen, converted_folder)(fused.base(), fused.product(1))(seen)
+    assert_close(found.anomaly, ProductScorer(fused.base(), fused.product(1))(seen).anomaly)
+
+
+def test_models_to_export_compute_the_same(
+    fused: Checkpoint, seen: PatchFeatures, compile_product: ScorerCompiler
+) -> None:
+    import openvino
+
+    flow, bank = compile_product.models(fused.base(), fused.product(1))
+    expected = ProductScorer(fused.base(), fused.product(1)).raw_maps(seen)
+    stages = [stage.float().numpy() for stage in seen.stages]
+    found = (
+        openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(inputs)[0]
+        for model, inputs in ((flow, [seen.embeddings.numpy()]), (bank, stages))
+    )
+    for one, other in zip(found, expected, strict=True):
+        assert_close(torch.from_numpy(one), other)
+
+
+def test_predictions_are_those_of_pytorch_in_every_batch_and_thread(
+    fused: Checkpoint, converted_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moleflow.model.detector.cache_folder", lambda: converted_folder)
+    engines = ("openvino", "torch")
+    compiled, plain = (Detector.load(fused.path, device="cpu", precision="fp32", engine=each) for each in engines)
+    expected = plain.predict(IMAGES) * 3
+    with ThreadPoolExecutor(4) as pool:
+        alone = pool.map(lambda image: compiled.predict([image])[0], IMAGES * 2)
+        found = [*compiled.predict(IMAGES), *alone]
+    for one, other in zip(found, expected, strict=True):
+        assert one.task.name == other.task.name
+        assert one.score == pytest.approx(other.score, rel=1e-3)
+        # Stages are rounded to bf16 for the memory, and now and then to the other neighbour.
+        assert np.allclose(one.grid_map, other.grid_map, rtol=1e-2, atol=1e-2 * np.abs(other.grid_map).max())
