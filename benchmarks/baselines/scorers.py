@@ -21,13 +21,16 @@ from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.training.data.datasets import read_image
 from moleflow.training.fit.coreset import farthest_first
 
-__all__ = ["METHODS", "Scored", "Scorer", "Setting", "make_scorer"]
+__all__ = ["METHODS", "Scored", "Scorer", "Setting", "fit_gaussians", "make_scorer"]
 
 CORESET_RATIO = 0.1
 """Fraction of the patches that PatchCore keeps: anomalib's default, and the paper's PatchCore-10 %."""
 
 PADIM_FEATURES = 550
 """Channels that PaDiM draws: the number of anomalib and the paper for WideResNet-50-2."""
+
+PADIM_RIDGE = 0.01 + 1e-5
+"""Added to the diagonal of PaDiM's covariances: the two terms that anomalib adds."""
 
 BATCH_SIZE = 8
 """Images at a time. No result depends on it."""
@@ -138,7 +141,24 @@ def _padim(setting: Setting) -> Scorer:
     from anomalib.models.image.padim.torch_model import PadimModel
 
     network = PadimModel(backbone=setting.backbone, layers=list(setting.layers), n_features=PADIM_FEATURES)
-    return AnomalibScorer(network, network.fit, _preprocessing(setting))
+
+    def finish() -> None:
+        bank, network.memory_bank = torch.vstack(network.memory_bank), []
+        network.gaussian.mean, network.gaussian.inv_covariance = fit_gaussians(bank)
+
+    return AnomalibScorer(network, finish, _preprocessing(setting))
+
+
+def fit_gaussians(bank: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean ``(C, H·W)`` and inverse covariance ``(H·W, C, C)`` at each position of features ``(n, C, H, W)``.
+
+    The values of anomalib's ``MultiVariateGaussian.fit``, which inverts all positions at once. On 784 positions of 550
+    channels that failed with PyTorch 2.14.1: "Pivots given to lu_solve must all be greater or equal to 1".
+    """
+    positions = bank.flatten(2).permute(2, 0, 1)
+    ridge = PADIM_RIDGE * torch.eye(bank.shape[1])
+    inverses = [torch.linalg.inv(torch.cov(features.T) + ridge) for features in positions]
+    return positions.mean(1).T, torch.stack(inverses)
 
 
 METHODS: dict[str, Callable[[Setting], Scorer]] = {"patchcore": _patchcore, "padim": _padim}

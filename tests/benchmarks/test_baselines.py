@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks.__main__ import main
 from benchmarks.baselines import accuracy, speed, speed_table
 from benchmarks.baselines.protocol import SubjectError, Worker, WorkerError
-from benchmarks.baselines.scorers import Scored
+from benchmarks.baselines.scorers import PADIM_RIDGE, Scored, fit_gaussians
 from benchmarks.shared.errors import BenchmarkError
 from benchmarks.shared.rows import read_rows
 from benchmarks.speed.bare_network import flow_products
@@ -299,3 +299,14 @@ def test_what_is_fitted_is_reported_and_the_table_printed(
 ) -> None:
     assert accuracy.main([str(data), "--category", "nut", "--output", str(options.output)]) == 0
     assert "| brightness | nut | 100.0 | 100.0 |" in capsys.readouterr().out
+
+
+def test_padim_has_mean_and_inverse_covariance_of_every_position() -> None:
+    bank = torch.randn(20, 4, 2, 3, generator=torch.Generator().manual_seed(0))
+    means, inverses = fit_gaussians(bank)
+    values = bank.double().numpy()
+    for position in range(6):
+        features = values[:, :, position // 3, position % 3]
+        covariance = np.cov(features, rowvar=False) + PADIM_RIDGE * np.eye(4)
+        np.testing.assert_allclose(means[:, position].numpy(), features.mean(0), atol=1e-6)
+        np.testing.assert_allclose(inverses[position].double().numpy() @ covariance, np.eye(4), atol=1e-5)
