@@ -63,10 +63,10 @@ class PatchEmbedder(nn.Module):
         if stage.dtype != torch.float32 and stage.device.type == "cuda" and can_run_kernels(stage.device):
             from moleflow.model.features.kernels import pool_windows  # needs Triton
 
-            starts, ends = self.get_buffer(f"windows_{index}")
+            starts, ends = getattr(self, f"windows_{index}")
             gain = 1 / len(self.groups)
             return pool_windows(stage, starts, ends, NEIGHBOURHOOD, gain).permute(0, 3, 1, 2)
-        kernel = self.get_buffer(f"kernel_{index}").to(stage.dtype)
+        kernel = getattr(self, f"kernel_{index}").to(stage.dtype)
         return F.conv2d(stage, kernel, padding=NEIGHBOURHOOD // 2, groups=self.groups[index])
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from sklearn.metrics import roc_auc_score, roc_curve
+from sklearn.metrics import auc, roc_auc_score, roc_curve
 
 from moleflow.training.evaluation.curves import operating_points
 
@@ -21,7 +21,7 @@ def test_of_few_images_the_curve_is_the_whole_roc_curve(ties: bool) -> None:
     assert curve is not None
     labels = np.repeat([False, True], [len(good), len(bad)])
     together = np.concatenate([good, bad])
-    assert np.trapezoid(curve.found, curve.false_positive_rate) == pytest.approx(roc_auc_score(labels, together))
+    assert auc(curve.false_positive_rate, curve.found) == pytest.approx(roc_auc_score(labels, together))
     rates, found, _ = roc_curve(labels, together, drop_intermediate=False)
     corners = set(zip(rates.round(9), found.round(9), strict=True))
     assert set(zip(np.round(curve.false_positive_rate, 9), np.round(curve.found, 9), strict=True)) <= corners
