@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moleflow.commands import options
+from moleflow.commands.predict_rows import FailOn, RowOptions, exit_status, write_rows
 
 if TYPE_CHECKING:
     from moleflow.image_files import ImageFile
     from moleflow.model.detector import Detector
     from moleflow.service.responses.render import Job
 
-__all__ = ["FailOn", "exit_status", "predict"]
+__all__ = ["predict"]
 
 BATCH_SIZE = 8
 """Images per batch."""
@@ -27,11 +28,6 @@ MAX_FILE_BYTES = 2**30
 
 MapName = Literal["none", "png", "npy", "npy16"]
 """Encodings of the anomaly map with --json."""
-
-FailOn = Literal["never", "error", "anomaly", "unknown"]
-"""What makes the exit status other than 0; each value includes those before it."""
-
-EXIT_ERROR, EXIT_FOUND, EXIT_INTERRUPTED = 1, 2, 130
 
 
 def predict(
@@ -57,6 +53,13 @@ def predict(
     watch: Annotated[
         bool, typer.Option("--watch", help="With --output: go on with new and changed images until interrupted.")
     ] = False,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="With --output: also POST each row to URL as JSON.")
+    ] = None,
+    mqtt: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="With --output: also publish each row, on mqtt://HOST/TOPIC or mqtts://…"),
+    ] = None,
     fail_on: Annotated[
         FailOn,
         typer.Option(
@@ -85,7 +88,8 @@ def predict(
     from moleflow.model.names import find_named
     from moleflow.training.progress import Reporter
 
-    _check_combination(output, watch, json)
+    rows = RowOptions(output, watch, webhook, mqtt)
+    rows.check(json)
     options.prepare(max_pixels)
     if save_overlay is not None:
         check_output_folder("the folder of overlays", save_overlay)
@@ -94,8 +98,8 @@ def predict(
     detector = Detector.load(checkpoint, device=device, precision=precision, engine=engine, plugin=plugin, **rates)
     if task is not None:
         task = find_named(task, detector.tasks).name  # fail before reading images
-    if output is not None:
-        raise typer.Exit(_into(detector, output, images, task, max_pixels, save_overlay, watch, fail_on))
+    if rows.output is not None:
+        raise typer.Exit(write_rows(detector, rows, images, task, max_pixels, save_overlay, fail_on))
     reporter, problems = Reporter(), _Problems()
     verdicts: set[str] = set()
     # Counted only for a progress bar, so that output need not wait for the count.
@@ -112,65 +116,6 @@ def predict(
     if problems.count > 1:
         print(f"error: {problems.count} images or folders could not be used; see above", file=sys.stderr)
     raise typer.Exit(exit_status(fail_on, problems.count, verdicts))
-
-
-def _check_combination(output: Path | None, watch: bool, json: bool) -> None:
-    from moleflow.folder.output import FORMATS
-    from moleflow.model.errors import ConfigurationError
-
-    if output is None and watch:
-        raise ConfigurationError("--watch needs --output FILE, which the rows are appended to.")
-    if output is None:
-        return
-    if json:
-        raise ConfigurationError("--json prints and --output writes a file; give one of them (FILE.jsonl holds JSON).")
-    if output.suffix.lower() not in FORMATS:
-        raise ConfigurationError(f"--output {str(output)!r} should end in one of {', '.join(FORMATS)}.")
-    if watch and output.suffix.lower() == ".parquet":
-        raise ConfigurationError("--watch appends rows, which Parquet cannot; let --output end in .csv or .jsonl.")
-
-
-def exit_status(fail_on: FailOn, errors: int, verdicts: Collection[str]) -> int:
-    """The exit status. Errors come first: where a file could not be used, the verdicts are not all there."""
-    if fail_on == "never":
-        return 0
-    if errors:
-        return EXIT_ERROR
-    found = {"error": set[str](), "anomaly": {"anomalous"}, "unknown": {"anomalous", "unknown_product"}}[fail_on]
-    return EXIT_FOUND if found & set(verdicts) else 0
-
-
-def _into(
-    detector: "Detector",
-    output: Path,
-    images: Sequence[Path],
-    task: str | None,
-    max_pixels: int | None,
-    save_overlay: Path | None,
-    watch: bool,
-    fail_on: FailOn,
-) -> int:
-    """Write rows to ``output``; returns the exit status."""
-    from moleflow.folder.run import Request, predict_into
-    from moleflow.image_files import find_images
-    from moleflow.model.images.decode import SUFFIXES
-
-    request = Request(
-        find=lambda on_problem: find_images(images, SUFFIXES, on_problem, save_overlay),
-        output=output,
-        task=task,
-        max_pixels=max_pixels,
-        overlays=save_overlay,
-        watch=watch,
-    )
-    try:
-        tally = predict_into(detector, request)
-    except KeyboardInterrupt:
-        print("stopped; the same command continues after the rows that are written", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    return exit_status(
-        fail_on, tally.errors + tally.problems, {name for name, count in tally.verdicts.items() if count}
-    )
 
 
 class _Problems:

@@ -5,16 +5,18 @@ import signal
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from moleflow.folder.output import Output, open_output
+from moleflow.folder.delivery import Delivery
+from moleflow.folder.output import open_output
 from moleflow.folder.pipeline import Pipeline, state_of
 from moleflow.folder.progress import Count, counting, in_words, showing
 from moleflow.folder.rows import FileState, Known
+from moleflow.folder.sinks import Sink
 from moleflow.folder.watch import follow
 from moleflow.image_files import ImageFile
 from moleflow.model.detector import Detector
@@ -72,8 +74,8 @@ class Tally:
         return ", ".join([*counts, f"{self.errors:,} with an error"])
 
 
-def predict_into(detector: Detector, request: Request) -> Tally:
-    """Predict for every file that has no row yet, and append its row.
+def predict_into(detector: Detector, request: Request, sinks: Sequence[Sink] = ()) -> Tally:
+    """Predict for every file that has no row yet, send its row to ``sinks``, which are closed, and append it.
 
     Raises:
         ConfigurationError: the output holds rows of another checkpoint or other options, or cannot be written.
@@ -85,9 +87,13 @@ def predict_into(detector: Detector, request: Request) -> Tally:
             _check_same(known, detector, request)
             done.add_known(known)
         stop = threading.Event()
-        with _stopping(stop) if request.watch else contextlib.nullcontext():
-            _run(detector, request, output, done, stop)
+        delivery = Delivery(sinks, output, request.output)
+        with _stopping(stop) if request.watch else contextlib.nullcontext(), delivery.running():
+            _run(detector, request, delivery, done, stop)
         output.finish()
+    if delivery.undelivered:
+        tally.problems += delivery.undelivered
+        print(f"error: {delivery.undelivered:,} rows could not be delivered", file=sys.stderr)
     return tally
 
 
@@ -110,7 +116,7 @@ class _Done:
         return bool(self._keys) and state.key(as_text(file.path)) in self._keys
 
 
-def _run(detector: Detector, request: Request, output: Output, done: _Done, stop: threading.Event) -> None:
+def _run(detector: Detector, request: Request, delivery: Delivery, done: _Done, stop: threading.Event) -> None:
     tally, skipped = done.tally, 0
     pipeline = Pipeline(
         detector,
@@ -137,7 +143,7 @@ def _run(detector: Detector, request: Request, output: Output, done: _Done, stop
     started, new = perf_counter(), 0
     with _counted(request) as count, showing(count) as show:
         for row in pipeline.rows(followed() if request.watch else remaining()):
-            output.append([row])
+            delivery.put(row)
             tally.add(row.get("verdict"), None if row["error"] is None else row["error"]["type"])
             new += 1
             show(new, skipped)

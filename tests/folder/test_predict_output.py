@@ -12,7 +12,7 @@ from forked import Finished, Processes, moleflow_code
 from PIL import Image
 from tiny_model import PLUGIN, product_image, tiny_checkpoint
 
-from moleflow.commands.predict import FailOn, exit_status
+from moleflow.commands.predict_rows import FailOn, exit_status
 from moleflow.folder.run import Request, Tally, predict_into
 from moleflow.image_files import find_images
 from moleflow.model.detector import Detector
@@ -157,8 +157,9 @@ def test_a_watched_folder_is_followed_until_interrupted(processes: Processes, ch
     ("arguments", "hint"),
     [
         (("--watch",), "--watch needs --output"),
+        (("--webhook", "http://localhost"), "--webhook needs --output"),
         (("--watch", "--output", "rows.parquet"), "which Parquet cannot"),
-        (("--json", "--output", "rows.csv"), "give one of them"),
+        (("--json", "--output", "rows.csv"), "give one"),
         (("--output", "rows.txt"), "should end in one of"),
     ],
 )
