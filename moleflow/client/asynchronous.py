@@ -19,6 +19,7 @@ from moleflow.client.exchange import (
     MapSize,
     batch_call,
     check,
+    key_headers,
     predict_call,
     read,
     service_url,
@@ -42,9 +43,12 @@ class AsyncClient:
     Use it in an ``async with`` block, or close it. To be used from one event loop.
     """
 
-    def __init__(self, url: str, *, deadline: float | None = 60.0, retries: int = 5, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, key: str | None = None, deadline: float | None = 60.0, retries: int = 5, **options: Any
+    ) -> None:
         self._deadline, self._retries = deadline, retries
         self._http = httpx.AsyncClient(base_url=service_url(url), **options)
+        self._http.headers.update(key_headers(key))
 
     async def __aenter__(self) -> Self:
         return self

@@ -46,7 +46,7 @@ class ImageRefusedError(ResponseError):
 
 
 class InvalidRequestError(ResponseError):
-    """The request is wrong: an unknown product, an invalid option, a host name that is not allowed (other 4xx)."""
+    """The request is wrong: an unknown product, an invalid option, a missing API key (other 4xx)."""
 
 
 class BusyError(ResponseError):

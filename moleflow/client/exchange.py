@@ -30,6 +30,7 @@ __all__ = [
     "batch_call",
     "check",
     "decode_map",
+    "key_headers",
     "predict_call",
     "read",
     "service_url",
@@ -143,6 +144,11 @@ def service_url(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise ClientError(f"{url!r} is not an address such as http://127.0.0.1:8000.")
     return url
+
+
+def key_headers(key: str | None) -> dict[str, str]:
+    """The header that an API key is sent in."""
+    return {} if key is None else {"Authorization": f"Bearer {key}"}
 
 
 def unreachable(url: object, error: Exception) -> UnreachableError:

@@ -20,6 +20,7 @@ from moleflow.client.exchange import (
     MapSize,
     batch_call,
     check,
+    key_headers,
     predict_call,
     read,
     service_url,
@@ -42,6 +43,7 @@ class Client:
 
     Args:
         url: where the service is, with the path prefix if a proxy adds one: ``http://127.0.0.1:8000``.
+        key: an API key, if the service asks for one.
         deadline: seconds for one call with all its attempts and waits; ``None`` for any. A single step of the network
             may exceed it, but no step begins after it.
         retries: most attempts after the first. Tried again are a full service (429), one that is not ready (503), and
@@ -51,9 +53,12 @@ class Client:
     All methods raise the errors of ``moleflow.client``, which derive from ``ClientError``.
     """
 
-    def __init__(self, url: str, *, deadline: float | None = 60.0, retries: int = 5, **options: Any) -> None:
+    def __init__(
+        self, url: str, *, key: str | None = None, deadline: float | None = 60.0, retries: int = 5, **options: Any
+    ) -> None:
         self._deadline, self._retries = deadline, retries
         self._http = httpx.Client(base_url=service_url(url), **options)
+        self._http.headers.update(key_headers(key))
 
     def __enter__(self) -> Self:
         return self

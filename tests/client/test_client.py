@@ -237,6 +237,22 @@ def test_waits_double_and_servers_name_theirs_in_seconds_or_as_a_date() -> None:
     assert [retry_after_seconds(each) for each in (None, "3", "soon", "Fri, 01 Jan 1999 00:00:00 GMT")] == [0, 3, 0, 0]
 
 
+def test_an_api_key_is_sent_with_every_request(tmp_path: Path) -> None:
+    async def ask(url: str) -> int:
+        async with AsyncClient(url, key=key) as client:
+            return len((await client.tasks()).tasks)
+
+    key = "0123456789abcdef0123456789abcdef"
+    (tmp_path / "keys").write_text(f"line-1 predict {key}\n")
+    with run_server(api_keys=tmp_path / "keys") as running:
+        with Client(running.url, key=key) as client:
+            assert client.predict(IMAGE).verdict == "anomalous"
+        assert asyncio.run(ask(running.url)) == 3
+        with Client(running.url) as client, pytest.raises(InvalidRequestError) as caught:
+            client.predict(IMAGE)
+    assert caught.value.status == 401
+
+
 def test_without_httpx_the_extra_is_named() -> None:
     code = "import sys; sys.modules['httpx'] = None; import moleflow.client"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[2])
