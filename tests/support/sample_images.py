@@ -18,6 +18,11 @@ def sample_image(width: int = 90, height: int = 60, *, spot: bool = False) -> np
     return rgb
 
 
+def gradient(height: int = 5, width: int = 7) -> np.ndarray:
+    """An RGB image in which all pixels differ."""
+    return np.arange(height * width * 3, dtype=np.uint8).reshape(height, width, 3)
+
+
 def encoded(image: np.ndarray | Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     """The image as a file of this kind."""
     buffer = io.BytesIO()

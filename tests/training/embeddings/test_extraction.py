@@ -13,24 +13,13 @@ from tiny_model import FUSED, tiny_config
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.backbone import Backbone
 from moleflow.model.features.extractor import FeatureExtractor, stack_images
-from moleflow.training.data.datasets import load_category, read_image
+from moleflow.training.data.datasets import read_image
 from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings import extraction as embeddings
 from moleflow.training.embeddings.extraction import EmbeddingStore
 from moleflow.training.errors import DatasetError
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def features() -> FeatureExtractor:
-    config = tiny_config()
-    return FeatureExtractor(config, Backbone.pretrained(config.backbone))
-
-
-@pytest.fixture(scope="module")
-def paths(products: Path) -> tuple[Path, ...]:
-    return load_category(products, "nut").train
 
 
 def compute(features: FeatureExtractor, paths: tuple[Path, ...], folder: Path, **options: Any) -> EmbeddingStore:
