@@ -23,7 +23,7 @@ BROWSER_TESTS = [
 ]
 
 GOOD, DEFECT = encoded(sample_image(180, 120)), encoded(sample_image(180, 120, spot=True))
-PHONE = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
+PHONE: dict[str, Any] = {"viewport": {"width": 375, "height": 812}, "has_touch": True, "is_mobile": True}
 
 
 @contextmanager

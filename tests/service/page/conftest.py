@@ -5,12 +5,19 @@ from typing import Any
 
 import pytest
 from chromium import CHROMIUM, FLAGS
-from running import Running
+from running import Running, run_server
+
+
+@pytest.fixture(scope="package")
+def service() -> Iterator[Running]:
+    """A running service with default limits and the dummy model, shared by the tests of the page."""
+    with run_server() as running:
+        yield running
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    """Chromium, shared by the tests of the page."""
+    """Chromium, shared by the tests of the page and by no other: while Playwright runs, ``asyncio.run`` fails."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
