@@ -135,7 +135,7 @@ def test_arrow_keys_step_through_the_images_and_stop_at_the_ends(page: Any) -> N
         ("ArrowLeft", "Good"),
         ("ArrowLeft", "Good"),
     ):
-        page.keyboard.press(f"Arrow{key}")
+        page.keyboard.press(key)
         expect(page, "#verdict").to_have_text(verdict)
 
 
