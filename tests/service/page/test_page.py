@@ -132,3 +132,15 @@ def test_the_copied_curl_command_works(browser: Any, service: Running, tmp_path:
         line = page.evaluate("navigator.clipboard.readText()")
     answer = subprocess.run(shlex.split(line), cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert '"task":{"name":"blue"' in answer
+
+
+def test_the_page_of_a_guarded_service_asks_for_a_key_and_uses_it(browser: Any, tmp_path: Path) -> None:
+    key = "l" * 20
+    (tmp_path / "keys").write_text(f"line-1 predict {key}\n")
+    with run_server(api_keys=tmp_path / "keys") as running, opened(browser, running) as page:
+        expect(page, "#service").to_have_text("API key needed")
+        page.get_by_label("This service needs an API key.").fill(key)
+        page.get_by_role("button", name="Use").click()
+        expect(page, "#products tbody tr").to_have_count(3)
+        choose(page, GOOD)
+        expect(page, "#verdict").to_have_text("Good")
