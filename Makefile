@@ -76,7 +76,7 @@ clean: ## remove caches, build artefacts and the environments created by make, b
 	@for made in "$(VENV)" "$(BASELINES)" "$(LOWEST)"; do if [ -e "$$made/.moleflow-made" ]; then echo "rm -rf $$made" && rm -rf "$$made"; fi; done
 
 runtime:
-	@sh scripts/environment.sh "$(VENV)"
+	@sh scripts/environment.sh "$(VENV)" torch
 
 development:
 	@sh scripts/environment.sh "$(VENV)" dev

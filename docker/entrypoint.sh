@@ -1,7 +1,8 @@
 #!/bin/sh
 # Entrypoint of the container.
 #
-#   (no argument)   serve MOLEFLOW_CHECKPOINT, or the newest *.safetensors in /models, or a newly trained demo checkpoint
+#   (no argument)   serve MOLEFLOW_CHECKPOINT, or the newest *.safetensors in /models, or the newest exported folder there,
+#                   or a newly trained demo checkpoint
 #   ARGUMENTS       moleflow ARGUMENTS, such as: train /data --task bottle --checkpoint /models/factory.safetensors
 #
 # The server and the commands replace this shell (exec), so that they receive the container's signals.
@@ -13,9 +14,10 @@ fi
 
 models=${MOLEFLOW_MODELS:-/models}
 
-newest_checkpoint() {
+# The newest of the files.
+newest_of() {
     newest=
-    for file in "$models"/*.safetensors; do
+    for file in "$@"; do
         if [ -f "$file" ] && { [ -z "$newest" ] || [ "$file" -nt "$newest" ]; }; then
             newest=$file
         fi
@@ -42,7 +44,11 @@ train_demo() {
 
 checkpoint=${MOLEFLOW_CHECKPOINT:-}
 if [ -z "$checkpoint" ]; then
-    checkpoint=$(newest_checkpoint)
+    checkpoint=$(newest_of "$models"/*.safetensors)
+    if [ -z "$checkpoint" ]; then
+        checkpoint=$(newest_of "$models"/*/manifest.json)
+        checkpoint=${checkpoint%/manifest.json}
+    fi
     if [ -z "$checkpoint" ]; then
         train_demo
         checkpoint=$models/demo.safetensors

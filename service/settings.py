@@ -28,7 +28,7 @@ class Settings(BaseSettings):
         env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True, validate_default=True
     )
 
-    checkpoint: Path = Field(description="the checkpoint file to serve")
+    checkpoint: Path = Field(description="the checkpoint file, or the exported folder, to serve")
     device: str = Field(
         "auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="device to run the model on: auto, cpu, cuda, cuda:N"
     )

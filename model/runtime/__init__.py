@@ -13,4 +13,5 @@ __all__ = [
     "soundness",
     "templates",
     "threads",
+    "user_cache",
 ]

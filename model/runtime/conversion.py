@@ -8,7 +8,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,8 +20,9 @@ from torch import nn
 
 import moleflow
 from moleflow.model.errors import describe
+from moleflow.model.runtime.user_cache import user_cache
 
-__all__ = ["LARGEST_BATCH", "cache_folder", "compile_options", "converted", "infer", "kept_model"]
+__all__ = ["LARGEST_BATCH", "cache_folder", "compile_options", "converted", "infer", "kept_model", "quiet"]
 
 FORM = 2
 """Changes when another graph is made of the same module."""
@@ -37,9 +37,8 @@ _logger = logging.getLogger(__name__)
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: in ``XDG_CACHE_HOME``, by default ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "moleflow" / "openvino"
+    """Where converted models are kept."""
+    return user_cache() / "openvino"
 
 
 def compile_options() -> dict[str, Any]:
@@ -60,7 +59,7 @@ def kept_model(folder: Path, facts: Mapping[str, Any], make: Callable[[], Any]) 
     path = folder / f"{_key(facts)}.xml"
     found = _read(path)
     if found is None:
-        with torch.inference_mode(False), torch.no_grad(), _quiet():
+        with torch.inference_mode(False), torch.no_grad(), quiet():
             found = make()
         _write(found, path)
     return found
@@ -138,7 +137,7 @@ def _write(model: Any, path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without what PyTorch and OpenVINO tell of their own insides: warnings, and messages to the root logger."""
     root, handler = logging.getLogger(), logging.NullHandler()
     root.addHandler(handler)  # without any, the first message would install one for good

@@ -9,7 +9,13 @@ from typing import Generic, TypeVar
 
 from moleflow.model.errors import ExpertError
 
-__all__ = ["RETRY_SECONDS", "ExpertCache"]
+__all__ = ["MAX_EXPERTS", "RETRY_SECONDS", "WARM_EXPERTS", "ExpertCache"]
+
+MAX_EXPERTS = 32
+"""Merged experts kept on the device (LRU). One expert of the ``main`` preset takes 60 MB in float32."""
+
+WARM_EXPERTS = 8
+"""Experts merged by ``warm_up``, at most: start-up time does not grow with the number of products."""
 
 RETRY_SECONDS = 30.0
 """How long a damaged expert is not read again: reading and verifying one takes as long as scoring several images. After

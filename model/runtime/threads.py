@@ -16,6 +16,7 @@ __all__ = [
     "configure_threads",
     "helper_threads",
     "prepare_threads",
+    "thread_count",
 ]
 
 _OPENMP = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
@@ -48,17 +49,13 @@ def prepare_threads() -> None:
             os.environ.update(group)
 
 
-def configure_threads(threads: int | None = None) -> int:
-    """Set PyTorch's thread count: the argument, else ``MOLEFLOW_THREADS``, else ``OMP_NUM_THREADS``, else
+def thread_count(threads: int | None = None) -> int:
+    """Threads per operation: the argument, else ``MOLEFLOW_THREADS``, else ``OMP_NUM_THREADS``, else
     ``available_processors()``.
-
-    Call once, before any work. Returns the thread count.
 
     Raises:
         ConfigurationError: the number is below 1, or ``MOLEFLOW_THREADS`` is not a number.
     """
-    import torch
-
     from_outside = os.environ.get("MOLEFLOW_THREADS", "").strip()
     try:
         wanted = threads if threads is not None else int(from_outside or 0)
@@ -66,7 +63,17 @@ def configure_threads(threads: int | None = None) -> int:
         raise ConfigurationError(f"MOLEFLOW_THREADS must be a whole number; got {from_outside!r}.") from error
     if wanted < 0 or threads == 0:
         raise ConfigurationError(f"threads must be at least 1; got {wanted}.")
-    torch.set_num_threads(wanted or _openmp_threads() or available_processors())
+    return wanted or _openmp_threads() or available_processors()
+
+
+def configure_threads(threads: int | None = None) -> int:
+    """Set PyTorch's number of threads to ``thread_count(threads)``, and return it.
+
+    Call once, before any work.
+    """
+    import torch
+
+    torch.set_num_threads(thread_count(threads))
     return torch.get_num_threads()
 
 

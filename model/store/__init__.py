@@ -1,3 +1,12 @@
 """The checkpoint: one validated file for all tasks, and the experts loaded from it."""
 
-__all__ = ["checkpoint", "editing", "experts", "sections", "stacked_experts", "tensor_file"]
+__all__ = [
+    "checkpoint",
+    "editing",
+    "experts",
+    "header",
+    "sections",
+    "stacked_experts",
+    "tensor_file",
+    "unique_keys",
+]

@@ -88,7 +88,10 @@ class Checkpoint:
         path = Path(path)
         if path.exists() and not path.is_file():
             kind = "folder" if path.is_dir() else "FIFO or a device"
-            raise CheckpointFormatError(f"{str(path)!r} is a {kind}; name the checkpoint's file.")
+            raise CheckpointFormatError(
+                f"{str(path)!r} is a {kind}; name the checkpoint's file. (`moleflow serve`, `predict` and `inspect` "
+                "also take a folder that `moleflow export` wrote.)"
+            )
         if not path.exists():
             raise CheckpointNotFoundError(
                 f"there is no checkpoint {str(path)!r}; train one with "

@@ -1,6 +1,6 @@
-"""`moleflow inspect`: show the contents of a checkpoint."""
+"""`moleflow inspect`: show the contents of a checkpoint, or of an exported folder."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from rich.console import JustifyMethod
 
     from moleflow.model.config import FlowConfig, ScoringConfig
+    from moleflow.model.exported.folder import ExportedFolder
     from moleflow.model.store.checkpoint import Checkpoint
+    from moleflow.model.store.header import Header
     from moleflow.model.verdict.results import TaskInfo
 
 __all__ = ["inspect"]
@@ -31,49 +33,101 @@ _COLUMNS: "dict[str, JustifyMethod]" = {
 
 
 def inspect(
-    checkpoint: options.CheckpointArgument,
+    checkpoint: options.CheckpointOrFolder,
     json: Annotated[bool, typer.Option("--json", help="Print the header as JSON.")] = False,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all tensors and verify their digests.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read everything and verify the digests.")] = False,
 ) -> None:
-    """Show a checkpoint's products, sizes, configuration, preprocessing and digests."""
-    from moleflow.model.store.checkpoint import Checkpoint
+    """Show the products, sizes, configuration, preprocessing and digests of a checkpoint or an exported folder."""
+    from moleflow.model.exported.folder import ExportedFolder, is_exported
 
-    opened = Checkpoint.open(checkpoint)
-    if verify:
-        opened.verify()
+    if is_exported(checkpoint):
+        folder = ExportedFolder.open(checkpoint)
+        if verify:
+            folder.verify()
+        header, shown = folder.manifest.header, _of_folder(folder)
+    else:
+        from moleflow.model.store.checkpoint import Checkpoint
+
+        opened = Checkpoint.open(checkpoint)
+        if verify:
+            opened.verify()
+        header, shown = opened.header, _of_checkpoint(opened)
     if json:
-        typer.echo(opened.header.model_dump_json(indent=2))
+        typer.echo(header.model_dump_json(indent=2))
         return
-    _print_report(opened, verified=verify)
+    _print_report(header, shown, verified=verify)
 
 
-def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
+class _Shown(NamedTuple):
+    """What a checkpoint and an exported folder show each in its own way: the lines about the file, the digest, and
+    the bytes of each product. Of a checkpoint also the bytes of the backbone, and parameters and bytes of the base."""
+
+    place: dict[str, str]
+    digest: str
+    product_bytes: list[int]
+    backbone_bytes: int
+    base: str
+
+
+def _of_checkpoint(opened: "Checkpoint") -> _Shown:
+    sizes = opened.section_bytes()
+    parameters = opened.section_parameters().get("base", 0)  # separate bases are counted with their tasks
+    header = opened.header
+    return _Shown(
+        {"file": f"{opened.path} ({opened.path.stat().st_size / 1e6:.1f} MB, format {header.format_version})"},
+        opened.info.digest,
+        [sum(sizes[f"tasks.{task.index}.{part}"] for part in ("profile", "expert")) for task in header.tasks],
+        sizes["backbone"],
+        f"{parameters / 1e6:.2f} M parameters, {sizes.get('base', 0) / 1e6:.1f} MB",
+    )
+
+
+def _of_folder(folder: "ExportedFolder") -> _Shown:
+    from moleflow.model.exported.manifest import expert_name, graph_files
+
+    manifest = folder.manifest
+
+    def size(graph: str) -> int:
+        return sum(manifest.files[name].bytes for name in graph_files(graph, manifest.graphs))
+
+    total = sum(entry.bytes for entry in manifest.files.values())
+    return _Shown(
+        {
+            "folder": f"{folder.path} ({total / 1e6:.1f} MB, graphs for {manifest.graphs}, format "
+            f"{manifest.format_version})",
+            "from": f"{manifest.checkpoint.name}, digest {manifest.checkpoint.digest}",
+        },
+        folder.info.digest,
+        [size(expert_name(task.index)) for task in manifest.header.tasks],
+        size("features"),
+        "merged into every expert",
+    )
+
+
+def _print_report(header: "Header", shown: _Shown, *, verified: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    header, config = opened.header, opened.header.config
-    sizes = opened.section_bytes()
-    base_parameters = opened.section_parameters().get("base", 0)  # separate bases are counted with their tasks
+    config = header.config
     facts = Table(box=None, show_header=False, pad_edge=False)
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     network, flow, input_ = config.backbone, config.flow, header.preprocessing
     strides = ", ".join(map(str, network.strides))
     rows = {
-        "file": f"{opened.path} ({opened.path.stat().st_size / 1e6:.1f} MB, format {header.format_version})",
-        "digest": opened.info.digest + (" (all tensors verified)" if verified else ""),
+        **shown.place,
+        "digest": shown.digest + (" (all tensors verified)" if verified else ""),
         "preset": header.preset,
         "backbone": f"{network.name}, strides {strides}, embeddings of {network.embedding_dim} "
-        f"({sizes['backbone'] / 1e6:.1f} MB, {header.backbone_sha256[:12]}…)",
+        f"({shown.backbone_bytes / 1e6:.1f} MB, {header.backbone_sha256[:12]}…)",
         "input": f"{input_.image_size} × {input_.image_size}, {input_.interpolation}, "
         f"mean {_listed(input_.mean)}, std {_listed(input_.std)}",
         "flow": f"{flow.coupling_blocks} MoLE + {flow.dia_blocks} DIA blocks, {_subnet(flow)}, scale context "
         f"{flow.scale_context_kernel or 'none'}, spatial context {flow.spatial_context_kernel or 'none'}, "
         f"adapter {flow.adapter}, experts stored in {config.expert_dtype}",
-        "base": f"{flow.sharing}, {base_parameters / 1e6:.2f} M parameters, {sizes.get('base', 0) / 1e6:.1f} MB, "
-        f"{header.base_sha256[:12]}…",
+        "base": f"{flow.sharing}, {shown.base}, {header.base_sha256[:12]}…",
         "score": f"mean of the {config.score_top_k} highest patches, {_scoring(config.scoring)}",
     }
     for key, value in rows.items():
@@ -89,7 +143,7 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
             str(task.epochs),
             f"{task.threshold:.2f}",
             f"{task.parameters / 1e6:.2f} M",
-            f"{_bytes_of(task, sizes) / 1e6:.2f}",
+            f"{shown.product_bytes[task.index] / 1e6:.2f}",
             f"{task.learned_at:%Y-%m-%d}",
             task.sha256[:8],
         )
@@ -104,10 +158,6 @@ def _print_report(opened: "Checkpoint", *, verified: bool) -> None:
             style="dim",
             highlight=False,
         )
-
-
-def _bytes_of(task: "TaskInfo", sizes: dict[str, int]) -> int:
-    return sum(sizes[f"tasks.{task.index}.{part}"] for part in ("profile", "expert"))
 
 
 def _images(task: "TaskInfo") -> str:

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 CheckpointArgument = Annotated[
     Path, typer.Argument(help="A checkpoint written by `moleflow train`.", metavar="CHECKPOINT")
 ]
+CheckpointOrFolder = Annotated[
+    Path, typer.Argument(help="A checkpoint, or a folder written by `moleflow export`.", metavar="CHECKPOINT")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N. auto uses CUDA if available.")]
 Precision = Annotated[
     config.Precision, typer.Option(help="Precision of matrix products. auto uses bf16 where the hardware supports it.")
@@ -77,15 +80,17 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def prepare(max_pixels: int | None, plugin: str | None = None) -> None:
-    """Set this process's threads and pixel limit, and import the plugin."""
-    from moleflow.model.features.backbone import import_plugin
+def prepare(max_pixels: int | None, plugin: str | None = None, *, pytorch: bool = True) -> None:
+    """Set this process's pixel limit and, with ``pytorch``, its threads; import the plugin."""
     from moleflow.model.images.decode import MAX_PIXELS, limit_pixels
     from moleflow.model.runtime.threads import configure_threads
 
-    configure_threads()
+    if pytorch:
+        configure_threads()
     limit_pixels(max_pixels or MAX_PIXELS)
     if plugin:
+        from moleflow.model.features.backbone import import_plugin
+
         import_plugin(plugin)
 
 

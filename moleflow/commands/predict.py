@@ -14,7 +14,7 @@ from moleflow.commands.predict_rows import FailOn, RowOptions, exit_status, writ
 
 if TYPE_CHECKING:
     from moleflow.image_files import ImageFile
-    from moleflow.model.detector import Detector
+    from moleflow.model.loading import AnyDetector
     from moleflow.service.responses.render import Job
 
 __all__ = ["predict"]
@@ -31,7 +31,7 @@ MapName = Literal["none", "png", "npy", "npy16"]
 
 
 def predict(
-    checkpoint: options.CheckpointArgument,
+    checkpoint: options.CheckpointOrFolder,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", help="Image files and folders with images.")],
     task: Annotated[str | None, typer.Option(metavar="NAME", help="The product of all images; skips routing.")] = None,
     save_overlay: Annotated[
@@ -83,19 +83,20 @@ def predict(
     scored is reported on standard error, or with --output in its row, and does not stop the others; the exit status
     is then 1.
     """
-    from moleflow.model.detector import Detector
+    from moleflow.model.exported.folder import is_exported
     from moleflow.model.files.outputs import check_output_folder
+    from moleflow.model.loading import load_detector
     from moleflow.model.names import find_named
     from moleflow.training.progress import Reporter
 
     rows = RowOptions(output, watch, webhook, mqtt)
     rows.check(json)
-    options.prepare(max_pixels)
+    options.prepare(max_pixels, pytorch=not is_exported(checkpoint))
     if save_overlay is not None:
         check_output_folder("the folder of overlays", save_overlay)
         _check_apart(save_overlay, images)
     rates = options.given({"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit})
-    detector = Detector.load(checkpoint, device=device, precision=precision, engine=engine, plugin=plugin, **rates)
+    detector = load_detector(checkpoint, device=device, precision=precision, engine=engine, plugin=plugin, **rates)
     if task is not None:
         task = find_named(task, detector.tasks).name  # fail before reading images
     if rows.output is not None:
@@ -151,7 +152,7 @@ def _check_apart(outputs: Path, images: Sequence[Path]) -> None:
 
 
 def _jobs(
-    detector: "Detector", files: "Sequence[ImageFile]", task: str | None, problems: _Problems
+    detector: "AnyDetector", files: "Sequence[ImageFile]", task: str | None, problems: _Problems
 ) -> "Iterator[tuple[ImageFile, Job]]":
     """Decode ``files`` and run the model on them as one batch, exactly as the service does."""
     from time import perf_counter

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from moleflow.folder.sinks import Sink
-    from moleflow.model.detector import Detector
+    from moleflow.model.loading import AnyDetector
 
 __all__ = ["FailOn", "RowOptions", "exit_status", "write_rows"]
 
@@ -62,7 +62,7 @@ def exit_status(fail_on: FailOn, errors: int, verdicts: Collection[str]) -> int:
 
 
 def write_rows(
-    detector: "Detector",
+    detector: "AnyDetector",
     rows: RowOptions,
     images: Sequence[Path],
     task: str | None,

@@ -14,15 +14,17 @@ __all__ = ["serve"]
 
 
 def serve(**given: str | None) -> None:
-    """Serve a checkpoint: POST /predict, GET /tasks, a web page at /, metrics at /metrics, documentation at /docs.
+    """Serve a checkpoint or an exported folder: POST /predict, GET /tasks, a page at /, metrics at /metrics, /docs.
 
     Every option can also be set as an environment variable, such as MOLEFLOW_MAX_BATCH_SIZE; the option wins.
     """
+    from moleflow.model.exported.folder import is_exported
     from moleflow.model.runtime.threads import configure_threads
     from moleflow.service.server import serve as run
 
     settings = load_settings(**given)
-    configure_threads()
+    if not is_exported(settings.checkpoint):
+        configure_threads()
     run(settings)
 
 

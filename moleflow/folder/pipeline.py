@@ -8,11 +8,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moleflow.folder.rows import FileState
 from moleflow.image_files import ImageFile
-from moleflow.model.detector import Detector
 from moleflow.model.errors import MoLEFlowError
 from moleflow.model.files.file_names import as_text
 from moleflow.model.files.outputs import reason
@@ -24,6 +23,9 @@ from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.inference import Outcome, judge
 from moleflow.service.problems import problem_type
 from moleflow.service.responses.render import Job, ResponseFormat, render
+
+if TYPE_CHECKING:
+    from moleflow.model.loading import AnyDetector
 
 __all__ = ["BATCH_SIZE", "MAX_FILE_BYTES", "UNREADABLE", "Pipeline", "state_of"]
 
@@ -72,7 +74,7 @@ class Pipeline:
     """
 
     def __init__(
-        self, detector: Detector, *, task: str | None, max_pixels: int, save_overlay: SaveOverlay | None = None
+        self, detector: "AnyDetector", *, task: str | None, max_pixels: int, save_overlay: SaveOverlay | None = None
     ) -> None:
         self._detector, self._task, self._save_overlay = detector, task, save_overlay
         self._workers = helper_threads()

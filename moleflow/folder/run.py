@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moleflow.folder.delivery import Delivery
 from moleflow.folder.output import open_output
@@ -19,12 +19,14 @@ from moleflow.folder.rows import FileState, Known
 from moleflow.folder.sinks import Sink
 from moleflow.folder.watch import follow
 from moleflow.image_files import ImageFile
-from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError, MoLEFlowError
 from moleflow.model.files.file_names import as_line, as_text
 from moleflow.model.files.outputs import write_bytes
 from moleflow.model.images.decode import MAX_PIXELS
 from moleflow.model.verdict.records import Verdict
+
+if TYPE_CHECKING:
+    from moleflow.model.loading import AnyDetector
 
 __all__ = ["Request", "Tally", "predict_into"]
 
@@ -74,7 +76,7 @@ class Tally:
         return ", ".join([*counts, f"{self.errors:,} with an error"])
 
 
-def predict_into(detector: Detector, request: Request, sinks: Sequence[Sink] = ()) -> Tally:
+def predict_into(detector: "AnyDetector", request: Request, sinks: Sequence[Sink] = ()) -> Tally:
     """Predict for every file that has no row yet, send its row to ``sinks``, which are closed, and append it.
 
     Raises:
@@ -116,7 +118,7 @@ class _Done:
         return bool(self._keys) and state.key(as_text(file.path)) in self._keys
 
 
-def _run(detector: Detector, request: Request, delivery: Delivery, done: _Done, stop: threading.Event) -> None:
+def _run(detector: "AnyDetector", request: Request, delivery: Delivery, done: _Done, stop: threading.Event) -> None:
     tally, skipped = done.tally, 0
     pipeline = Pipeline(
         detector,
@@ -171,7 +173,7 @@ class _Once:
             self._tally.report(path, problem)
 
 
-def _check_same(known: Known, detector: Detector, request: Request) -> None:
+def _check_same(known: Known, detector: "AnyDetector", request: Request) -> None:
     """Rows of another model or other thresholds must not be mixed into one file."""
     wanted: Iterable[tuple[str, Any, Any]] = [("checkpoint", known.checkpoint, detector.checkpoint.digest)]
     if known.error is None:

@@ -5,7 +5,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from moleflow.model.exported.folder import ExportedFolder, is_exported
 from moleflow.model.images.preprocessing import Preprocessing
+from moleflow.model.loading import load_detector
 from moleflow.model.verdict.results import CheckpointInfo, Failure, Finding, TaskInfo
 from moleflow.service.settings import Settings
 
@@ -51,18 +53,19 @@ class Predictor(Protocol):
 
 
 def load_predictor(settings: Settings) -> Predictor:
-    """Load the configured checkpoint. Slow; raises the errors of ``Detector.load``."""
-    # Imported here because it imports torch and timm, which nothing else in the service needs.
-    from moleflow.model.detector import Detector
-
-    return Detector.load(settings.checkpoint, plugin=settings.plugin, **_options(settings))
+    """Load the configured checkpoint or exported folder. Slow; raises the errors of ``load_detector``."""
+    return load_detector(settings.checkpoint, plugin=settings.plugin, **_options(settings))
 
 
 def reload_predictor(settings: Settings, previous: Predictor) -> Predictor:
-    """Load the configured checkpoint again, to replace ``previous``, which may be in use meanwhile.
+    """Load the configured checkpoint or folder again, to replace ``previous``, which may be in use meanwhile.
 
-    Every section is verified. Slow; raises the errors of ``Detector.load``.
+    Every section and file is verified. Slow; raises the errors of ``load_detector``.
     """
+    if is_exported(settings.checkpoint):
+        ExportedFolder.open(settings.checkpoint).verify()
+        return load_predictor(settings)
+    # Imported here because it imports torch and timm, which nothing else in the service needs.
     from moleflow.model.detector import Detector
     from moleflow.model.store.checkpoint import Checkpoint
 

@@ -22,6 +22,16 @@ def read_instructions() -> list[tuple[str, str]]:
 INSTRUCTIONS = read_instructions()
 
 
+def stages() -> list[list[tuple[str, str]]]:
+    """The instructions of each image that is to be run, in the order of the file."""
+    starts = [number for number, (name, _) in enumerate(INSTRUCTIONS) if name == "FROM"]
+    parts = [INSTRUCTIONS[start:end] for start, end in zip(starts, [*starts[1:], None], strict=True)]
+    return [part for part in parts if any(name == "ENTRYPOINT" for name, _ in part)]
+
+
+every_image = pytest.mark.parametrize("image", stages(), ids=["exported", "all"])
+
+
 def rests(name: str) -> list[str]:
     return [rest for instruction, rest in INSTRUCTIONS if instruction == name]
 
@@ -59,27 +69,30 @@ def test_nothing_needs_buildkit() -> None:
         assert "<<" not in rest, f"{name} {rest}"
 
 
-def test_the_image_runs_as_a_numbered_user_other_than_root() -> None:
-    user, _, group = rests("USER")[-1].partition(":")
+@every_image
+def test_the_image_runs_as_a_numbered_user_other_than_root(image: list[tuple[str, str]]) -> None:
+    user, _, group = [rest for name, rest in image if name == "USER"][-1].partition(":")
     assert int(user) > 0
     assert int(group) > 0
 
 
-def test_the_final_user_is_set_last() -> None:
-    after_the_user = INSTRUCTIONS[INSTRUCTIONS.index(("USER", rests("USER")[-1])) + 1 :]
+@every_image
+def test_the_final_user_is_set_last(image: list[tuple[str, str]]) -> None:
+    after_the_user = image[[name for name, _ in image].index("USER") + 1 :]
     assert not {"RUN", "COPY", "ADD"} & {name for name, _ in after_the_user}
 
 
-def test_the_code_is_copied_after_the_dependencies_are_installed() -> None:
-    first_code = next(i for i, (name, rest) in enumerate(INSTRUCTIONS) if name == "COPY" and rest.startswith("model "))
-    installs = [i for i, (name, rest) in enumerate(INSTRUCTIONS) if name == "RUN" and "pip install" in rest]
-    assert [i > first_code for i in installs] == [False, False, True]
+@every_image
+def test_the_code_is_copied_after_the_dependencies_are_installed(image: list[tuple[str, str]]) -> None:
+    first_code = next(i for i, (name, rest) in enumerate(image) if name == "COPY" and rest.startswith("model "))
+    installs = [i for i, (name, rest) in enumerate(image) if name == "RUN" and "pip install" in rest]
+    assert [i > first_code for i in installs] == [False] * (len(installs) - 1) + [True]
 
 
 def test_installing_the_code_installs_nothing_else() -> None:
-    (install,) = [rest for rest in rests("RUN") if rest.endswith(" /src")]
-    assert "--no-deps" in install
-    assert "--no-build-isolation" in install
+    installs = [rest for rest in rests("RUN") if rest.endswith(" /src")]
+    assert len(installs) == len(stages())
+    assert all("--no-deps" in install and "--no-build-isolation" in install for install in installs)
 
 
 def test_no_package_cache_stays_in_a_layer() -> None:
@@ -89,17 +102,16 @@ def test_no_package_cache_stays_in_a_layer() -> None:
 
 @pytest.mark.parametrize("name", ["ENTRYPOINT", "HEALTHCHECK"])
 def test_entrypoint_and_health_check_use_the_exec_form(name: str) -> None:
-    (rest,) = rests(name)
-    command = json.loads(rest[rest.index("[") :])
-    assert all(isinstance(word, str) for word in command)
+    for rest in rests(name):
+        command = json.loads(rest[rest.index("[") :])
+        assert all(isinstance(word, str) for word in command)
 
 
 def test_the_health_check_is_in_python() -> None:
-    (rest,) = rests("HEALTHCHECK")
-    assert '["python3", "/opt/moleflow/docker/healthcheck.py"]' in rest
+    assert all('["python3", "/opt/moleflow/docker/healthcheck.py"]' in rest for rest in rests("HEALTHCHECK"))
 
 
-@pytest.mark.parametrize("source", copied_from_the_context())
+@pytest.mark.parametrize("source", sorted({*copied_from_the_context()}))
 def test_copied_files_exist_and_are_in_the_build_context(source: str) -> None:
     assert (ROOT / source).exists()
     assert is_sent_to_the_engine(source)

@@ -82,6 +82,16 @@ def test_the_newest_of_several_checkpoints_is_served(container: Container) -> No
     assert container.calls == [f"serve {newest}"]
 
 
+def test_without_a_checkpoint_the_newest_exported_folder_is_served(container: Container) -> None:
+    for name, modified in (("old", 1_000), ("new", 2_000)):
+        (container.models / name).mkdir()
+        container.add_checkpoint(f"{name}/manifest.json", modified)
+    container.run()
+    checkpoint = container.add_checkpoint("factory.safetensors", 1_000)
+    container.run()
+    assert container.calls == [f"serve {container.models / 'new'}", f"serve {checkpoint}"]
+
+
 def test_the_configured_checkpoint_is_served_even_if_it_is_not_the_newest(container: Container) -> None:
     asked = container.add_checkpoint("factory.safetensors", 1_000)
     container.add_checkpoint("newer.safetensors", 2_000)
