@@ -8,7 +8,7 @@ from typing import Literal, Self, overload
 import numpy as np
 import torch
 
-from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT
+from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT, ModelConfig
 from moleflow.model.engines import Engine, openvino_engine, torch_engine
 from moleflow.model.features.backbone import import_plugin
 from moleflow.model.features.extractor import stack_images
@@ -140,6 +140,11 @@ class Detector:
     def tasks(self) -> tuple[TaskInfo, ...]:
         """The learned products in training order, with thresholds at this detector's false-alarm rate."""
         return self.products.infos
+
+    @property
+    def config(self) -> ModelConfig:
+        """The checkpoint's configuration."""
+        return self._checkpoint.header.config
 
     @property
     def preprocessing(self) -> Preprocessing:

@@ -25,6 +25,8 @@ Each message says what was wrong, the value, and what to do::
     ├── service: NotReadyError      no images are accepted at this moment
     ├── service: NotLiveError       no images are accepted until a restart
     ├── service: ReloadError        the changed checkpoint cannot be loaded; the old one still serves
+    ├── service: UnknownAnswerError  no recent answer has the id for which feedback was given
+    ├── service: FeedbackError      the folder for feedback is full or cannot be written
     ├── service: NotChangedError    the checkpoint's products cannot be changed as requested
     ├── service: NotAllowedError    the client may not administer the service
     └── service: UnknownProductError  a map was requested of an image of an unknown product

@@ -8,7 +8,19 @@ from typing import Any
 
 import typer
 
-from moleflow.commands import ablate, demo, evaluate, export, inspect, predict, products, serve, summarise, train
+from moleflow.commands import (
+    ablate,
+    demo,
+    evaluate,
+    export,
+    inspect,
+    predict,
+    products,
+    recalibrate,
+    serve,
+    summarise,
+    train,
+)
 from moleflow.commands.options import from_home
 
 __all__ = ["EXIT_INTERRUPTED", "app", "main"]
@@ -29,6 +41,7 @@ for _command in (
     summarise.summarise,
     predict.predict,
     serve.serve,
+    recalibrate.recalibrate,
     products.remove,
     products.unhide,
     products.rename,

@@ -3,6 +3,7 @@
 from moleflow.model.errors import MoLEFlowError
 
 __all__ = [
+    "FeedbackError",
     "NoKeyError",
     "NotAllowedError",
     "NotChangedError",
@@ -10,6 +11,7 @@ __all__ = [
     "NotReadyError",
     "OverloadedError",
     "ReloadError",
+    "UnknownAnswerError",
     "UnknownProductError",
 ]
 
@@ -40,6 +42,14 @@ class NotAllowedError(MoLEFlowError):
 
 class NotChangedError(MoLEFlowError):
     """The checkpoint file could not be changed as requested."""
+
+
+class UnknownAnswerError(MoLEFlowError):
+    """No recent answer has the id for which feedback was given."""
+
+
+class FeedbackError(MoLEFlowError):
+    """The folder for feedback is full or cannot be written."""
 
 
 class OverloadedError(MoLEFlowError):

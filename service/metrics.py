@@ -57,6 +57,9 @@ class Metrics:
             "because the client did not read the response (send)",
             "reason",
         )
+        self.feedback = self._counter(
+            "feedback", "feedback that was kept, by product and true verdict", "task", "verdict"
+        )
         self.reloads = self._counter("reloads", "reloads of the checkpoint, by outcome (succeeded, failed)", "outcome")
         self.reload_failed = self._gauge(
             "reload_failed", "1 if the last reload failed, so that an older file is served"

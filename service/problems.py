@@ -22,6 +22,7 @@ from moleflow.model.errors import (
     UnsupportedImageError,
 )
 from moleflow.service.errors import (
+    FeedbackError,
     NoKeyError,
     NotAllowedError,
     NotChangedError,
@@ -29,6 +30,7 @@ from moleflow.service.errors import (
     NotReadyError,
     OverloadedError,
     ReloadError,
+    UnknownAnswerError,
     UnknownProductError,
 )
 from moleflow.service.responses.schemas import Problem
@@ -72,6 +74,8 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     OverloadedError: (429, "overloaded", "Too many requests"),
     NoKeyError: (401, "no-key", "An API key is needed"),
     NotAllowedError: (403, "not-allowed", "The client is not allowed to do this"),
+    UnknownAnswerError: (404, "unknown-answer", "No such answer"),
+    FeedbackError: (507, "feedback-not-kept", "The feedback was not kept"),
     NotChangedError: (409, "not-changed", "The products were not changed"),
     ReloadError: (409, "not-reloaded", "The checkpoint was not reloaded"),
     NotReadyError: (503, "not-ready", "The service is not ready"),

@@ -104,6 +104,13 @@ class Settings(BaseSettings):
         description="clients that may use /admin and change products: those on this machine (local, not through a "
         "proxy), any, or none",
     )
+    feedback: Path | None = Field(
+        None, description="folder that keeps images for which feedback is given; without it none is accepted"
+    )
+    feedback_bytes: ByteSize = Field(ByteSize(1024**3), gt=0, description="maximum size of that folder")
+    feedback_memory: ByteSize = Field(
+        ByteSize(256 * 1024**2), gt=0, description="memory for images of recent answers, for which feedback may come"
+    )
     queue_size: int = Field(
         64, ge=1, le=100_000, description="maximum number of accepted, unanswered requests; more get status 429"
     )

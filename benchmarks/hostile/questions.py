@@ -63,10 +63,13 @@ def canonical(reply: Reply) -> bytes:
     """
     if reply.headers.get("content-type", "").startswith("application/json"):
         answer = reply.json()
-        answer.pop("timing_ms", None)
+        for own in ("timing_ms", "id"):
+            answer.pop(own, None)
         answer["routing"] = _rounded(answer.get("routing"))
         return json.dumps(answer, sort_keys=True).encode()
-    headers = sorted(item for item in reply.headers.items() if item[0].startswith("moleflow-"))
+    headers = sorted(
+        item for item in reply.headers.items() if item[0].startswith("moleflow-") and item[0] != "moleflow-id"
+    )
     return repr(headers).encode() + reply.body
 
 

@@ -1,3 +1,3 @@
 """From the bytes of an image file to an array of pixels, in bounded time and memory, without PyTorch."""
 
-__all__ = ["bit_depth", "decode", "preprocessing", "value_range"]
+__all__ = ["bit_depth", "decode", "formats", "preprocessing", "value_range"]

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from moleflow.model.errors import CheckpointError, ConfigurationError, TaskError, UnknownTaskError
-from moleflow.service.api import openapi
+from moleflow.service.api import openapi_changes as openapi
 from moleflow.service.api.body import read_json
 from moleflow.service.engine.engine import Engine
 from moleflow.service.errors import NotAllowedError, NotChangedError

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import moleflow
 from moleflow.model.errors import MoLEFlowError
-from moleflow.service.api import admin, openapi
+from moleflow.service.api import admin, feedback, openapi
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.keys import KeyGuard, Keys
 from moleflow.service.api.methods import HeadAsGet
@@ -83,8 +83,9 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
-    app.state.routes = [*router.routes, *admin.router.routes]
+    app.state.routes = [*router.routes, *feedback.router.routes, *admin.router.routes]
     app.include_router(router, responses=openapi.COMMON)
+    app.include_router(feedback.router, responses=openapi.COMMON)
     app.include_router(admin.router, responses=openapi.COMMON)
     app.include_router(samples)
     add_pages(app)

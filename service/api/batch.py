@@ -7,6 +7,7 @@ time (``moleflow.service.engine.admission``), so neither it nor its answers fill
 import asyncio
 import contextlib
 import json
+import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
@@ -101,6 +102,7 @@ class _Work:
                     false_alarm_rate=self._options.false_alarm_rate,
                     response_format=ResponseFormat(_JSON, self._options.map, self._options.map_size),
                     account=responses,
+                    identifier=uuid.uuid4().hex,
                 )
                 return response.pieces
         finally:

@@ -32,6 +32,7 @@ _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 _EXPOSED_HEADERS = (
     "MoLEFlow-Anomalous",
+    "MoLEFlow-Id",
     "MoLEFlow-P-Value",
     "MoLEFlow-Score",
     "MoLEFlow-Task",

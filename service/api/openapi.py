@@ -9,17 +9,16 @@ from moleflow.service.responses.schemas import Problem
 
 __all__ = [
     "BATCH",
-    "CHANGE",
     "COMMON",
     "DESCRIPTION",
     "LIVE",
     "METRICS",
+    "NOT_READY",
     "PREDICT",
     "READY",
-    "RELOAD",
-    "REMOVE",
     "TASK",
     "TASKS",
+    "problem",
 ]
 
 DESCRIPTION = """
@@ -69,6 +68,7 @@ def _form(file: dict[str, Any], model: type[PredictOptions]) -> dict[str, Any]:
 
 
 _HEADERS = {
+    "MoLEFlow-Id": {"description": "id of the answer, for feedback; absent with JSON", "schema": {"type": "string"}},
     "MoLEFlow-Verdict": {"description": "good or anomalous; absent with JSON", "schema": {"type": "string"}},
     "MoLEFlow-Task": {"description": "product, percent-encoded; absent with JSON", "schema": {"type": "string"}},
     "MoLEFlow-Score": {"description": "anomaly score of the image; absent with JSON", "schema": {"type": "number"}},
@@ -78,6 +78,7 @@ _HEADERS = {
 }
 
 _EXAMPLE = {
+    "id": "6f1c0e0f5c8b4a6f9c8d7e6f5a4b3c2d",
     "verdict": "anomalous",
     "task": {"name": "bottle", "index": 0},
     "routing": {
@@ -123,7 +124,8 @@ _EXAMPLE = {
 }
 
 
-def _problem(description: str, **headers: str) -> dict[str, Any]:
+def problem(description: str, **headers: str) -> dict[str, Any]:
+    """The documentation of an error; ``headers`` are those of its response that hold a number, with their meaning."""
     named = {name: {"description": text, "schema": {"type": "integer"}} for name, text in headers.items()}
     documented: dict[str, Any] = {
         "description": description,
@@ -133,13 +135,13 @@ def _problem(description: str, **headers: str) -> dict[str, Any]:
 
 
 COMMON: dict[int | str, dict[str, Any]] = {
-    401: _problem("the service has API keys (`MOLEFLOW_API_KEYS`), and the request has none of them"),
-    414: _problem("the query string is too long"),
-    421: _problem("the host name is not allowed"),
+    401: problem("the service has API keys (`MOLEFLOW_API_KEYS`), and the request has none of them"),
+    414: problem("the query string is too long"),
+    421: problem("the host name is not allowed"),
 }
 """Errors that any route may return."""
 
-_NOT_READY = _problem(
+NOT_READY = problem(
     "the service is starting or stopping, or the model fails or hangs; `detail` says which",
     Retry_After="seconds to wait",
 )
@@ -184,16 +186,16 @@ PREDICT: dict[str, Any] = {
                 "application/x-npy": {"schema": _BINARY},
             },
         },
-        403: _problem("the request comes from a web page of another origin"),
-        404: _problem("no product of that name has been learned"),
-        406: _problem("Accept allows none of the response formats"),
-        408: _problem("the upload took too long"),
-        413: _problem("the image has too many bytes or pixels"),
-        415: _problem("the image cannot be decoded, or the content type is not supported"),
-        422: _problem("the body has no image, an option is invalid, or there is no map because the product is unknown"),
-        429: _problem("the queue or the memory budget is full", Retry_After="seconds to wait"),
-        500: _problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
-        503: _NOT_READY,
+        403: problem("the request comes from a web page of another origin"),
+        404: problem("no product of that name has been learned"),
+        406: problem("Accept allows none of the response formats"),
+        408: problem("the upload took too long"),
+        413: problem("the image has too many bytes or pixels"),
+        415: problem("the image cannot be decoded, or the content type is not supported"),
+        422: problem("the body has no image, an option is invalid, or there is no map because the product is unknown"),
+        429: problem("the queue or the memory budget is full", Retry_After="seconds to wait"),
+        500: problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
+        503: NOT_READY,
     },
 }
 
@@ -217,10 +219,10 @@ BATCH: dict[str, Any] = {
     "responses": {
         200: {"description": "one answer per image"},
         **{status: PREDICT["responses"][status] for status in (403, 404, 408, 429, 503)},
-        406: _problem("Accept does not allow JSON"),
-        413: _problem("the images have too many bytes in all"),
-        415: _problem("the body is not a multipart form"),
-        422: _problem("the form has no image or too many, or an option is invalid"),
+        406: problem("Accept does not allow JSON"),
+        413: problem("the images have too many bytes in all"),
+        415: problem("the body is not a multipart form"),
+        422: problem("the form has no image or too many, or an option is invalid"),
     },
 }
 
@@ -228,81 +230,13 @@ TASKS: dict[str, Any] = {
     "summary": "List the learned products",
     "description": "The products in the order in which they were learned, each with its threshold and training data.",
     "tags": ["products"],
-    "responses": {503: _NOT_READY},
+    "responses": {503: NOT_READY},
 }
 
 TASK: dict[str, Any] = {
     "summary": "Get one learned product",
     "tags": ["products"],
-    "responses": {404: _problem("no product of that name has been learned"), 503: _NOT_READY},
-}
-
-_NOT_ALLOWED = _problem("the client may not administer the service (`MOLEFLOW_ADMIN`)")
-
-RELOAD: dict[str, Any] = {
-    "summary": "Load the checkpoint file again",
-    "description": (
-        "Opens, verifies and warms up the current content of the checkpoint file beside what is served, which it then "
-        "replaces between two batches. No request is lost. If it cannot be loaded, what was loaded before stays. A "
-        "changed file is also noticed without this request."
-    ),
-    "tags": ["administration"],
-    "responses": {
-        200: {"description": "what is served now"},
-        403: _NOT_ALLOWED,
-        409: _problem("the file cannot be loaded; what was loaded before is still served"),
-        503: _NOT_READY,
-    },
-}
-
-_CHANGED = {
-    200: {"description": "what is served now"},
-    403: _NOT_ALLOWED,
-    404: _problem("no product of that name has been learned"),
-    409: _problem(
-        "the first product can only be hidden, the new name is in use, no product would be left, another process "
-        "writes to the checkpoint, or it cannot be written or read"
-    ),
-    503: _NOT_READY,
-}
-
-REMOVE: dict[str, Any] = {
-    "summary": "Remove or hide a product",
-    "description": (
-        "Removes the product from the checkpoint file, and serves the rest. The other products stay as they are, bit "
-        "for bit. With `hide=true` it stays in the file without a part in prediction; the first one, whose base the "
-        "others need, can only be hidden."
-    ),
-    "tags": ["administration"],
-    "responses": {**_CHANGED, 422: _problem("a query parameter is invalid")},
-}
-
-CHANGE: dict[str, Any] = {
-    "summary": "Rename, hide or show a product",
-    "tags": ["administration"],
-    "responses": {
-        **_CHANGED,
-        400: _problem("the body's chunks are too small"),
-        408: _problem("the body took too long"),
-        413: _problem("the body is too large"),
-        422: _problem("the body is invalid"),
-        429: _problem("the memory budget is full", Retry_After="seconds to wait"),
-    },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {"name": {"type": "string"}, "hidden": {"type": "boolean"}},
-                        "additionalProperties": False,
-                    },
-                    "example": {"name": "bottle"},
-                }
-            },
-        }
-    },
+    "responses": {404: problem("no product of that name has been learned"), 503: NOT_READY},
 }
 
 LIVE: dict[str, Any] = {
@@ -312,7 +246,7 @@ LIVE: dict[str, Any] = {
         "batch takes more than twice its timeout, the device is lost, or the inference thread has died."
     ),
     "tags": ["operation"],
-    "responses": {503: _problem("the service must be restarted; `detail` says why")},
+    "responses": {503: problem("the service must be restarted; `detail` says why")},
 }
 
 READY: dict[str, Any] = {
@@ -324,7 +258,7 @@ READY: dict[str, Any] = {
         "products are available. `last_reload` says whether the last change of the checkpoint file could be served."
     ),
     "tags": ["operation"],
-    "responses": {503: _NOT_READY},
+    "responses": {503: NOT_READY},
 }
 
 METRICS: dict[str, Any] = {

@@ -1,6 +1,7 @@
 """The routes of the API. The engine does the work; ``openapi`` holds the documentation."""
 
 import asyncio
+import uuid
 from contextlib import aclosing
 from urllib.parse import quote
 
@@ -53,15 +54,17 @@ async def predict(request: Request) -> Response:
         if upload.fields:
             options = combine_options(query, upload.fields, PredictOptions)
         held.enter_context(engine.admit())
+        identifier = uuid.uuid4().hex
         work = engine.predict(
             upload.data,
+            identifier=identifier,
             task=options.task,
             false_alarm_rate=options.false_alarm_rate,
             response_format=ResponseFormat(media_type, options.map, options.map_size),
             account=held.enter_context(engine.response_budget.account()),
         )
         response = await unless_disconnected(request, work)
-    headers = {} if media_type == MEDIA_TYPES[0] else _verdict_headers(response.finding)
+    headers = {} if media_type == MEDIA_TYPES[0] else {"MoLEFlow-Id": identifier} | _verdict_headers(response.finding)
     return PiecesResponse(response.pieces, media_type, headers)
 
 

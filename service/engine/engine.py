@@ -22,6 +22,7 @@ from moleflow.service.engine.admission import Admission
 from moleflow.service.engine.batching import Batcher, Inferred
 from moleflow.service.engine.budget import Account, ByteBudget
 from moleflow.service.engine.drift import Drift
+from moleflow.service.engine.feedback import Feedback
 from moleflow.service.engine.health import Health
 from moleflow.service.engine.inference import SupersededError
 from moleflow.service.engine.predictor import Predictor
@@ -73,6 +74,7 @@ class Engine:
         self._encode_threads = ThreadPoolExecutor(settings.cpu_workers, "encode")
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
+        self.feedback = Feedback(settings)
         self.reloader = Reloader(settings, self._worker, metrics)
         self._drift = Drift(lambda: self._worker.tasks)
         metrics.registry.register(self._drift)
@@ -228,14 +230,16 @@ class Engine:
         false_alarm_rate: float | None = None,
         response_format: ResponseFormat | None = None,
         account: Account | None = None,
+        identifier: str | None = None,
     ) -> RenderedResponse:
         """Predict for one image file, given as bytes. To be called inside ``admit``.
 
-        ``task`` names the product and skips routing; ``false_alarm_rate`` overrides the setting. A large response is
-        charged to ``account``, of ``response_budget``, and encoded when there is memory for it. Cancelling removes the
-        image from the queue. Raises ``UnknownTaskError``, ``UnsupportedImageError``, ``ImageTooLargeError`` and
-        ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged; ``NotReadyError`` when the model
-        fails on every image or hangs; ``PredictionError`` when it fails on this image only.
+        ``task`` names the product and skips routing; ``false_alarm_rate`` overrides the setting; feedback may be given
+        for an answer with an ``identifier``. A large response is charged to ``account``, of ``response_budget``, and
+        encoded when there is memory for it. Cancelling removes the image from the queue. Raises ``UnknownTaskError``,
+        ``UnsupportedImageError``, ``ImageTooLargeError`` and ``UnknownProductError``; ``ExpertError`` when the
+        product's expert is damaged; ``NotReadyError`` when the model fails on every image or hangs;
+        ``PredictionError`` when it fails on this image only.
         """
         metrics = self._metrics
         while True:
@@ -261,6 +265,7 @@ class Engine:
             decode_seconds=decode_seconds,
             queue_seconds=queue_seconds,
             inference_seconds=inferred.inference_seconds,
+            identifier=identifier,
         )
         response_format = response_format or ResponseFormat()
         max_bytes = max_response_bytes(response_format, decoded.height, decoded.width)
@@ -270,6 +275,8 @@ class Engine:
             self._encode_threads, lambda: render(job, response_format, self._decoders.open_rgb)
         )
         metrics.encode_seconds.observe(encode_seconds)
+        if identifier is not None:
+            self.feedback.remember(identifier, data, product or None)
         if account is not None:
             account.shrink_to(response.size)
         return response

@@ -18,15 +18,17 @@ def build_response(
     timing: Timing,
     anomaly_map: AnomalyMap | None = None,
     forced: bool = False,
+    identifier: str | None = None,
 ) -> PredictionResponse:
     """Build the API response for one finding.
 
     ``width`` and ``height`` are those of the upright image, in pixels; ``forced`` says that the caller named the
-    product. Raises ``pydantic.ValidationError`` when a number is not finite.
+    product, ``identifier`` that feedback may be given. Raises ``pydantic.ValidationError`` when a number is not finite.
     """
     scored = finding if isinstance(finding, Prediction) else None
     names = ("task", "score", "p_value", "threshold", "is_anomalous", "pixel_threshold")
     return PredictionResponse(
+        id=identifier,
         verdict=finding.verdict,
         routing=Routing(
             distance=finding.product.distance,

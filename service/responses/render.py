@@ -66,6 +66,7 @@ class Job:
     decode_seconds: float
     queue_seconds: float
     inference_seconds: float
+    identifier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,7 @@ def render(
         ),
         anomaly_map=anomaly_map,
         forced=job.forced,
+        identifier=job.identifier,
     )
     return RenderedResponse(_json_pieces(response, encoded), media_type, job.finding)
 

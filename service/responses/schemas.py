@@ -9,6 +9,7 @@ from moleflow.model.verdict.records import MAX_CANDIDATES, MAX_REGIONS, TaskInfo
 __all__ = [
     "AnomalyMap",
     "BatchResponse",
+    "FeedbackResponse",
     "ImageResult",
     "ImageSize",
     "LiveResponse",
@@ -126,6 +127,9 @@ class PredictionResponse(Schema):
     products.
     """
 
+    id: str | None = Field(
+        default=None, description="identifies this answer, for feedback; null if it is not from the service"
+    )
     verdict: Verdict = Field(description="good, anomalous, or unknown_product: the image matches no learned product")
     task: TaskReference | None = Field(description="the product; null when it is unknown")
     routing: Routing
@@ -188,6 +192,15 @@ class LiveResponse(Schema):
     """The service runs and need not be restarted."""
 
     status: Literal["live"] = "live"
+
+
+class FeedbackResponse(Schema):
+    """The image of an answer is kept, with its true verdict."""
+
+    id: str
+    task: str = Field(description="the product that it is kept for")
+    verdict: Literal["good", "defect"]
+    file: str = Field(description="its file, relative to the folder for feedback")
 
 
 class LastReload(Schema):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from forked import Finished, Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, product_image, tiny_checkpoint
+from tiny_model import PLUGIN, product_image, tiny_checkpoint, write_product
 
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.service.settings import Settings
@@ -55,6 +55,7 @@ def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint
     assert [answer["task"]["name"] for answer in answers] == list(PRODUCTS)
     assert set(answers[0]) == {
         "path",
+        "id",
         "verdict",
         "task",
         "routing",
@@ -300,3 +301,14 @@ def test_products_are_hidden_renamed_and_removed(processes: Processes, tmp_path:
         done = run(processes, *arguments)
         assert done.status == 0, done.stderr
         assert done.stdout.endswith(f"now has {left}\n")
+
+
+def test_recalibration_says_what_it_changes(processes: Processes, tmp_path: Path) -> None:
+    path = tiny_checkpoint(tmp_path / "factory.safetensors", PRODUCTS).path
+    write_product(tmp_path / "data", "nut", 1, count=4)
+    done = run(processes, "recalibrate", path, tmp_path / "data", "--plugin", PLUGIN, "--device", "cpu")
+    assert done.status == 0, done.stderr
+    assert re.search(
+        r"^nut: 4 of 4 good images are new; threshold \S+ -> \S+; alarms among the good images \d -> \d$",
+        done.stdout.splitlines()[-1],
+    )

@@ -40,9 +40,10 @@ def service(path: Path) -> Iterator[Running]:
 
 
 def answer(service: Running, name: str, **query: Any) -> dict[str, Any]:
-    """The service's answer to an image of a product, without its times."""
+    """The service's answer to an image of a product, without its times and its id."""
     found = service.predict(IMAGES[name], map="npy", map_size="model", **query).json()
-    found.pop("timing_ms", None)
+    for own in ("timing_ms", "id"):
+        found.pop(own, None)
     return found
 
 
@@ -102,7 +103,7 @@ def test_no_request_is_lost_and_every_answer_is_that_of_the_checkpoint_it_names(
         for kind, name in enumerate(FEWER):
             (right,) = alone.predict([product_image(kind, 50)])
             assert isinstance(right, Prediction)
-            expected[each.info.digest, name] = right.task.name, right.score, right.p_value, right.novelty_score
+            expected[each.info.digest, name] = right.task.name, right.score, right.p_value, right.threshold
     found: list[tuple[str, dict[str, Any]]] = []
     done = threading.Event()
     with serve_checkpoint(path, max_batch_size=4) as service:
@@ -129,7 +130,7 @@ def test_no_request_is_lost_and_every_answer_is_that_of_the_checkpoint_it_names(
             thread.join(PATIENCE)
     assert {given["checkpoint"]["digest"] for _, given in found} == {each.info.digest for each in copies.values()}
     for name, given in found:
-        numbers = given["task"]["name"], given["score"], given["p_value"], given["routing"]["novelty_score"]
+        numbers = given["task"]["name"], given["score"], given["p_value"], given["threshold"]
         assert numbers == expected[given["checkpoint"]["digest"], name]
 
 

@@ -1,3 +1,3 @@
 """Continual learning: each product is added to the checkpoint without touching the others."""
 
-__all__ = ["journal", "product", "save", "sequence"]
+__all__ = ["journal", "product", "recalibrate", "save", "sequence"]

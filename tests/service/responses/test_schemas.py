@@ -41,6 +41,7 @@ def test_the_response_has_the_fields_of_the_api() -> None:
     [region] = found.pop("regions")
     assert region.keys() == {"x", "y", "width", "height", "area_fraction", "peak", "peak_x", "peak_y"}
     assert found == {
+        "id": None,
         "verdict": "anomalous",
         "task": {"name": "product 0", "index": 0},
         "routing": {

@@ -1,0 +1,112 @@
+"""The OpenAPI documentation of the routes that change something: products, what is served, and feedback."""
+
+from typing import Any
+
+from moleflow.service.api.openapi import NOT_READY, problem
+
+__all__ = ["CHANGE", "FEEDBACK", "RELOAD", "REMOVE"]
+
+_JSON_BODY = {
+    400: problem("the body's chunks are too small"),
+    408: problem("the body took too long"),
+    413: problem("the body is too large"),
+    422: problem("the body is invalid"),
+    429: problem("the memory budget is full", Retry_After="seconds to wait"),
+}
+
+FEEDBACK: dict[str, Any] = {
+    "summary": "Tell the true verdict",
+    "description": (
+        "Keeps the image of a recent answer in the folder that `MOLEFLOW_FEEDBACK` names, as `TASK/train/good/ID.png` "
+        "or `TASK/test/defect/ID.png`. `moleflow train`, `recalibrate` and `evaluate` read that folder. Another "
+        "feedback for the same answer replaces the first."
+    ),
+    "tags": ["prediction"],
+    "responses": {
+        **_JSON_BODY,
+        403: problem("the request comes from a web page of another origin"),
+        404: problem("no recent answer has this id, no such product was learned, or no feedback is kept"),
+        503: NOT_READY,
+        507: problem("the folder for feedback is full or cannot be written"),
+    },
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {
+                            "verdict": {"type": "string", "enum": ["good", "defect"]},
+                            "task": {"type": "string"},
+                        },
+                        "required": ["verdict"],
+                        "additionalProperties": False,
+                    },
+                    "example": {"verdict": "good"},
+                }
+            },
+        }
+    },
+}
+
+_NOT_ALLOWED = problem("the client may not administer the service (`MOLEFLOW_ADMIN`)")
+
+RELOAD: dict[str, Any] = {
+    "summary": "Load the checkpoint file again",
+    "description": (
+        "Opens, verifies and warms up the current content of the checkpoint file beside what is served, which it then "
+        "replaces between two batches. No request is lost. If it cannot be loaded, what was loaded before stays. A "
+        "changed file is also noticed without this request."
+    ),
+    "tags": ["administration"],
+    "responses": {
+        200: {"description": "what is served now"},
+        403: _NOT_ALLOWED,
+        409: problem("the file cannot be loaded; what was loaded before is still served"),
+        503: NOT_READY,
+    },
+}
+
+_CHANGED = {
+    200: {"description": "what is served now"},
+    403: _NOT_ALLOWED,
+    404: problem("no product of that name has been learned"),
+    409: problem(
+        "the first product can only be hidden, the new name is in use, no product would be left, another process "
+        "writes to the checkpoint, or it cannot be written or read"
+    ),
+    503: NOT_READY,
+}
+
+REMOVE: dict[str, Any] = {
+    "summary": "Remove or hide a product",
+    "description": (
+        "Removes the product from the checkpoint file, and serves the rest. The other products stay as they are, bit "
+        "for bit. With `hide=true` it stays in the file without a part in prediction; the first one, whose base the "
+        "others need, can only be hidden."
+    ),
+    "tags": ["administration"],
+    "responses": {**_CHANGED, 422: problem("a query parameter is invalid")},
+}
+
+CHANGE: dict[str, Any] = {
+    "summary": "Rename, hide or show a product",
+    "tags": ["administration"],
+    "responses": {**_CHANGED, **_JSON_BODY},
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "properties": {"name": {"type": "string"}, "hidden": {"type": "boolean"}},
+                        "additionalProperties": False,
+                    },
+                    "example": {"name": "bottle"},
+                }
+            },
+        }
+    },
+}
