@@ -11,7 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.accuracy.trials import HEADINGS, Bench, Found, Setting, add_arguments, cells, load_product, run_missing
+from benchmarks.accuracy.judging import HEADINGS, cells
+from benchmarks.accuracy.products import load_product
+from benchmarks.accuracy.trials import Bench, Found, Setting, add_arguments, run_missing
 from benchmarks.shared.command import make_parser, positive, prepare
 from moleflow.model.runtime.memory import keep_freed_memory
 from moleflow.training.config import PRESETS, Preset, preset

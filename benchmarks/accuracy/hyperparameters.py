@@ -16,18 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.accuracy.trials import (
-    HEADINGS,
-    Bench,
-    Found,
-    Setting,
-    add_arguments,
-    cells,
-    judge_all,
-    key_of,
-    load_product,
-    run_missing,
-)
+from benchmarks.accuracy.judging import HEADINGS, cells, judge_all
+from benchmarks.accuracy.products import load_product
+from benchmarks.accuracy.trials import Bench, Found, Setting, add_arguments, key_of, run_missing
 from benchmarks.shared.command import make_parser, prepare
 from moleflow.model.verdict.maps import SMOOTHING_SIGMA
 from moleflow.model.verdict.scoring import TOP_K

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
+from benchmarks.accuracy.judging import COLUMNS, anomaly_map
+from benchmarks.accuracy.products import Product, load_product
 from benchmarks.accuracy.pseudo_defects import FAINT, KINDS, SHARP
-from benchmarks.accuracy.trials import COLUMNS, Images, Product, add_arguments, anomaly_map, load_product
+from benchmarks.accuracy.trials import Images, add_arguments
 from benchmarks.shared.command import make_parser, positive, prepare
 from moleflow.model.config import MemoryConfig, ScoringConfig
 from moleflow.model.features.patches import PatchFeatures

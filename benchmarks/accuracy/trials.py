@@ -18,10 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 
-from benchmarks.accuracy.pseudo_defects import SHARP, make_pseudo
+from benchmarks.accuracy.judging import cells, judge_all
+from benchmarks.accuracy.products import Product
 from benchmarks.shared.rows import append_row, read_rows
 from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import Backbone
@@ -29,35 +28,20 @@ from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.merged import MergedExpert
 from moleflow.model.runtime.device import autocast, matmul_dtype, resolve_device, resolve_precision
-from moleflow.model.verdict.maps import SMOOTHING_SIGMA, pixel_map
-from moleflow.model.verdict.scoring import TOP_K, image_score
 from moleflow.training.config import Preset, TrainingConfig
-from moleflow.training.data.datasets import Category, Sample, load_category
 from moleflow.training.embeddings.cache import EmbeddingCache
 from moleflow.training.embeddings.extraction import Embeddings
-from moleflow.training.evaluation.figures import category_figures, labelled_pixels
-from moleflow.training.evaluation.metrics import EVALUATION_SIDE, PixelScores
-from moleflow.training.fit.cross_fitting import split
 from moleflow.training.fit.trainer import TaskTrainer, task_seed
 
 __all__ = [
-    "COLUMNS",
-    "HEADINGS",
     "Bench",
     "Images",
-    "Product",
     "Setting",
     "add_arguments",
-    "anomaly_map",
-    "cells",
     "fit",
-    "judge_all",
     "key_of",
-    "load_product",
     "run_missing",
 ]
-
-COLUMNS = ("image_auroc", "pixel_auroc", "pixel_ap", "aupro")
 
 Found = Mapping[str, Mapping[str, float]]
 """A trial's figures by product."""
@@ -78,27 +62,6 @@ class Setting:
     def resolve(self, start: Preset) -> Preset:
         """The whole configuration."""
         return start.with_changes(flow=self.flow, training=self.training, backbone=self.backbone)
-
-
-@dataclass(frozen=True)
-class Product:
-    """A product's images: those to fit to, those held out, and the pseudo-defects made from the held-out ones."""
-
-    category: Category
-    fit: tuple[Path, ...]
-    held_out: tuple[Path, ...]
-    pseudo: tuple[Sample, ...]
-
-
-def load_product(data: Path, name: str, out: Path, start: Preset, most: int, kinds: Sequence[str] = SHARP) -> Product:
-    """Split as training does, keep at most ``most`` images to fit to, and make pseudo-defects of the given kinds."""
-    category = load_category(data, name)
-    parts = split(name, len(category.train), start.training)
-    held_out = tuple(category.train[row] for row in parts.folds[0])
-    fit = tuple(category.train[row] for row in parts.fit)
-    fit = fit[:: -(-len(fit) // most)] if len(fit) > most else fit
-    made = make_pseudo(held_out, out / "pseudo" / name, name, kinds)
-    return Product(category, fit, held_out, tuple(Sample(path, "pseudo", (mask,)) for path, mask in made))
 
 
 class Images:
@@ -200,40 +163,6 @@ def fit(trainer: TaskTrainer, store: Embeddings, averaged: float) -> None:
             parameter.copy_(total / count)
 
 
-def judge_all(
-    maps: Mapping[str, torch.Tensor], product: Product, side: int, *, top_k: int = TOP_K, sigma: float = SMOOTHING_SIGMA
-) -> dict[str, float]:
-    """Figures of pseudo-defects against held-out good images, and of the test images, in percent."""
-    held_out = [Sample(path, None) for path in product.held_out]
-    cases: dict[str, tuple[torch.Tensor, Sequence[Sample]]] = {
-        "pseudo": (torch.cat((maps["good"], maps["pseudo"])), [*held_out, *product.pseudo]),
-        "test": (maps["test"], product.category.test),
-    }
-    found = {}
-    for kind, (grid_maps, samples) in cases.items():
-        pixels = PixelScores()
-        for sample, grid_map in zip(samples, grid_maps.numpy(), strict=True):
-            pixels.append(labelled_pixels(sample, anomaly_map(grid_map, side, sigma)))
-        figures = category_figures(samples, image_score(grid_maps, top_k).tolist(), pixels)
-        for column in COLUMNS:
-            value = getattr(figures, column)
-            found[f"{kind}_{column}"] = float("nan") if value is None else 100 * value
-    return found
-
-
-def anomaly_map(grid_map: np.ndarray, side: int, sigma: float = SMOOTHING_SIGMA) -> np.ndarray:
-    """A patch map ``(H, W)`` at the evaluation size, for a model whose images have ``side`` pixels.
-
-    As in prediction, but with any ``sigma``, the Gaussian's standard deviation as a fraction of ``side``.
-    """
-    if sigma == SMOOTHING_SIGMA:
-        return pixel_map(grid_map, side, EVALUATION_SIDE, EVALUATION_SIDE)
-    grid = torch.from_numpy(grid_map)[None, None]
-    large = F.interpolate(grid, size=side, mode="bilinear", align_corners=False)[0, 0].numpy()
-    soft = torch.from_numpy(gaussian_filter(large, sigma * side, mode="nearest"))[None, None]
-    return F.interpolate(soft, size=EVALUATION_SIDE, mode="bilinear", align_corners=False)[0, 0].numpy()
-
-
 def key_of(setting: Setting, start: Preset, seed: int, products: Sequence[Product]) -> str:
     """Identifies a row: resolved configuration, seed and images; not the code."""
     resolved = setting.resolve(start)
@@ -269,29 +198,6 @@ def run_missing(
                 runs.append(row["products"])
         if runs:
             yield setting, runs
-
-
-HEADINGS = (
-    "held-out NLL / D",
-    "pseudo: image AUROC",
-    "pixel AUROC",
-    "pixel AP",
-    "AUPRO",
-    "test: image AUROC",
-    "pixel AUROC",
-    "pixel AP",
-    "AUPRO",
-)
-"""Headings of ``cells``."""
-
-
-def cells(figures: Sequence[Mapping[str, float]]) -> list[str]:
-    """Means of the NLL and of the metrics, those of the pseudo-defects first."""
-    return [f"{np.mean([each['held_out_nll'] for each in figures]):.3f}"] + [
-        f"{np.mean([each[f'{kind}_{column}'] for each in figures]):.1f}"
-        for kind in ("pseudo", "test")
-        for column in COLUMNS
-    ]
 
 
 def add_arguments(parser: argparse.ArgumentParser, tasks: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from benchmarks.hostile.parts import LARGE, by_name, fill, noise
-from benchmarks.hostile.tiff import RATIONAL, Entry, tiff
+from benchmarks.hostile.tiff_file import RATIONAL, Entry, tiff
 
 __all__ = ["KINDS", "chunk"]
 

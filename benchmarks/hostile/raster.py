@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.hostile.parts import LARGE, encoded, fill, noise, plain
-from benchmarks.hostile.tiff import RATIONAL, Entry, tiff
+from benchmarks.hostile.tiff_file import RATIONAL, Entry, tiff
 
 __all__ = ["BMP", "GIF", "WEBP"]
 

@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from tiny_model import product_image, tiny_checkpoint
 
-from benchmarks.accuracy import trials
+from benchmarks.accuracy import judging
+from benchmarks.accuracy.products import Product
 from benchmarks.baselines import accuracy
 from moleflow.model.detector import Detector
 from moleflow.model.verdict.maps import SMOOTHING_SIGMA, pixel_map
@@ -58,16 +59,16 @@ def test_the_comparison_with_baselines_measures_what_evaluate_does(
 
 def test_trials_measure_what_evaluate_does(category: Category, measured: Measured) -> None:
     maps = torch.stack([torch.from_numpy(each.named.grid_map) for each in measured.outcomes])
-    product = trials.Product(category, (), category.train, ())
+    product = Product(category, (), category.train, ())
     held_out = {"good": maps[:3], "pseudo": maps[:0], "test": maps}
-    found = trials.judge_all(held_out, product, side=32)
-    for name in trials.COLUMNS:
+    found = judging.judge_all(held_out, product, side=32)
+    for name in judging.COLUMNS:
         assert found[f"test_{name}"] == pytest.approx(100 * getattr(measured.figures.named, name), abs=1e-9)
 
 
 def test_smoothing_in_trials_is_that_of_prediction(measured: Measured) -> None:
     grid_map = measured.outcomes[0].named.grid_map
     expected = pixel_map(grid_map, 32, SIDE, SIDE)
-    assert np.array_equal(trials.anomaly_map(grid_map, 32), expected)
-    nearly = trials.anomaly_map(grid_map, 32, SMOOTHING_SIGMA * (1 + 1e-9))  # by the way of every other width
+    assert np.array_equal(judging.anomaly_map(grid_map, 32), expected)
+    nearly = judging.anomaly_map(grid_map, 32, SMOOTHING_SIGMA * (1 + 1e-9))  # by the way of every other width
     assert np.abs(nearly - expected).max() < 1e-3 * np.abs(expected).max()

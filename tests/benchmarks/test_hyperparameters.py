@@ -9,6 +9,7 @@ from PIL import Image
 from tiny_model import PLUGIN, product_image, tiny_config
 
 from benchmarks.accuracy import hyperparameters, pseudo_defects, trials
+from benchmarks.accuracy.products import load_product
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
 from moleflow.training.config import Preset, TrainingConfig
@@ -38,7 +39,7 @@ def test_a_pseudo_defect_changes_what_its_mask_marks_and_little_else(kind: str) 
 def test_pseudo_defects_are_made_of_held_out_images_and_are_the_same_each_time(
     judged_products: Path, tmp_path: Path
 ) -> None:
-    one, other = (trials.load_product(judged_products, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
+    one, other = (load_product(judged_products, "bolt", tmp_path / part, START, 100) for part in ("a", "b"))
     assert not {*one.fit} & {*one.held_out}
     assert len(one.pseudo) == 3 * len(one.held_out)
     for sample, same in zip(one.pseudo, other.pseudo, strict=True):
