@@ -14,7 +14,7 @@ from moleflow.model.store.checkpoint import Checkpoint, Header, Tensors, write_c
 from moleflow.model.store.tensor_file import StoredSection
 from moleflow.model.verdict.records import TaskInfo
 
-__all__ = ["hide_products", "remove_products", "rename_product", "rewrite"]
+__all__ = ["change_product", "hide_products", "remove_products", "rename_product", "rewrite"]
 
 
 def remove_products(path: Path, names: Sequence[str]) -> Checkpoint:
@@ -56,24 +56,28 @@ def hide_products(path: Path, names: Sequence[str], *, hidden: bool = True) -> C
 
 
 def rename_product(path: Path, old: str, new: str) -> Checkpoint:
-    """Give a product another name; the changed checkpoint.
+    """Give a product another name; the changed checkpoint. Raises as ``change_product``."""
+    return change_product(path, old, new_name=new)
+
+
+def change_product(path: Path, name: str, *, new_name: str | None = None, hidden: bool | None = None) -> Checkpoint:
+    """Rename a product, hide it or show it again, in one step; the changed checkpoint. ``None`` changes nothing.
 
     Raises:
         UnknownTaskError, ConfigurationError, CheckpointError: as ``remove_products``.
-        TaskError: the new name is not valid, or another product has it.
+        TaskError: the new name is not valid, another product has it, or every product would be hidden.
     """
 
-    def renamed(header: Header) -> list[TaskInfo]:
-        chosen = find_named(old, header.tasks).index
-        try:
-            name = product_name(new)
-        except ValueError as error:
-            raise TaskError(f"a product cannot be called {new!r}: {error}.") from error
-        if any(same_name(task.name, name) and task.index != chosen for task in header.tasks):
-            raise TaskError(f"there is a product {name!r} already; choose another name, or rename that one first.")
-        return [task.model_copy(update={"name": name}) if task.index == chosen else task for task in header.tasks]
+    def changed(header: Header) -> list[TaskInfo]:
+        tasks = list(header.tasks)
+        chosen = find_named(name, tasks)
+        update: dict[str, str | bool] = {} if hidden is None else {"hidden": hidden}
+        if new_name is not None:
+            update["name"] = _free_name(new_name, [task for task in tasks if task is not chosen])
+        tasks[chosen.index] = chosen.model_copy(update=update)
+        return tasks
 
-    return _change(path, renamed)
+    return _change(path, changed)
 
 
 def rewrite(old: Checkpoint, tasks: Sequence[TaskInfo], new: dict[str, Tensors] | None = None) -> Checkpoint:
@@ -100,6 +104,17 @@ def rewrite(old: Checkpoint, tasks: Sequence[TaskInfo], new: dict[str, Tensors] 
     )
     write_checkpoint(old.path, header, sections)
     return Checkpoint.open(old.path)
+
+
+def _free_name(name: str, others: Sequence[TaskInfo]) -> str:
+    """A valid name in normal form. Raises ``TaskError`` for any other, and one that another product has."""
+    try:
+        wanted = product_name(name)
+    except ValueError as error:
+        raise TaskError(f"a product cannot be called {name!r}: {error}.") from error
+    if any(same_name(task.name, wanted) for task in others):
+        raise TaskError(f"there is a product {wanted!r} already; choose another name, or rename that one first.")
+    return wanted
 
 
 def _change(path: Path, change: Callable[[Header], list[TaskInfo]]) -> Checkpoint:

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from moleflow.model.errors import CheckpointError, ConfigurationError, TaskError, UnknownTaskError
+from moleflow.model.exported.folder import is_exported
 from moleflow.service.api import openapi_changes as openapi
 from moleflow.service.api.body import read_json
 from moleflow.service.engine.engine import Engine
@@ -94,18 +95,17 @@ def _remove(path: Path, name: str, *, hide: bool) -> None:
 
 
 def _change(path: Path, name: str, wanted: ProductChange) -> None:
-    from moleflow.model.store.editing import hide_products, rename_product  # needs PyTorch
+    from moleflow.model.store.editing import change_product  # needs PyTorch
 
-    if wanted.hidden is not None:
-        hide_products(path, [name], hidden=wanted.hidden)
-    if wanted.name is not None:
-        rename_product(path, name, wanted.name)
+    change_product(path, name, new_name=wanted.name, hidden=wanted.hidden)
 
 
 async def _changed(request: Request, edit: Callable[[Path], None]) -> Response:
     """Edit the checkpoint file and serve it. Raises ``UnknownTaskError``, ``NotChangedError`` and ``ReloadError``."""
     _engine(request).check_ready()
     path = _settings(request).checkpoint
+    if is_exported(path):
+        raise NotChangedError("An exported folder is served; change its checkpoint, and export that again.")
     try:
         await asyncio.to_thread(edit, path)
     except UnknownTaskError:

@@ -150,7 +150,7 @@ def run_server(detector: DummyDetector | None = None, *, wait: bool = True, **se
     """Run the service on a free port, by default with the dummy model and one decoder process."""
     model = detector or DummyDetector()
     try:
-        with _serving(model, wait=wait, checkpoint="dummy.safetensors", **settings) as running:
+        with _serving(model, wait=wait, **{"checkpoint": "dummy.safetensors"} | settings) as running:
             yield running
     finally:
         model.gate.set()

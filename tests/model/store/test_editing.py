@@ -11,7 +11,7 @@ from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError, TaskError, UnknownTaskError
 from moleflow.model.files.exclusive import exclusive
 from moleflow.model.store.checkpoint import Checkpoint
-from moleflow.model.store.editing import hide_products, remove_products, rename_product
+from moleflow.model.store.editing import change_product, hide_products, remove_products, rename_product
 from moleflow.model.verdict.results import Prediction
 
 NAMES = ("bolt", "nut", "gear", "nail")
@@ -133,6 +133,15 @@ def test_what_cannot_be_done_is_an_error_and_changes_nothing(
         edit(path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_product_is_renamed_and_hidden_in_one_step_or_not_at_all(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(TaskError, match="already"):
+        change_product(path, "bolt", new_name="nut", hidden=True)
+    assert path.read_bytes() == before
+    new = change_product(path, "bolt", new_name="old bolt", hidden=True)
+    assert [(task.name, task.hidden) for task in new.header.tasks[:2]] == [("old bolt", True), ("nut", False)]
 
 
 def test_a_checkpoint_that_another_process_writes_is_left_alone(path: Path) -> None:

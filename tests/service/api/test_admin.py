@@ -1,5 +1,7 @@
 """Who may change what is served."""
 
+from pathlib import Path
+
 import pytest
 from running import Running, run_server
 
@@ -53,3 +55,10 @@ def test_a_wrong_body_is_a_problem_that_says_why(service: Running, body: bytes, 
     response = service.client.patch("/tasks/red", content=body)
     assert response.status_code == status
     assert says in response.json()["detail"]
+
+
+def test_an_exported_folder_is_not_changed(tmp_path: Path) -> None:
+    with run_server(checkpoint=tmp_path) as service:
+        response = service.client.delete("/tasks/red")
+        assert (response.status_code, response.json()["type"]) == (409, "urn:moleflow:problem:not-changed")
+        assert "export" in response.json()["detail"]
