@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -66,7 +67,7 @@ def test_a_named_product_scores_the_image_and_nothing_is_refused_on_request(
 
 
 def test_rates_and_products_are_those_of_the_checkpoint(folder: Path, source: Checkpoint) -> None:
-    rates = {"false_alarm_rate": 0.2, "unknown_limit": 1e-6}
+    rates: dict[str, Any] = {"false_alarm_rate": 0.2, "unknown_limit": 1e-6}
     lax, original = ExportedDetector.load(folder, **rates), Detector(source, device="cpu", precision="fp32", **rates)
     assert lax.tasks == original.tasks
     assert lax.preprocessing == original.preprocessing

@@ -123,7 +123,7 @@ def test_calibrations_that_do_not_calibrate_are_an_error(folder: Path, monkeypat
 
 
 @pytest.mark.parametrize("option", [{"device": "cuda"}, {"precision": "bf16"}, {"engine": "torch"}])
-def test_what_a_folder_cannot_do_is_an_error(folder: Path, option: dict[str, str]) -> None:
+def test_what_a_folder_cannot_do_is_an_error(folder: Path, option: dict[str, Any]) -> None:
     (name, value), *_ = option.items()
     with pytest.raises(ConfigurationError, match=f"{name} cannot be '{value}' for the exported folder"):
         load_detector(folder, **option)

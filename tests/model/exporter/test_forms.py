@@ -32,12 +32,15 @@ def network(seed: int) -> Network:
 
 
 @pytest.mark.parametrize("name", ["openvino", "onnx"])
-def test_networks_that_differ_in_weights_are_translated_once(name: GraphFormat, tmp_path: Path) -> None:
+def test_networks_that_differ_in_weights_are_translated_once(
+    name: GraphFormat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for package in {"openvino": ["openvino"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}[name]:
         pytest.importorskip(package)
     form = FORMS[name]()
-    writer, translate, calls = Writer(form), form.translated, []
-    form.translated = lambda each: calls.append(each) or translate(each)  # type: ignore[method-assign, func-returns-value]
+    writer, translate = Writer(form), form.translated
+    calls: list[Network] = []
+    monkeypatch.setattr(form, "translated", lambda each: calls.append(each) or translate(each))
     for seed in range(3):
         writer.write(tmp_path / str(seed), network(seed))
     assert len(calls) == 1
