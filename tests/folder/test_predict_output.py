@@ -12,7 +12,7 @@ from forked import Finished, Processes, moleflow_code
 from PIL import Image
 from tiny_model import PLUGIN, product_image, tiny_checkpoint
 
-from moleflow.commands.predict_rows import FailOn, exit_status
+from moleflow.commands.predict_rows import FailOn, RowOptions, exit_status
 from moleflow.folder.run import Request, Tally, predict_into
 from moleflow.image_files import find_images
 from moleflow.model.detector import Detector
@@ -154,21 +154,22 @@ def test_a_watched_folder_is_followed_until_interrupted(processes: Processes, ch
 
 
 @pytest.mark.parametrize(
-    ("arguments", "hint"),
+    ("rows", "json", "hint"),
     [
-        (("--watch",), "--watch needs --output"),
-        (("--webhook", "http://localhost"), "--webhook needs --output"),
-        (("--watch", "--output", "rows.parquet"), "which Parquet cannot"),
-        (("--json", "--output", "rows.csv"), "give one"),
-        (("--output", "rows.txt"), "should end in one of"),
+        (RowOptions(None, True, None, None), False, "--watch needs --output"),
+        (RowOptions(None, False, "http://localhost", None), False, "--webhook needs --output"),
+        (RowOptions(None, False, None, "mqtt://localhost/rows"), False, "--mqtt needs --output"),
+        (RowOptions(Path("rows.parquet"), True, None, None), False, "which Parquet cannot"),
+        (RowOptions(Path("rows.csv"), False, None, None), True, "give one"),
+        (RowOptions(Path("rows.txt"), False, None, None), False, "should end in one of"),
     ],
 )
-def test_options_that_do_not_go_together_are_named(
-    processes: Processes, checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...], hint: str
-) -> None:
-    before = f"import os; os.chdir({str(tmp_path)!r})"
-    done = predict(processes, checkpoint, "0.png", *arguments, before=before)
+def test_options_that_do_not_go_together_are_named(rows: RowOptions, json: bool, hint: str) -> None:
+    with pytest.raises(ConfigurationError, match=hint):
+        rows.check(json)
+
+
+def test_they_are_refused_before_the_model_is_loaded(processes: Processes, tmp_path: Path) -> None:
+    done = predict(processes, tmp_path / "missing.safetensors", tmp_path, "--watch")
     assert done.status == 1
-    assert hint in done.stderr
-    assert len(done.stderr.splitlines()) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert done.stderr.startswith("error: --watch needs --output")
