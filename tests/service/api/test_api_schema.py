@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
-from running import Running
+from running import PATIENCE, Running
 
 from moleflow.service.api.app import create_app
 from moleflow.service.settings import Settings
@@ -22,7 +22,7 @@ schema = schemathesis.openapi.from_dict(create_app(Settings(checkpoint="dummy.sa
 def test_every_response_conforms_to_the_schema(case: Any, service: Running) -> None:
     # A schema cannot express what an image is, or that form and query must not contradict each other.
     unknowable = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")] if case.method != "GET" else []
-    case.call_and_validate(base_url=service.url, excluded_checks=unknowable)
+    case.call_and_validate(base_url=service.url, excluded_checks=unknowable, timeout=PATIENCE)
 
 
 def test_every_operation_is_described(service: Running) -> None:
