@@ -127,8 +127,8 @@ class ExportedFolder:
 
     def _incomplete(self, name: str, problem: str) -> CheckpointFormatError:
         return CheckpointFormatError(
-            f"the exported folder {str(self.path)!r} is incomplete: file {name!r} cannot be used ({problem}); copy the "
-            f"whole folder again, or {_AGAIN}."
+            f"file {name!r} of the exported folder {str(self.path)!r} cannot be used ({problem}); copy the whole "
+            f"folder again, or {_AGAIN}."
         )
 
 

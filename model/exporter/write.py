@@ -62,7 +62,7 @@ def export_checkpoint(
             for each in fields(calibration):
                 held_out[f"{place}.{each.name}"] = getattr(calibration, each.name).scores.astype(np.float32)
             on_product(task.name)
-        safetensors.numpy.save_file(held_out, folder / CALIBRATIONS)
+        (folder / CALIBRATIONS).write_bytes(safetensors.numpy.save(held_out))  # save_file makes private files
         names = list(Manifest.names(graphs, len(header.visible)))
         # Hidden products are left behind.
         tasks = tuple(task.model_copy(update={"index": place}) for place, task in enumerate(header.visible))

@@ -44,6 +44,13 @@ def test_it_tells_what_it_was_made_from(folder: Path, source: Checkpoint) -> Non
     assert opened.info.name == "factory"
 
 
+def test_whoever_may_read_new_files_may_read_all_of_it(folder: Path, tmp_path: Path) -> None:
+    usual = tmp_path / "usual"
+    usual.touch()
+    modes = {path.stat().st_mode for path in folder.rglob("*") if path.is_file()}
+    assert modes == {usual.stat().st_mode}
+
+
 def test_calibrations_are_those_of_the_checkpoint(folder: Path, source: Checkpoint) -> None:
     for index, found in enumerate(ExportedFolder.open(folder).calibrations()):
         expected = source.profile(index).calibration
@@ -64,10 +71,10 @@ def test_a_folder_without_a_manifest_is_an_error(tmp_path: Path) -> None:
 def test_a_missing_or_cut_file_is_an_error_at_once(copy: Path) -> None:
     cut = copy / "experts" / "2.bin"
     cut.write_bytes(cut.read_bytes()[:-1])
-    with pytest.raises(CheckpointFormatError, match=r"is incomplete: file 'experts/2.bin' .* of .* bytes"):
+    with pytest.raises(CheckpointFormatError, match=r"file 'experts/2.bin' of .* cannot be used \(it has .* bytes"):
         ExportedFolder.open(copy)
     cut.unlink()
-    with pytest.raises(CheckpointFormatError, match=r"'experts/2.bin' cannot be used \(No such file.*copy the whole"):
+    with pytest.raises(CheckpointFormatError, match=r"\(No such file.*\); copy the whole folder again, or export the"):
         ExportedFolder.open(copy)
 
 
