@@ -75,7 +75,7 @@ class Detector:
     ) -> None:
         self.device = resolve_device(device)
         self.precision = resolve_precision(precision, self.device)
-        self.engine = resolve_engine(engine, self.device, self.precision)
+        self.engine, self._maps = resolve_engine(engine, self.device, self.precision), engine == "openvino"
         self._threads = torch.get_num_threads()
         if previous is not None:
             # A new thread has a number of its own, and merging with another one could change the last digits.
@@ -85,7 +85,7 @@ class Detector:
         if previous is not None and _see_alike(checkpoint.header, previous._checkpoint.header):
             self._computes = previous._computes
         elif self.engine == "openvino":
-            self._computes = openvino_engine(checkpoint, cache_folder())
+            self._computes = openvino_engine(checkpoint, cache_folder(), maps=self._maps)
         else:
             self._computes = torch_engine(checkpoint, self.device, self.precision)
         self.products = Products(
@@ -239,7 +239,8 @@ class Detector:
         return PatchFeatures(embeddings, tuple(stages)), distances, ratios
 
     def _computes_as(self, other: Self) -> bool:
-        return (self.device, self.precision, self.engine) == (other.device, other.precision, other.engine)
+        mine = self.device, self.precision, self.engine, self._maps
+        return mine == (other.device, other.precision, other.engine, other._maps)
 
     def warm_up(self, batch_size: int = 1) -> None:
         """Merge the first few experts and predict on blank images, so that the first request is not slow; on a GPU

@@ -1,6 +1,7 @@
 """What computes a prediction: the features of images, and the patch maps of each product.
 
-PyTorch is the reference: training uses it, and a GPU. On a CPU in float32 OpenVINO computes the same faster.
+PyTorch is the reference: training uses it, and a GPU. On a CPU in float32 OpenVINO computes the features faster. It can
+compute the maps too, which is faster or slower depending on the width of the embeddings and the processor.
 """
 
 from collections.abc import Callable
@@ -36,8 +37,10 @@ def torch_engine(checkpoint: Checkpoint, device: torch.device, precision: str) -
     return Engine(extractor.to(device), None)
 
 
-def openvino_engine(checkpoint: Checkpoint, folder: Path) -> Engine:
-    """OpenVINO on the CPU in float32; converted networks are kept in ``folder``.
+def openvino_engine(checkpoint: Checkpoint, folder: Path, *, maps: bool) -> Engine:
+    """OpenVINO on the CPU in float32, for the features and, with ``maps``, for the maps of products.
+
+    Converted networks are kept in ``folder``.
 
     Raises:
         BackboneError: OpenVINO cannot convert or compile the backbone.
@@ -45,4 +48,4 @@ def openvino_engine(checkpoint: Checkpoint, folder: Path) -> Engine:
     config = checkpoint.header.config
     identity = f"{config.backbone.model_dump_json()} {checkpoint.header.backbone_sha256}"
     features = CompiledFeatures(FeatureExtractor(config, checkpoint.backbone()), identity, folder)
-    return Engine(features, ScorerCompiler(config, features.grids, folder))
+    return Engine(features, ScorerCompiler(config, features.grids, folder) if maps else None)

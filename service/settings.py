@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     )
     precision: Precision = Field("auto", description="fp32, bf16, fp16 or auto")
     engine: Engine = Field(
-        "auto", description="what computes: torch, openvino, or auto: OpenVINO if installed, on a CPU in fp32"
+        "auto",
+        description="what computes: torch, openvino, or auto: features by OpenVINO if installed, on a CPU in fp32",
     )
     plugin: str | None = Field(None, description="module to import first, which registers more backbones with timm")
     false_alarm_rate: float = Field(

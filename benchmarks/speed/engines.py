@@ -1,14 +1,15 @@
-"""How much faster is a prediction with OpenVINO as the engine of the backbone?
+"""How much faster is a prediction with OpenVINO as the engine?
 
     python -m benchmarks engines [--preset small] [--batch 1 …] [--rounds 9] [--output FILE.json]
 
-The same checkpoint, with a preset's shapes and random weights, is predicted with both engines in turn, in float32. The
-table shows medians, and the median of the ratios within a round with minimum and maximum.
+The same checkpoint, with a preset's shapes and random weights, is predicted with the engines in turn, in float32. The
+table shows medians, and the median of the ratios within a round with minimum and maximum. *First* is a prediction whose
+expert is not in memory.
 """
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -29,23 +30,29 @@ from moleflow.model.runtime.threads import configure_threads
 from moleflow.training.config import PRESETS, preset
 from moleflow.training.report.markdown import markdown_table
 
-ENGINES = ("torch", "openvino")
+ENGINES = ("torch", "auto", "openvino")
+"""PyTorch; OpenVINO for the features; OpenVINO for everything."""
 
 
-def features(detector: Detector, images: list[np.ndarray]) -> object:
-    """Backbone, embedding and routing."""
-    return detector.embed_and_route(stack_images(images, detector.preprocessing.resize, detector.device))
+def parts(detector: Detector, images: list[np.ndarray]) -> dict[str, Callable[[], object]]:
+    """What is timed: backbone, embedding and routing; flow and memory; all of a prediction; the first of a product."""
+    batch = stack_images(images, detector.preprocessing.resize, detector.device)
+    found = detector.embed_and_route(batch)[0]
+    tasks = [detector.tasks[0].name] * len(images)
+
+    def first() -> object:
+        detector.products.experts.clear()
+        return detector.predict(images, tasks)
+
+    return {
+        "features": partial(detector.embed_and_route, batch),
+        "maps": partial(detector.products.maps, found, [0] * len(images)),
+        "prediction": partial(detector.predict, images, tasks),
+        "first": first,
+    }
 
 
-def prediction(detector: Detector, images: list[np.ndarray]) -> object:
-    """All of a prediction."""
-    return detector.predict(images, ["product0000"] * len(images))
-
-
-PARTS = {"features": features, "prediction": prediction}
-"""What is timed."""
-
-
+@torch.inference_mode()
 def measure(names: Sequence[str], batches: Sequence[int], rounds: int) -> dict[str, Any]:
     """Milliseconds per image by preset, batch size, part and engine, one value per round."""
     times: dict[str, dict[str, dict[str, dict[str, list[float]]]]] = {}
@@ -57,13 +64,10 @@ def measure(names: Sequence[str], batches: Sequence[int], rounds: int) -> dict[s
             detectors = {engine: load(engine=engine) for engine in ENGINES}
             for batch in batches:
                 images = noise(detectors["torch"], batch)
+                work = {engine: parts(detector, images) for engine, detector in detectors.items()}
                 times.setdefault(name, {})[str(batch)] = {
-                    part: time_in_turn(
-                        {engine: partial(work, detector, images) for engine, detector in detectors.items()},
-                        rounds,
-                        batch,
-                    )
-                    for part, work in PARTS.items()
+                    part: time_in_turn({engine: work[engine][part] for engine in ENGINES}, rounds, batch)
+                    for part in work["torch"]
                 }
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -82,14 +86,16 @@ def table(result: dict[str, Any]) -> str:
             batch,
             part,
             *(f"{median(found[engine]):.1f}" for engine in ENGINES),
-            spread(ratios(found["torch"], found["openvino"]), 2),
+            *(spread(ratios(found["torch"], found[engine]), 2) for engine in ENGINES[1:]),
         ]
         for name, batches in result["ms_per_image"].items()
         for batch, parts in batches.items()
         for part, found in parts.items()
     ]
     head = f"{result['processor']}; {result['threads']} threads, float32, milliseconds per image, {result['date']}\n\n"
-    return head + markdown_table(["preset", "batch", "part", *ENGINES, "torch / openvino"], rows)
+    return head + markdown_table(
+        ["preset", "batch", "part", *ENGINES, *(f"torch / {engine}" for engine in ENGINES[1:])], rows
+    )
 
 
 def main(arguments: Sequence[str]) -> int:

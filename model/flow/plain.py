@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from moleflow.model.features.embedding import with_position
+from moleflow.model.flow.adapters import ZCAAdapter
 from moleflow.model.flow.blocks import DIA_COUPLING, MOLE_COUPLING, Coupling
 from moleflow.model.flow.expert import module_list
 from moleflow.model.flow.merged import MergedBlock, MergedDIA, MergedExpert
@@ -37,7 +39,7 @@ class PlainFlow(nn.Module):
 
     def __init__(self, merged: MergedExpert, dim: int) -> None:
         super().__init__()
-        self.adapter = merged.adapter
+        self.adapter = _Whitening(merged.adapter) if isinstance(merged.adapter, ZCAAdapter) else merged.adapter
         self.mixer = None if merged.mixer is None else _Depthwise(merged.mixer)
         self.blocks = module_list(_Block(block) for block in merged.blocks)
         self.dia = module_list(_DIA(block) for block in merged.dia)
@@ -74,6 +76,17 @@ class _Depthwise(nn.Module):
         middle = self.kernel.shape[-1] // 2
         y = F.conv2d(x.permute(0, 3, 1, 2), self.kernel, padding=middle, groups=len(self.kernel))
         return y.permute(0, 2, 3, 1)
+
+
+class _Whitening(nn.Module):
+    """``ZCAAdapter`` with a sum in place of its difference, which OpenVINO would turn into one."""
+
+    def __init__(self, adapter: ZCAAdapter) -> None:
+        super().__init__()
+        self.shift, self.matrix = nn.Buffer(-adapter.mean), nn.Buffer(adapter.matrix.clone())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return with_position(F.linear(x + self.shift, self.matrix))
 
 
 class _Block(nn.Module):

@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from moleflow.model.config import ModelConfig
+from moleflow.model.errors import ConfigurationError, describe
 from moleflow.model.features.patches import PatchFeatures
 from moleflow.model.flow.expert import Base
 from moleflow.model.flow.plain import PlainFlow
+from moleflow.model.memory.bank import MergedBank
 from moleflow.model.memory.fusion import Fusion
 from moleflow.model.memory.plain import PlainBank
 from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer
@@ -22,6 +24,10 @@ __all__ = ["CompiledScorer", "ScorerCompiler", "ScorerModels"]
 
 Shape = tuple[int, int, int]
 """Rows, columns and channels of a grid of patches."""
+
+
+PROTOTYPES = {f"{near}.compare.{name}": near for near in ("near", "near_pooled") for name in ("weight", "bias")}
+"""Weights of a memory that have a row for each prototype; products have different numbers of them."""
 
 
 class ScorerModels(NamedTuple):
@@ -93,19 +99,26 @@ class ScorerCompiler:
     ) -> tuple[Any, Any | None]:
         """What ``make`` makes of flow and memory."""
         scorer = ProductScorer(base, parts)
-        flow = PlainFlow(scorer.flow, self._config.backbone.embedding_dim)
-        made = make(self._template("flow", flow, [self._embeddings], {}), flow)
-        if scorer.bank is None:
-            return made, None
-        bank = PlainBank(scorer.bank, [stage.shape[-1] for stage in self._stages])
-        counts = {f"{near}.compare.{name}": near for near in ("near", "near_pooled") for name in ("weight", "bias")}
-        own = {name: count for name, count in counts.items() if name in bank.state_dict()}
-        return made, make(self._template("memory", bank, self._stages, own), bank)
+        try:
+            flow = PlainFlow(scorer.flow, self._config.backbone.embedding_dim)
+            made = make(self._template("flow", flow, [self._embeddings]), flow)
+            return made, None if scorer.bank is None else self._bank(scorer.bank, make)
+        except Exception as error:  # of exporting, converting or compiling, which can raise anything
+            raise ConfigurationError(
+                f"OpenVINO cannot run the flow or the memory of a product ({describe(error)}); use engine torch."
+            ) from error
 
-    def _template(
-        self, part: str, module: nn.Module, inputs: Sequence[torch.Tensor], counts: dict[str, str]
-    ) -> Template:
+    def _bank(self, merged: MergedBank, make: Callable[[Template, nn.Module], Any]) -> Any:
+        bank = PlainBank(merged, [stage.shape[-1] for stage in self._stages])
+        memory = self._config.scoring.memory
+        if memory is not None and memory.pooled:
+            # Products with and without pooled patches: both now, since a conversion would make a later request slow.
+            self._template("memory", bank.with_pooled(merged.near_pooled is None), self._stages)
+        return make(self._template("memory", bank, self._stages), bank)
+
+    def _template(self, part: str, module: nn.Module, inputs: Sequence[torch.Tensor]) -> Template:
         """The graph of the module's structure."""
+        counts = {name: count for name, count in PROTOTYPES.items() if name in module.state_dict()}
         weights = {name: list(value.shape)[name in counts :] for name, value in module.state_dict().items()}
         facts = {
             "part": part,

@@ -1,5 +1,6 @@
 """The memory without private operators, as a compiler takes it."""
 
+import copy
 import functools
 from collections.abc import Sequence
 
@@ -26,6 +27,12 @@ class PlainBank(nn.Module):
         self.near = _PlainNearest(bank.near)
         self.near_pooled = None if bank.near_pooled is None else _PlainNearest(bank.near_pooled)
         self.eval().requires_grad_(False)
+
+    def with_pooled(self, pooled: bool) -> "PlainBank":
+        """One of the other structure, for its shapes: with some pooled prototypes, or without."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "near_pooled": self.near if pooled else None}
+        return other
 
     def forward(self, *stages: torch.Tensor) -> torch.Tensor:
         grids = upsampled([stage @ axes for stage, axes in zip(stages, self.axes, strict=True)])

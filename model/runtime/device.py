@@ -67,9 +67,10 @@ def resolve_precision(precision: str, device: torch.device) -> str:
 
 
 def resolve_engine(engine: str, device: torch.device, precision: str) -> str:
-    """What computes the features: ``torch``, or ``openvino``, which on a CPU in float32 is faster.
+    """What computes: ``torch``, or ``openvino`` on a CPU in float32.
 
-    ``auto`` is OpenVINO where it is installed and can do it. ``precision`` is the resolved one.
+    ``auto`` is OpenVINO where it is installed and can do it, for the features only (``moleflow.model.engines``).
+    ``precision`` is the resolved one.
 
     Raises:
         ConfigurationError: the name is unknown, or OpenVINO is not installed or cannot do it.

@@ -29,7 +29,7 @@ Engine = Annotated[
     typer.Option(
         envvar="MOLEFLOW_ENGINE",
         show_envvar=True,
-        help="What computes. auto takes OpenVINO where it is installed, on a CPU in fp32.",
+        help="What computes. auto takes OpenVINO for the features where it is installed, on a CPU in fp32.",
     ),
 ]
 Cache = Annotated[

@@ -14,6 +14,7 @@ from moleflow.model.flow.expert import Base, Expert, flow_input
 from moleflow.model.flow.likelihood import negative_log_likelihood
 from moleflow.model.flow.lora import LoRADelta
 from moleflow.model.flow.merged import MergedExpert
+from moleflow.model.flow.plain import PlainFlow
 from moleflow.model.flow.subnet import DenseSubnet
 
 every_variant = pytest.mark.parametrize(
@@ -72,6 +73,15 @@ def test_merged_equals_unmerged_in_float32(changes: dict, first: bool) -> None:
     x = embeddings()
     expected = likelihood(base, expert, x)
     assert torch.allclose(MergedExpert(base, expert)(x), expected, rtol=1e-5, atol=1e-4)
+
+
+@every_variant
+@pytest.mark.parametrize("first", [True, False])
+@torch.no_grad()
+def test_without_changes_in_place_it_is_the_same(changes: dict, first: bool) -> None:
+    base, expert = parts(changes, first=first)
+    x, merged = embeddings(), MergedExpert(base, expert)
+    assert torch.allclose(PlainFlow(merged, x.shape[-1])(x), merged(x), rtol=1e-5, atol=1e-4)
 
 
 @every_variant
