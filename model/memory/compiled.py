@@ -1,9 +1,9 @@
 """Products scored by OpenVINO: the flow and the memory of each as compiled graphs, on a CPU in float32."""
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer
 from moleflow.model.runtime.conversion import infer
 from moleflow.model.runtime.templates import Template
 
-__all__ = ["CompiledScorer", "ScorerCompiler", "ScorerModels"]
+__all__ = ["CompiledScorer", "ScorerCompiler"]
 
 Shape = tuple[int, int, int]
 """Rows, columns and channels of a grid of patches."""
@@ -30,21 +30,10 @@ PROTOTYPES = {f"{near}.compare.{name}": near for near in ("near", "near_pooled")
 """Weights of a memory that have a row for each prototype; products have different numbers of them."""
 
 
-class ScorerModels(NamedTuple):
-    """A product as OpenVINO models in float32.
-
-    ``flow``: embeddings ``(B, H, W, D)`` to the NLL ``(B, H, W)``. ``bank``: stages, finest first, ``(B, h, w, C)`` to
-    distances ``(B, kinds, H, W)``; ``None`` without a memory.
-    """
-
-    flow: Any
-    bank: Any | None
-
-
 class CompiledScorer:
     """Features to the maps of one product, as ``ProductScorer``; a batch is computed at once, by all threads.
 
-    ``flow`` and ``bank`` are compiled ``ScorerModels``.
+    ``flow`` and ``bank`` are compiled graphs: embeddings to the NLL, and stages to distances.
     """
 
     def __init__(self, flow: Any, bank: Any | None, fusion: Fusion | None) -> None:
@@ -86,35 +75,28 @@ class ScorerCompiler:
         self._lock = threading.Lock()
 
     def __call__(self, base: Base, parts: ProductParts) -> CompiledScorer:
-        """A product, compiled."""
-        flow, bank = self._each(base, parts, lambda template, module: template.compiled(module))
-        return CompiledScorer(flow, bank, parts.fusion)
+        """A product, compiled.
 
-    def models(self, base: Base, parts: ProductParts) -> ScorerModels:
-        """A product as OpenVINO models."""
-        return ScorerModels(*self._each(base, parts, lambda template, module: template.model(module)))
-
-    def _each(
-        self, base: Base, parts: ProductParts, make: Callable[[Template, nn.Module], Any]
-    ) -> tuple[Any, Any | None]:
-        """What ``make`` makes of flow and memory."""
+        Raises:
+            ConfigurationError: OpenVINO cannot convert or compile it.
+        """
         scorer = ProductScorer(base, parts)
         try:
-            flow = PlainFlow(scorer.flow, self._config.backbone.embedding_dim)
-            made = make(self._template("flow", flow, [self._embeddings]), flow)
-            return made, None if scorer.bank is None else self._bank(scorer.bank, make)
+            module = PlainFlow(scorer.flow, self._config.backbone.embedding_dim)
+            flow = self._template("flow", module, [self._embeddings]).compiled(module)
+            return CompiledScorer(flow, None if scorer.bank is None else self._bank(scorer.bank), parts.fusion)
         except Exception as error:  # of exporting, converting or compiling, which can raise anything
             raise ConfigurationError(
                 f"OpenVINO cannot run the flow or the memory of a product ({describe(error)}); use engine torch."
             ) from error
 
-    def _bank(self, merged: MergedBank, make: Callable[[Template, nn.Module], Any]) -> Any:
+    def _bank(self, merged: MergedBank) -> Any:
         bank = PlainBank(merged, [stage.shape[-1] for stage in self._stages])
         memory = self._config.scoring.memory
         if memory is not None and memory.pooled:
             # Products with and without pooled patches: both now, since a conversion would make a later request slow.
             self._template("memory", bank.with_pooled(merged.near_pooled is None), self._stages)
-        return make(self._template("memory", bank, self._stages), bank)
+        return self._template("memory", bank, self._stages).compiled(bank)
 
     def _template(self, part: str, module: nn.Module, inputs: Sequence[torch.Tensor]) -> Template:
         """The graph of the module's structure."""

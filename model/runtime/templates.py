@@ -66,10 +66,6 @@ class Template:
         self._model = kept_model(folder, facts, convert)
         self._exported: dict[tuple[torch.Size, ...], _Exported | None] = {}
 
-    def model(self, module: nn.Module) -> Any:
-        """The OpenVINO model of ``module``, with its weights as constants."""
-        return self._bound(module.state_dict())
-
     def compiled(self, module: nn.Module) -> Any:
         """``module``, compiled."""
         import openvino
