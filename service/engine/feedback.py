@@ -44,7 +44,8 @@ class Feedback:
         self._folder, self._most = settings.feedback, int(settings.feedback_bytes)
         self._memory, self._remembered = int(settings.feedback_memory), 0
         self._answers: OrderedDict[str, _Answer] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # of the answers; the event loop takes it too, so it is never held for long
+        self._writing = threading.Lock()  # of the folder
         self._kept: int | None = None  # bytes in the folder, once they were counted
 
     def remember(self, identifier: str, data: bytes, product: str | None) -> None:
@@ -68,8 +69,9 @@ class Feedback:
         A second call for the same answer replaces the first. Blocks. Raises ``UnknownAnswerError``, and
         ``FeedbackError`` when the folder is full or cannot be written.
         """
-        with self._lock:
-            answer, folder = self._find(identifier), self._folder
+        with self._writing:
+            with self._lock:
+                answer, folder = self._find(identifier), self._folder
             assert folder is not None  # else there are no answers
             name = identifier + _SUFFIXES[image_format(answer.data) or "PNG"]
             file = Path(product) / _PLACES[verdict] / name

@@ -1,13 +1,16 @@
 """Feedback keeps the images of answers, in a layout that training reads."""
 
+import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx
 import pytest
-from running import Running, run_server
+from running import PATIENCE, Running, run_server
 from sample_images import encoded, sample_image
 
+from moleflow.service.engine import feedback
 from moleflow.training.data.datasets import load_category
 
 GOOD, JPEG = encoded(sample_image()), encoded(sample_image(90, 70), "JPEG")
@@ -90,3 +93,22 @@ def test_a_wrong_verdict_is_a_problem_that_says_what_is_right(keeping: Running) 
     response = tell(keeping, ask(keeping), "fine")
     assert response.status_code == 422
     assert "'good' or 'defect'" in response.json()["detail"]
+
+
+def test_answers_do_not_wait_while_an_image_is_being_written(keeping: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    identifier, writing, go_on = ask(keeping), threading.Event(), threading.Event()
+    write = feedback.atomic_write
+
+    def slow(path: Path) -> AbstractContextManager[Path]:
+        writing.set()
+        assert go_on.wait(PATIENCE)
+        return write(path)
+
+    monkeypatch.setattr(feedback, "atomic_write", slow)
+    telling = threading.Thread(target=tell, args=(keeping, identifier))
+    telling.start()
+    assert writing.wait(PATIENCE)
+    assert keeping.predict(GOOD, map="none").status_code == 200
+    assert keeping.client.get("/health/live").status_code == 200
+    go_on.set()
+    telling.join()
