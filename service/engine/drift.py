@@ -7,6 +7,7 @@ it no longer does so by far: two limits, so that the state does not flicker.
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -102,43 +103,56 @@ class _Window:
 
 
 class Drift(Collector):
-    """The drift of every product, as metrics too. For one thread.
+    """The drift of every product, as metrics too. Thread-safe: metrics are collected in a thread of their own.
 
     ``tasks`` returns the products that are served; others are forgotten.
     """
 
     def __init__(self, tasks: Callable[[], Sequence[TaskInfo]]) -> None:
         self._tasks = tasks
+        self._served: Sequence[TaskInfo] = ()
+        self._infos: dict[str, TaskInfo] = {}
         self._windows: dict[str, _Window] = {}
+        self._lock = threading.Lock()
 
     def observe(self, found: Prediction) -> None:
         """Take in a result at the service's false-alarm rate."""
-        served = self._tasks()
-        if found.is_anomalous or not found.task.index < len(served):
+        if found.is_anomalous:
             return
-        info = served[found.task.index]
-        if info.name != found.task.name:  # of a checkpoint that was replaced meanwhile
-            return
-        window = self._windows.get(info.name)
-        if window is None or window.learned != _identity(info):
-            window = self._windows[info.name] = _Window(info)
         # Of good images, a fraction of the rate is left out with the defects; the others are uniform above it.
         rate = found.false_alarm_rate
-        if window.add((found.p_value - rate) / (1 - rate)) and window.state is not None:
-            log = _logger.warning if window.state.is_drifting else _logger.info
+        with self._lock:
+            info = self._learned().get(found.task.name)
+            if info is None:  # of a checkpoint that was replaced meanwhile
+                return
+            window = self._windows.get(info.name)
+            if window is None or window.learned != _identity(info):
+                window = self._windows[info.name] = _Window(info)
+            has_changed, state = window.add((found.p_value - rate) / (1 - rate)), window.state
+        if has_changed and state is not None:
+            log = _logger.warning if state.is_drifting else _logger.info
             log(
                 "Product %r %s: Kolmogorov–Smirnov p-value %.2g, stability index %.2f.",
                 info.name,
-                "drifts" if window.state.is_drifting else "no longer drifts",
-                window.state.ks_p_value,
-                window.state.stability_index,
+                "drifts" if state.is_drifting else "no longer drifts",
+                state.ks_p_value,
+                state.stability_index,
             )
 
     def states(self) -> dict[str, DriftState]:
         """The state of every served product with enough images."""
-        served = {info.name: _identity(info) for info in self._tasks()}
-        self._windows = {name: window for name, window in self._windows.items() if served.get(name) == window.learned}
-        return {name: window.state for name, window in self._windows.items() if window.state is not None}
+        with self._lock:
+            learned = {name: _identity(info) for name, info in self._learned().items()}
+            kept = {name: each for name, each in self._windows.items() if learned.get(name) == each.learned}
+            self._windows = kept
+            return {name: window.state for name, window in kept.items() if window.state is not None}
+
+    def _learned(self) -> dict[str, TaskInfo]:
+        """The served products by name."""
+        served = self._tasks()
+        if served is not self._served:
+            self._served, self._infos = served, {info.name: info for info in served}
+        return self._infos
 
     def describe(self) -> Iterator[Metric]:
         """The metrics without values, so that registering them needs no products."""

@@ -1,5 +1,7 @@
 """Drift: recent scores against those of the good images that calibrated."""
 
+import threading
+
 import numpy as np
 import pytest
 from dummy import DummyDetector
@@ -117,8 +119,36 @@ def test_results_of_a_replaced_checkpoint_are_not_counted_for_another_product() 
     drift = Drift(lambda: infos("nut"))
     for score in good_scores(200):
         drift.observe(prediction(score, "bolt", 0))
-        drift.observe(prediction(score, "gear", 7))
     assert drift.states() == {}
+
+
+def test_a_product_behind_a_hidden_one_is_watched() -> None:
+    served = infos("hidden", "bolt")[1:]
+    drift = Drift(lambda: served)
+    for score in good_scores(200):
+        drift.observe(prediction(score, "bolt", 1))
+    assert list(drift.states()) == ["bolt"]
+
+
+def test_metrics_are_collected_while_results_arrive() -> None:
+    served = infos(*(f"bolt {number}" for number in range(200)))
+    drift, registry, failures = Drift(lambda: served), CollectorRegistry(), list[Exception]()
+    registry.register(drift)
+
+    def collect() -> None:
+        try:
+            for _ in range(200):
+                generate_latest(registry)
+        except Exception as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=collect)
+    thread.start()
+    while thread.is_alive():
+        for info in served:
+            drift.observe(prediction(0.0, info.name, info.index))
+        drift.states()
+    assert failures == []
 
 
 def test_beginning_and_end_are_logged_once(caplog: pytest.LogCaptureFixture) -> None:
