@@ -149,7 +149,7 @@ class _ONNX:
         names = (*network.inputs, *network.module.state_dict())
         with quiet():
             module, examples, free = _to_trace(network)
-            traced = torch.export.export(module, examples, dynamic_shapes=tuple(free))
+            traced = torch.export.export(module, examples, dynamic_shapes=tuple(free), strict=False)
             program = torch.onnx.export(
                 traced, dynamo=True, input_names=names, output_names=network.outputs, verbose=False
             )

@@ -74,7 +74,7 @@ def converted(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Sequence
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    program = torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=tuple(dynamic_shapes))
+    program = torch.export.export(module.eval(), tuple(inputs), dynamic_shapes=tuple(dynamic_shapes), strict=False)
     # Not openvino.convert_model, which reports to its makers.
     frontend = FrontEndManager().load_by_framework("pytorch")
     decoder = TorchFXPythonDecoder.from_exported_program(program)  # must outlive the conversion
