@@ -12,6 +12,7 @@ from torch import nn
 from moleflow.model.config import ModelConfig
 from moleflow.model.features.backbone import stage_channels
 from moleflow.model.features.extractor import FeatureExtractor
+from moleflow.model.features.plain import PlainFeatures
 from moleflow.model.flow.plain import PlainFlow
 from moleflow.model.memory.plain import PlainBank
 from moleflow.model.memory.scorer import PatchMaps, ProductScorer, image_scores
@@ -36,18 +37,6 @@ class Network:
     outputs: tuple[str, ...]
     tolerance: float = 1e-3
     """Largest difference of an exported graph's result from PyTorch's, as a fraction of the largest value."""
-
-
-class _Features(nn.Module):
-    """``(B, S, S, 3)`` float32 in 0…255 to embeddings and pooled stages, all float32."""
-
-    def __init__(self, extractor: FeatureExtractor) -> None:
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features = self.extractor(images)
-        return features.embeddings, *(stage.float() for stage in features.stages)
 
 
 class _Expert(nn.Module):
@@ -85,7 +74,7 @@ def features_graph(checkpoint: Checkpoint) -> Network:
     size = config.backbone.image_size
     images = 255 * torch.rand(EXAMPLES, size, size, 3, generator=torch.Generator().manual_seed(0))
     # PyTorch rounds stages to bfloat16, OpenVINO leaves that to who reads its results.
-    return Network(_Features(extractor), (images,), ("images",), ("embeddings", *names), tolerance=2**-7)
+    return Network(PlainFeatures(extractor), (images,), ("images",), ("embeddings", *names), tolerance=2**-7)
 
 
 def router_graph(checkpoint: Checkpoint, features: Sequence[torch.Tensor]) -> Network:

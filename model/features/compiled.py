@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from moleflow.model.errors import BackboneError, describe
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.features.patches import STAGE_TYPE, PatchFeatures
+from moleflow.model.features.plain import PlainFeatures
 from moleflow.model.runtime.conversion import LARGEST_BATCH, compile_options, converted, infer, kept_model
 
 __all__ = ["CompiledFeatures", "features_model"]
@@ -59,7 +59,7 @@ def features_model(extractor: FeatureExtractor, identity: str, folder: Path) -> 
 
     def convert() -> Any:
         batch = torch.export.Dim("batch", min=1, max=LARGEST_BATCH)
-        return converted(_Plain(extractor), [torch.zeros(2, size, size, 3)], [{0: batch}])
+        return converted(PlainFeatures(extractor), [torch.zeros(2, size, size, 3)], [{0: batch}])
 
     facts = {
         "network": identity,
@@ -67,15 +67,3 @@ def features_model(extractor: FeatureExtractor, identity: str, folder: Path) -> 
         "stages": extractor.pooled_stages,
     }
     return kept_model(folder, facts, convert)
-
-
-class _Plain(nn.Module):
-    """The extractor with a plain tuple of float32 results, for the export."""
-
-    def __init__(self, extractor: FeatureExtractor) -> None:
-        super().__init__()
-        self.extractor = extractor
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        features = self.extractor(images)
-        return features.embeddings, *(stage.float() for stage in features.stages)

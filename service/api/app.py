@@ -83,10 +83,10 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
-    app.state.routes = [*router.routes, *feedback.router.routes, *admin.router.routes]
-    app.include_router(router, responses=openapi.COMMON)
-    app.include_router(feedback.router, responses=openapi.COMMON)
-    app.include_router(admin.router, responses=openapi.COMMON)
+    documented = router, feedback.router, admin.router
+    app.state.routes = [route for each in documented for route in each.routes]
+    for each in documented:
+        app.include_router(each, responses=openapi.COMMON)
     app.include_router(samples)
     add_pages(app)
     # Each middleware wraps those added before it: metrics must wrap everything that makes a response.

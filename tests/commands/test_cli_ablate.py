@@ -5,30 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command_lines import TINY
 from forked import Finished, Processes, moleflow_code
 from PIL import Image
-from tiny_model import PLUGIN, product_image, write_product
+from tiny_model import product_image, write_product
 
-OPTIONS = (
-    "--preset",
-    "small",
-    "--backbone",
-    "tiny_backbone",
-    "--plugin",
-    PLUGIN,
-    "--image-size",
-    32,
-    "--epochs",
-    1,
-    "--device",
-    "cpu",
-    "--precision",
-    "fp32",
-    "--task",
-    "bolt",
-    "--task",
-    "nut",
-)
+OPTIONS = (*TINY, "--task", "bolt", "--task", "nut")
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 from forked import Finished, Processes, moleflow_code
 from tiny_model import PLUGIN
 
-TRAINING = (
+TINY = (
     "--preset",
     "small",
     "--backbone",
@@ -16,13 +16,14 @@ TRAINING = (
     32,
     "--epochs",
     1,
-    "--folds",
-    1,
     "--device",
     "cpu",
     "--precision",
     "fp32",
 )
+"""Options of commands that train, for the tiny network."""
+
+TRAINING = (*TINY, "--folds", 1)
 
 
 def run(processes: Processes, *arguments: object, before: str = "") -> Finished:
