@@ -23,14 +23,11 @@ from moleflow.model.exported.manifest import (
 )
 from moleflow.model.exporter.forms import FORMS, Writer
 from moleflow.model.exporter.graphs import expert_graph, features_graph, router_graph
-from moleflow.model.files.atomic import workspace
+from moleflow.model.files.atomic import sync, workspace
 from moleflow.model.files.outputs import reason, remedy
 from moleflow.model.store.checkpoint import Checkpoint
 
 __all__ = ["export_checkpoint"]
-
-_PIECE = 2**20
-"""Bytes that are hashed at a time."""
 
 
 def export_checkpoint(
@@ -89,9 +86,9 @@ def _new_folder(out: Path) -> Iterator[Path]:
             folder.mkdir()
             yield folder
             for path in (*folder.rglob("*"), folder):
-                _sync(path)
+                sync(path)
             folder.replace(os.path.realpath(out))
-            _sync(out.parent)
+            sync(out.parent)
     except OSError as error:
         raise ConfigurationError(
             f"the folder {str(out)!r} cannot be written ({reason(error)}); {remedy(error)}."
@@ -99,16 +96,6 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 def _entry(path: Path) -> FileEntry:
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
+        digest = hashlib.file_digest(file, "sha256")
     return FileEntry(bytes=path.stat().st_size, sha256=digest.hexdigest())
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

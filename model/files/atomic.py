@@ -16,7 +16,7 @@ from pathlib import Path
 
 from moleflow.model.files.file_lock import has_no_locks, try_lock
 
-__all__ = ["atomic_write", "remove_stale_workspaces", "target_of", "workspace"]
+__all__ = ["atomic_write", "remove_stale_workspaces", "sync", "target_of", "workspace"]
 
 _LOCK = ".moleflow.lock"
 """Lock file inside a temporary folder; if nobody holds the lock, the folder is stale."""
@@ -61,10 +61,10 @@ def atomic_write(path: Path) -> Iterator[Path]:
     with workspace(target) as folder:
         temporary = folder / target.name
         yield temporary
-        _sync(temporary)  # before copying the mode, which may forbid opening it
+        sync(temporary)  # before copying the mode, which may forbid opening it
         _copy_metadata(target, temporary, folder)
         temporary.replace(target)
-    _sync(target.parent)
+    sync(target.parent)
 
 
 @contextmanager
@@ -166,7 +166,8 @@ def _copy_metadata(target: Path, temporary: Path, folder: Path) -> None:
     temporary.chmod(stat.S_IMODE(old.st_mode))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

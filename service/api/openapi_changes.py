@@ -14,6 +14,16 @@ _JSON_BODY = {
     429: problem("the memory budget is full", Retry_After="seconds to wait"),
 }
 
+
+def _takes_json(example: dict[str, str], required: tuple[str, ...] = (), **fields: dict[str, Any]) -> dict[str, Any]:
+    """The documentation of a JSON object as the body, which the route reads itself."""
+    schema: dict[str, Any] = {"type": "object", "properties": fields, "additionalProperties": False}
+    if required:  # an empty list is not valid
+        schema["required"] = list(required)
+    content = {"application/json": {"schema": schema, "example": example}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
 FEEDBACK: dict[str, Any] = {
     "summary": "Tell the true verdict",
     "description": (
@@ -29,25 +39,12 @@ FEEDBACK: dict[str, Any] = {
         503: NOT_READY,
         507: problem("the folder for feedback is full or cannot be written"),
     },
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {
-                            "verdict": {"type": "string", "enum": ["good", "defect"]},
-                            "task": {"type": "string"},
-                        },
-                        "required": ["verdict"],
-                        "additionalProperties": False,
-                    },
-                    "example": {"verdict": "good"},
-                }
-            },
-        }
-    },
+    "openapi_extra": _takes_json(
+        {"verdict": "good"},
+        required=("verdict",),
+        verdict={"type": "string", "enum": ["good", "defect"]},
+        task={"type": "string"},
+    ),
 }
 
 _NOT_ALLOWED = problem("the client may not administer the service (`MOLEFLOW_ADMIN`)")
@@ -94,19 +91,5 @@ CHANGE: dict[str, Any] = {
     "summary": "Rename, hide or show a product",
     "tags": ["administration"],
     "responses": {**_CHANGED, **_JSON_BODY},
-    "openapi_extra": {
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "properties": {"name": {"type": "string"}, "hidden": {"type": "boolean"}},
-                        "additionalProperties": False,
-                    },
-                    "example": {"name": "bottle"},
-                }
-            },
-        }
-    },
+    "openapi_extra": _takes_json({"name": "bottle"}, name={"type": "string"}, hidden={"type": "boolean"}),
 }
