@@ -20,18 +20,21 @@ class PlainBank(nn.Module):
     ``channels`` are those of each stage.
     """
 
+    near_pooled: "_PlainNearest | None"
+
     def __init__(self, bank: MergedBank, channels: Sequence[int]) -> None:
         super().__init__()
         self.axes = nn.ParameterList(nn.Parameter(part.clone(), False) for part in bank.axes.split(list(channels)))
         self.shift = nn.Buffer(-(bank.mean @ bank.axes))
         self.near = _PlainNearest(bank.near)
-        self.near_pooled = None if bank.near_pooled is None else _PlainNearest(bank.near_pooled)
+        # Not as an attribute, which would hide a module of this name in a copy.
+        self.register_module("near_pooled", None if bank.near_pooled is None else _PlainNearest(bank.near_pooled))
         self.eval().requires_grad_(False)
 
     def with_pooled(self, pooled: bool) -> "PlainBank":
         """One of the other structure, for its shapes: with some pooled prototypes, or without."""
         other = copy.copy(self)
-        other._modules = {**self._modules, "near_pooled": self.near if pooled else None}
+        other._modules = {**self._modules, "near_pooled": copy.deepcopy(self.near) if pooled else None}
         return other
 
     def forward(self, *stages: torch.Tensor) -> torch.Tensor:

@@ -24,7 +24,7 @@ from moleflow.model.runtime.user_cache import user_cache
 
 __all__ = ["LARGEST_BATCH", "cache_folder", "compile_options", "converted", "infer", "kept_model", "quiet"]
 
-FORM = 2
+FORM = 3
 """Changes when another graph is made of the same module."""
 
 PACKAGES = ("openvino", "timm", "torch")

@@ -2,10 +2,12 @@
 
 It is converted once, with the weights as inputs. For a module they become constants, which OpenVINO packs in advance
 and whose operators it fuses. Compiling takes ten times as long as packing, so it is done once as well: with random
-weights, which are then found in the compiled graph's bytes and replaced by those of a module. Where one cannot be
-found, because OpenVINO changes it, each module is compiled by itself.
+weights, which are then found in the compiled graph's bytes and replaced by those of a module. The form of these bytes
+is OpenVINO's own, so a replacement is tried first. Where a weight cannot be found, because OpenVINO changes it, or the
+graph computes something else afterwards, each module is compiled by itself.
 """
 
+import logging
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moleflow.model.runtime.conversion import LARGEST_BATCH, compile_options, converted, kept_model
+from moleflow.model.runtime.conversion import LARGEST_BATCH, compile_options, converted, infer, kept_model
 
 __all__ = ["Template"]
 
@@ -25,7 +27,15 @@ MOST_ROWS = 2**24
 MARK_BYTES = 16
 """Fewest bytes of a weight that are unique in a compiled graph: random numbers of fewer might be there by chance."""
 
+TRIAL_SCALE = 0.02
+"""Of the weights of a trial: small, so that no sum overflows in a deep network."""
+
+TRIAL_TOLERANCE = 1e-4
+"""Largest relative difference of the same weights compiled and replaced; two sets of weights differ by far more."""
+
 Weights = Mapping[str, torch.Tensor]
+
+_logger = logging.getLogger(__name__)
 
 
 class _Exported(NamedTuple):
@@ -62,13 +72,12 @@ class Template:
             free = [{0: rows[counts[name]]} if name in counts else None for name in weights]
             return converted(_Function(module), (list(inputs), examples), ([{0: batch}] * len(inputs), free))
 
-        self._inputs, self._lock = len(inputs), threading.Lock()
+        self._examples, self._lock = tuple(inputs), threading.Lock()
         self._model = kept_model(folder, facts, convert)
         self._exported: dict[tuple[torch.Size, ...], _Exported | None] = {}
 
     def compiled(self, module: nn.Module) -> Any:
         """``module``, compiled."""
-        import openvino
 
         weights = module.state_dict()
         shapes = tuple(value.shape for value in weights.values())
@@ -76,8 +85,17 @@ class Template:
             if shapes not in self._exported:
                 self._exported[shapes] = self._export(weights)
         exported = self._exported[shapes]
-        if exported is None:
-            return openvino.compile_model(self._bound(weights), "CPU", compile_options())
+        return self._compiled(weights) if exported is None else self._filled(exported, weights)
+
+    def _compiled(self, weights: Weights) -> Any:
+        import openvino
+
+        return openvino.compile_model(self._bound(weights), "CPU", compile_options())
+
+    def _filled(self, exported: _Exported, weights: Weights) -> Any:
+        """The compiled graph with these weights in their places."""
+        import openvino
+
         graph = bytearray(exported.graph)
         for name, value in weights.items():
             given = _bytes(value)
@@ -89,7 +107,7 @@ class Template:
         from openvino import opset13
 
         model = self._model.clone()
-        parameters = model.get_parameters()[self._inputs :]
+        parameters = model.get_parameters()[len(self._examples) :]
         for parameter, value in zip(parameters, weights.values(), strict=True):
             parameter.output(0).replace(opset13.constant(value.contiguous().numpy()).output(0))
             model.remove_parameter(parameter)
@@ -97,15 +115,32 @@ class Template:
         return model
 
     def _export(self, like: Weights) -> _Exported | None:
-        """The graph compiled with random weights; ``None`` if one of them cannot be found in it."""
-        import openvino
-
+        """The graph compiled with random weights; ``None`` if they cannot be replaced in it."""
         generator = torch.Generator().manual_seed(0)
         marks = {name: _mark(value, generator) for name, value in like.items()}
-        exported = openvino.compile_model(self._bound(marks), "CPU", compile_options()).export_model()
-        graph = exported if isinstance(exported, bytes) else exported.getvalue()
-        places = {name: _places(graph, _bytes(value)) for name, value in marks.items()}
-        return _Exported(graph, places) if all(places.values()) else None
+        graph = self._compiled(marks).export_model()
+        graph = graph if isinstance(graph, bytes) else graph.getvalue()
+        exported = _Exported(graph, {name: _places(graph, _bytes(value)) for name, value in marks.items()})
+        if all(exported.places.values()) and self._can_fill(exported, marks, generator):
+            return exported
+        _logger.info(
+            "OpenVINO changes the weights of this graph, so each product is compiled by itself, which is slower."
+        )
+        return None
+
+    def _can_fill(self, exported: _Exported, marks: Weights, generator: torch.Generator) -> bool:
+        """Whether other weights give the same results replaced as compiled."""
+        trial = {
+            name: TRIAL_SCALE * (value - 1) if value.is_floating_point() else value.flip(0)
+            for name, value in marks.items()
+        }
+        inputs = [torch.rand(each.shape, generator=generator) for each in self._examples]
+        wanted, found = (
+            infer(each.create_infer_request(), inputs)[0]
+            for each in (self._compiled(trial), self._filled(exported, trial))
+        )
+        scale = float(wanted.abs().max())
+        return bool(np.isfinite(scale)) and float((found - wanted).abs().max()) <= TRIAL_TOLERANCE * scale
 
 
 class _Function(nn.Module):

@@ -13,9 +13,11 @@ from moleflow.model.detector import Detector
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.features.patches import PatchFeatures
-from moleflow.model.memory.compiled import ScorerCompiler
+from moleflow.model.memory.compiled import PROTOTYPES, ScorerCompiler
+from moleflow.model.memory.plain import PlainBank
 from moleflow.model.memory.scorer import ProductScorer
 from moleflow.model.runtime import templates
+from moleflow.model.runtime.conversion import infer
 from moleflow.model.store.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
@@ -55,6 +57,30 @@ def test_maps_are_those_of_pytorch(
     assert_close(found(seen).anomaly, expected(seen).anomaly)
 
 
+@pytest.mark.parametrize("pooled", [True, False])
+def test_a_bank_of_the_other_structure_has_pooled_patches_or_none(
+    pooled: bool, fused: Checkpoint, seen: PatchFeatures
+) -> None:
+    merged = ProductScorer(fused.base(), fused.product(0)).bank
+    assert merged is not None
+    other = PlainBank(merged, [stage.shape[-1] for stage in seen.stages]).with_pooled(pooled)
+    distances = other(*(stage.float() for stage in seen.stages))
+    assert distances.shape[1] == 1 + pooled
+    assert_close(distances[:, 0], merged(seen.stages)[:, 0])
+
+
+def test_a_graph_made_for_the_other_structure_computes_it(
+    fused: Checkpoint, seen: PatchFeatures, tmp_path: Path
+) -> None:
+    merged = ProductScorer(fused.base(), fused.product(0)).bank
+    assert merged is not None
+    bank = PlainBank(merged, [stage.shape[-1] for stage in seen.stages]).with_pooled(True)
+    counts = {name: count for name, count in PROTOTYPES.items() if name in bank.state_dict()}
+    stages = [stage.float() for stage in seen.stages]
+    compiled = templates.Template(bank, stages, counts, tmp_path, {}).compiled(bank)
+    assert_close(infer(compiled.create_infer_request(), stages)[0], bank(*stages))
+
+
 def test_products_of_one_structure_are_compiled_once(
     fused: Checkpoint, seen: PatchFeatures, compile_product: ScorerCompiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -70,6 +96,22 @@ def test_where_weights_cannot_be_replaced_each_product_is_compiled(
     monkeypatch.setattr(templates, "MARK_BYTES", 2**30)
     found = compiler(fused, seen, converted_folder)(fused.base(), fused.product(1))(seen)
     assert_close(found.anomaly, ProductScorer(fused.base(), fused.product(1))(seen).anomaly)
+
+
+def test_where_replaced_weights_are_not_what_computes_each_product_is_compiled(
+    fused: Checkpoint,
+    seen: PatchFeatures,
+    converted_folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    fill = templates.Template._filled
+    # As if the graph computed with copies of the weights that it was compiled with.
+    monkeypatch.setattr(templates.Template, "_filled", lambda self, exported, _: fill(self, exported, {}))
+    found = compiler(fused, seen, converted_folder)(fused.base(), fused.product(1))(seen)
+    assert_close(found.anomaly, ProductScorer(fused.base(), fused.product(1))(seen).anomaly)
+    assert "each product is compiled by itself" in caplog.text
 
 
 def test_what_openvino_cannot_run_is_an_error_that_says_what_to_do(
