@@ -3,6 +3,7 @@
 from moleflow.model.errors import MoLEFlowError
 
 __all__ = [
+    "DeadlineError",
     "FeedbackError",
     "NoKeyError",
     "NotAllowedError",
@@ -50,6 +51,10 @@ class UnknownAnswerError(MoLEFlowError):
 
 class FeedbackError(MoLEFlowError):
     """The folder for feedback is full or cannot be written."""
+
+
+class DeadlineError(MoLEFlowError):
+    """The answer was not ready by the request's deadline."""
 
 
 class OverloadedError(MoLEFlowError):

@@ -29,6 +29,12 @@ class Metrics:
         self.predictions = self._counter("predictions", "predictions, by product and verdict", "task", "verdict")
         self.inference_failures = self._counter("inference_failures", "batches on which the model failed")
         self.decoder_restarts = self._counter("decoder_restarts", "decoder processes that crashed or were killed")
+        self.given_up = self._counter(
+            "given_up",
+            "accepted requests, or single images of larger ones, that were given up: past their deadline (expired), or "
+            "because the client left (abandoned)",
+            "reason",
+        )
         self.out_of_memory = self._counter("out_of_memory", "model calls that ran out of memory")
         self.expert_failures = self._counter(
             "expert_failures", "images without a verdict because their product's expert is damaged", "task"

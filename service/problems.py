@@ -22,6 +22,7 @@ from moleflow.model.errors import (
     UnsupportedImageError,
 )
 from moleflow.service.errors import (
+    DeadlineError,
     FeedbackError,
     NoKeyError,
     NotAllowedError,
@@ -79,6 +80,7 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     NotChangedError: (409, "not-changed", "The products were not changed"),
     ReloadError: (409, "not-reloaded", "The checkpoint was not reloaded"),
     NotReadyError: (503, "not-ready", "The service is not ready"),
+    DeadlineError: (504, "deadline-passed", "The answer was not ready in time"),
     NotLiveError: (503, "not-live", "The service must be restarted"),
 }
 """Status, type and title of known errors; any other error is an internal one."""

@@ -124,6 +124,13 @@ class Settings(BaseSettings):
     decode_timeout_seconds: float = Field(
         1.8, gt=0, le=600, description="CPU time limit for decoding one image; an image that takes more gets status 413"
     )
+    request_timeout_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="time within which a prediction must be ready, upload included; later ones get status 504. The "
+        "header X-Request-Timeout-Ms of a request takes its place. 0 for no limit",
+    )
     upload_timeout_seconds: float = Field(
         30.0, gt=0, le=3600, description="timeout for receiving an upload; slower ones get status 408"
     )

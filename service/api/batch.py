@@ -19,12 +19,14 @@ from starlette.types import Receive, Scope, Send
 
 from moleflow.service.api.accept import choose_media_type
 from moleflow.service.api.body import read_body
+from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.form import FormFile, file_too_large
 from moleflow.service.api.options import BatchOptions, combine_options
 from moleflow.service.api.upload import Uploads, read_uploads
 from moleflow.service.connections.sending import held_until_sent
 from moleflow.service.engine.budget import Account
+from moleflow.service.engine.deadline import Deadline
 from moleflow.service.engine.engine import Engine
 from moleflow.service.metrics import Metrics
 from moleflow.service.problems import problem_of
@@ -41,7 +43,7 @@ Pieces = tuple[bytes | memoryview, ...]
 async def respond_to_many(request: Request, engine: Engine, settings: Settings, metrics: Metrics) -> Response:
     """The response to a request with many images. Raises errors of the request; those of an image are answers."""
     query = request.query_params.multi_items()
-    options = combine_options(query, (), BatchOptions)
+    options, deadline = combine_options(query, (), BatchOptions), deadline_of(request, settings)
     if choose_media_type(", ".join(request.headers.getlist("accept")), (_JSON,)) is None:
         raise HTTPException(406, f"Accept must allow {_JSON}, the only response format for many images.")
     engine.check_task(options.task)
@@ -50,13 +52,14 @@ async def respond_to_many(request: Request, engine: Engine, settings: Settings, 
     account = held.enter_context(
         engine.batch_upload_budget.account(within=held.enter_context(engine.upload_budget.account()))
     )
-    uploads = await _read(request, settings, metrics, account)
+    async with deadline.enforced():
+        uploads = await _read(request, settings, metrics, account)
     options = combine_options(query, uploads.fields, BatchOptions)
     engine.check_task(options.task)
     in_progress = held.enter_context(engine.admit_many())
     # Maps of the image's size may take the whole budget for responses; an image that waits for it must hold none.
     wanted = 1 if options.map != "none" and options.map_size == "image" else in_progress
-    work = _Work(request, engine, settings, account, options)
+    work = _Work(request, engine, settings, account, options, deadline)
     return _Answers(_answers(work, uploads.files, wanted))
 
 
@@ -76,10 +79,16 @@ class _Work:
     """Predicts the images of one request."""
 
     def __init__(
-        self, request: Request, engine: Engine, settings: Settings, account: Account, options: BatchOptions
+        self,
+        request: Request,
+        engine: Engine,
+        settings: Settings,
+        account: Account,
+        options: BatchOptions,
+        deadline: Deadline,
     ) -> None:
         self.request, self._engine, self._settings = request, engine, settings
-        self._account, self._options = account, options
+        self._account, self._options, self._deadline = account, options, deadline
 
     async def answer(self, file: FormFile, responses: Account) -> Pieces:
         """The entry of one image in the response; never raises but when it is cancelled."""
@@ -94,7 +103,7 @@ class _Work:
         try:
             if file.is_too_large:
                 raise file_too_large(self._settings.max_upload_bytes)
-            async with self._engine.admit_one_of_many():
+            async with self._deadline.enforced(), self._engine.admit_one_of_many():
                 data = await asyncio.to_thread(b"".join, file.pieces)
                 response = await self._engine.predict(
                     data,
@@ -103,6 +112,7 @@ class _Work:
                     response_format=ResponseFormat(_JSON, self._options.map, self._options.map_size),
                     account=responses,
                     identifier=uuid.uuid4().hex,
+                    deadline=self._deadline,
                 )
                 return response.pieces
         finally:

@@ -18,6 +18,7 @@ async def unless_disconnected(request: Request, work: Awaitable[Result]) -> Resu
     try:
         await asyncio.wait({working, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
+            request.app.state.metrics.given_up.labels("abandoned").inc()
             raise ClientDisconnect
         return working.result()
     finally:

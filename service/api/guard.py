@@ -51,7 +51,7 @@ def add_guards(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Authorization", "X-API-Key"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-Timeout-Ms"],
             expose_headers=_EXPOSED_HEADERS,
         )
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from moleflow.service.api.deadline import MAX_MILLISECONDS, TIMEOUT_HEADER
 from moleflow.service.api.form import FILE_FIELD
 from moleflow.service.api.options import BatchOptions, PredictOptions
 from moleflow.service.problems import MEDIA_TYPE
@@ -53,6 +54,16 @@ def _query(model: type[PredictOptions]) -> list[dict[str, Any]]:
         }
         for name, schema in _options(model).items()
     ]
+
+
+_TIMEOUT: dict[str, Any] = {
+    "name": TIMEOUT_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "milliseconds within which the answer must be ready, upload included; by default "
+    "`MOLEFLOW_REQUEST_TIMEOUT_SECONDS`",
+    "schema": {"type": "integer", "minimum": 1, "maximum": MAX_MILLISECONDS},
+}
 
 
 def _form(file: dict[str, Any], model: type[PredictOptions]) -> dict[str, Any]:
@@ -165,7 +176,7 @@ PREDICT: dict[str, Any] = {
     ),
     "tags": ["prediction"],
     "openapi_extra": {
-        "parameters": _query(PredictOptions),
+        "parameters": [*_query(PredictOptions), _TIMEOUT],
         "requestBody": {
             "required": True,
             "content": {
@@ -186,6 +197,7 @@ PREDICT: dict[str, Any] = {
                 "application/x-npy": {"schema": _BINARY},
             },
         },
+        400: problem(f"the header {TIMEOUT_HEADER} is invalid, or the body's chunks are too small"),
         403: problem("the request comes from a web page of another origin"),
         404: problem("no product of that name has been learned"),
         406: problem("Accept allows none of the response formats"),
@@ -196,6 +208,7 @@ PREDICT: dict[str, Any] = {
         429: problem("the queue or the memory budget is full", Retry_After="seconds to wait"),
         500: problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
         503: NOT_READY,
+        504: problem("the answer was not ready in time"),
     },
 }
 
@@ -210,7 +223,7 @@ BATCH: dict[str, Any] = {
     ),
     "tags": ["prediction"],
     "openapi_extra": {
-        "parameters": _query(BatchOptions),
+        "parameters": [*_query(BatchOptions), _TIMEOUT],
         "requestBody": {
             "required": True,
             "content": _form({"type": "array", "items": _BINARY, "minItems": 1}, BatchOptions),
@@ -218,7 +231,7 @@ BATCH: dict[str, Any] = {
     },
     "responses": {
         200: {"description": "one answer per image"},
-        **{status: PREDICT["responses"][status] for status in (403, 404, 408, 429, 503)},
+        **{status: PREDICT["responses"][status] for status in (400, 403, 404, 408, 429, 503, 504)},
         406: problem("Accept does not allow JSON"),
         413: problem("the images have too many bytes in all"),
         415: problem("the body is not a multipart form"),

@@ -16,6 +16,7 @@ from moleflow.service.api import openapi
 from moleflow.service.api.accept import choose_media_type
 from moleflow.service.api.batch import respond_to_many
 from moleflow.service.api.body import read_body
+from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.options import PredictOptions, combine_options
 from moleflow.service.api.upload import Upload, read_upload
@@ -42,28 +43,30 @@ router = APIRouter()
 async def predict(request: Request) -> Response:
     engine, settings = _engine(request), _settings(request)
     query = request.query_params.multi_items()  # FastAPI would silently take the last of repeated parameters
-    options = combine_options(query, (), PredictOptions)
+    options, deadline = combine_options(query, (), PredictOptions), deadline_of(request, settings)
     media_type = choose_media_type(", ".join(request.headers.getlist("accept")), MEDIA_TYPES)
     if media_type is None:
         raise HTTPException(406, f"Accept must allow one of the supported media types: {', '.join(MEDIA_TYPES)}.")
     engine.check_task(options.task)
     engine.check_capacity()
     held = held_until_sent(request)
-    with engine.upload_budget.account() as account:
-        upload = await _read(request, settings, account)
-        if upload.fields:
-            options = combine_options(query, upload.fields, PredictOptions)
-        held.enter_context(engine.admit())
-        identifier = uuid.uuid4().hex
-        work = engine.predict(
-            upload.data,
-            identifier=identifier,
-            task=options.task,
-            false_alarm_rate=options.false_alarm_rate,
-            response_format=ResponseFormat(media_type, options.map, options.map_size),
-            account=held.enter_context(engine.response_budget.account()),
-        )
-        response = await unless_disconnected(request, work)
+    async with deadline.enforced():
+        with engine.upload_budget.account() as account:
+            upload = await _read(request, settings, account)
+            if upload.fields:
+                options = combine_options(query, upload.fields, PredictOptions)
+            held.enter_context(engine.admit())
+            identifier = uuid.uuid4().hex
+            work = engine.predict(
+                upload.data,
+                identifier=identifier,
+                task=options.task,
+                false_alarm_rate=options.false_alarm_rate,
+                response_format=ResponseFormat(media_type, options.map, options.map_size),
+                account=held.enter_context(engine.response_budget.account()),
+                deadline=deadline,
+            )
+            response = await unless_disconnected(request, work)
     headers = {} if media_type == MEDIA_TYPES[0] else {"MoLEFlow-Id": identifier} | _verdict_headers(response.finding)
     return PiecesResponse(response.pieces, media_type, headers)
 

@@ -1,3 +1,3 @@
 """Batching and inference, independent of HTTP: the queue, the inference thread and its health."""
 
-__all__ = ["budget", "engine", "feedback", "inference", "predictor", "reloading", "termination"]
+__all__ = ["budget", "deadline", "engine", "feedback", "inference", "predictor", "reloading", "termination"]

@@ -1,18 +1,19 @@
 """A bounded queue in front of the model, consumed in batches by one thread."""
 
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from time import perf_counter
+from time import monotonic, perf_counter
 
 import numpy as np
 
 from moleflow.model.verdict.results import CheckpointInfo, Finding
 from moleflow.service.engine.inference import Outcome
-from moleflow.service.errors import NotReadyError, OverloadedError
+from moleflow.service.errors import DeadlineError, NotReadyError, OverloadedError
 
 __all__ = ["Batcher", "Expected", "Inferred", "Judge"]
 
@@ -43,6 +44,7 @@ class _QueuedImage:
 
     image: np.ndarray
     task: str | None
+    due: float
     queued_at: float = field(default_factory=perf_counter)
     result: "Future[Inferred]" = field(default_factory=Future)
 
@@ -55,7 +57,8 @@ class Batcher:
     """A queue of at most ``capacity`` images, passed to the model in batches.
 
     A batch starts when it is full, when its first image has waited ``max_wait_seconds``, or when no further image is
-    expected (see ``expecting``). Cancelling a result removes its image from the queue at once.
+    expected (see ``expecting``). Cancelling a result removes its image from the queue at once, and an image that is
+    past its deadline takes no place in a batch.
     """
 
     def __init__(self, *, capacity: int, max_batch_size: int, max_wait_seconds: float) -> None:
@@ -93,13 +96,16 @@ class Batcher:
                 self._expected.discard(expected)
                 self._changed.notify()
 
-    def submit(self, image: np.ndarray, task: str | None, expected: "Expected | None" = None) -> "Future[Inferred]":
+    def submit(
+        self, image: np.ndarray, task: str | None, expected: "Expected | None" = None, due: float = math.inf
+    ) -> "Future[Inferred]":
         """Queue one image. Cancelling the future removes it again, unless its batch has started.
 
-        ``expected`` comes from ``expecting``. Raises ``OverloadedError`` when the queue is full and ``NotReadyError``
-        after ``close``.
+        ``expected`` comes from ``expecting``. The future fails with ``DeadlineError`` if no batch has started by
+        ``due``, in the time of ``time.monotonic``. Raises ``OverloadedError`` when the queue is full and
+        ``NotReadyError`` after ``close``.
         """
-        item = _QueuedImage(image, task)
+        item = _QueuedImage(image, task, due)
         with self._changed:
             self._expected.discard(expected)
             if self._closed:
@@ -172,12 +178,17 @@ class Batcher:
         return self._queue[0].queued_at + self._max_wait_seconds - perf_counter()
 
     def _take(self, count: int) -> list[_QueuedImage]:
-        """Take up to ``count`` images that are not cancelled from the queue. The caller holds the lock."""
+        """Take up to ``count`` images from the queue that are not cancelled or late. The caller holds the lock."""
         batch: list[_QueuedImage] = []
+        now = monotonic()
         while self._queue and len(batch) < count:
             item = self._queue.popleft()
-            if item.result.set_running_or_notify_cancel():
+            if not item.result.set_running_or_notify_cancel():
+                continue
+            if item.due > now:
                 batch.append(item)
+            else:
+                item.result.set_exception(DeadlineError("The image was not in a batch by its deadline."))
         return batch
 
     def _remove_cancelled(self, result: "Future[Inferred]") -> None:

@@ -21,6 +21,7 @@ from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.admission import Admission
 from moleflow.service.engine.batching import Batcher, Inferred
 from moleflow.service.engine.budget import Account, ByteBudget
+from moleflow.service.engine.deadline import NO_DEADLINE, Deadline
 from moleflow.service.engine.drift import Drift
 from moleflow.service.engine.feedback import Feedback
 from moleflow.service.engine.health import Health
@@ -231,21 +232,22 @@ class Engine:
         response_format: ResponseFormat | None = None,
         account: Account | None = None,
         identifier: str | None = None,
+        deadline: Deadline = NO_DEADLINE,
     ) -> RenderedResponse:
         """Predict for one image file, given as bytes. To be called inside ``admit``.
 
         ``task`` names the product and skips routing; ``false_alarm_rate`` overrides the setting; feedback may be given
         for an answer with an ``identifier``. A large response is charged to ``account``, of ``response_budget``, and
-        encoded when there is memory for it. Cancelling removes the image from the queue. Raises ``UnknownTaskError``,
-        ``UnsupportedImageError``, ``ImageTooLargeError`` and ``UnknownProductError``; ``ExpertError`` when the
-        product's expert is damaged; ``NotReadyError`` when the model fails on every image or hangs;
-        ``PredictionError`` when it fails on this image only.
+        encoded when there is memory for it. Cancelling removes the image from every queue, and past its ``deadline`` it
+        begins no further step. Raises ``UnknownTaskError``, ``UnsupportedImageError``, ``ImageTooLargeError`` and
+        ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged; ``NotReadyError`` when the model
+        fails on every image or hangs; ``PredictionError`` when it fails on this image only; ``DeadlineError``.
         """
         metrics = self._metrics
         while True:
             # A reload may change the size of images while this one is decoded or waits.
             with contextlib.suppress(SupersededError):
-                decoded, inferred, waited, decode_seconds = await self._infer(data, task)
+                decoded, inferred, waited, decode_seconds = await self._infer(data, task, deadline)
                 break
         finding = inferred.finding
         self._count(finding)
@@ -271,9 +273,12 @@ class Engine:
         max_bytes = max_response_bytes(response_format, decoded.height, decoded.width)
         if account is not None and max_bytes > _SMALL_RESPONSE_BYTES:
             await account.wait_for(max_bytes)
-        response, _, encode_seconds = await in_thread(
-            self._encode_threads, lambda: render(job, response_format, self._decoders.open_rgb)
-        )
+
+        def encode() -> RenderedResponse:
+            deadline.check()
+            return render(job, response_format, self._decoders.open_rgb)
+
+        response, _, encode_seconds = await in_thread(self._encode_threads, encode)
         metrics.encode_seconds.observe(encode_seconds)
         if identifier is not None:
             self.feedback.remember(identifier, data, product or None)
@@ -288,19 +293,24 @@ class Engine:
             self._metrics.p_values.labels(finding.task.name).observe(finding.p_value)
             self._drift.observe(finding)
 
-    async def _infer(self, data: bytes, task: str | None) -> tuple[DecodedImage, Inferred, float, float]:
+    async def _infer(
+        self, data: bytes, task: str | None, deadline: Deadline
+    ) -> tuple[DecodedImage, Inferred, float, float]:
         """Decode an image and let the model judge it; also the seconds of waiting for a decoder and of decoding."""
         task, size = self.check_task(task), self.predictor.preprocessing.image_size
+
+        def decode() -> DecodedImage:
+            deadline.check()
+            return self._decoders.decode(data, size)
+
         with self._batcher.expecting() as expected:
             try:
-                decoded, waited, decode_seconds = await in_thread(
-                    self._decode_threads, lambda: self._decoders.decode(data, size)
-                )
+                decoded, waited, decode_seconds = await in_thread(self._decode_threads, decode)
             except OverloadedError:
                 self._decoder_check.request()
                 raise
             self._metrics.decode_seconds.observe(decode_seconds)
-            result = self._batcher.submit(decoded.pixels, task, expected)
+            result = self._batcher.submit(decoded.pixels, task, expected, deadline.at)
         return decoded, await asyncio.wrap_future(result), waited, decode_seconds
 
     async def _watch(self) -> None:

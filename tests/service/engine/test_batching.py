@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
+from time import monotonic
 from typing import NoReturn
 
 import numpy as np
@@ -15,7 +16,7 @@ from dummy import DummyDetector
 from moleflow.model.errors import PredictionError
 from moleflow.service.engine.batching import Batcher, Inferred, Judge
 from moleflow.service.engine.inference import judge
-from moleflow.service.errors import NotReadyError, OverloadedError
+from moleflow.service.errors import DeadlineError, NotReadyError, OverloadedError
 
 IMAGE = np.full((64, 64, 3), (0, 90, 0), np.uint8)
 
@@ -285,3 +286,16 @@ def test_a_processed_image_is_freed_without_garbage_collection() -> None:
         assert freed() is None
     finally:
         gc.enable()
+
+
+def test_a_late_image_takes_no_place_in_a_batch_even_if_nobody_cancels_it() -> None:
+    batcher, model = make(), DummyDetector()
+    with running(batcher, model):
+        hold(batcher, model)
+        late = batcher.submit(IMAGE, None, due=monotonic())
+        timely = batcher.submit(IMAGE, None, due=monotonic() + 3600)
+        model.gate.set()
+        assert timely.result(120).finding.verdict == "good"
+        with pytest.raises(DeadlineError):
+            late.result(120)
+    assert model.batches == [1, 1]
