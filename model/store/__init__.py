@@ -5,6 +5,7 @@ __all__ = [
     "editing",
     "experts",
     "header",
+    "merging",
     "sections",
     "stacked_experts",
     "tensor_file",

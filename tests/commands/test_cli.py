@@ -287,6 +287,21 @@ def test_the_help_names_every_preset(processes: Processes, command: str) -> None
     assert not [name for name in PRESETS if name not in shown]
 
 
+def test_checkpoints_are_merged(processes: Processes, tmp_path: Path) -> None:
+    one, other = (tiny_checkpoint(tmp_path / name, ("bolt", "nut", "gear")).path for name in ("one", "other"))
+    both = tmp_path / "both"
+    for path, gone in ((one, "nut"), (other, "gear")):
+        assert run(processes, "remove", path, gone).status == 0
+    done = run(processes, "merge", one, other, "-o", both)
+    assert (done.status, done.stderr) == (0, "")
+    assert "has 3 products; 1 in several files are kept once" in done.stdout
+    assert run(processes, "rename", other, "nut", "gear").status == 0
+    refused = run(processes, "merge", one, other, "-o", tmp_path / "none")
+    assert refused.status == 1
+    assert "'gear' of other differs" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both", "one", "other"]
+
+
 def test_products_are_hidden_renamed_and_removed(processes: Processes, tmp_path: Path) -> None:
     path = tiny_checkpoint(tmp_path / "factory.safetensors", PRODUCTS).path
     refused = run(processes, "remove", path, "bolt")
