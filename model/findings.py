@@ -12,17 +12,20 @@ from moleflow.model.names import find_named
 from moleflow.model.routing.novelty import check_limit, novelty_score
 from moleflow.model.routing.routes import Route, Shortlist
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
+from moleflow.model.verdict.masking import cut_grid, inspected_score
 from moleflow.model.verdict.results import Candidate, Failure, Finding, Prediction, Refusal, TaskInfo
 
 __all__ = ["Findings", "Scored"]
 
 
 class Scored(NamedTuple):
-    """The numbers of an expert for one image: its anomaly map ``(H, W)``, image score, and background NLL."""
+    """The numbers of an expert for one image: its anomaly map ``(H, W)``, image score and background NLL, and the map
+    that the score is of, the same or the NLL. All are of the whole image."""
 
     grid_map: np.ndarray
     score: float
     background: float
+    scored_map: np.ndarray
 
 
 class Findings:
@@ -32,6 +35,7 @@ class Findings:
         config: of the model.
         tasks: the records of the products, as they are stored.
         calibrations: of each of them.
+        top_k: patches whose mean is the image score; the configuration's by default.
         false_alarm_rate, unknown_limit: see ``Detector``.
     """
 
@@ -41,11 +45,15 @@ class Findings:
         tasks: Sequence[TaskInfo],
         calibrations: Sequence[TaskCalibration],
         *,
+        top_k: int | None = None,
         false_alarm_rate: float = DEFAULT_FALSE_ALARM_RATE,
         unknown_limit: float = DEFAULT_UNKNOWN_LIMIT,
     ) -> None:
         self.false_alarm_rate, self.unknown_limit = check_rate(false_alarm_rate), check_limit(unknown_limit)
         self._backbone, self._calibrations = config.backbone, tuple(calibrations)
+        self._top_k = top_k or config.score_top_k
+        areas = [task.inspected_area for task in tasks]
+        self._inspected = [None if area is None else area.mask for area in areas]
         self.median_distances = np.array([each.distances.median for each in calibrations], np.float32)
         self.infos = tuple(map(self._at_rate, tasks))
 
@@ -96,19 +104,33 @@ class Findings:
         if task.index == found.nearest[0].index:  # the ratio belongs to the nearest product; so must the background
             dim = self._backbone.embedding_dim
             novelty = novelty_score(novelty, scored.background, calibration.grounds.median, dim)
+        grid_map, score, inspected = scored.grid_map, scored.score, self._inspected[task.index]
+        if inspected is not None:
+            self._check_grid(task.index, inspected.shape, grid_map.shape)
+            score = inspected_score(scored.scored_map, inspected, self._top_k)
+            grid_map = cut_grid(grid_map, inspected)
         candidates = self._candidates(found)
         own = [each for each in candidates if each.index == task.index]
         return Prediction(
             candidates=candidates,
             novelty_score=novelty,
             task=own[0] if own else self._candidate(task),
-            score=scored.score,
-            grid_map=scored.grid_map,
+            score=score,
+            grid_map=grid_map,
             model_size=self._backbone.image_size,
             calibration=calibration,
             false_alarm_rate=self.false_alarm_rate,
             is_unknown=novelty > self.unknown_limit > 0,
+            inspected=inspected,
         )
+
+    def _check_grid(self, index: int, kept: tuple[int, ...], found: tuple[int, ...]) -> None:
+        if kept != found:
+            raise ExpertError(
+                self.infos[index].name,
+                f"its inspected area has {kept[0]} × {kept[1]} patches, and its images {found[0]} × {found[1]}. Set "
+                "the area again with `moleflow area`.",
+            )
 
     def _finding(
         self, found: Shortlist, scored: Scored | None, failed: Mapping[int, ExpertError], *, refuses: bool

@@ -62,6 +62,7 @@ class Products:
             header.config,
             [task.model_copy(update={"index": place}) for place, task in enumerate(header.visible)],
             [each.calibration for each in profiles],
+            top_k=self._top_k,
             false_alarm_rate=false_alarm_rate,
             unknown_limit=unknown_limit,
         )
@@ -126,7 +127,8 @@ class Products:
         scores = image_scores(maps, self._config.scoring, self._top_k).tolist()
         nll = maps.nll.cpu().numpy()
         anomaly = nll if maps.anomaly is maps.nll else maps.anomaly.cpu().numpy()
-        return map(Scored, anomaly, scores, background_nll(nll).tolist())
+        scored = nll if self._config.scoring.memory is None else anomaly
+        return map(Scored, anomaly, scores, background_nll(nll).tolist(), scored)
 
 
 def _same_experts(header: Header, other: Header) -> dict[int, int]:

@@ -10,6 +10,7 @@ import typer
 
 from moleflow.commands import (
     ablate,
+    area,
     demo,
     evaluate,
     export,
@@ -46,6 +47,7 @@ for _command in (
     products.remove,
     products.unhide,
     products.rename,
+    area.area,
     merge.merge,
     demo.demo,
     export.export,

@@ -152,7 +152,8 @@ class ExportedDetector:
     ) -> tuple[list[Scored], dict[int, ExpertError]]:
         """The numbers for each row of the features and the product that is to score it, and the errors of damaged
         experts; their numbers are NaN."""
-        nothing = Scored(np.full(features[0].shape[1:3], np.nan, np.float32), np.nan, np.nan)
+        unscored = np.full(features[0].shape[1:3], np.nan, np.float32)
+        nothing = Scored(unscored, np.nan, np.nan, unscored)
         scored, failed = [nothing] * len(wanted), {}
         members: dict[int, list[int]] = defaultdict(list)
         for place, (_, task) in enumerate(wanted):
@@ -165,8 +166,10 @@ class ExportedDetector:
                 continue
             rows = [wanted[place][0] for place in places]
             nll, anomaly, scores = expert(*(part[rows] for part in features))
-            for place, *numbers in zip(places, anomaly, scores.tolist(), background_nll(nll).tolist(), strict=True):
-                scored[place] = Scored(*numbers)
+            scored_map = nll if self._header.config.scoring.memory is None else anomaly
+            numbers = anomaly, scores.tolist(), background_nll(nll).tolist(), scored_map
+            for place, *each in zip(places, *numbers, strict=True):
+                scored[place] = Scored(*each)
         return scored, failed
 
     def _expert(self, index: int) -> Graph:

@@ -73,6 +73,10 @@ class Manifest(_Record):
             raise ValueError(f"files must be those that its graphs and products need; see {one_line(different)!r}")
         return self
 
+    def document(self) -> str:
+        """The manifest's text. Without an inspected area, older programs can read it."""
+        return self.model_dump_json(indent=1, exclude={"header": {"tasks": self.header.without_areas()}})
+
     @staticmethod
     def names(graphs: GraphFormat, products: int) -> Iterator[str]:
         """The paths of all files but the manifest."""

@@ -69,7 +69,7 @@ def export_checkpoint(
             header=header.model_copy(update={"tasks": tasks}),
             files={name: _entry(folder / name) for name in names},
         )
-        (folder / MANIFEST).write_text(manifest.model_dump_json(indent=1), encoding="utf-8")
+        (folder / MANIFEST).write_text(manifest.document(), encoding="utf-8")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from moleflow.model.features.plugin import import_plugin
 from moleflow.model.images.preprocessing import Preprocessing
 from moleflow.model.runtime.soundness import not_finite
 
-__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "meta_network", "stage_channels"]
+__all__ = ["EMBEDDED_BACKBONE", "Backbone", "import_plugin", "meta_network", "patch_grid", "stage_channels"]
 
 EMBEDDED_BACKBONE = "tf_efficientnet_lite0"
 """timm name of the network whose ImageNet weights come with an installed package."""
@@ -122,6 +122,14 @@ def meta_network(config: BackboneConfig) -> nn.Module:
 def stage_channels(config: BackboneConfig) -> tuple[int, ...]:
     """Channels of each stage, finest first. Raises ``BackboneError`` as ``meta_network``."""
     return tuple(_feature_info(meta_network(config)).channels())
+
+
+def patch_grid(config: BackboneConfig) -> tuple[int, int]:
+    """Rows and columns of patches of an image. Raises ``BackboneError`` as ``meta_network``."""
+    network, side = meta_network(config).eval(), config.image_size
+    first = network(torch.empty(1, 3, side, side, device="meta"))[0]
+    rows, columns = first.shape[1:3] if getattr(network, "output_fmt", "NCHW") == "NHWC" else first.shape[2:]
+    return rows, columns
 
 
 def _create(config: BackboneConfig, *, pretrained: bool) -> nn.Module:

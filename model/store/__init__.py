@@ -1,10 +1,12 @@
 """The checkpoint: one validated file for all tasks, and the experts loaded from it."""
 
 __all__ = [
+    "areas",
     "checkpoint",
     "editing",
     "experts",
     "header",
+    "layout",
     "merging",
     "sections",
     "stacked_experts",

@@ -34,6 +34,8 @@ from moleflow.model.routing.router import Prototype
 from moleflow.model.runtime.soundness import fault_of
 from moleflow.model.store.header import FORMAT_VERSION, READABLE_VERSIONS, Header, UnknownVersionError, parse_header
 from moleflow.model.store.layout import (
+    HELD_OUT,
+    INSPECTED,
     Layout,
     backbone_layout,
     base_layout,
@@ -217,7 +219,8 @@ class Checkpoint:
 
     def _calibration(self, tensors: Tensors, index: int) -> TaskCalibration:
         try:
-            return TaskCalibration.fit({key: value.tolist() for key, value in _part(tensors, "held_out").items()})
+            held_out = _part(tensors, HELD_OUT) | _part(tensors, INSPECTED)
+            return TaskCalibration.fit({key: value.tolist() for key, value in held_out.items()})
         except ValueError as error:
             problem = f"does not calibrate: {one_line(error)}"
             raise CheckpointFormatError(self._about(f"tasks.{index}.profile", problem)) from error

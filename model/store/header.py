@@ -75,9 +75,21 @@ class Header(BaseModel):
         return find_named(name, self.tasks)
 
     def document(self) -> str:
-        """The JSON document in the file. Without a hidden product, older programs can read it."""
-        shown = {place: {"hidden"} for place, task in enumerate(self.tasks) if not task.hidden}
-        return self.model_dump_json(exclude={"tasks": shown})
+        """The JSON document in the file. Without a hidden product or an inspected area, older programs can read it."""
+        unset = self.without_areas()
+        for place, task in enumerate(self.tasks):
+            if not task.hidden:
+                unset.setdefault(place, set()).add("hidden")
+        return self.model_dump_json(exclude={"tasks": unset})
+
+    def without_areas(self) -> dict[int, set[str]]:
+        """The fields for areas that a product does not have, by its position; to be left out of files."""
+        unset: dict[int, set[str]] = {}
+        for place, task in enumerate(self.tasks):
+            names = {name for name in ("area", "learned_area") if getattr(task, name) is None}
+            if names:
+                unset[place] = names
+        return unset
 
     def digests(self) -> dict[str, str]:
         """The SHA-256 of each section, in file order."""

@@ -20,6 +20,8 @@ from moleflow.model.store.tensor_table import Spec
 from moleflow.model.verdict.results import TaskInfo
 
 __all__ = [
+    "HELD_OUT",
+    "INSPECTED",
     "STORED_TYPES",
     "Layout",
     "backbone_layout",
@@ -34,6 +36,9 @@ STORED_TYPES: dict[ExpertDtype, torch.dtype] = {"float32": torch.float32, "bfloa
 
 _OWN_RANKS = {"axes": "axes", "spread": "spread_axes"}
 """Tensors of a prototype whose last dimension depends on its images, and the router setting that bounds it."""
+
+HELD_OUT, INSPECTED = "held_out", "inspected"
+"""Prefixes of numbers of good images in a profile: those of all that was learned, and those that calibrate an area."""
 
 Layout = Mapping[str, Spec]
 """Type and shape of each tensor of a section, by its name."""
@@ -103,9 +108,13 @@ def profile_layout(config: ModelConfig, info: TaskInfo, found: Iterable[Spec]) -
     most = info.train_images + info.held_out_images
     counts = dict.fromkeys(("scores", "peaks"), info.held_out_images * (1 + info.altered_copies))
     counts["grounds"] = info.held_out_images
-    counts["distances"] = min((shapes.get("held_out.distances") or (0,))[0], most)
+    counts["distances"] = min((shapes.get(f"{HELD_OUT}.distances") or (0,))[0], most)
+    values = {f"{HELD_OUT}.{key}": count for key, count in counts.items()}
+    if info.area is not None and info.area.calibration_images is not None:
+        count = info.area.calibration_images * (1 + info.altered_copies)
+        values |= {f"{INSPECTED}.{key}": count for key in ("scores", "peaks")}
     prototype = _prototype_layout(config.backbone.embedding_dim, *ranks)
-    return prototype | {f"held_out.{key}": Spec(f"held_out.{key}", "F32", (count,)) for key, count in counts.items()}
+    return prototype | {key: Spec(key, "F32", (count,)) for key, count in values.items()}
 
 
 @functools.lru_cache

@@ -43,8 +43,8 @@ class StoredProduct(NamedTuple):
 class Merged:
     """What ``merge_checkpoints`` wrote.
 
-    ``shared`` products were in several files. Of those that are ``recalibrated``, the files have other thresholds; the
-    first file's are kept.
+    ``shared`` products were in several files. Of those that are ``recalibrated``, the files have other thresholds or
+    another inspected area; the first file's are kept.
     """
 
     checkpoint: Checkpoint
@@ -107,9 +107,9 @@ class _Pool:
             known, same = self.products.get(info.name), self._names.get(content)
             if same is not None and same != info.name:
                 self.clashes.append(f"{info.name!r} of {where} is {same!r} of another file")
-            elif same is not None:
+            elif same is not None and known is not None and known.info.area == info.area:
                 self.shared.append(info.name)
-            elif self._is_first(known, info):
+            elif same is not None or self._is_first(known, info):
                 self.recalibrated.append(info.name)
             elif known is not None:
                 self.clashes.append(f"{info.name!r} of {where} differs from the product of that name in another file")

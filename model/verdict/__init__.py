@@ -1,3 +1,14 @@
-"""From log-likelihoods to a verdict: scores, maps, thresholds, regions, and the results that are given out."""
+"""From log-likelihoods to a verdict: scores, maps, thresholds, regions, areas, and the results that are given out."""
 
-__all__ = ["calibration", "heatmap", "maps", "records", "regions", "results", "scoring"]
+__all__ = [
+    "area",
+    "calibration",
+    "heatmap",
+    "maps",
+    "masking",
+    "outlines",
+    "records",
+    "regions",
+    "results",
+    "scoring",
+]

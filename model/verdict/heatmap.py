@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from moleflow.model.verdict.masking import pixel_mask
 from moleflow.model.verdict.results import Prediction
 
 __all__ = ["ColourScale", "colour_table", "overlay"]
@@ -38,12 +39,15 @@ _VISIBLE_FROM, _FULLY_VISIBLE_FROM = 0.2, 0.55
 _MAX_OPACITY = 0.65
 """Full opacity, below 1 so that the defect itself stays visible."""
 
+_DIMMED = 1
+"""Bits that pixels lose where nothing is inspected: they have half their brightness."""
+
 _BAND = 256
 """Rows blended at a time, to bound memory."""
 
 
 def overlay(image: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """Blend the heat map over an RGB image: ``(height, width, 3)`` uint8 in and out."""
+    """Blend the heat map over an RGB image, and dim what is not inspected: ``(height, width, 3)`` uint8 in and out."""
     height, width = image.shape[:2]
     pixel_map = prediction.pixel_map(height, width)
     scale = ColourScale.of(prediction, peak=float(pixel_map.max()))
@@ -52,6 +56,8 @@ def overlay(image: np.ndarray, prediction: Prediction) -> np.ndarray:
         band = slice(start, start + _BAND)
         levels = scale.levels(pixel_map[band])
         blended[band] = (_COLOURS.take(levels, axis=0) + image[band] * _KEPT.take(levels)[..., None]) >> 8
+    if prediction.inspected is not None:
+        blended[~pixel_mask(prediction.inspected, height, width)] >>= _DIMMED
     return blended
 
 
@@ -73,11 +79,14 @@ class ColourScale:
     def of(cls, prediction: Prediction, peak: float) -> "ColourScale":
         """The scale for one image, whose pixel map has the maximum ``peak``.
 
-        It starts at the median of the map at the model's size and ends as far above the threshold, or at the image
-        score if that is higher.
+        It starts at the median of the inspected map at the model's size and ends as far above the threshold, or at the
+        image score if that is higher.
         """
         score, threshold = prediction.score, prediction.threshold
-        ordinary = float(np.median(prediction.pixel_map()))
+        side, values = prediction.model_size, prediction.pixel_map()
+        if prediction.inspected is not None:
+            values = values[pixel_mask(prediction.inspected, side, side)]
+        ordinary = float(np.median(values))
         # In an image that is defective all over, even the median is above the threshold: use a symmetric scale.
         reach = threshold - ordinary if ordinary < threshold else max(score - threshold, 1.0)
         low, top = threshold - reach, max(score, threshold + reach)

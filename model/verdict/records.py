@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 from moleflow.model.names import ProductName
+from moleflow.model.verdict.area import Area
 
 __all__ = [
     "MAX_CANDIDATES",
@@ -90,6 +91,17 @@ class TaskInfo(BaseModel):
         default=False,
         description="whether it takes no part in prediction, as a first product whose base the others need",
     )
+    area: Area | None = Field(
+        default=None, description="the part of its images that is inspected; null: all that was learned"
+    )
+    learned_area: Area | None = Field(
+        default=None, description="the part of its images that it was learned from; null: the whole image"
+    )
+
+    @property
+    def inspected_area(self) -> Area | None:
+        """The area that is inspected; ``None`` for the whole image."""
+        return self.area or self.learned_area
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,18 @@ class Region:
     peak_y: int
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, height: int, width: int) -> tuple[Region, ...]:
+def find_regions(
+    anomaly_map: np.ndarray, threshold: float, height: int, width: int, inspected: np.ndarray | None = None
+) -> tuple[Region, ...]:
     """Connected components of ``anomaly_map`` ``(rows, columns)`` above ``threshold``, in pixels of an image of
-    ``height`` × ``width``.
+    ``height`` × ``width``; only where ``inspected``, a mask of the map's shape.
 
     If the sizes differ, boxes are widened to whole image pixels. At most ``MAX_REGIONS``, the highest peak first.
     """
-    labels, count = ndimage.label(anomaly_map > threshold, structure=_EIGHT_NEIGHBOURS)
+    above = anomaly_map > threshold
+    if inspected is not None:
+        above &= inspected
+    labels, count = ndimage.label(above, structure=_EIGHT_NEIGHBOURS)
     if not count:
         return ()
     # ndimage.maximum sorts the whole map, which takes longer than all the rest.

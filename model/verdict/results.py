@@ -11,6 +11,7 @@ from moleflow.model.errors import ExpertError, PredictionError
 from moleflow.model.images.value_range import range_warnings
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE, TaskCalibration, check_rate
 from moleflow.model.verdict.maps import pixel_map
+from moleflow.model.verdict.masking import pixel_mask
 from moleflow.model.verdict.records import (
     MAX_CANDIDATES,
     MAX_COPIES,
@@ -124,6 +125,9 @@ class Prediction(_Routed):
     ``calibration`` gives their p-values and thresholds. ``is_unknown`` means that the novelty score exceeds the limit,
     but the product was named or refusing was off.
 
+    ``inspected`` ``(H, W)`` bool are the patches of the product's inspected area, ``None`` for all. Outside, maps have
+    the lowest value of the inspected patches.
+
     Construction raises ``ExpertError`` if a value is not finite: a comparison with NaN would read as a verdict.
 
     Example:
@@ -144,6 +148,7 @@ class Prediction(_Routed):
     model_size: int
     calibration: TaskCalibration
     is_unknown: bool = field(default=False, kw_only=True)
+    inspected: np.ndarray | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.score) and math.isfinite(self.novelty_score) and np.isfinite(self.grid_map).all()):
@@ -185,7 +190,11 @@ class Prediction(_Routed):
 
     def pixel_map(self, height: int | None = None, width: int | None = None) -> np.ndarray:
         """The smoothed anomaly map, ``(height, width)`` float32; at the model's input size by default."""
-        return pixel_map(self.grid_map, self.model_size, height or self.model_size, width or self.model_size)
+        height, width = height or self.model_size, width or self.model_size
+        found = pixel_map(self.grid_map, self.model_size, height, width)
+        if self.inspected is not None:
+            found[~pixel_mask(self.inspected, height, width)] = self.grid_map.min()
+        return found
 
     def regions(self, height: int, width: int) -> tuple[Region, ...]:
         """Connected components above the pixel threshold, in pixels of an image of that size, highest peak first.
@@ -193,7 +202,9 @@ class Prediction(_Routed):
         Computed at the model's size, where the threshold was calibrated; upsampling adds no information. Independent
         of the verdict: good images have regions at the false-alarm rate.
         """
-        return find_regions(self.pixel_map(), self.pixel_threshold, height, width)
+        side, mask = self.model_size, self.inspected
+        inspected = None if mask is None else pixel_mask(mask, side, side)
+        return find_regions(self.pixel_map(), self.pixel_threshold, height, width, inspected)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from moleflow.commands import options
+from moleflow.commands.area import described
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -150,6 +151,9 @@ def _print_report(header: "Header", shown: _Shown, *, verified: bool) -> None:
     console = Console()
     console.print(facts)
     console.print(tasks)
+    for task in header.tasks:
+        if task.inspected_area is not None:
+            console.print(escape(f"{task.name} inspects {described(task)}"), highlight=False)
     if header.tasks:
         rate = header.tasks[0].false_alarm_rate
         console.print(

@@ -25,7 +25,9 @@ def merge(
     merged = merge_checkpoints(checkpoints, output)
     for name in merged.recalibrated:
         typer.echo(
-            f"warning: {name} was recalibrated in one of the files; the first file's thresholds are kept", err=True
+            f"warning: {name} was recalibrated, or got another area, in one of the files; the first file's thresholds "
+            "and area are kept",
+            err=True,
         )
     count, size = len(merged.checkpoint.header.tasks), output.stat().st_size / 1e6
     once = f"; {len(set(merged.shared))} in several files are kept once" if merged.shared else ""

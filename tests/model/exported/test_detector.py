@@ -47,6 +47,7 @@ def assert_same(found: Sequence[Finding | Failure], expected: Sequence[Finding |
             assert one.p_value == pytest.approx(other.p_value, rel=1e-3)
             assert np.abs(one.pixel_map() - other.pixel_map()).max() <= 1e-4 * np.abs(other.pixel_map()).max()
             assert len(one.regions(50, 60)) == len(other.regions(50, 60))
+            assert (one.inspected is None) == (other.inspected is None)
 
 
 def test_scores_maps_routes_verdicts_and_refusals_are_those_of_the_checkpoint(
@@ -63,6 +64,7 @@ def test_a_named_product_scores_the_image_and_nothing_is_refused_on_request(
     names = ["gear", None, "bolt", None, "nut", "nut", None]
     assert_same(exported.predict(IMAGES, names), original.predict(IMAGES, names))
     everything = exported.predict(IMAGES, refuse_unknown=False)
+    assert any(isinstance(each, Prediction) and each.inspected is not None for each in everything)
     assert_same(everything, original.predict(IMAGES, refuse_unknown=False))
 
 

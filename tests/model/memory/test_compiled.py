@@ -18,7 +18,9 @@ from moleflow.model.memory.plain import PlainBank
 from moleflow.model.memory.scorer import ProductScorer
 from moleflow.model.runtime import templates
 from moleflow.model.runtime.conversion import infer
+from moleflow.model.store.areas import set_area
 from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.verdict.area import Outlines
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs OpenVINO")
 
@@ -126,17 +128,21 @@ def test_what_openvino_cannot_run_is_an_error_that_says_what_to_do(
 
 
 def test_predictions_are_those_of_pytorch_in_every_batch_and_thread(
-    fused: Checkpoint, converted_folder: Path, monkeypatch: pytest.MonkeyPatch
+    fused: Checkpoint, converted_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("moleflow.model.detector.cache_folder", lambda: converted_folder)
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(fused.path.read_bytes())
+    set_area(path, "nut", Outlines(ignore=(((0, 0), (0.5, 0), (0.5, 1), (0, 1)),)))
     engines = ("openvino", "torch")
-    compiled, plain = (Detector.load(fused.path, device="cpu", precision="fp32", engine=each) for each in engines)
+    compiled, plain = (Detector.load(path, device="cpu", precision="fp32", engine=each) for each in engines)
     expected = plain.predict(IMAGES) * 3
     with ThreadPoolExecutor(4) as pool:
         alone = pool.map(lambda image: compiled.predict([image])[0], IMAGES * 2)
         found = [*compiled.predict(IMAGES), *alone]
     for one, other in zip(found, expected, strict=True):
         assert one.task.name == other.task.name
+        assert (one.inspected is not None) == (other.inspected is not None) == (one.task.name == "nut")
         assert one.score == pytest.approx(other.score, rel=1e-3)
         # Stages are rounded to bf16 for the memory, and now and then to the other neighbour.
         assert np.allclose(one.grid_map, other.grid_map, rtol=1e-2, atol=1e-2 * np.abs(other.grid_map).max())

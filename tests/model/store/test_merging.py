@@ -7,10 +7,12 @@ import pytest
 from tiny_model import tiny_checkpoint, tiny_config
 
 from moleflow.model.errors import CheckpointError, ConfigurationError, TaskError
+from moleflow.model.store.areas import set_area
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.store.editing import hide_products, remove_products, rename_product, rewrite
 from moleflow.model.store.merging import merge_checkpoints
 from moleflow.model.store.sections import digest_tensors
+from moleflow.model.verdict.area import Outlines
 
 ALL = ("bolt", "nut", "gear", "nail")
 
@@ -79,6 +81,15 @@ def test_the_first_product_may_have_been_recalibrated_at_one_site(sites: list[Pa
     merged = merge_checkpoints(sites, tmp_path / "all.safetensors")
     assert merged.recalibrated == ["bolt"]
     assert content(merged.checkpoint, "bolt") == content(Checkpoint.open(sites[0]), "bolt")
+
+
+def test_a_product_with_another_area_is_kept_as_the_first_file_has_it_and_reported(
+    sites: list[Path], tmp_path: Path
+) -> None:
+    set_area(sites[1], "bolt", Outlines(ignore=(((0, 0), (0.5, 0), (0.5, 1), (0, 1)),)))
+    merged = merge_checkpoints(sites, tmp_path / "all.safetensors")
+    assert (merged.shared, merged.recalibrated) == ([], ["bolt"])
+    assert merged.checkpoint.header.tasks[0].area is None
 
 
 def test_another_base_is_refused(sites: list[Path], tmp_path: Path) -> None:
