@@ -4,6 +4,7 @@ import contextlib
 import errno
 import gc
 import logging
+import os
 import socket
 from collections.abc import Callable
 
@@ -17,6 +18,8 @@ from moleflow.service.connections.lifecycle import Server
 from moleflow.service.connections.registry import Connections, Limits
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.engine.termination import exit_now
+from moleflow.service.environment import warn_about_unread_variables
+from moleflow.service.logs import configure_logs
 from moleflow.service.names import is_loopback
 from moleflow.service.settings import Settings
 
@@ -42,7 +45,9 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
     ``ConfigurationError`` when the address cannot be bound, and any error from loading the model. If the model hangs,
     this call ends the process.
     """
-    report_ready = on_ready or _print_ready
+    configure_logs(settings.log_format, settings.log_level)
+    warn_about_unread_variables(os.environ, Settings.model_fields)
+    report_ready = on_ready or (_print_ready if settings.log_format == "text" else _log_ready)
     failures: list[Exception] = []
 
     def settle(predictor: Predictor) -> None:
@@ -95,6 +100,8 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
         http="h11",
         ws="none",
         log_level=settings.log_level,
+        log_config=None,  # see configure_logs
+        access_log=False,  # moleflow.service.api.observing says more
         server_header=False,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
     )
@@ -153,5 +160,13 @@ def _url(host: str, port: int) -> str:
 
 
 def _print_ready(url: str, predictor: Predictor) -> None:
+    print(_ready(url, predictor), flush=True)
+
+
+def _log_ready(url: str, predictor: Predictor) -> None:
+    _logger.info("%s", _ready(url, predictor))
+
+
+def _ready(url: str, predictor: Predictor) -> str:
     products = ", ".join(info.name for info in predictor.tasks)
-    print(f"Serving {predictor.checkpoint.name} ({products}) on {predictor.device} at {url}", flush=True)
+    return f"Serving {predictor.checkpoint.name} ({products}) on {predictor.device} at {url}"

@@ -13,6 +13,7 @@ from moleflow.model.images.decode import MAX_PIXELS
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.service.environment import ENVIRONMENT_PREFIX, warn_about_unread_variables, without_service_links
+from moleflow.service.logs import LogFormat, LogLevel
 from moleflow.service.names import HostList, OriginList, RootPath
 
 __all__ = ["ENVIRONMENT_PREFIX", "Settings", "load_settings"]
@@ -166,8 +167,12 @@ class Settings(BaseSettings):
     shutdown_timeout_seconds: int = Field(
         30, ge=1, le=3600, description="timeout for completing accepted requests when the service stops"
     )
-    log_level: Literal["critical", "error", "warning", "info", "debug"] = Field(
+    log_level: LogLevel = Field(
         "info", description="critical, error, warning, info (includes a line per request) or debug"
+    )
+
+    log_format: LogFormat = Field(
+        "text", description="text, on standard error, or json: one JSON object per line, on standard output"
     )
 
     @classmethod
@@ -188,13 +193,14 @@ class Settings(BaseSettings):
 def load_settings(**arguments: Any) -> Settings:
     """Settings from the environment, overridden by arguments that are not ``None``.
 
-    Unknown variables with the prefix are reported in the log. Raises ``ConfigurationError``, which names every invalid
+    Raises ``ConfigurationError``, which names every invalid
     setting, its value and what is valid.
     """
-    warn_about_unread_variables(os.environ, Settings.model_fields)
     try:
         return Settings(**{key: value for key, value in arguments.items() if value is not None})
     except ValidationError as error:
+        # A misspelt variable may be the reason; ``moleflow.service.server`` reports them once the log is set up.
+        warn_about_unread_variables(os.environ, Settings.model_fields)
         raise ConfigurationError(" ".join(_explain(problem) for problem in error.errors())) from error
 
 

@@ -41,7 +41,15 @@ LEVELS = (
     ("training.report",),
     ("training.ablation",),
     # Serving.
-    ("service.errors", "service.environment", "service.headers", "service.metrics", "service.names"),
+    (
+        "service.errors",
+        "service.environment",
+        "service.exchange",
+        "service.headers",
+        "service.metrics",
+        "service.names",
+    ),
+    ("service.logs", "service.tracing"),
     ("service.settings",),
     ("service.decoding", "service.responses"),
     ("service.problems",),

@@ -6,10 +6,8 @@ import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from time import perf_counter
 
 from fastapi import FastAPI
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import moleflow
 from moleflow.model.errors import MoLEFlowError
@@ -17,6 +15,7 @@ from moleflow.service.api import admin, feedback, openapi
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.keys import KeyGuard, Keys
 from moleflow.service.api.methods import HeadAsGet
+from moleflow.service.api.observing import Observed
 from moleflow.service.api.pages import add_pages
 from moleflow.service.api.prefix import UnderPrefix
 from moleflow.service.api.routes import router
@@ -89,13 +88,13 @@ def create_app(
         app.include_router(each, responses=openapi.COMMON)
     app.include_router(samples)
     add_pages(app)
-    # Each middleware wraps those added before it: metrics must wrap everything that makes a response.
+    # Each middleware wraps those added before it: what observes must wrap everything that makes a response.
     add_problem_handlers(app)
     if settings.api_keys is not None:
         app.add_middleware(KeyGuard, keys=Keys(settings.api_keys))
     add_guards(app, settings)
     app.add_middleware(Sending)
-    app.add_middleware(_RequestMetrics, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics)
     app.add_middleware(UnderPrefix, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)
@@ -126,30 +125,3 @@ async def _report_loading(
         except Exception:
             # For example because standard output is closed, which does not affect the service.
             _logger.exception("The service is ready, but reporting it failed.")
-
-
-class _RequestMetrics:
-    """Counts and times every request. Labels are route templates, not paths, to bound the number of series."""
-
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        started, status = perf_counter(), 500
-
-        async def send_and_record(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, send_and_record)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.request_seconds.labels(route).observe(perf_counter() - started)

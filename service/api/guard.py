@@ -39,6 +39,7 @@ _EXPOSED_HEADERS = (
     "MoLEFlow-Threshold",
     "MoLEFlow-Verdict",
     "Retry-After",
+    "X-Request-ID",
 )
 """Response headers that pages of ``cors_origins`` may read."""
 
@@ -51,7 +52,7 @@ def add_guards(app: FastAPI, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "HEAD", "POST"],
-            allow_headers=["Authorization", "X-API-Key", "X-Request-Timeout-Ms"],
+            allow_headers=["Authorization", "X-API-Key", "X-Request-ID", "X-Request-Timeout-Ms", "traceparent"],
             expose_headers=_EXPOSED_HEADERS,
         )
 

@@ -19,4 +19,5 @@ class HeadAsGet:
         async def send_without_body(message: Message) -> None:
             await send({**message, "body": b""} if message["type"] == "http.response.body" else message)
 
+        scope.setdefault("state", {})["method"] = "HEAD"  # for the log
         await self._app({**scope, "method": "GET"}, receive, send_without_body)

@@ -1,7 +1,6 @@
 """The routes of the API. The engine does the work; ``openapi`` holds the documentation."""
 
 import asyncio
-import uuid
 from contextlib import aclosing
 from urllib.parse import quote
 
@@ -18,6 +17,7 @@ from moleflow.service.api.batch import respond_to_many
 from moleflow.service.api.body import read_body
 from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
+from moleflow.service.api.observing import exchange_of, note_finding
 from moleflow.service.api.options import PredictOptions, combine_options
 from moleflow.service.api.upload import Upload, read_upload
 from moleflow.service.connections.sending import PiecesResponse, held_until_sent
@@ -56,7 +56,7 @@ async def predict(request: Request) -> Response:
             if upload.fields:
                 options = combine_options(query, upload.fields, PredictOptions)
             held.enter_context(engine.admit())
-            identifier = uuid.uuid4().hex
+            identifier = exchange_of(request).answer_id()
             work = engine.predict(
                 upload.data,
                 identifier=identifier,
@@ -67,6 +67,7 @@ async def predict(request: Request) -> Response:
                 deadline=deadline,
             )
             response = await unless_disconnected(request, work)
+    note_finding(request, response.finding)
     headers = {} if media_type == MEDIA_TYPES[0] else {"MoLEFlow-Id": identifier} | _verdict_headers(response.finding)
     return PiecesResponse(response.pieces, media_type, headers)
 

@@ -40,6 +40,8 @@ _START_SECONDS = 30.0
 _RETRY_SECONDS = 1.0
 """``Retry-After`` for errors that the image did not cause."""
 
+_INSTRUMENTATION = "opentelemetry/instrumentation/auto_instrumentation"
+
 _ERRORS: dict[str, type[ImageError]] = {kind.__name__: kind for kind in (UnsupportedImageError, ImageTooLargeError)}
 
 _logger = logging.getLogger(__name__)
@@ -221,7 +223,10 @@ class _DecoderProcess:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of this process, with the path of this package, and without library threads to save memory."""
-    root = str(Path(moleflow.__file__).parents[1])
-    path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    """The environment of this process, with the path of this package, and without library threads to save memory.
+
+    A decoder loads no instrumentation either: ``opentelemetry-instrument`` begins by that path in the variable.
+    """
+    paths = [str(Path(moleflow.__file__).parents[1]), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    kept = [path for path in paths if path and not path.rstrip("/").endswith(_INSTRUMENTATION)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(kept), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}

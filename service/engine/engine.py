@@ -1,4 +1,4 @@
-"""The pipeline from an uploaded image to a response: decode, queue, predict, encode. Independent of HTTP.
+"""What takes images and returns responses, independent of HTTP: queue, threads, processes and their health.
 
 Decoding runs in separate processes and encoding in threads, so that neither blocks the event loop or the model. The
 model has one thread (``moleflow.service.engine.worker``), which the event loop monitors
@@ -13,27 +13,23 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
 from moleflow.model.images.bit_depth import FULL_SCALE
-from moleflow.model.images.decode import DecodedImage
 from moleflow.model.names import find_named
-from moleflow.model.verdict.results import Finding, Prediction
 from moleflow.service.decoding.check import DecoderCheck
 from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.admission import Admission
-from moleflow.service.engine.batching import Batcher, Inferred
-from moleflow.service.engine.budget import Account, ByteBudget
-from moleflow.service.engine.deadline import NO_DEADLINE, Deadline
+from moleflow.service.engine.batching import Batcher
+from moleflow.service.engine.budget import ByteBudget
 from moleflow.service.engine.drift import Drift
 from moleflow.service.engine.feedback import Feedback
 from moleflow.service.engine.health import Health
-from moleflow.service.engine.inference import SupersededError
+from moleflow.service.engine.pipeline import Pipeline
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.engine.reloading import Reloader, ReloadModel
 from moleflow.service.engine.termination import finishes_within, log_thread_stacks
 from moleflow.service.engine.threads import in_thread
 from moleflow.service.engine.worker import Worker
-from moleflow.service.errors import NotLiveError, NotReadyError, OverloadedError
+from moleflow.service.errors import NotLiveError, NotReadyError
 from moleflow.service.metrics import Metrics
-from moleflow.service.responses.render import Job, RenderedResponse, ResponseFormat, max_response_bytes, render
 from moleflow.service.settings import Settings
 
 __all__ = ["UNRECOVERABLE_GRACE_SECONDS", "Engine"]
@@ -44,9 +40,6 @@ restarts it sooner; Docker does not."""
 
 _LANES = 2
 """Batches of images of larger requests in progress: while the model works on one, the next is decoded."""
-
-_SMALL_RESPONSE_BYTES = 1024**2
-"""Responses up to this size bypass the memory budget; even a full queue of them takes little memory."""
 
 _JOIN_SECONDS = 2.0
 """Timeout for each group of threads when stopping; a thread still running by then hangs."""
@@ -77,8 +70,8 @@ class Engine:
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
         self.feedback = Feedback(settings)
         self.reloader = Reloader(settings, self._worker, metrics)
-        self._drift = Drift(lambda: self._worker.tasks)
-        metrics.registry.register(self._drift)
+        drift = Drift(lambda: self._worker.tasks)
+        metrics.registry.register(drift)
         self._watching: asyncio.Task[None] | None = None
         self._stopping, self._is_draining = False, False
         self.is_stopped = True
@@ -97,6 +90,18 @@ class Engine:
             lambda data: in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data, FULL_SCALE)),
             self.health.record_decoder_test,
         )
+        self.predict = Pipeline(
+            self._batcher,
+            self._decoders,
+            self._decode_threads,
+            self._encode_threads,
+            metrics,
+            drift,
+            self.feedback,
+            served=lambda: self._worker.predictor,
+            on_overload=self._decoder_check.request,
+        ).predict
+        """Predicts for one image; to be called inside ``admit``."""
         metrics.queue_length.set_function(lambda: len(self._batcher))
         metrics.requests_in_progress.set_function(lambda: self._admission.accepted)
         metrics.ready.set_function(lambda: self.is_ready)
@@ -222,96 +227,6 @@ class Engine:
             if (reason := self.health.why_not_ready()) is not None:
                 raise NotReadyError(reason)
             yield
-
-    async def predict(
-        self,
-        data: bytes,
-        *,
-        task: str | None = None,
-        false_alarm_rate: float | None = None,
-        response_format: ResponseFormat | None = None,
-        account: Account | None = None,
-        identifier: str | None = None,
-        deadline: Deadline = NO_DEADLINE,
-    ) -> RenderedResponse:
-        """Predict for one image file, given as bytes. To be called inside ``admit``.
-
-        ``task`` names the product and skips routing; ``false_alarm_rate`` overrides the setting; feedback may be given
-        for an answer with an ``identifier``. A large response is charged to ``account``, of ``response_budget``, and
-        encoded when there is memory for it. Cancelling removes the image from every queue, and past its ``deadline`` it
-        begins no further step. Raises ``UnknownTaskError``, ``UnsupportedImageError``, ``ImageTooLargeError`` and
-        ``UnknownProductError``; ``ExpertError`` when the product's expert is damaged; ``NotReadyError`` when the model
-        fails on every image or hangs; ``PredictionError`` when it fails on this image only; ``DeadlineError``.
-        """
-        metrics = self._metrics
-        while True:
-            # A reload may change the size of images while this one is decoded or waits.
-            with contextlib.suppress(SupersededError):
-                decoded, inferred, waited, decode_seconds = await self._infer(data, task, deadline)
-                break
-        finding = inferred.finding
-        self._count(finding)
-        if false_alarm_rate is not None:
-            finding = finding.at(false_alarm_rate)
-        product = finding.task.name if isinstance(finding, Prediction) else ""  # to Prometheus an absent label
-        metrics.predictions.labels(product, finding.verdict.value).inc()
-        queue_seconds = waited + inferred.queue_seconds
-        metrics.queue_seconds.observe(queue_seconds)
-        job = Job(
-            data=data,
-            width=decoded.width,
-            height=decoded.height,
-            finding=finding,
-            checkpoint=inferred.checkpoint,
-            forced=task is not None,
-            decode_seconds=decode_seconds,
-            queue_seconds=queue_seconds,
-            inference_seconds=inferred.inference_seconds,
-            identifier=identifier,
-        )
-        response_format = response_format or ResponseFormat()
-        max_bytes = max_response_bytes(response_format, decoded.height, decoded.width)
-        if account is not None and max_bytes > _SMALL_RESPONSE_BYTES:
-            await account.wait_for(max_bytes)
-
-        def encode() -> RenderedResponse:
-            deadline.check()
-            return render(job, response_format, self._decoders.open_rgb)
-
-        response, _, encode_seconds = await in_thread(self._encode_threads, encode)
-        metrics.encode_seconds.observe(encode_seconds)
-        if identifier is not None:
-            self.feedback.remember(identifier, data, product or None)
-        if account is not None:
-            account.shrink_to(response.size)
-        return response
-
-    def _count(self, finding: Finding) -> None:
-        """Record the numbers of a result, which is at the service's false-alarm rate."""
-        self._metrics.novelty.observe(finding.novelty_score)
-        if isinstance(finding, Prediction):
-            self._metrics.p_values.labels(finding.task.name).observe(finding.p_value)
-            self._drift.observe(finding)
-
-    async def _infer(
-        self, data: bytes, task: str | None, deadline: Deadline
-    ) -> tuple[DecodedImage, Inferred, float, float]:
-        """Decode an image and let the model judge it; also the seconds of waiting for a decoder and of decoding."""
-        task, size = self.check_task(task), self.predictor.preprocessing.image_size
-
-        def decode() -> DecodedImage:
-            deadline.check()
-            return self._decoders.decode(data, size)
-
-        with self._batcher.expecting() as expected:
-            try:
-                decoded, waited, decode_seconds = await in_thread(self._decode_threads, decode)
-            except OverloadedError:
-                self._decoder_check.request()
-                raise
-            self._metrics.decode_seconds.observe(decode_seconds)
-            result = self._batcher.submit(decoded.pixels, task, expected, deadline.at)
-        return decoded, await asyncio.wrap_future(result), waited, decode_seconds
 
     async def _watch(self) -> None:
         """Fail the requests of a batch that exceeds its timeout, and detect when the service is unrecoverable."""

@@ -1,10 +1,10 @@
 """Ending a process with hanging threads, for which the interpreter would wait for ever."""
 
-import faulthandler
 import logging
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
@@ -26,10 +26,13 @@ def finishes_within(join: Callable[[], None], seconds: float) -> bool:
 
 
 def log_thread_stacks() -> None:
-    """Write the stacks of all threads to standard error."""
-    _logger.error("A thread hangs and is abandoned. The stacks of all threads:")
-    with suppress(OSError, ValueError):  # standard error may be closed
-        faulthandler.dump_traceback(all_threads=True)
+    """Log the stacks of all threads."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    stacks = (
+        f"Thread {names.get(identifier, identifier)}:\n{''.join(traceback.format_stack(frame))}"
+        for identifier, frame in sys._current_frames().items()
+    )
+    _logger.critical("A thread hangs and is abandoned. The stacks of all threads:\n%s", "\n".join(stacks))
 
 
 def exit_now() -> NoReturn:

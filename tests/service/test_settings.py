@@ -99,6 +99,15 @@ def test_all_invalid_values_are_named() -> None:
         load_settings(checkpoint="a.safetensors", port=-1, queue_size=0)
 
 
+def test_a_misspelt_variable_is_reported_beside_the_error_that_it_causes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MOLEFLOW_CHECKPONT", "a.safetensors")
+    with pytest.raises(ConfigurationError):
+        load_settings()
+    assert "Did you mean MOLEFLOW_CHECKPOINT?" in caplog.text
+
+
 def test_a_missing_checkpoint_is_an_error() -> None:
     with pytest.raises(ConfigurationError, match="set MOLEFLOW_CHECKPOINT"):
         load_settings()

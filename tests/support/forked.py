@@ -78,6 +78,10 @@ class Process:
         assert number < len(lines), f"it ended before: {self._files['err'].read_text()}"
         return lines[number]
 
+    def output(self) -> str:
+        """Its standard output so far."""
+        return self._files["out"].read_text()
+
     def kill(self, number: int = signal.SIGKILL) -> None:
         """Send a signal, if it is still running."""
         if self.running():

@@ -270,3 +270,9 @@ def test_output_of_image_libraries_does_not_fill_the_log(capfd: pytest.CaptureFi
         decoders.decode(bytes(data), SIDE)
     decoders.close()
     assert capfd.readouterr().err == ""
+
+
+def test_a_decoder_process_is_not_instrumented(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/lib/opentelemetry/instrumentation/auto_instrumentation:/mine")
+    paths = moleflow.service.decoding.pool._environment()["PYTHONPATH"].split(":")
+    assert (len(paths), paths[1]) == (2, "/mine")
