@@ -4,6 +4,7 @@ Each message says what was wrong, the value, and what to do::
 
     MoLEFlowError
     ├── ConfigurationError      invalid setting, option or preset
+    │   └── CheckpointInUseError      another process writes to the checkpoint
     ├── DeviceError             device or precision not available
     ├── BackboneError           backbone or its weights not available
     ├── CheckpointError         unusable checkpoint
@@ -27,6 +28,11 @@ Each message says what was wrong, the value, and what to do::
     ├── service: ReloadError        the changed checkpoint cannot be loaded; the old one still serves
     ├── service: UnknownAnswerError  no recent answer has the id for which feedback was given
     ├── service: FeedbackError      the folder for feedback is full or cannot be written
+    ├── service: TeachingOffError, TeachingError  no folder for teaching; it is full or cannot be used
+    ├── service: ArchiveError       an uploaded archive cannot be read
+    ├── service: ProductNameError   no product can be taught under this name
+    ├── service: UnknownImageError, UnknownJobError  no such image to learn from; no such job
+    ├── service: JobError           a job cannot be started or cancelled as requested
     ├── service: NotChangedError    the checkpoint's products cannot be changed as requested
     ├── service: NotAllowedError    the client may not administer the service
     └── service: UnknownProductError  a map was requested of an image of an unknown product
@@ -39,6 +45,7 @@ __all__ = [
     "CheckpointDigestError",
     "CheckpointError",
     "CheckpointFormatError",
+    "CheckpointInUseError",
     "CheckpointNotFoundError",
     "CheckpointVersionError",
     "ConfigurationError",
@@ -87,6 +94,10 @@ class MoLEFlowError(Exception):
 
 class ConfigurationError(MoLEFlowError):
     """An invalid setting, option or preset; names the key, the value and what is valid."""
+
+
+class CheckpointInUseError(ConfigurationError):
+    """Another process is training into a checkpoint, or changing its products."""
 
 
 class DeviceError(MoLEFlowError):

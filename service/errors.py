@@ -3,16 +3,23 @@
 from moleflow.model.errors import MoLEFlowError
 
 __all__ = [
+    "ArchiveError",
     "DeadlineError",
     "FeedbackError",
+    "JobError",
     "NoKeyError",
     "NotAllowedError",
     "NotChangedError",
     "NotLiveError",
     "NotReadyError",
     "OverloadedError",
+    "ProductNameError",
     "ReloadError",
+    "TeachingError",
+    "TeachingOffError",
     "UnknownAnswerError",
+    "UnknownImageError",
+    "UnknownJobError",
     "UnknownProductError",
 ]
 
@@ -55,6 +62,34 @@ class FeedbackError(MoLEFlowError):
 
 class DeadlineError(MoLEFlowError):
     """The answer was not ready by the request's deadline."""
+
+
+class TeachingOffError(MoLEFlowError):
+    """The service has no folder for teaching."""
+
+
+class TeachingError(MoLEFlowError):
+    """The folder for teaching is full, or cannot be read or written."""
+
+
+class ArchiveError(MoLEFlowError):
+    """An uploaded archive cannot be read, or may not be."""
+
+
+class ProductNameError(MoLEFlowError):
+    """No product can be taught under this name."""
+
+
+class UnknownImageError(MoLEFlowError):
+    """The product has no such image to learn from."""
+
+
+class UnknownJobError(MoLEFlowError):
+    """There is no such job."""
+
+
+class JobError(MoLEFlowError):
+    """A job cannot be started or cancelled as requested."""
 
 
 class OverloadedError(MoLEFlowError):

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSetti
 from moleflow.model.config import DEFAULT_UNKNOWN_LIMIT, Engine, Precision
 from moleflow.model.errors import ConfigurationError
 from moleflow.model.images.decode import MAX_PIXELS
-from moleflow.model.runtime.threads import helper_threads
+from moleflow.model.runtime.threads import available_processors, helper_threads
 from moleflow.model.verdict.calibration import DEFAULT_FALSE_ALARM_RATE
 from moleflow.service.environment import ENVIRONMENT_PREFIX, warn_about_unread_variables, without_service_links
 from moleflow.service.logs import LogFormat, LogLevel
@@ -112,6 +112,16 @@ class Settings(BaseSettings):
     feedback_bytes: ByteSize = Field(ByteSize(1024**3), gt=0, description="maximum size of that folder")
     feedback_memory: ByteSize = Field(
         ByteSize(256 * 1024**2), gt=0, description="memory for images of recent answers, for which feedback may come"
+    )
+    teaching: Path | None = Field(
+        None, description="folder for teaching: good images of products, and jobs that learn them; off without it"
+    )
+    teaching_bytes: ByteSize = Field(ByteSize(4 * 1024**3), gt=0, description="maximum size of the images in it")
+    teaching_threads: int = Field(
+        default_factory=lambda: max(1, available_processors() // 2),
+        ge=1,
+        le=1024,
+        description="threads of a job that learns a product; it yields the processors to predictions all the same",
     )
     queue_size: int = Field(
         64, ge=1, le=100_000, description="maximum number of accepted, unanswered requests; more get status 429"

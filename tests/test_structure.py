@@ -31,7 +31,8 @@ LEVELS = (
     ("model.exporter",),
     ("model.loading",),
     # Learning.
-    ("training.errors", "training.config", "training.progress"),
+    ("training.errors", "training.config", "training.progress_file"),
+    ("training.progress",),
     ("training.data",),
     ("training.embeddings",),
     ("training.fit.backward",),
@@ -52,7 +53,7 @@ LEVELS = (
     ("service.logs", "service.tracing"),
     ("service.settings",),
     ("service.decoding", "service.responses"),
-    ("service.problems",),
+    ("service.problems", "service.teaching"),
     ("service.engine",),
     ("service.connections",),
     ("service.api",),

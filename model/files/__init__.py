@@ -1,3 +1,3 @@
 """File names, locks, atomic writes and checked outputs."""
 
-__all__ = ["atomic", "exclusive", "file_lock", "file_names", "outputs", "regular_file"]
+__all__ = ["atomic", "exclusive", "file_lock", "file_names", "outputs", "regular_file", "sizes"]

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from moleflow.model.errors import ConfigurationError
+from moleflow.model.errors import CheckpointInUseError, ConfigurationError
 from moleflow.model.files.atomic import target_of
 from moleflow.model.files.file_lock import has_no_locks, lock_open_file, release_lock, try_lock
 from moleflow.model.files.outputs import check_output, reason, remedy, writing
@@ -35,8 +35,8 @@ def exclusive(checkpoint: Path) -> Iterator[None]:
     product, and the checkpoint itself, which may have hard links in other folders.
 
     Raises:
-        ConfigurationError: another process is training into this checkpoint or changing it, or its folder is not
-            writable.
+        CheckpointInUseError: another process is training into this checkpoint or changing it.
+        ConfigurationError: its folder is not writable.
     """
     check_output("the checkpoint", checkpoint)
     check_output("the history of training", side_file(checkpoint, _LONGEST_SUFFIX))
@@ -58,7 +58,7 @@ def exclusive(checkpoint: Path) -> Iterator[None]:
                 f"training runs, or {remedy(error)}."
             ) from error
         if taken:
-            raise ConfigurationError(
+            raise CheckpointInUseError(
                 f"another process is training into {str(checkpoint)!r}, or changing it; wait for it, or use another "
                 "checkpoint."
             )

@@ -15,13 +15,17 @@ from PIL import (
 
 from moleflow.model.errors import UnsupportedImageError
 
-__all__ = ["FORMATS", "READERS", "SUFFIXES", "image_format", "webp_size"]
+__all__ = ["FORMATS", "READERS", "SUFFIXES", "SUFFIX_OF", "image_format", "webp_size"]
 
 FORMATS = ("PNG", "JPEG", "WebP", "BMP", "TIFF", "GIF")
 """Supported formats. Of an animated or multi-page file, the first frame is read."""
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif"})
 """Their file name suffixes in lower case, for finding images in a folder."""
+
+
+SUFFIX_OF = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
+"""The usual suffix of each format."""
 
 
 class _WebP(WebPImagePlugin.WebPImageFile):

@@ -49,11 +49,18 @@ def train(
     ] = None,
     seed: options.Seed = 0,
     replace: Annotated[
-        bool, typer.Option("--replace", help="Retrain products that are already learned (except the first).")
+        bool,
+        typer.Option(
+            "--replace", help="Retrain products that are already learned (the first only while there is no other)."
+        ),
     ] = False,
     strict: options.Strict = False,
     max_pixels: options.MaxPixels = None,
     cache: options.Cache = None,
+    progress: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the progress in FILE, as JSON, for other programs."),
+    ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
 ) -> None:
@@ -70,9 +77,10 @@ def train(
     from moleflow.training.data.datasets import discover, stray_images
     from moleflow.training.data.warnings import report_warnings
     from moleflow.training.progress import Reporter
+    from moleflow.training.progress_file import ProgressFile
 
     options.prepare(max_pixels, plugin)
-    reporter = Reporter()
+    reporter = Reporter(progress=ProgressFile(progress) if progress is not None else None)
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
     chosen = find_preset(preset or (stored.preset if stored else DEFAULT_PRESET))
     schedule = {

@@ -19,8 +19,9 @@ from moleflow.service.engine.engine import Engine
 from moleflow.service.errors import NotAllowedError, NotChangedError
 from moleflow.service.responses.schemas import TasksResponse
 from moleflow.service.settings import Settings
+from moleflow.service.teaching.teaching import Teaching
 
-__all__ = ["check_administrator", "router"]
+__all__ = ["check_administrator", "check_teacher", "router"]
 
 _logger = logging.getLogger("moleflow.audit")
 """Every change of what is served, with its client."""
@@ -43,6 +44,13 @@ def check_administrator(request: Request) -> None:
         f"{request.method} {request.url.path} changes what is served, which {who} do. MOLEFLOW_ADMIN (--admin) decides "
         "who may; a changed checkpoint file is served without any request."
     )
+
+
+def check_teacher(request: Request) -> None:
+    """Raise ``NotAllowedError`` unless the client may teach: with API keys they decide, without them as
+    ``check_administrator``."""
+    if request.app.state.settings.api_keys is None:
+        check_administrator(request)
 
 
 def _is_local(request: Request) -> bool:
@@ -74,6 +82,7 @@ async def reload(request: Request) -> Response:
 
 @router.delete("/tasks/{name}", response_model=TasksResponse, **openapi.REMOVE)
 async def remove(request: Request, name: str, hide: bool = False) -> Response:
+    await asyncio.to_thread(_teaching(request).check_free, name)
     return await _changed(request, lambda path: _remove(path, name, hide=hide))
 
 
@@ -82,7 +91,12 @@ async def change(request: Request, name: str) -> Response:
     engine, settings = _engine(request), _settings(request)
     with engine.upload_budget.account() as account:
         wanted = await read_json(request, ProductChange, account, settings.upload_timeout_seconds)
-    return await _changed(request, lambda path: _change(path, name, wanted))
+    teaching = _teaching(request)
+    await asyncio.to_thread(teaching.check_free, name, renaming_to=wanted.name)
+    response = await _changed(request, lambda path: _change(path, name, wanted))
+    if wanted.name is not None:
+        await asyncio.to_thread(teaching.rename, name, wanted.name)
+    return response
 
 
 def _remove(path: Path, name: str, *, hide: bool) -> None:
@@ -127,6 +141,10 @@ async def _served_anew(request: Request) -> Response:
 
 def _engine(request: Request) -> Engine:
     return request.app.state.engine
+
+
+def _teaching(request: Request) -> Teaching:
+    return request.app.state.teaching
 
 
 def _settings(request: Request) -> Settings:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 import moleflow
 from moleflow.model.errors import MoLEFlowError
-from moleflow.service.api import admin, feedback, openapi
+from moleflow.service.api import admin, feedback, jobs, openapi, teaching
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.keys import KeyGuard, Keys
 from moleflow.service.api.methods import HeadAsGet
@@ -28,6 +28,7 @@ from moleflow.service.headers import SecurityHeaders
 from moleflow.service.metrics import Metrics
 from moleflow.service.problems import add_problem_handlers
 from moleflow.service.settings import Settings
+from moleflow.service.teaching.teaching import Teaching
 
 __all__ = ["create_app"]
 
@@ -50,6 +51,7 @@ def create_app(
     """
     metrics = Metrics()
     engine = Engine(settings, metrics)
+    taught = Teaching(settings, engine.reloader.reload)
     if on_reload is not None:
         engine.reloader.on_reload = on_reload
 
@@ -64,9 +66,11 @@ def create_app(
         reporting = asyncio.gather(
             _report_loading(engine, on_ready, on_failure), _report_unrecoverable(engine, on_failure)
         )
+        taught.start()
         try:
             yield
         finally:
+            await taught.stop()
             await engine.stop()
             reporting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -81,8 +85,8 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
-    documented = router, feedback.router, admin.router
+    app.state.settings, app.state.engine, app.state.metrics, app.state.teaching = settings, engine, metrics, taught
+    documented = router, feedback.router, teaching.router, jobs.router, admin.router
     app.state.routes = [route for each in documented for route in each.routes]
     for each in documented:
         app.include_router(each, responses=openapi.COMMON)

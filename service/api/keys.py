@@ -36,6 +36,9 @@ _OPEN = ("/health/", "/page/", "/samples/", "/swagger/")
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/samples"})
 """Without a key: probes, the page itself, which asks for one, and samples, which everybody may see."""
 
+_TEACHING = re.compile(r"/jobs(/|$)|/tasks/[^/]+/images(/|$)|/tasks/[^/]+:train$")
+"""Good images and the jobs that learn from them; also to look at, since the images may be confidential."""
+
 _READING = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _logger = logging.getLogger(__name__)
@@ -127,6 +130,8 @@ def needed_access(method: str, path: str) -> Access | None:
     """What a request needs; ``None`` if it needs no key."""
     if path in _OPEN_PATHS or path.startswith(_OPEN):
         return None
+    if _TEACHING.match(path):
+        return Access.TEACH
     if path.startswith("/admin") or (path.startswith("/tasks") and method not in _READING):
         return Access.ADMIN
     return Access.TEACH if path.startswith("/predictions") else Access.PREDICT

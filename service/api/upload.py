@@ -10,7 +10,7 @@ from python_multipart.multipart import parse_options_header
 from moleflow.model.errors import ImageTooLargeError
 from moleflow.service.api.form import HOW_TO_SEND, FormFile, FormReader, file_too_large, framing_bytes
 
-__all__ = ["Upload", "Uploads", "read_upload", "read_uploads"]
+__all__ = ["Upload", "Uploads", "read_files", "read_upload", "read_uploads"]
 
 _MAX_CONTENT_TYPE_BYTES = 1024
 """Several times what a media type and a boundary of 70 bytes need."""
@@ -81,6 +81,37 @@ async def read_uploads(
     return Uploads(tuple(reader.files), tuple(reader.fields))
 
 
+_ARCHIVES = frozenset({b"application/zip", b"application/x-zip-compressed"})
+
+
+async def read_files(
+    headers: Mapping[str, str], chunks: AsyncIterator[bytes], *, max_files: int, max_bytes: int
+) -> tuple[FormFile, ...]:
+    """The files of a form, or the body as the only one: images, or archives of them; raises as ``read_uploads``.
+
+    Nothing else bounds the size of one file.
+    """
+    is_form, boundary = _kind_of_body(headers, _ARCHIVES)
+    too_large = ImageTooLargeError(f"The files have more than {max_bytes:,} bytes in all; send fewer in one request.")
+    limit = _Limit(headers, max_bytes + (framing_bytes(max_files) if is_form else 0), too_large)
+    reader, body = FormReader(boundary, max_bytes, max_files) if is_form else None, FormFile("")
+    async for chunk in chunks:
+        limit.add(len(chunk))
+        if reader is not None:
+            reader.write(chunk)
+        else:
+            body.pieces.append(chunk)
+            body.size += len(chunk)
+    if reader is None:
+        if not body.size:
+            raise HTTPException(422, "The body is empty. Send images or an archive of them.")
+        return (body,)
+    reader.finish()
+    if reader.fields:
+        raise HTTPException(422, f"The form has a field {reader.fields[0][0][:100]!r}; it takes only files.")
+    return tuple(reader.files)
+
+
 class _Limit:
     """Counts bytes and raises ``too_large`` beyond ``most``, at once if the declared length says so."""
 
@@ -97,8 +128,9 @@ class _Limit:
             raise self._too_large
 
 
-def _kind_of_body(headers: Mapping[str, str]) -> tuple[bool, bytes]:
-    """Whether the body is a form, and its boundary. Raises ``HTTPException`` 415 for unsupported kinds."""
+def _kind_of_body(headers: Mapping[str, str], more: frozenset[bytes] = frozenset()) -> tuple[bool, bytes]:
+    """Whether the body is a form, and its boundary. Raises ``HTTPException`` 415 for unsupported kinds, except
+    ``more``."""
     content_type = headers.get("content-type", "")
     if len(content_type) > _MAX_CONTENT_TYPE_BYTES:
         raise HTTPException(415, f"The Content-Type is too long ({len(content_type):,} characters). {HOW_TO_SEND}")
@@ -107,6 +139,7 @@ def _kind_of_body(headers: Mapping[str, str]) -> tuple[bool, bytes]:
         raise HTTPException(415, f"Content-Encoding {encoding!r} is not supported; send the body unencoded.")
     media_type, parameters = parse_options_header(content_type)
     is_form = media_type == b"multipart/form-data"
-    if not is_form and media_type not in (b"", b"application/octet-stream") and not media_type.startswith(b"image/"):
+    raw = {b"", b"application/octet-stream", *more}
+    if not is_form and media_type not in raw and not media_type.startswith(b"image/"):
         raise HTTPException(415, f"Content-Type {media_type.decode('latin-1')!r} is not supported. {HOW_TO_SEND}")
     return is_form, parameters.get(b"boundary", b"")

@@ -228,6 +228,12 @@ class Engine:
                 raise NotReadyError(reason)
             yield
 
+    async def measure(self, data: bytes) -> tuple[int, int]:
+        """Width and height of an image that is decoded as for a prediction; raises what that raises of the image."""
+        size = self.predictor.preprocessing.image_size
+        decoded, _, _ = await in_thread(self._decode_threads, lambda: self._decoders.decode(data, size))
+        return decoded.width, decoded.height
+
     async def _watch(self) -> None:
         """Fail the requests of a batch that exceeds its timeout, and detect when the service is unrecoverable."""
         interval, not_live_seconds = self.health.check_interval_seconds, 0.0

@@ -4,8 +4,6 @@ The folder has the layout of MVTec AD, which training, evaluation and recalibrat
 and ``PRODUCT/test/defect/ID.png``, each file as it was uploaded.
 """
 
-import contextlib
-import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -14,7 +12,8 @@ from typing import Literal
 
 from moleflow.model.errors import describe
 from moleflow.model.files.atomic import atomic_write
-from moleflow.model.images.formats import image_format
+from moleflow.model.files.sizes import bytes_below
+from moleflow.model.images.formats import SUFFIX_OF, image_format
 from moleflow.service.errors import FeedbackError, UnknownAnswerError
 from moleflow.service.settings import Settings
 
@@ -24,8 +23,6 @@ TrueVerdict = Literal["good", "defect"]
 """What somebody who looked at the part says."""
 
 _PLACES: dict[TrueVerdict, Path] = {"good": Path("train", "good"), "defect": Path("test", "defect")}
-
-_SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WebP": ".webp", "BMP": ".bmp", "TIFF": ".tif", "GIF": ".gif"}
 
 
 @dataclass(slots=True)
@@ -73,12 +70,12 @@ class Feedback:
             with self._lock:
                 answer, folder = self._find(identifier), self._folder
             assert folder is not None  # else there are no answers
-            name = identifier + _SUFFIXES[image_format(answer.data) or "PNG"]
+            name = identifier + SUFFIX_OF[image_format(answer.data) or "PNG"]
             file = Path(product) / _PLACES[verdict] / name
             if file == answer.file:
                 return file
             if self._kept is None:
-                self._kept = _bytes_in(folder)
+                self._kept = bytes_below(folder)
             freed = 0 if answer.file is None else len(answer.data)
             if self._kept - freed + len(answer.data) > self._most:
                 raise FeedbackError(
@@ -107,13 +104,3 @@ class Feedback:
                 "(MOLEFLOW_FEEDBACK_MEMORY) are remembered, since the start of the service."
             )
         return answer
-
-
-def _bytes_in(folder: Path) -> int:
-    """The size of all files below a folder."""
-    total = 0
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(OSError):
-                total += Path(parent, name).lstat().st_size
-    return total

@@ -1,3 +1,3 @@
 """Encoding predictions as responses, in each response format."""
 
-__all__ = ["encode", "render", "schemas"]
+__all__ = ["encode", "render", "schemas", "teaching"]

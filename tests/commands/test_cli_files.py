@@ -25,8 +25,8 @@ def test_training_into_a_link_writes_its_target(
     with exclusive(store / "v1"):
         done = run(processes, "train", data, "--task", "nut", "--checkpoint", link, *TRAINING)
         says(done, "another process is training")
-    done = run(processes, "train", data, "--task", "bolt", "--replace", "--checkpoint", link, *TRAINING)
-    says(done, "was learned first")
+    done = run(processes, "train", data, "--task", "nut", "--replace", "--checkpoint", link, *TRAINING)
+    says(done, "there is no product 'nut' to replace")
     assert link.is_symlink()
     assert [task.name for task in Checkpoint.open(link).header.tasks] == ["bolt"]
     assert (listed(tmp_path), listed(store)) == (["current", "store"], ["v1", "v1.history.jsonl"])

@@ -27,11 +27,11 @@ from moleflow.training.embeddings.alterations import AlteredReader
 from moleflow.training.embeddings.augment import AUGMENTATIONS, augmented_indices, descriptor_changes
 from moleflow.training.embeddings.cache import EmbeddingCache, digest_image
 from moleflow.training.embeddings.extraction import Embeddings, EmbeddingStore
-from moleflow.training.fit.cross_fitting import FoldMaps, cross_fit, cross_fitted_distances, split
+from moleflow.training.fit.cross_fitting import FoldMaps, Split, cross_fit, cross_fitted_distances, split
 from moleflow.training.fit.held_out import fit_fusion, held_out_scores, map_held_out, without_unused
 from moleflow.training.fit.memory import FittedBank, fit_bank
 from moleflow.training.fit.resume import ResumableFit
-from moleflow.training.fit.trainer import TaskTrainer, task_seed
+from moleflow.training.fit.trainer import TaskTrainer, fit_length, task_seed
 from moleflow.training.progress import Reporter
 
 __all__ = ["ProductLearner", "Shared"]
@@ -97,6 +97,9 @@ class ProductLearner:
         parts = split(category.name, len(category.train), self.training)
         make_trainer = functools.partial(self._trainer, config, first)
         held_out = sorted(itertools.chain(*parts.folds))
+        if folds is None or folds.fingerprint != fingerprint:
+            folds = FoldMaps(fingerprint=fingerprint)
+        self._plan(category, parts, len(folds.folds))
         with ExitStack() as stack:
             store = stack.enter_context(self._embed(category, shared, white))
             copies = [
@@ -109,8 +112,6 @@ class ProductLearner:
                 self.reporter.line(
                     f"{category.name}: cross-fits its {len(store)} images in {len(parts.folds)} folds to calibrate"
                 )
-                if folds is None or folds.fingerprint != fingerprint:
-                    folds = FoldMaps(fingerprint=fingerprint)
                 maps = cross_fit(
                     category.name,
                     [store, *copies],
@@ -142,6 +143,18 @@ class ProductLearner:
         info = task_info(category.name, index, parts, self.training, trainer.epoch, values, profile, expert, white)
         return LearnedProduct(info, profile, expert)
 
+    def _plan(self, category: Category, parts: Split, done: int) -> None:
+        """Announce how many images will be embedded, altered ones included, and fitted to; ``done`` folds are."""
+        count, held_out = len(category.train), sum(map(len, parts.folds))
+        fits = [len(parts.fit)]
+        if parts.is_cross_fitted:
+            fits += [count - len(fold) for fold in parts.folds[done:]]
+        self.reporter.plan(
+            category.name,
+            embed=count + self.training.altered_copies * held_out + _router_images(count),
+            fit=sum(round(images * fit_length(self.training, images)) for images in fits),
+        )
+
     def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
         return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
 
@@ -170,7 +183,7 @@ class ProductLearner:
         return digest.hexdigest()
 
     def _embed(self, category: Category, shared: Shared, white_level: int | None) -> Embeddings:
-        with self.reporter.phase(f"{category.name}: embeddings", len(category.train)) as phase:
+        with self.reporter.phase(f"{category.name}: embeddings", len(category.train), work="embed") as phase:
             features, paths = shared.features, category.train
             if shared.cache is not None:
                 return shared.cache.embed(features, paths, white_level, on_progress=phase.advance)
@@ -181,7 +194,7 @@ class ProductLearner:
         self, category: Category, rows: Sequence[int], shared: Shared, white_level: int | None, copy: int
     ) -> Embeddings:
         """Altered copies of the images at ``rows``."""
-        with self.reporter.phase(f"{category.name}: altered copies that calibrate", len(rows)) as phase:
+        with self.reporter.phase(f"{category.name}: altered copies that calibrate", len(rows), work="embed") as phase:
             read = AlteredReader(white_level, shared.features.preprocessing.resize, copy)
             paths = [category.train[row] for row in rows]
             return EmbeddingStore.compute(shared.features, paths, read, folder=self.folder, on_progress=phase.advance)
@@ -190,8 +203,13 @@ class ProductLearner:
         self, category: Category, shared: Shared, descriptors: torch.Tensor, white_level: int | None
     ) -> torch.Tensor:
         """How the descriptors move when images are altered."""
-        count = len(AUGMENTATIONS) * len(augmented_indices(len(category.train)))
-        with self.reporter.phase(f"{category.name}: altered images for the router", count) as phase:
+        count = _router_images(len(category.train))
+        with self.reporter.phase(f"{category.name}: altered images for the router", count, work="embed") as phase:
             return descriptor_changes(
                 shared.features, category.train, descriptors, white_level, on_progress=phase.advance
             )
+
+
+def _router_images(count: int) -> int:
+    """Altered images of a product with ``count`` good ones that show the router how they may vary."""
+    return len(AUGMENTATIONS) * len(augmented_indices(count))

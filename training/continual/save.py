@@ -102,7 +102,7 @@ def save_task(
     else:
         sections |= {name: old.stored(name) for name in old.header.digests()}
         preset, backbone_sha256 = old.header.preset, old.header.backbone_sha256
-    if old is None or config.flow.sharing == "sequential":
+    if old is None or config.flow.sharing == "sequential" or config.flow.starts_base(index):
         # Separate bases are in the tasks' expert sections.
         weights = {} if config.flow.sharing == "separated" else _state(base)
         sections["base"], base_sha256 = weights, digest_tensors(weights)

@@ -146,7 +146,7 @@ class _ContinualTrainer:
                 "change every other product; train a new checkpoint instead."
             )
         for name in names:
-            if replace and known and name == known[0] and sharing != "separated":
+            if replace and len(known) > 1 and name == known[0] and sharing != "separated":
                 raise ConfigurationError(
                     f"task {name!r} was learned first and the base with it, so replacing it would change every other "
                     "product; train a new checkpoint instead."

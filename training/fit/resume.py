@@ -41,7 +41,7 @@ class ResumableFit:
         except ValueError as error:
             self.reporter.line(f"{trainer.name}: starts over, because {error}")
         total = round(len(store) * length)
-        with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch) as phase:
+        with self.reporter.phase(trainer.name, total, done=len(store) * trainer.epoch, work="fit") as phase:
 
             def on_step(images: int, loss: torch.Tensor) -> None:
                 # Reading the loss synchronises, so it is read only if it is shown.
@@ -60,6 +60,7 @@ class ResumableFit:
                     "epoch",
                     name=trainer.name,
                     epoch=result.epoch,
+                    epochs=epochs,
                     loss=result.loss,
                     nll=result.nll,
                     learning_rate=result.learning_rate,

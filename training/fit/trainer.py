@@ -20,7 +20,14 @@ from moleflow.training.fit.gradients import add_gradients
 from moleflow.training.fit.graph import StepGraph
 from moleflow.training.fit.resident import Batches
 
-__all__ = ["EpochResult", "TaskTrainer", "task_seed"]
+__all__ = ["EpochResult", "TaskTrainer", "fit_length", "task_seed"]
+
+
+def fit_length(training: TrainingConfig, images: int) -> float:
+    """Epochs of a fit to so many images: as configured, or fewer for ``max_steps``; fractional."""
+    if training.max_steps is None:
+        return training.epochs
+    return min(training.epochs, training.max_steps / math.ceil(images / training.batch_size))
 
 
 def task_seed(seed: int, name: str, purpose: str = "") -> int:
@@ -158,11 +165,8 @@ class TaskTrainer:
         self.expert.round_to(self.stored_type)
 
     def length(self, images: int) -> float:
-        """Epochs of a fit to so many images: as configured, or fewer for ``TrainingConfig.max_steps``; fractional."""
-        training = self.training
-        if training.max_steps is None:
-            return training.epochs
-        return min(training.epochs, training.max_steps / math.ceil(images / training.batch_size))
+        """Epochs of a fit to so many images; fractional."""
+        return fit_length(self.training, images)
 
     def learning_rate(self, epoch: float, length: float) -> float:
         """Linear warm-up, then cosine decay to the final rate; ``epoch`` is fractional, from 0 to ``length``."""

@@ -128,6 +128,17 @@ def test_the_first_product_cannot_be_replaced(
         learn(products, ["bolt"], path, tiny_preset, replace=True)
 
 
+def test_the_first_product_is_replaced_with_its_base_while_there_is_no_other(
+    learned: dict[str, Path], products: Path, tmp_path: Path, tiny_preset: Preset
+) -> None:
+    path = tmp_path / "factory.safetensors"
+    path.write_bytes(learned["bolt"].read_bytes())
+    preset = tiny_preset.with_changes(backbone={}, training={"seed": 1})
+    learn(products, ["bolt"], path, preset, replace=True)
+    anew = sections(learn(products, ["bolt"], tmp_path / "other.safetensors", preset))
+    assert all(same(found, anew[part]) for part, found in sections(path).items())
+
+
 def test_every_product_is_checked_before_any_training(products: Path, tmp_path: Path, tiny_preset: Preset) -> None:
     path = tmp_path / "factory.safetensors"
     with pytest.raises(DatasetError, match="missing"):
