@@ -21,10 +21,10 @@ from moleflow.service.responses.schemas import TasksResponse
 from moleflow.service.settings import Settings
 from moleflow.service.teaching.teaching import Teaching
 
-__all__ = ["check_administrator", "check_teacher", "router"]
+__all__ = ["audit", "check_administrator", "check_teacher", "router"]
 
 _logger = logging.getLogger("moleflow.audit")
-"""Every change of what is served, with its client."""
+"""Every change of what is served, or of what it is taught, with its client."""
 
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """Headers of proxies: the client is another one than the connection's, perhaps on another machine."""
@@ -51,6 +51,12 @@ def check_teacher(request: Request) -> None:
     ``check_administrator``."""
     if request.app.state.settings.api_keys is None:
         check_administrator(request)
+
+
+def audit(request: Request) -> None:
+    """Log who changed something."""
+    who, where = getattr(request.state, "client", "a client without a key"), request.client and request.client.host
+    _logger.info("%s %s by %s at %s", request.method, request.url.path, who, where)
 
 
 def _is_local(request: Request) -> bool:
@@ -133,8 +139,7 @@ async def _changed(request: Request, edit: Callable[[Path], None]) -> Response:
 async def _served_anew(request: Request) -> Response:
     """Load the checkpoint file again; the products that are served then."""
     predictor = await _engine(request).reloader.reload()
-    who, where = getattr(request.state, "client", "a client without a key"), request.client and request.client.host
-    _logger.info("%s %s by %s at %s", request.method, request.url.path, who, where)
+    audit(request)
     served = TasksResponse(checkpoint=predictor.checkpoint, tasks=predictor.tasks)
     return Response(served.model_dump_json(), media_type="application/json")
 

@@ -9,7 +9,7 @@ from starlette.responses import Response, StreamingResponse
 
 from moleflow.model.errors import MoLEFlowError
 from moleflow.service.api import openapi_teaching as openapi
-from moleflow.service.api.admin import check_teacher
+from moleflow.service.api.admin import audit, check_teacher
 from moleflow.service.responses.teaching import Job, JobsResponse
 from moleflow.service.teaching.jobs import ENDED
 from moleflow.service.teaching.teaching import Teaching
@@ -40,6 +40,7 @@ async def job(request: Request, id: str) -> Response:
 @router.delete("/jobs/{id}", response_model=Job, **openapi.CANCEL)
 async def cancel(request: Request, id: str) -> Response:
     found = await _teaching(request).cancel(id)
+    audit(request)
     return Response(found.model_dump_json(), media_type="application/json")
 
 

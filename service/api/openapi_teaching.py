@@ -30,7 +30,6 @@ TEACH: dict[str, Any] = {
             "required": True,
             "content": {
                 "application/octet-stream": {"schema": _BINARY},
-                "application/zip": {"schema": _BINARY},
                 "image/*": {"schema": _BINARY},
                 "multipart/form-data": {
                     "schema": {

@@ -11,7 +11,7 @@ from starlette.responses import FileResponse, Response
 
 from moleflow.model.images.formats import image_format
 from moleflow.service.api import openapi_teaching as openapi
-from moleflow.service.api.admin import check_teacher
+from moleflow.service.api.admin import audit, check_teacher
 from moleflow.service.api.body import read_body
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.form import FormFile, file_too_large
@@ -58,6 +58,7 @@ async def teach(request: Request, name: str) -> Response:
                 max_bytes=settings.max_request_bytes,
             )
         results = await unless_disconnected(request, _keep_all(request, product, files, account))
+    audit(request)
     images = len((await asyncio.to_thread(teaching.images.listing, product)).images)
     return _json(TeachResponse(task=product, results=results, images=images))
 
@@ -96,6 +97,7 @@ async def train(
     ] = None,
 ) -> Response:
     job = await _teaching(request).learn(name, epochs)
+    audit(request)
     return Response(job.model_dump_json(), 202, {"Location": f"jobs/{job.id}"}, "application/json")
 
 
@@ -103,6 +105,7 @@ async def _forget(request: Request, name: str, identifier: str | None) -> Respon
     teaching = _teaching(request)
     product = teaching.name_of(name)
     await asyncio.to_thread(teaching.images.remove, product, identifier)
+    audit(request)
     return _json(await asyncio.to_thread(teaching.images.listing, product))
 
 

@@ -23,6 +23,8 @@ schema = schemathesis.openapi.from_dict(create_app(Settings(checkpoint="dummy.sa
 def test_every_response_conforms_to_the_schema(case: Any, service: Running) -> None:
     # A schema cannot express what an image is, or that form and query must not contradict each other.
     unknowable = [schemathesis.checks.CHECKS.get_one("positive_data_acceptance")] if case.method != "GET" else []
+    if case.path.endswith(":train"):  # also the path of a product that is called so, with other methods
+        unknowable.append(schemathesis.checks.CHECKS.get_one("allow_header_conformance"))
     if str((case.headers or {}).get(TIMEOUT_HEADER, "")).isdecimal():
         case.headers[TIMEOUT_HEADER] = "3600000"  # a shorter one would rightly get a 504
     case.call_and_validate(base_url=service.url, excluded_checks=unknowable, timeout=PATIENCE)

@@ -140,7 +140,7 @@ def test_a_job_that_fails_says_why_in_the_words_of_the_training(
     assert not (folder / "jobs" / ended["id"] / "data").exists()
 
 
-def test_one_job_runs_at_a_time_and_the_others_follow_in_order(service: Running, training: Says) -> None:
+def test_one_job_runs_at_a_time_and_the_others_follow_in_order(service: Running, training: Says, folder: Path) -> None:
     training("import sys, pathlib, time\nwhile not (pathlib.Path(sys.argv[1]) / 'go').exists(): time.sleep(0.01)")
     identifiers = []
     for product in ("cog", "cam"):
@@ -150,7 +150,7 @@ def test_one_job_runs_at_a_time_and_the_others_follow_in_order(service: Running,
         assert wait_for(service, identifier, "running")["started"] is not None
         later = identifiers[identifiers.index(identifier) + 1 :]
         assert all(job(service, each)["state"] == "waiting" for each in later)
-        (service.settings.teaching / "jobs" / identifier / "go").touch()
+        (folder / "jobs" / identifier / "go").touch()
         wait_for(service, identifier, "done")
 
 
