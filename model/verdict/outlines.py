@@ -19,7 +19,8 @@ _SAMPLES = 16
 
 _MOST_SAMPLES = 2048
 
-_HALF_WHITE = 127.5
+_HALF_WHITE = 3 * 255 / 2
+"""Sum of the channels of a pixel that is half as bright as white."""
 
 
 def area_of(drawn: Outlines | np.ndarray, grid: tuple[int, int], least: int, within: np.ndarray | None = None) -> Area:
@@ -55,7 +56,7 @@ def area_of(drawn: Outlines | np.ndarray, grid: tuple[int, int], least: int, wit
 def bright(image: np.ndarray) -> np.ndarray:
     """What a mask image inspects: ``(height, width, 3)`` uint8 to bool, true where it is at least half as bright as
     white."""
-    return image.mean(2) >= _HALF_WHITE
+    return image.sum(2, dtype=np.uint16) >= _HALF_WHITE
 
 
 def _drawn(outlines: Outlines, grid: tuple[int, int]) -> np.ndarray:

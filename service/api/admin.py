@@ -21,7 +21,7 @@ from moleflow.service.responses.schemas import TasksResponse
 from moleflow.service.settings import Settings
 from moleflow.service.teaching.teaching import Teaching
 
-__all__ = ["audit", "check_administrator", "check_teacher", "router"]
+__all__ = ["audit", "change_checkpoint", "check_administrator", "check_teacher", "router"]
 
 _logger = logging.getLogger("moleflow.audit")
 """Every change of what is served, or of what it is taught, with its client."""
@@ -89,7 +89,7 @@ async def reload(request: Request) -> Response:
 @router.delete("/tasks/{name}", response_model=TasksResponse, **openapi.REMOVE)
 async def remove(request: Request, name: str, hide: bool = False) -> Response:
     await asyncio.to_thread(_teaching(request).check_free, name)
-    return await _changed(request, lambda path: _remove(path, name, hide=hide))
+    return await change_checkpoint(request, lambda path: _remove(path, name, hide=hide))
 
 
 @router.patch("/tasks/{name}", response_model=TasksResponse, **openapi.CHANGE)
@@ -99,7 +99,7 @@ async def change(request: Request, name: str) -> Response:
         wanted = await read_json(request, ProductChange, account, settings.upload_timeout_seconds)
     teaching = _teaching(request)
     await asyncio.to_thread(teaching.check_free, name, renaming_to=wanted.name)
-    response = await _changed(request, lambda path: _change(path, name, wanted))
+    response = await change_checkpoint(request, lambda path: _change(path, name, wanted))
     if wanted.name is not None:
         await asyncio.to_thread(teaching.rename, name, wanted.name)
     return response
@@ -120,7 +120,7 @@ def _change(path: Path, name: str, wanted: ProductChange) -> None:
     change_product(path, name, new_name=wanted.name, hidden=wanted.hidden)
 
 
-async def _changed(request: Request, edit: Callable[[Path], None]) -> Response:
+async def change_checkpoint(request: Request, edit: Callable[[Path], None]) -> Response:
     """Edit the checkpoint file and serve it. Raises ``UnknownTaskError``, ``NotChangedError`` and ``ReloadError``."""
     _engine(request).check_ready()
     path = _settings(request).checkpoint

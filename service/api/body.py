@@ -70,14 +70,22 @@ async def read_body(request: Request, account: Account, timeout_seconds: float) 
             yield chunk
 
 
-async def read_json(request: Request, schema: type[Model], account: Account, timeout_seconds: float) -> Model:
-    """A small JSON body. Raises as ``read_body``, ``HTTPException`` 413, and ``RequestValidationError``."""
+async def read_json(
+    request: Request,
+    schema: type[Model],
+    account: Account,
+    timeout_seconds: float,
+    *,
+    max_bytes: int = _MAX_JSON_BYTES,
+) -> Model:
+    """A JSON body of at most ``max_bytes``. Raises as ``read_body``, and ``HTTPException`` 413 and
+    ``RequestValidationError``."""
     pieces: list[bytes] = []
     async with contextlib.aclosing(read_body(request, account, timeout_seconds)) as chunks:
         async for chunk in chunks:
             pieces.append(chunk)
-            if sum(map(len, pieces)) > _MAX_JSON_BYTES:
-                raise HTTPException(413, f"The JSON body has more than {_MAX_JSON_BYTES:,} bytes, which is the limit.")
+            if sum(map(len, pieces)) > max_bytes:
+                raise HTTPException(413, f"The JSON body has more than {max_bytes:,} bytes, which is the limit.")
     try:
         return schema.model_validate_json(b"".join(pieces))
     except ValidationError as error:

@@ -2,9 +2,10 @@
 
 from typing import Any
 
+from moleflow.model.verdict.area import Outlines
 from moleflow.service.api.openapi import NOT_READY, problem
 
-__all__ = ["CHANGE", "FEEDBACK", "RELOAD", "REMOVE"]
+__all__ = ["CHANGE", "CLEAR_AREA", "FEEDBACK", "RELOAD", "REMOVE", "SET_AREA"]
 
 _JSON_BODY = {
     400: problem("the body's chunks are too small"),
@@ -92,4 +93,42 @@ CHANGE: dict[str, Any] = {
     "tags": ["administration"],
     "responses": {**_CHANGED, **_JSON_BODY},
     "openapi_extra": _takes_json({"name": "bottle"}, name={"type": "string"}, hidden={"type": "boolean"}),
+}
+
+_AREA = {
+    **_CHANGED,
+    409: problem(
+        "the area has too few patches, or all of them, another process writes to the checkpoint, or it cannot be "
+        "written or read"
+    ),
+}
+
+_TRIANGLE = {"ignore": [[[0.0, 0.0], [0.2, 0.0], [0.0, 0.3]]]}
+
+SET_AREA: dict[str, Any] = {
+    "summary": "Inspect a part of a product's images",
+    "description": (
+        "As JSON, polygons to `inspect` (all, if there are none) and to `ignore`: lists of corners [x, y] as fractions "
+        "of the image's width and height. As an image, a mask of the same framing: bright is inspected, dark is not. "
+        "Nothing outside raises scores, maps or regions. The area is drawn anew, and thresholds are those from before "
+        "the product had one, which good images then exceed at most as often; `moleflow area --good` fits them."
+    ),
+    "tags": ["administration"],
+    "responses": {**_AREA, **_JSON_BODY, 415: problem("the body is neither JSON nor an image that can be read")},
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": Outlines.model_json_schema(), "example": _TRIANGLE},
+                "image/*": {"schema": {"type": "string", "format": "binary"}},
+            },
+        }
+    },
+}
+
+CLEAR_AREA: dict[str, Any] = {
+    "summary": "Inspect all of a product's images that was learned",
+    "description": "Thresholds are those from before the product had an area.",
+    "tags": ["administration"],
+    "responses": _AREA,
 }

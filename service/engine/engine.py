@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 
+import numpy as np
+
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.names import find_named
 from moleflow.service.decoding.check import DecoderCheck
@@ -233,6 +235,12 @@ class Engine:
         size = self.predictor.preprocessing.image_size
         decoded, _, _ = await in_thread(self._decode_threads, lambda: self._decoders.decode(data, size))
         return decoded.width, decoded.height
+
+    async def decode(self, data: bytes) -> np.ndarray:
+        """An image file as RGB, ``(height, width, 3)`` uint8. Raises ``UnsupportedImageError``, ``ImageTooLargeError``
+        and ``OverloadedError``."""
+        pixels, *_ = await in_thread(self._decode_threads, lambda: self._decoders.open_rgb(data))
+        return pixels
 
     async def _watch(self) -> None:
         """Fail the requests of a batch that exceeds its timeout, and detect when the service is unrecoverable."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from forked import Processes, moleflow_code
 from running import PATIENCE, Running, eventually, serve_checkpoint
@@ -151,6 +152,35 @@ def test_products_are_removed_hidden_and_renamed_by_requests(path: Path) -> None
         assert service.client.delete("/tasks/nut").status_code == 404
         after = answer(service, "gear", task="cog wheel")
         assert [after[name] for name in ("score", "threshold")] == [before[name] for name in ("score", "threshold")]
+
+
+def test_an_area_is_set_by_polygons_or_a_mask_shown_and_cleared_by_requests(path: Path) -> None:
+    whole = path.read_bytes()
+    left_half = [[0, 0], [0.5, 0], [0.5, 1], [0, 1]]
+    mask = np.zeros((40, 60, 3), np.uint8)
+    mask[20:] = 255
+    with serve_checkpoint(path, reload_seconds=0) as service:
+        before = answer(service, "gear", task="gear")
+        drawn = service.client.put("/tasks/gear/area", json={"ignore": [left_half]})
+        assert drawn.status_code == 200, drawn.text
+        area = service.client.get("/tasks/gear").json()["area"]
+        assert area == drawn.json()["tasks"][2]["area"]
+        assert (area["patches"], area["ignore"], area["inspect"]) == (["0011"] * 4, [left_half], [])
+        assert area["calibration_images"] is None
+        after = answer(service, "gear", task="gear")
+        assert after["score"] <= before["score"]
+        assert after["threshold"] == before["threshold"]
+        kind = {"content-type": "image/png"}
+        service.client.put("/tasks/gear/area", content=encoded(mask), headers=kind).raise_for_status()
+        assert service.client.get("/tasks/gear").json()["area"]["patches"] == ["0000", "0000", "1111", "1111"]
+        refused = service.client.put("/tasks/gear/area", content=encoded(0 * mask), headers=kind)
+        assert (refused.status_code, refused.json()["type"]) == (409, "urn:moleflow:problem:not-changed")
+        assert "inspects 0 of 4 × 4 patches" in refused.json()["detail"]
+        assert service.client.put("/tasks/cog/area", json={"ignore": [left_half]}).status_code == 404
+        assert service.client.delete("/tasks/gear/area").status_code == 200
+        assert service.client.get("/tasks/gear").json()["area"] is None
+        assert answer(service, "gear", task="gear")["score"] == before["score"]
+    assert path.read_bytes() == whole
 
 
 def test_the_merged_experts_of_unchanged_products_are_kept(path: Path) -> None:

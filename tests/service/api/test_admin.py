@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from running import Running, run_server
 
+CHANGES = [("DELETE", "/tasks/red"), ("PATCH", "/tasks/red"), ("PUT", "/tasks/red/area"), ("DELETE", "/tasks/red/area")]
+
 
 def problem(service: Running, **headers: str) -> str:
     """The type of the problem that a request to reload the dummy gets, which it cannot be."""
@@ -36,7 +38,7 @@ def test_anybody_may_with_the_setting_any() -> None:
         assert problem(service, Via="proxy") == "not-reloaded"
 
 
-@pytest.mark.parametrize(("method", "path"), [("DELETE", "/tasks/red"), ("PATCH", "/tasks/red")])
+@pytest.mark.parametrize(("method", "path"), CHANGES)
 def test_products_are_changed_by_those_who_may_only(service: Running, method: str, path: str) -> None:
     response = service.client.request(method, path, headers={"Via": "proxy"}, json={"name": "crimson"})
     assert (response.status_code, response.json()["type"]) == (403, "urn:moleflow:problem:not-allowed")
@@ -53,6 +55,25 @@ def test_products_are_changed_by_those_who_may_only(service: Running, method: st
 )
 def test_a_wrong_body_is_a_problem_that_says_why(service: Running, body: bytes, status: int, says: str) -> None:
     response = service.client.patch("/tasks/red", content=body)
+    assert response.status_code == status
+    assert says in response.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "status", "says"),
+    [
+        (b'{"ignore": [[[0, 0], [1, 1]]]}', "application/json", 422, "at least 3 points"),
+        (b'{"ignore": [[[0, 0], [1, 1], [0, 2]]]}', "application/json", 422, "less than or equal to 1"),
+        (b'{"areas": []}', "application/json", 422, "no body parameter 'areas'"),
+        (b" " * 300_000, "application/json", 413, "limit"),
+        (b"no image", "image/png", 415, "image"),
+        (b"no image", "text/plain", 415, "not supported"),
+    ],
+)
+def test_what_is_no_area_is_a_problem_that_says_why(
+    service: Running, body: bytes, kind: str, status: int, says: str
+) -> None:
+    response = service.client.put("/tasks/red/area", content=body, headers={"content-type": kind})
     assert response.status_code == status
     assert says in response.json()["detail"]
 
