@@ -153,9 +153,11 @@ async def _on_known_error(request: Request, error: Exception) -> Response:
     return error_response(request, error)
 
 
-def error_response(request: Request, error: Exception) -> Response:
-    """The response to an error of the project."""
+def error_response(request: Request, error: Exception, where: str = "") -> Response:
+    """The response to an error of the project; ``where`` names the image among several that caused it."""
     problem = problem_of(request, error)
+    if where:
+        problem = problem.model_copy(update={"detail": f"{where}: {problem.detail}"})
     needs_key = problem.status == http.HTTPStatus.UNAUTHORIZED
     return _respond(problem, {"WWW-Authenticate": "Bearer"} if needs_key else _retry_after(error))
 

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 
 import moleflow
 from moleflow.model.errors import MoLEFlowError
-from moleflow.service.api import admin, areas, feedback, jobs, openapi, teaching
+from moleflow.service.api import admin, areas, feedback, jobs, oip, openapi, teaching
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.keys import KeyGuard, Keys
 from moleflow.service.api.methods import HeadAsGet
@@ -91,12 +91,14 @@ def create_app(
     for each in documented:
         app.include_router(each, responses=openapi.COMMON)
     app.include_router(samples)
+    app.include_router(oip.router)
     add_pages(app)
     # Each middleware wraps those added before it: what observes must wrap everything that makes a response.
     add_problem_handlers(app)
     if settings.api_keys is not None:
         app.add_middleware(KeyGuard, keys=Keys(settings.api_keys))
     add_guards(app, settings)
+    app.add_middleware(oip.OipErrors)
     app.add_middleware(Sending)
     app.add_middleware(Observed, metrics=metrics)
     app.add_middleware(UnderPrefix, root_path=settings.root_path)

@@ -24,7 +24,7 @@ _HTTP_VERSIONS = frozenset({"1.0", "1.1", "2", "3"})
 
 _LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 
-_PROBES = frozenset({"/health/live", "/health/ready"})
+_PROBES = frozenset({"/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready"})
 """Orchestrators request these at the container's IP address."""
 
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})

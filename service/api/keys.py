@@ -32,7 +32,7 @@ _LOOK_SECONDS = 1.0
 
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
-_OPEN = ("/health/", "/page/", "/samples/", "/swagger/")
+_OPEN = ("/health/", "/page/", "/samples/", "/swagger/", "/v2/health/")
 _OPEN_PATHS = frozenset({"/", "/docs", "/openapi.json", "/samples"})
 """Without a key: probes, the page itself, which asks for one, and samples, which everybody may see."""
 

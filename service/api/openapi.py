@@ -26,6 +26,8 @@ DESCRIPTION = """
 One endpoint that finds defects on any product it has learned: send an image to `POST /predict` and get the product,
 the anomaly score with that product's threshold, the verdict, and a map that shows where the defect is.
 
+Below `/v2` the service speaks the Open Inference Protocol as well, which is not described here.
+
 Every error is a problem document (RFC 9457, `application/problem+json`) whose `detail` says what to do.
 """
 

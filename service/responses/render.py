@@ -18,6 +18,7 @@ from moleflow.service.responses.schemas import PredictionResponse, Timing
 
 __all__ = [
     "MEDIA_TYPES",
+    "TENSOR_TYPE",
     "Job",
     "MapChoice",
     "MapSize",
@@ -35,6 +36,9 @@ MapSize = Literal["image", "model"]
 
 MEDIA_TYPES = ("application/json", "image/png", "application/x-npy")
 """Full response, heat map over the image, map alone. The first is the default."""
+
+TENSOR_TYPE = "application/octet-stream"
+"""The map alone at the size of the model's input, as little-endian float32; nothing if there is none."""
 
 _EMPTY_DATA = b'"data":""'
 """The placeholder for the map's data in the JSON."""
@@ -119,6 +123,11 @@ def render(
     if media_type == "application/x-npy":
         values = _map(_scored(job.finding), job, response_format.map_size)
         return RenderedResponse(tuple(npy_pieces(values, half=encoding == "npy16")), media_type, job.finding)
+    if media_type == TENSOR_TYPE:
+        if encoding == "none" or not isinstance(job.finding, Prediction):
+            return RenderedResponse((), media_type, job.finding)
+        values = np.ascontiguousarray(_map(job.finding, job, "model"), "<f4")
+        return RenderedResponse((values.data.cast("B"),), media_type, job.finding)
     anomaly_map, data = None, None
     if encoding != "none" and isinstance(job.finding, Prediction):
         anomaly_map, data = describe_map(_map(job.finding, job, response_format.map_size), encoding)
