@@ -18,6 +18,7 @@ from moleflow.client.errors import (
     ClientError,
     ImageRefusedError,
     InvalidRequestError,
+    JobFailedError,
     ResponseError,
     ServiceFailedError,
     UnreachableError,
@@ -27,12 +28,14 @@ from moleflow.client.exchange import FolderResult, Image, decode_map
 from moleflow.client.synchronous import Client
 from moleflow.service.responses.schemas import (
     AnomalyMap,
+    FeedbackResponse,
     ImageResult,
     PredictionResponse,
     Problem,
     ReadyResponse,
     TasksResponse,
 )
+from moleflow.service.responses.teaching import Job, TeachResult
 
 __all__ = [
     "AnomalyMap",
@@ -40,17 +43,21 @@ __all__ = [
     "BusyError",
     "Client",
     "ClientError",
+    "FeedbackResponse",
     "FolderResult",
     "Image",
     "ImageRefusedError",
     "ImageResult",
     "InvalidRequestError",
+    "Job",
+    "JobFailedError",
     "PredictionResponse",
     "Problem",
     "ReadyResponse",
     "ResponseError",
     "ServiceFailedError",
     "TasksResponse",
+    "TeachResult",
     "UnreachableError",
     "UnreadableFileError",
     "decode_map",

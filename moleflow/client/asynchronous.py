@@ -3,9 +3,9 @@
 import asyncio
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 
@@ -26,13 +26,24 @@ from moleflow.client.exchange import (
     unreachable,
 )
 from moleflow.client.folder import images_below
+from moleflow.client.teaching import (
+    POLL_SECONDS,
+    checked,
+    feedback_call,
+    has_ended,
+    job_call,
+    teach_calls,
+    train_call,
+)
 from moleflow.service.responses.schemas import (
     BatchResponse,
+    FeedbackResponse,
     ImageResult,
     PredictionResponse,
     ReadyResponse,
     TasksResponse,
 )
+from moleflow.service.responses.teaching import Job, TeachResponse, TeachResult
 
 __all__ = ["AsyncClient"]
 
@@ -110,6 +121,45 @@ class AsyncClient:
     async def tasks(self) -> TasksResponse:
         """As ``Client.tasks``."""
         return read(TasksResponse, await self._send(Call("GET", "/tasks")))
+
+    async def feedback(
+        self, id: str, verdict: Literal["good", "defect"], *, task: str | None = None
+    ) -> FeedbackResponse:
+        """As ``Client.feedback``."""
+        return read(FeedbackResponse, await self._send(feedback_call(id, verdict, task)))
+
+    async def teach(self, task: str, images: Iterable[Image]) -> list[TeachResult]:
+        """As ``Client.teach``."""
+        results: list[TeachResult] = []
+        calls = teach_calls(task, images)
+        while (call := await asyncio.to_thread(next, calls, None)) is not None:
+            results += read(TeachResponse, await self._send(call)).results
+        return results
+
+    async def train(
+        self,
+        task: str,
+        *,
+        epochs: int | None = None,
+        wait: bool = True,
+        on_progress: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """As ``Client.train``."""
+        job = read(Job, await self._send(train_call(task, epochs)))
+        while wait and not has_ended(job):
+            await asyncio.sleep(POLL_SECONDS)
+            job = await self.job(job.id)
+            if on_progress is not None:
+                on_progress(job)
+        return checked(job) if wait else job
+
+    async def job(self, id: str) -> Job:
+        """As ``Client.job``."""
+        return read(Job, await self._send(job_call(id)))
+
+    async def cancel(self, id: str) -> Job:
+        """As ``Client.cancel``."""
+        return read(Job, await self._send(job_call(id, "DELETE")))
 
     async def ready(self) -> ReadyResponse:
         """As ``Client.ready``."""

@@ -2,12 +2,14 @@
 
 from moleflow.model.errors import MoLEFlowError
 from moleflow.service.responses.schemas import Problem
+from moleflow.service.responses.teaching import Job
 
 __all__ = [
     "BusyError",
     "ClientError",
     "ImageRefusedError",
     "InvalidRequestError",
+    "JobFailedError",
     "ResponseError",
     "ServiceFailedError",
     "UnreachableError",
@@ -26,6 +28,14 @@ class UnreadableFileError(ClientError):
 
 class UnreachableError(ClientError):
     """The service did not respond: there is no connection, it broke, or the deadline passed."""
+
+
+class JobFailedError(ClientError):
+    """A job ended without having learned its product: it failed or was cancelled. ``job`` says more."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"Job {job.id} for {job.task!r} is {job.state}: {job.detail}")
+        self.job = job
 
 
 class ResponseError(ClientError):

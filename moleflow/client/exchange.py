@@ -30,6 +30,8 @@ __all__ = [
     "batch_call",
     "check",
     "decode_map",
+    "encoded_image",
+    "image_name",
     "key_headers",
     "predict_call",
     "read",
@@ -73,12 +75,12 @@ class Call:
 def predict_call(image: Image, **options: object) -> Call:
     """The request for one image. Raises ``UnreadableFileError`` and ``ValueError``."""
     headers = {"content-type": "application/octet-stream", "accept": "application/json"}
-    return Call("POST", "/predict", {"content": _encoded(image), "params": _given(options), "headers": headers})
+    return Call("POST", "/predict", {"content": encoded_image(image), "params": _given(options), "headers": headers})
 
 
 def batch_call(images: Sequence[Image], **options: object) -> Call:
     """The request for several images. Raises ``UnreadableFileError`` and ``ValueError``."""
-    files = [("file", (_name(image), _encoded(image))) for image in images]
+    files = [("file", (image_name(image), encoded_image(image))) for image in images]
     return Call("POST", "/predict/batch", {"files": files, "params": _given(options)})
 
 
@@ -86,11 +88,13 @@ def _given(options: dict[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in options.items() if value is not None}
 
 
-def _name(image: Image) -> str:
+def image_name(image: Image) -> str:
+    """The name that an image has in a form."""
     return Path(image).name if isinstance(image, str | os.PathLike) else "image"
 
 
-def _encoded(image: Image) -> bytes:
+def encoded_image(image: Image) -> bytes:
+    """The bytes of an image's file. Raises ``UnreadableFileError`` and ``ValueError``."""
     if isinstance(image, bytes):
         return image
     if isinstance(image, np.ndarray):

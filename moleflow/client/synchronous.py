@@ -3,10 +3,10 @@
 import os
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 
@@ -27,13 +27,24 @@ from moleflow.client.exchange import (
     unreachable,
 )
 from moleflow.client.folder import images_below
+from moleflow.client.teaching import (
+    POLL_SECONDS,
+    checked,
+    feedback_call,
+    has_ended,
+    job_call,
+    teach_calls,
+    train_call,
+)
 from moleflow.service.responses.schemas import (
     BatchResponse,
+    FeedbackResponse,
     ImageResult,
     PredictionResponse,
     ReadyResponse,
     TasksResponse,
 )
+from moleflow.service.responses.teaching import Job, TeachResponse, TeachResult
 
 __all__ = ["Client"]
 
@@ -123,6 +134,49 @@ class Client:
     def tasks(self) -> TasksResponse:
         """The learned products and the checkpoint."""
         return read(TasksResponse, self._send(Call("GET", "/tasks")))
+
+    def feedback(self, id: str, verdict: Literal["good", "defect"], *, task: str | None = None) -> FeedbackResponse:
+        """Tell what a recent answer's image really shows; ``id`` is the answer's, ``task`` the true product if it
+        named another one or none. The image is kept, and joins the product's good ones if it is good."""
+        return read(FeedbackResponse, self._send(feedback_call(id, verdict, task)))
+
+    def teach(self, task: str, images: Iterable[Image]) -> list[TeachResult]:
+        """Add good images to those that a product is learned from: what became of each, in order.
+
+        One that the service cannot use has an ``error``, and costs no other. Sending the same ones again changes
+        nothing."""
+        results: list[TeachResult] = []
+        for call in teach_calls(task, images):
+            results += read(TeachResponse, self._send(call)).results
+        return results
+
+    def train(
+        self,
+        task: str,
+        *,
+        epochs: int | None = None,
+        wait: bool = True,
+        on_progress: Callable[[Job], None] | None = None,
+    ) -> Job:
+        """Have a product learned from its good images, or learned again; the job.
+
+        ``epochs`` are those of each fit. With ``wait`` the job has ended: it has learned the product, else this raises
+        ``JobFailedError``. ``on_progress`` is called with the job now and then meanwhile."""
+        job = read(Job, self._send(train_call(task, epochs)))
+        while wait and not has_ended(job):
+            time.sleep(POLL_SECONDS)
+            job = self.job(job.id)
+            if on_progress is not None:
+                on_progress(job)
+        return checked(job) if wait else job
+
+    def job(self, id: str) -> Job:
+        """A job, as it is now."""
+        return read(Job, self._send(job_call(id)))
+
+    def cancel(self, id: str) -> Job:
+        """Cancel a job; the checkpoint stays as it was."""
+        return read(Job, self._send(job_call(id, "DELETE")))
 
     def ready(self) -> ReadyResponse:
         """What is served. Waits until the service is ready, as all methods do; raises ``BusyError`` if it is not."""

@@ -13,3 +13,11 @@ def service() -> Iterator[Any]:
 
     with run_server() as running:
         yield running
+
+
+@pytest.fixture
+def training(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets the code that jobs run in the place of training."""
+    from fake_training import instead_of_training
+
+    return instead_of_training(monkeypatch)

@@ -5,12 +5,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from fake_training import COUNTS, WAITS, Says
 from running import PATIENCE, Running, eventually, serve_checkpoint
 from sample_images import encoded
 from tiny_fixtures import tiny_backbone  # noqa: F401
@@ -18,21 +19,7 @@ from tiny_model import PLUGIN, product_image, tiny_checkpoint
 
 from moleflow.model.files.exclusive import exclusive
 from moleflow.model.store.checkpoint import Checkpoint
-from moleflow.service.responses.teaching import Job
-from moleflow.service.settings import Settings
-from moleflow.service.teaching import runner
 from moleflow.service.teaching.runner import MAX_ATTEMPTS
-
-Says = Callable[[str], None]
-
-WAITS = "import time; time.sleep(600)"
-"""A training that takes long."""
-
-COUNTS = (
-    "import sys, pathlib; count = len(list(pathlib.Path(sys.argv[1]).rglob('*.png')));"
-    "sys.exit(f'error: {sys.argv[2]} {sys.argv[3]} {count}')"
-)
-"""One that says what it was asked for: the product, whether to replace it, and the number of images."""
 
 
 @pytest.fixture
@@ -49,19 +36,6 @@ def folder(tmp_path: Path) -> Path:
 def service(path: Path, folder: Path) -> Iterator[Running]:
     with serve_checkpoint(path, teaching=folder) as running:
         yield running
-
-
-@pytest.fixture
-def training(monkeypatch: pytest.MonkeyPatch) -> Says:
-    """Sets the code that runs instead of training; its first argument is the job's folder."""
-
-    def runs(code: str) -> None:
-        def command(settings: Settings, job: Job, folder: Path, *, replace: bool) -> list[str]:
-            return [sys.executable, "-c", code, str(folder), job.task, str(replace), str(settings.checkpoint)]
-
-        monkeypatch.setattr(runner, "train_command", command)
-
-    return runs
 
 
 def teach(service: Running, product: str, kind: int = 5, count: int = 1) -> None:
