@@ -4,6 +4,7 @@ from moleflow.model.errors import MoLEFlowError
 
 __all__ = [
     "ArchiveError",
+    "ClientLimitError",
     "DeadlineError",
     "FeedbackError",
     "JobError",
@@ -98,3 +99,7 @@ class OverloadedError(MoLEFlowError):
     def __init__(self, message: str, retry_after_seconds: float) -> None:
         self.retry_after_seconds = retry_after_seconds
         super().__init__(message)
+
+
+class ClientLimitError(OverloadedError):
+    """The client has more requests than it may have."""

@@ -23,6 +23,7 @@ from moleflow.model.errors import (
 )
 from moleflow.service.errors import (
     ArchiveError,
+    ClientLimitError,
     DeadlineError,
     FeedbackError,
     JobError,
@@ -79,6 +80,7 @@ _KINDS: dict[type[Exception], tuple[int, str, str]] = {
     ImageTooLargeError: (413, "image-too-large", "The image is too large"),
     UnknownProductError: (422, "unknown-product", "The image shows no learned product"),
     UnknownTaskError: (404, "unknown-task", "Unknown product"),
+    ClientLimitError: (429, "client-limit", "This client sends too many requests"),
     OverloadedError: (429, "overloaded", "Too many requests"),
     NoKeyError: (401, "no-key", "An API key is needed"),
     NotAllowedError: (403, "not-allowed", "The client is not allowed to do this"),

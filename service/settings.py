@@ -123,6 +123,20 @@ class Settings(BaseSettings):
         le=1024,
         description="threads of a job that learns a product; it yields the processors to predictions all the same",
     )
+    client_requests_per_second: float = Field(
+        0.0,
+        ge=0,
+        le=100_000,
+        allow_inf_nan=False,
+        description="prediction requests per second that one client may send, by API key or else by address; more get "
+        "status 429. 0 for no limit",
+    )
+    client_requests_in_progress: int = Field(
+        0,
+        ge=0,
+        le=100_000,
+        description="prediction requests that one client may have in progress; more get status 429. 0 for no limit",
+    )
     queue_size: int = Field(
         64, ge=1, le=100_000, description="maximum number of accepted, unanswered requests; more get status 429"
     )

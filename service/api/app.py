@@ -12,6 +12,7 @@ from fastapi import FastAPI
 import moleflow
 from moleflow.model.errors import MoLEFlowError
 from moleflow.service.api import admin, areas, feedback, jobs, oip, openapi, teaching
+from moleflow.service.api.client_limits import ClientLimits
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.keys import KeyGuard, Keys
 from moleflow.service.api.methods import HeadAsGet
@@ -86,6 +87,7 @@ def create_app(
         swagger_ui_oauth2_redirect_url=None,
     )
     app.state.settings, app.state.engine, app.state.metrics, app.state.teaching = settings, engine, metrics, taught
+    app.state.client_limits = ClientLimits.of(settings)
     documented = router, feedback.router, teaching.router, jobs.router, admin.router, areas.router
     app.state.routes = [route for each in documented for route in each.routes]
     for each in documented:

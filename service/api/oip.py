@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import moleflow
 from moleflow.model.errors import ImageTooLargeError
 from moleflow.service.api.body import read_body
+from moleflow.service.api.client_limits import limit_client
 from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.observing import exchange_of, note_finding
@@ -95,6 +96,7 @@ async def model(request: Request, name: str) -> Response:
 
 @router.post("/models/{name}/infer")
 async def infer(request: Request, name: str) -> Response:
+    limit_client(request)
     engine: Engine = request.app.state.engine
     settings: Settings = request.app.state.settings
     deadline = deadline_of(request, settings)

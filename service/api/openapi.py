@@ -207,7 +207,10 @@ PREDICT: dict[str, Any] = {
         413: problem("the image has too many bytes or pixels"),
         415: problem("the image cannot be decoded, or the content type is not supported"),
         422: problem("the body has no image, an option is invalid, or there is no map because the product is unknown"),
-        429: problem("the queue or the memory budget is full", Retry_After="seconds to wait"),
+        429: problem(
+            "the queue or the memory budget is full, or the client sends too many requests",
+            Retry_After="seconds to wait",
+        ),
         500: problem("the model failed on this image, or (type `damaged-product`) its product's expert is damaged"),
         503: NOT_READY,
         504: problem("the answer was not ready in time"),

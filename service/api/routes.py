@@ -15,6 +15,7 @@ from moleflow.service.api import openapi
 from moleflow.service.api.accept import choose_media_type
 from moleflow.service.api.batch import respond_to_many
 from moleflow.service.api.body import read_body
+from moleflow.service.api.client_limits import limit_client
 from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.observing import exchange_of, note_finding
@@ -41,6 +42,7 @@ router = APIRouter()
 
 @router.post("/predict", response_model=PredictionResponse, **openapi.PREDICT)
 async def predict(request: Request) -> Response:
+    limit_client(request)
     engine, settings = _engine(request), _settings(request)
     query = request.query_params.multi_items()  # FastAPI would silently take the last of repeated parameters
     options, deadline = combine_options(query, (), PredictOptions), deadline_of(request, settings)
@@ -74,6 +76,7 @@ async def predict(request: Request) -> Response:
 
 @router.post("/predict/batch", response_model=BatchResponse, **openapi.BATCH)
 async def predict_batch(request: Request) -> Response:
+    limit_client(request)
     return await respond_to_many(request, _engine(request), _settings(request), request.app.state.metrics)
 
 
