@@ -39,7 +39,7 @@ class InputAdapter(nn.Module):
     """Maps embeddings ``(B, H, W, D)`` to the flow's input, of the same shape; adds the position code."""
 
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Fit what is not trained to the task's embeddings, batches ``(b, H, W, D)``; called before training."""
+        """Fit what is not trained to the task's embeddings, batches ``(b, …, D)``; called before training."""
 
     def folded(self, dtype: torch.dtype) -> nn.Module:
         """A copy for prediction with its matrices in ``dtype``; later training does not change it."""
@@ -133,7 +133,7 @@ class ZCAAdapter(InputAdapter):
 
     @torch.no_grad()
     def fit(self, batches: Iterable[torch.Tensor]) -> None:
-        """Fit mean and covariance to embeddings ``(b, H, W, D)``; sums are float64, about the first batch's mean."""
+        """Fit mean and covariance to embeddings ``(b, …, D)``; sums are float64, about the first batch's mean."""
         count, total = 0, torch.zeros_like(self.mean, dtype=torch.float64)
         products, origin = total.diag(), total
         for batch in batches:

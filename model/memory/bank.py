@@ -21,7 +21,17 @@ from torch import nn
 
 from moleflow.model.runtime.fused import FusedLinear
 
-__all__ = ["AT_ONCE", "STORED_TYPE", "MemoryBank", "MergedBank", "Nearest", "concatenated", "pool_patches", "project"]
+__all__ = [
+    "AT_ONCE",
+    "POOLED_STRIDE",
+    "STORED_TYPE",
+    "MemoryBank",
+    "MergedBank",
+    "Nearest",
+    "concatenated",
+    "pool_patches",
+    "project",
+]
 
 STORED_TYPE = torch.bfloat16
 """Type in which a memory is stored: half the size, and an error of 2⁻⁹ of a value."""

@@ -45,10 +45,10 @@ def area_of(drawn: Outlines | np.ndarray, grid: tuple[int, int], least: int, wit
             f"the area inspects {count} of {patches}, and a score needs {least}; a patch counts if at least half of it "
             "is inspected. Ignore less."
         )
-    if mask.all():
+    if (mask == (True if within is None else within)).all():
         raise TaskError(
-            f"the area inspects all of {patches}, which changes nothing; a patch is ignored if more than half of it "
-            "is. Ignore more, or clear the area."
+            f"the area inspects all {count} of {patches} that were learned, which changes nothing; a patch is ignored "
+            "if more than half of it is. Ignore more, or clear the area."
         )
     return Area.of(mask, outlines)
 

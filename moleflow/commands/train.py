@@ -54,6 +54,10 @@ def train(
             "--replace", help="Retrain products that are already learned (the first only while there is no other)."
         ),
     ] = False,
+    areas: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Parts of images that products are learned from and inspect, as JSON."),
+    ] = None,
     strict: options.Strict = False,
     max_pixels: options.MaxPixels = None,
     cache: options.Cache = None,
@@ -74,6 +78,7 @@ def train(
     from moleflow.training.config import DEFAULT_PRESET
     from moleflow.training.config import preset as find_preset
     from moleflow.training.continual.sequence import train_tasks
+    from moleflow.training.data.areas import read_areas
     from moleflow.training.data.datasets import discover, stray_images
     from moleflow.training.data.warnings import report_warnings
     from moleflow.training.progress import Reporter
@@ -117,6 +122,7 @@ def train(
             device=device,
             precision=precision,
             cache=cache,
+            areas=None if areas is None else read_areas(areas),
             reporter=reporter,
             strict=strict,
         )

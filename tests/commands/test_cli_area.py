@@ -76,3 +76,20 @@ def test_what_is_no_area_is_an_error_and_changes_nothing(
     assert says in done.stderr
     assert done.stderr.startswith("error: ")
     assert path.read_bytes() == before
+
+
+def test_training_refuses_areas_that_are_none_before_it_begins(
+    processes: Processes, path: Path, tmp_path: Path
+) -> None:
+    before = path.read_bytes()
+    write_product(tmp_path / "data", "cog", 1, count=3)
+    (tmp_path / "areas.json").write_text('{"cog": {"ignore": [[[0, 0], [1, 1]]]}}')
+    done = processes.run(
+        moleflow_code(
+            *("train", tmp_path / "data", "--checkpoint", path, "--areas", tmp_path / "areas.json"),
+            *("--plugin", PLUGIN, "--device", "cpu"),
+        )
+    )
+    assert done.status == 1
+    assert "cog.ignore.0: a polygon needs at least 3 points" in done.stderr
+    assert path.read_bytes() == before

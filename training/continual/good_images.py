@@ -9,17 +9,15 @@ import torch
 
 from moleflow.model.detector import Detector
 from moleflow.model.features.extractor import stack_images
-from moleflow.model.memory.scorer import PatchMaps, image_scores
 from moleflow.model.names import find_named
 from moleflow.model.routing.novelty import background_nll
 from moleflow.model.runtime.threads import helper_threads
 from moleflow.model.store.layout import HELD_OUT, INSPECTED
-from moleflow.model.verdict.area import Area
-from moleflow.model.verdict.masking import inspected_score, map_peak
 from moleflow.model.verdict.results import TaskInfo
 from moleflow.training.data.white_levels import Reader
 from moleflow.training.embeddings.alterations import AlteredReader
 from moleflow.training.embeddings.extraction import ahead
+from moleflow.training.fit.held_out import calibrating_numbers
 from moleflow.training.progress import Reporter
 
 __all__ = ["GoodImages", "Numbers", "joined"]
@@ -79,21 +77,11 @@ class GoodImages:
         maps = detector.products.maps(features, [self._place] * len(images))
         found: Numbers = {}
         for prefix, area in areas.items():
-            found[f"{prefix}.scores"], found[f"{prefix}.peaks"] = self._scored(maps, area)
+            scores, peaks = calibrating_numbers(detector.config, maps, area)
+            found |= {f"{prefix}.scores": scores.numpy(), f"{prefix}.peaks": peaks.numpy()}
         found[f"{HELD_OUT}.grounds"] = background_nll(maps.nll.cpu().numpy()).astype(np.float32)
         found[f"{HELD_OUT}.distances"] = distances[:, self._place].cpu().numpy()
         return found
-
-    def _scored(self, maps: PatchMaps, area: Area | None) -> tuple[np.ndarray, np.ndarray]:
-        """Image scores, and maxima of pixel maps."""
-        config, side = self._detector.config, self._detector.preprocessing.image_size
-        anomaly, mask = maps.anomaly.cpu().numpy(), None if area is None else area.mask
-        peaks = np.array([map_peak(each, side, mask) for each in anomaly], np.float32)
-        if mask is None:
-            return image_scores(maps, config.scoring, config.score_top_k).cpu().numpy(), peaks
-        scored = maps.nll.cpu().numpy() if config.scoring.memory is None else anomaly
-        scores = [inspected_score(each, mask, config.score_top_k) for each in scored]
-        return np.array(scores, np.float32), peaks
 
 
 def joined(parts: Sequence[Numbers], names: Iterable[str]) -> Numbers:

@@ -95,7 +95,8 @@ class ProductLearner:
         white = find_white_level(category.name, category.train, shared.backbone.preprocessing, self.reporter.line)
         fingerprint = self._fingerprint(category, shared, base_sha256, white)
         parts = split(category.name, len(category.train), self.training)
-        make_trainer = functools.partial(self._trainer, config, first)
+        inspected = None if category.area is None else torch.from_numpy(category.area.mask)
+        make_trainer = functools.partial(self._trainer, config, first, inspected)
         held_out = sorted(itertools.chain(*parts.folds))
         if folds is None or folds.fingerprint != fingerprint:
             folds = FoldMaps(fingerprint=fingerprint)
@@ -107,7 +108,7 @@ class ProductLearner:
                 for number in range(self.training.altered_copies)
             ]
             own = store.subset(parts.fit)
-            memory = self._memory(config, category.name, own)
+            memory = self._memory(config, category.name, own, inspected)
             if parts.is_cross_fitted:
                 self.reporter.line(
                     f"{category.name}: cross-fits its {len(store)} images in {len(parts.folds)} folds to calibrate"
@@ -133,15 +134,15 @@ class ProductLearner:
             every = torch.arange(len(store))
             descriptors = torch.cat([image_descriptor(store.batch(part, _CPU)) for part in every.split(64)])
         prototype = Prototype.fit(descriptors, config.router, self._changes(category, shared, descriptors, white))
-        fusion = fit_fusion(config, maps[0])
-        values = held_out_scores(config, fusion, maps[0], maps[1:])
+        fusion = fit_fusion(config, maps[0], inspected)
+        values = held_out_scores(config, fusion, maps[0], maps[1:], category.area)
         values["distances"] = cross_fitted_distances(descriptors, config.router)
         profile = profile_tensors(prototype, values)
         bank, fusion = without_unused(bank, fusion)
         own_base = shared.base if config.flow.sharing == "separated" else None
         expert = expert_tensors(ProductParts(trainer.expert, bank, fusion), config.expert_dtype, own_base)
         info = task_info(category.name, index, parts, self.training, trainer.epoch, values, profile, expert, white)
-        return LearnedProduct(info, profile, expert)
+        return LearnedProduct(info.model_copy(update={"learned_area": category.area}), profile, expert)
 
     def _plan(self, category: Category, parts: Split, done: int) -> None:
         """Announce how many images will be embedded, altered ones included, and fitted to; ``done`` folds are."""
@@ -155,14 +156,28 @@ class ProductLearner:
             fit=sum(round(images * fit_length(self.training, images)) for images in fits),
         )
 
-    def _trainer(self, config: ModelConfig, first: bool, name: str, base: Base) -> TaskTrainer:
-        return TaskTrainer(name, config, self.training, base, first=first, device=self.device, precision=self.precision)
+    def _trainer(
+        self, config: ModelConfig, first: bool, inspected: torch.Tensor | None, name: str, base: Base
+    ) -> TaskTrainer:
+        return TaskTrainer(
+            name,
+            config,
+            self.training,
+            base,
+            first=first,
+            device=self.device,
+            precision=self.precision,
+            inspected=inspected,
+        )
 
-    def _memory(self, config: ModelConfig, name: str, images: Embeddings) -> FittedBank | None:
+    def _memory(
+        self, config: ModelConfig, name: str, images: Embeddings, inspected: torch.Tensor | None
+    ) -> FittedBank | None:
         if config.scoring.memory is None:
             return None
         self.reporter.line(f"{name}: chooses the patches to remember")
-        return fit_bank(images, config.scoring.memory, task_seed(self.training.seed, name, "memory"))
+        seed = task_seed(self.training.seed, name, "memory")
+        return fit_bank(images, config.scoring.memory, seed, inspected)
 
     def _fingerprint(self, category: Category, shared: Shared, base_sha256: str, white_level: int | None) -> str:
         """A digest of everything that the state of an unfinished task depends on."""
@@ -177,6 +192,8 @@ class ProductLearner:
             white_level,
         ):
             digest.update(f"{part}\n".encode())
+        if category.area is not None:
+            digest.update(str(category.area.patches).encode())
         digest.update(digest_tensors(shared.backbone.net.state_dict()).encode())
         for path in category.train:
             digest.update(os.fsencode(path.name) + bytes.fromhex(digest_image(path)))

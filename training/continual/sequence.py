@@ -8,17 +8,19 @@ from pathlib import Path
 
 from moleflow.model.config import ModelConfig
 from moleflow.model.errors import ConfigurationError
-from moleflow.model.features.backbone import Backbone
+from moleflow.model.features.backbone import Backbone, patch_grid
 from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.files.exclusive import exclusive, side_file
 from moleflow.model.files.outputs import check_output_folder
 from moleflow.model.flow.expert import Base
 from moleflow.model.runtime.device import resolve_device, resolve_precision
 from moleflow.model.store.checkpoint import Checkpoint
+from moleflow.model.verdict.outlines import area_of
 from moleflow.training.config import Preset
 from moleflow.training.continual.journal import HISTORY, Journal
 from moleflow.training.continual.product import ProductLearner, Shared
 from moleflow.training.continual.save import LearnedProduct, save_task
+from moleflow.training.data.areas import Drawings, digest_drawings
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.product_folders import checked_name
 from moleflow.training.data.warnings import report_warnings
@@ -43,6 +45,7 @@ def train_tasks(
     device: str = "auto",
     precision: str = "auto",
     cache: Path | None = None,
+    areas: Drawings | None = None,
     reporter: Reporter | None = None,
     strict: bool = False,
 ) -> None:
@@ -54,6 +57,9 @@ def train_tasks(
     (stays), ``.training``, ``.journal`` and ``.lock`` (until the call completes). ``cache`` is a folder that keeps
     embeddings for later calls (``moleflow.training.embeddings.cache``). Warnings about the images go to ``reporter``,
     or are an error if ``strict``.
+
+    A product with an entry in ``areas`` is learned from that part of its images, and inspects no more. One that is
+    replaced and has none is learned from the area that it inspects.
 
     Raises:
         DatasetError, DuplicateTaskError, ConfigurationError, BackboneError, CheckpointError, DeviceError,
@@ -76,7 +82,7 @@ def train_tasks(
         check_output_folder("the embedding cache", cache)
     with exclusive(path):
         trainer = _ContinualTrainer(path, preset, device, precision, cache, reporter or Reporter())
-        journal = trainer.resume(tasks, replace=replace)
+        journal = trainer.resume(tasks, areas or {}, replace=replace)
         remaining = [name for name in tasks if name not in journal.done]
         trainer.check_names(remaining, replace=replace)
         categories = load_categories(data, remaining)
@@ -85,6 +91,7 @@ def train_tasks(
         for category in categories:
             # Too few images are an error now, not after hours.
             split(category.name, len(category.train), preset.training)
+        categories = [trainer.within_area(category, areas or {}) for category in categories]
         journal.write(trainer.journal_path)
         shared = trainer.shared_parts(backbone_weights)
         for category in categories:
@@ -119,9 +126,21 @@ class _ContinualTrainer:
         """Names of the tasks in the checkpoint, in order of learning; none before there is a file."""
         return [] if self.checkpoint is None else [task.name for task in self.checkpoint.header.tasks]
 
-    def resume(self, tasks: Sequence[str], *, replace: bool) -> Journal:
-        """The journal of this call, with what the same call has done before it was interrupted."""
+    def resume(self, tasks: Sequence[str], areas: Drawings, *, replace: bool) -> Journal:
+        """The journal of this call, with what the same call has done before it was interrupted.
+
+        Raises:
+            ConfigurationError: an area is of a product that is none of ``tasks``.
+        """
+        unknown = sorted(set(areas) - set(tasks))
+        if unknown:
+            raise ConfigurationError(
+                f"there is an area of {unknown[0]!r}, which is not learned now; leave it out, or name the product as "
+                "its folder."
+            )
         asked = f"{list(tasks)}|{replace}|{self.preset.training.model_dump_json()}"
+        if areas:
+            asked += f"|{digest_drawings(areas)}"
         fingerprint = hashlib.sha256(asked.encode()).hexdigest()
         earlier = Journal.find(self.journal_path)
         # A call that adds began when none of its tasks was known, so those in the checkpoint are its own work, even if
@@ -160,6 +179,21 @@ class _ContinualTrainer:
                 raise ConfigurationError(
                     f"there is no product {name!r} to replace in {str(self.path)!r}; leave out --replace to add it."
                 )
+
+    def within_area(self, category: Category, areas: Drawings) -> Category:
+        """The category with the area to learn it from. Raises ``TaskError`` if that has too few patches, or all."""
+        config = self.preset.model if self.checkpoint is None else self.checkpoint.header.config
+        area = None
+        if category.name in areas:
+            drawing = areas[category.name]
+            if drawing is not None:
+                area = area_of(drawing, patch_grid(config.backbone), config.score_top_k)
+        elif self.checkpoint is not None and category.name in self.known:
+            kept = self.checkpoint.header.task(category.name).inspected_area
+            area = kept and kept.model_copy(update={"calibration_images": None})
+        if area is not None:
+            self.reporter.line(f"{category.name}: is learned from {area.fraction:.0%} of its images, its area")
+        return dataclasses.replace(category, area=area)
 
     def shared_parts(self, backbone_weights: Path | None) -> Shared:
         """Backbone and base: from the checkpoint if there is one, else new.

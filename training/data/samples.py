@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from moleflow.model.verdict.area import Area
 from moleflow.training.data.warnings import Concern, DataWarning
 
 __all__ = ["Category", "Layout", "Sample", "is_good"]
@@ -42,7 +43,7 @@ class Sample:
 class Category:
     """One product: good images for training, and labelled images for testing (none in a plain folder).
 
-    ``good_masks`` are masks of good images, which should be empty.
+    ``good_masks`` are masks of good images, which should be empty. ``area`` is the part of the images to learn from.
     """
 
     name: str  # in Unicode normal form C, unlike its folder's name
@@ -52,6 +53,7 @@ class Category:
     test: tuple[Sample, ...]
     good_masks: tuple[Path, ...] = ()
     warnings: tuple[DataWarning, ...] = ()
+    area: Area | None = None
 
     def warnings_on(self, concern: Concern) -> list[DataWarning]:
         """The warnings about training or testing data."""

@@ -24,16 +24,22 @@ gradient sums take longer; with more, elementwise passes do, since values no lon
 
 
 def add_gradients(
-    base: Base, expert: Expert, embeddings: torch.Tensor, training: TrainingConfig, precision: str
+    base: Base,
+    expert: Expert,
+    embeddings: torch.Tensor,
+    training: TrainingConfig,
+    precision: str,
+    patches: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the gradients of the batch's loss to the parameters of ``base`` and ``expert`` that take any.
 
-    ``embeddings`` are ``(B, H, W, D)``; matrix products run in the resolved ``precision``. Returns loss and mean NLL
-    as scalars, without synchronising. The order of summation depends on the number of threads only, so results are
-    reproducible to the bit for one number of threads, and differ by rounding between numbers.
+    ``embeddings`` are ``(B, H, W, D)``; matrix products run in the resolved ``precision``. The loss is that of
+    ``patches`` (``tail_aware_loss``). Returns loss and mean NLL of all patches as scalars, without synchronising. The
+    order of summation depends on the number of threads only, so results are reproducible to the bit for one number of
+    threads, and differ by rounding between numbers.
     """
     if runs_kernels(embeddings):
-        return _add_accelerated(base, expert, embeddings, training, precision)
+        return _add_accelerated(base, expert, embeddings, training, precision, patches)
     flow = FusedFlow(base, expert, matmul_dtype(precision))
 
     def take(share: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -46,7 +52,7 @@ def add_gradients(
                 with autocast(share.device, precision):
                     z, log_det = flow(images)
                 nll = negative_log_likelihood(z, log_det)
-                loss = tail_aware_loss(nll, log_det, training) * weight
+                loss = tail_aware_loss(nll, log_det, training, patches) * weight
                 gradients = _sums(gradients, flow.gradients(loss))
             totals += torch.stack((loss.detach(), nll.detach().mean() * weight))
         return totals, gradients
@@ -68,7 +74,12 @@ def runs_kernels(embeddings: torch.Tensor) -> bool:
 
 
 def _add_accelerated(
-    base: Base, expert: Expert, embeddings: torch.Tensor, training: TrainingConfig, precision: str
+    base: Base,
+    expert: Expert,
+    embeddings: torch.Tensor,
+    training: TrainingConfig,
+    precision: str,
+    patches: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``add_gradients`` by Triton kernels."""
     from moleflow.training.fit.backward.accelerated import AcceleratedFlow, accelerated_likelihood
@@ -79,7 +90,7 @@ def _add_accelerated(
         with autocast(embeddings.device, precision):
             z, log_det = flow(embeddings)
         nll = accelerated_likelihood(z, log_det)
-        loss = tail_aware_loss(nll, log_det, training)
+        loss = tail_aware_loss(nll, log_det, training, patches)
         flow.finish(flow.gradients(loss))
     return loss.detach(), nll.detach().mean()
 

@@ -18,11 +18,20 @@ from moleflow.model.memory.fusion import Fusion
 from moleflow.model.memory.scorer import PatchMaps, ProductParts, ProductScorer, image_scores
 from moleflow.model.routing.novelty import background_nll
 from moleflow.model.runtime.device import autocast, matmul_dtype
-from moleflow.model.verdict.maps import pixel_map
+from moleflow.model.verdict.area import Area
+from moleflow.model.verdict.masking import inspected_score, map_peak
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.trainer import TaskTrainer
 
-__all__ = ["HeldOutMaps", "StoredMaps", "fit_fusion", "held_out_scores", "map_held_out", "without_unused"]
+__all__ = [
+    "HeldOutMaps",
+    "StoredMaps",
+    "calibrating_numbers",
+    "fit_fusion",
+    "held_out_scores",
+    "map_held_out",
+    "without_unused",
+]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,27 +101,43 @@ def map_held_out(trainer: TaskTrainer, bank: MemoryBank | None, store: Embedding
     return HeldOutMaps.joined(found)
 
 
-def fit_fusion(config: ModelConfig, maps: HeldOutMaps) -> Fusion | None:
-    """The fusion by the statistics of ``maps``; ``None`` where the scoring caps nothing."""
+def fit_fusion(config: ModelConfig, maps: HeldOutMaps, inspected: torch.Tensor | None = None) -> Fusion | None:
+    """The fusion by the statistics of ``maps``, where they are ``inspected`` ``(H, W)`` or everywhere; ``None`` where
+    the scoring caps nothing."""
     if config.scoring.cap is None:
         return None
+    if inspected is not None:
+        # One row of patches: the statistics ask for no neighbours.
+        distances = None if maps.distances is None else maps.distances[..., inspected][:, :, None]
+        maps = HeldOutMaps(maps.nll[:, inspected][:, None], distances)
     return Fusion.fit(config.scoring, config.backbone.embedding_dim, maps.nll, maps.distances)
 
 
 @torch.no_grad()
 def held_out_scores(
-    config: ModelConfig, fusion: Fusion | None, maps: HeldOutMaps, copies: Sequence[HeldOutMaps] = ()
+    config: ModelConfig,
+    fusion: Fusion | None,
+    maps: HeldOutMaps,
+    copies: Sequence[HeldOutMaps] = (),
+    area: Area | None = None,
 ) -> dict[str, torch.Tensor]:
     """Image scores and maxima of pixel maps of ``n`` images and their altered ``copies``, and background NLLs in nats
-    ``(n,)`` of the images, by their names in ``moleflow.model.verdict.calibration.TaskCalibration``."""
+    ``(n,)`` of the images, by their names in ``moleflow.model.verdict.calibration.TaskCalibration``. Scores and maxima
+    are those within ``area``."""
     every = HeldOutMaps.joined([maps, *copies])
     both = PatchMaps(every.nll, every.nll if fusion is None else fusion(every.nll, every.distances))
-    side = config.backbone.image_size
-    return {
-        "scores": image_scores(both, config.scoring, config.score_top_k),
-        "peaks": torch.tensor([float(pixel_map(each, side, side, side).max()) for each in both.anomaly.numpy()]),
-        "grounds": torch.from_numpy(background_nll(maps.nll.numpy())),
-    }
+    scores, peaks = calibrating_numbers(config, both, area)
+    return {"scores": scores, "peaks": peaks, "grounds": torch.from_numpy(background_nll(maps.nll.numpy()))}
+
+
+def calibrating_numbers(config: ModelConfig, maps: PatchMaps, area: Area | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image scores and maxima of pixel maps, each ``(B,)`` float32 on the CPU, within ``area``."""
+    anomaly, mask = maps.anomaly.cpu().numpy(), None if area is None else area.mask
+    peaks = torch.tensor([map_peak(each, config.backbone.image_size, mask) for each in anomaly])
+    if mask is None:
+        return image_scores(maps, config.scoring, config.score_top_k).cpu(), peaks
+    scored = maps.nll.cpu().numpy() if config.scoring.memory is None else anomaly
+    return torch.tensor([inspected_score(each, mask, config.score_top_k) for each in scored]), peaks
 
 
 def without_unused(bank: MemoryBank | None, fusion: Fusion | None) -> tuple[MemoryBank | None, Fusion | None]:

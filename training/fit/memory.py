@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 
 from moleflow.model.config import MemoryConfig
 from moleflow.model.errors import ConfigurationError
-from moleflow.model.memory.bank import STORED_TYPE, MemoryBank, concatenated, pool_patches, project
+from moleflow.model.memory.bank import POOLED_STRIDE, STORED_TYPE, MemoryBank, concatenated, pool_patches, project
 from moleflow.training.embeddings.extraction import Embeddings
 from moleflow.training.fit.coreset import farthest_first
 
@@ -60,21 +61,25 @@ class FittedBank:
         return MemoryBank.of(bank.mean, bank.axes, bank.prototypes[kept], bank.pooled[pooled])
 
 
-def fit_bank(store: Embeddings, config: MemoryConfig, seed: int) -> FittedBank:
+def fit_bank(store: Embeddings, config: MemoryConfig, seed: int, inspected: torch.Tensor | None = None) -> FittedBank:
     """The memory of the images in ``store``; the same for the same ``seed``. Computed on the CPU.
 
+    Only patches that are ``inspected`` ``(H, W)`` are kept, and pooled ones around such a patch; all by default.
     A product with fewer patches than ``config.prototypes`` keeps them all, and likewise its pooled patches.
     """
     generator = torch.Generator().manual_seed(seed)
+    around = None if inspected is None else _pooled(inspected)
 
     def sampled(
-        most: int, values: Callable[[Sequence[torch.Tensor]], torch.Tensor]
+        most: int, values: Callable[[Sequence[torch.Tensor]], torch.Tensor], kept: torch.Tensor | None = inspected
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """About ``most`` patches, as many of each image, of the maps that ``values`` makes of pooled stages, and the
-        image of each."""
+        """About ``most`` patches, as many of each image, of the maps that ``values`` makes of pooled stages where they
+        are ``kept``, and the image of each."""
         found, images = [], []
         for rows in torch.arange(len(store)).split(_BATCH):
             for row, image in zip(rows, values(store.features(rows, _CPU).stages).flatten(1, 2), strict=True):
+                if kept is not None:
+                    image = image[kept.flatten()]
                 chosen = torch.randperm(len(image), generator=generator)[: max(1, most // len(store))]
                 found.append(image[chosen])
                 images.append(row.expand(len(chosen)))
@@ -97,9 +102,14 @@ def fit_bank(store: Embeddings, config: MemoryConfig, seed: int) -> FittedBank:
     prototypes, images = coreset(*every, config.prototypes)
     if not config.pooled:
         return FittedBank(MemoryBank.of(mean, axes, prototypes), images, torch.empty(0, dtype=torch.long))
-    every = sampled(CORESET_PATCHES // 2, lambda stages: pool_patches(project(stages, mean, axes)))
+    every = sampled(CORESET_PATCHES // 2, lambda stages: pool_patches(project(stages, mean, axes)), around)
     pooled, pooled_images = coreset(*every, config.pooled)
     return FittedBank(MemoryBank.of(mean, axes, prototypes, pooled), images, pooled_images)
+
+
+def _pooled(inspected: torch.Tensor) -> torch.Tensor:
+    """Which pooled patches have an inspected one beside them: ``(H, W)`` to ``(⌈H/2⌉, ⌈W/2⌉)`` bool."""
+    return F.max_pool2d(inspected[None].float(), POOLED_STRIDE, ceil_mode=True)[0] > 0
 
 
 def _principal_axes(centred: torch.Tensor, dim: int) -> torch.Tensor:

@@ -51,7 +51,8 @@ class TaskTrainer:
     """Trains the expert of one task, and ``base`` if it learns with this task.
 
     ``first`` is true for a task that starts a new base. The base learns with it, or with every task if the
-    configuration says so (``FlowConfig.sharing``).
+    configuration says so (``FlowConfig.sharing``). Only patches that are ``inspected`` ``(H, W)`` are fitted to; all by
+    default.
 
     The state after each epoch can be saved and restored; continuing from it gives the same weights as an uninterrupted
     training (same machine, same number of threads).
@@ -67,10 +68,12 @@ class TaskTrainer:
         first: bool,
         device: torch.device,
         precision: str,
+        inspected: torch.Tensor | None = None,
     ) -> None:
         self.name, self.training, self.first = name, training, first
         self.stored_type = STORED_TYPES[config.expert_dtype]
         self.device, self.precision = device, precision
+        self.patches = None if inspected is None else inspected.flatten().nonzero()[:, 0].to(device)
         self.trains_base = first or config.flow.sharing == "sequential"
         self.base = base.to(device).requires_grad_(self.trains_base)
         self.expert = Expert(config, first=first, seed=task_seed(training.seed, name, "expert")).to(device)
@@ -100,7 +103,8 @@ class TaskTrainer:
     def _update(self, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimizer step at the rate that is set."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss, nll = add_gradients(self.base, self.expert, embeddings, self.training, self.precision)
+        parts = self.base, self.expert
+        loss, nll = add_gradients(*parts, embeddings, self.training, self.precision, self.patches)
         torch.nn.utils.clip_grad_norm_(self.parameters, self.training.max_gradient_norm)
         self.optimizer.step()
         return loss, nll
@@ -139,7 +143,10 @@ class TaskTrainer:
         source = Batches(store, self.device)
         if self.epoch == 0:
             rows = source.order(torch.arange(len(store))).split(self.training.batch_size)
-            self.expert.adapter.fit(source.batch(indices) for indices in rows)
+            batches = (source.batch(indices) for indices in rows)
+            if self.patches is not None:
+                batches = (batch.flatten(1, 2).index_select(1, self.patches) for batch in batches)
+            self.expert.adapter.fit(batches)
         try:
             while self.epoch < length:
                 generator = torch.Generator().manual_seed(

@@ -68,7 +68,7 @@ def test_a_mask_of_any_size_is_inspected_where_it_is_true() -> None:
     mask[:, 40:] = True
     area = area_of(mask, (2, 3), 1)
     assert area.patches == ("011", "011")
-    assert area_of(mask, (2, 3), 1, within=np.array([[0, 1, 1], [0, 0, 1]], bool)).patches == ("011", "001")
+    assert area_of(mask, (2, 3), 1, within=np.array([[1, 1, 1], [1, 0, 1]], bool)).patches == ("011", "001")
     assert (area.inspect, area.ignore) == ((), ())
     assert area.fraction == pytest.approx(2 / 3)
 
@@ -78,7 +78,10 @@ def test_a_mask_of_any_size_is_inspected_where_it_is_true() -> None:
     [
         ({"ignore": [[(0, 0), (1, 0), (1, 1), (0, 1)]]}, "inspects 0 of 4 × 4 patches, and a score needs 3"),
         ({"inspect": [[(0, 0), (0.3, 0), (0.3, 0.3), (0, 0.3)]]}, "inspects 1 of 4 × 4 patches"),
-        ({"ignore": [[(0, 0), (0.1, 0), (0.1, 0.1)]]}, "all of 4 × 4 patches, which changes nothing"),
+        (
+            {"ignore": [[(0, 0), (0.1, 0), (0.1, 0.1)]]},
+            "all 16 of 4 × 4 patches that were learned",
+        ),
     ],
 )
 def test_an_area_with_too_few_patches_or_with_all_is_an_error(polygons: dict[str, object], says: str) -> None:

@@ -105,3 +105,17 @@ def test_a_cpu_takes_few_images_at_once_and_another_device_all(monkeypatch: pyte
     monkeypatch.setattr(gradients, "AT_ONCE_BYTES", 1)
     assert at_once(x) == 1
     assert at_once(torch.empty(7, 4, 5, 16, device="meta")) == 7
+
+
+def test_patches_that_do_not_count_add_no_gradient() -> None:
+    patches = torch.tensor([0, 7, 8, 19])
+    base, expert = parts(first=True)
+    z, log_det = flow_forward(base, expert, images(3))
+    tail_aware_loss(negative_log_likelihood(z, log_det), log_det, TRAINING, patches).backward()
+    expected = taken(base, expert)
+    base, expert = parts(first=True)
+    add_gradients(base, expert, images(3), TRAINING, "fp32", patches)
+    found = taken(base, expert)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert torch.allclose(found[name], gradient, rtol=1e-3, atol=1e-5 * float(gradient.abs().max())), name

@@ -6,6 +6,7 @@ from tiny_model import CAPPED, FUSED, tiny_config, tiny_parts
 
 from moleflow.model.config import ScoringConfig
 from moleflow.model.routing.novelty import background_nll
+from moleflow.model.verdict.area import Area
 from moleflow.model.verdict.maps import pixel_map
 from moleflow.training.fit.held_out import HeldOutMaps, StoredMaps, fit_fusion, held_out_scores, without_unused
 
@@ -65,3 +66,25 @@ def test_scores_peaks_and_backgrounds_are_those_of_prediction(scoring: ScoringCo
     assert torch.allclose(found["scores"], scored.flatten(1).topk(3).values.mean(1))
     assert found["peaks"].tolist() == pytest.approx([pixel_map(each.numpy(), 32, 32, 32).max() for each in anomaly])
     assert found["grounds"].tolist() == pytest.approx(background_nll(given.nll.numpy()).tolist())
+
+
+@pytest.mark.parametrize("scoring", [ScoringConfig(), CAPPED, FUSED], ids=["published", "capped", "fused"])
+def test_nothing_outside_the_area_has_a_part_in_fusion_scores_and_peaks(scoring: ScoringConfig) -> None:
+    config, area = tiny_config(scoring=scoring), Area(patches=("0011", "0011", "0011", "0001"))
+    inspected = torch.from_numpy(area.mask)
+
+    def found(given: HeldOutMaps) -> tuple[dict[str, torch.Tensor], list[torch.Tensor]]:
+        given = given if scoring.memory else HeldOutMaps(given.nll, None)
+        fusion = fit_fusion(config, given, inspected)
+        values = held_out_scores(config, fusion, given, area=area)
+        return values, [] if fusion is None else [*fusion.state_dict().values()]
+
+    one, other = maps(), maps()
+    assert one.distances is not None and other.distances is not None
+    other.nll[:, ~inspected] *= 1.5
+    other.distances[..., ~inspected] += 50
+    (values, fused), (others, fused_too) = found(one), found(other)
+    assert all(torch.equal(values[key], others[key]) for key in ("scores", "peaks"))
+    assert all(map(torch.equal, fused, fused_too))
+    whole = held_out_scores(config, None, HeldOutMaps(one.nll, None)) if scoring.cap is None else None
+    assert whole is None or (values["scores"] <= whole["scores"]).all()

@@ -56,3 +56,10 @@ def test_the_brake_pulls_the_log_determinant_towards_zero_from_both_sides() -> N
     tail_aware_loss(NLL, log_det, TrainingConfig(lambda_logdet=0.5)).backward()
     assert log_det.grad is not None
     assert torch.allclose(log_det.grad, 0.5 * 2 * LOG_DET / 300)
+
+
+def test_patches_that_do_not_count_have_no_part_in_the_loss() -> None:
+    patches = torch.tensor([3, 17, 40, 41, 98])
+    nll, log_det = (values.flatten(1)[:, patches].unsqueeze(1) for values in (NLL, LOG_DET))
+    found = tail_aware_loss(NLL, LOG_DET, TrainingConfig(), patches)
+    assert found.item() == pytest.approx(tail_aware_loss(nll, log_det, TrainingConfig()).item())

@@ -118,3 +118,24 @@ def test_a_memory_that_would_be_empty_is_an_error() -> None:
     fitted = fit_bank(store(2), MemoryConfig(prototypes=1, pooled=0, dim=4), seed=0)
     with pytest.raises(ConfigurationError, match="has none but those of 2 images"):
         fitted.without((0, 1))
+
+
+def test_only_inspected_patches_are_remembered_and_shape_the_axes() -> None:
+    inspected = torch.zeros(4, 4, dtype=torch.bool)
+    inspected[:, 2:] = True
+    found = fit_bank(store(), SMALL, seed=0, inspected=inspected).bank
+    fine, coarse = store().features(torch.arange(12), torch.device("cpu")).stages
+    other = fine.clone()
+    other[:, :, 0] = 100  # no pooled patch beside an inspected one reaches that far
+    changed = EmbeddingStore(PatchFeatures(torch.zeros(12, 4, 4, 8), (other, coarse)))
+    again = fit_bank(changed, SMALL, seed=0, inspected=inspected).bank
+    for part in ("mean", "axes", "prototypes"):
+        assert torch.equal(getattr(again, part), getattr(found, part))
+    patches = project([fine, coarse], found.mean.float(), found.axes.float())[:, inspected].flatten(0, 1)
+    assert torch.cdist(found.prototypes.float(), patches).amin(1).max() < 0.05
+
+
+def test_a_narrow_area_has_pooled_patches_too() -> None:
+    inspected = torch.zeros(4, 4, dtype=torch.bool)
+    inspected[1] = True  # between two rows of pooled patches
+    assert len(fit_bank(store(1), SMALL, seed=0, inspected=inspected).bank.pooled) == 2
