@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         description="clients that may use /admin and change products: those on this machine (local, not through a "
         "proxy), any, or none",
     )
+    audit_log: Path | None = Field(
+        None,
+        description="file to which a JSON line is appended for every change of products, of what is served and of what "
+        "is taught; the log has it in any case",
+    )
     feedback: Path | None = Field(
         None, description="folder that keeps images for which feedback is given; without it none is accepted"
     )

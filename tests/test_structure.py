@@ -50,7 +50,7 @@ LEVELS = (
         "service.metrics",
         "service.names",
     ),
-    ("service.logs", "service.tracing"),
+    ("service.audit", "service.logs", "service.tracing"),
     ("service.settings",),
     ("service.decoding", "service.responses"),
     ("service.problems", "service.teaching"),

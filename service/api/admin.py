@@ -2,9 +2,9 @@
 
 import asyncio
 import ipaddress
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,6 +15,8 @@ from moleflow.model.errors import CheckpointError, ConfigurationError, TaskError
 from moleflow.model.exported.folder import is_exported
 from moleflow.service.api import openapi_changes as openapi
 from moleflow.service.api.body import read_json
+from moleflow.service.api.observing import exchange_of
+from moleflow.service.audit import Change
 from moleflow.service.engine.engine import Engine
 from moleflow.service.errors import NotAllowedError, NotChangedError
 from moleflow.service.responses.schemas import TasksResponse
@@ -22,9 +24,6 @@ from moleflow.service.settings import Settings
 from moleflow.service.teaching.teaching import Teaching
 
 __all__ = ["audit", "change_checkpoint", "check_administrator", "check_teacher", "router"]
-
-_logger = logging.getLogger("moleflow.audit")
-"""Every change of what is served, or of what it is taught, with its client."""
 
 _FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-real-ip")
 """Headers of proxies: the client is another one than the connection's, perhaps on another machine."""
@@ -53,10 +52,20 @@ def check_teacher(request: Request) -> None:
         check_administrator(request)
 
 
-def audit(request: Request) -> None:
-    """Log who changed something."""
-    who, where = getattr(request.state, "client", "a client without a key"), request.client and request.client.host
-    _logger.info("%s %s by %s at %s", request.method, request.url.path, who, where)
+async def audit(request: Request) -> None:
+    """Record who changed something that is not served, such as what is taught."""
+    await asyncio.to_thread(_engine(request).audit.record, _change_by(request, {}))
+
+
+def _change_by(request: Request, what: Mapping[str, Any]) -> Change:
+    """A request as a change, for the audit log; ``what`` it asks for besides its path."""
+    return Change(
+        f"{request.method} {request.url.path}",
+        client=getattr(request.state, "client", None),
+        address="" if request.client is None else request.client.host,
+        request_id=exchange_of(request).request_id,
+        what=what,
+    )
 
 
 def _is_local(request: Request) -> bool:
@@ -83,13 +92,13 @@ class ProductChange(BaseModel):
 
 @router.post("/admin/reload", response_model=TasksResponse, **openapi.RELOAD)
 async def reload(request: Request) -> Response:
-    return await _served_anew(request)
+    return await _served_anew(request, {})
 
 
 @router.delete("/tasks/{name}", response_model=TasksResponse, **openapi.REMOVE)
 async def remove(request: Request, name: str, hide: bool = False) -> Response:
     await asyncio.to_thread(_teaching(request).check_free, name)
-    return await change_checkpoint(request, lambda path: _remove(path, name, hide=hide))
+    return await change_checkpoint(request, lambda path: _remove(path, name, hide=hide), {"hide": hide})
 
 
 @router.patch("/tasks/{name}", response_model=TasksResponse, **openapi.CHANGE)
@@ -99,7 +108,9 @@ async def change(request: Request, name: str) -> Response:
         wanted = await read_json(request, ProductChange, account, settings.upload_timeout_seconds)
     teaching = _teaching(request)
     await asyncio.to_thread(teaching.check_free, name, renaming_to=wanted.name)
-    response = await change_checkpoint(request, lambda path: _change(path, name, wanted))
+    response = await change_checkpoint(
+        request, lambda path: _change(path, name, wanted), wanted.model_dump(exclude_unset=True)
+    )
     if wanted.name is not None:
         await asyncio.to_thread(teaching.rename, name, wanted.name)
     return response
@@ -120,8 +131,11 @@ def _change(path: Path, name: str, wanted: ProductChange) -> None:
     change_product(path, name, new_name=wanted.name, hidden=wanted.hidden)
 
 
-async def change_checkpoint(request: Request, edit: Callable[[Path], None]) -> Response:
-    """Edit the checkpoint file and serve it. Raises ``UnknownTaskError``, ``NotChangedError`` and ``ReloadError``."""
+async def change_checkpoint(request: Request, edit: Callable[[Path], None], what: Mapping[str, Any]) -> Response:
+    """Edit the checkpoint file and serve it; ``what`` the request asks for goes to the audit log.
+
+    Raises ``UnknownTaskError``, ``NotChangedError`` and ``ReloadError``.
+    """
     _engine(request).check_ready()
     path = _settings(request).checkpoint
     if is_exported(path):
@@ -133,13 +147,12 @@ async def change_checkpoint(request: Request, edit: Callable[[Path], None]) -> R
     except (TaskError, CheckpointError, ConfigurationError) as error:
         # The folder of the checkpoint is nobody's business.
         raise NotChangedError(str(error).replace(str(path), path.name)) from error
-    return await _served_anew(request)
+    return await _served_anew(request, what)
 
 
-async def _served_anew(request: Request) -> Response:
+async def _served_anew(request: Request, what: Mapping[str, Any]) -> Response:
     """Load the checkpoint file again; the products that are served then."""
-    predictor = await _engine(request).reloader.reload()
-    audit(request)
+    predictor = await _engine(request).reloader.reload(_change_by(request, what))
     served = TasksResponse(checkpoint=predictor.checkpoint, tasks=predictor.tasks)
     return Response(served.model_dump_json(), media_type="application/json")
 

@@ -21,6 +21,7 @@ from moleflow.service.api.pages import add_pages
 from moleflow.service.api.prefix import UnderPrefix
 from moleflow.service.api.routes import router
 from moleflow.service.api.samples import router as samples
+from moleflow.service.audit import Change
 from moleflow.service.connections.sending import Sending
 from moleflow.service.engine.engine import Engine
 from moleflow.service.engine.predictor import Predictor, load_predictor, reload_predictor
@@ -52,7 +53,7 @@ def create_app(
     """
     metrics = Metrics()
     engine = Engine(settings, metrics)
-    taught = Teaching(settings, engine.reloader.reload)
+    taught = Teaching(settings, functools.partial(engine.reloader.reload, Change("learning")))
     if on_reload is not None:
         engine.reloader.on_reload = on_reload
 

@@ -58,7 +58,7 @@ async def _read_mask(request: Request, settings: Settings, account: Account) -> 
 async def _changed(request: Request, name: str, drawing: Outlines | np.ndarray | None) -> Response:
     teaching: Teaching = request.app.state.teaching
     await asyncio.to_thread(teaching.check_free, name)
-    return await change_checkpoint(request, lambda path: _set(path, name, drawing))
+    return await change_checkpoint(request, lambda path: _set(path, name, drawing), {})
 
 
 def _set(path: Path, name: str, drawing: Outlines | np.ndarray | None) -> None:

@@ -40,7 +40,7 @@ async def job(request: Request, id: str) -> Response:
 @router.delete("/jobs/{id}", response_model=Job, **openapi.CANCEL)
 async def cancel(request: Request, id: str) -> Response:
     found = await _teaching(request).cancel(id)
-    audit(request)
+    await audit(request)
     return Response(found.model_dump_json(), media_type="application/json")
 
 

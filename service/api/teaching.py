@@ -58,7 +58,7 @@ async def teach(request: Request, name: str) -> Response:
                 max_bytes=settings.max_request_bytes,
             )
         results = await unless_disconnected(request, _keep_all(request, product, files, account))
-    audit(request)
+    await audit(request)
     images = len((await asyncio.to_thread(teaching.images.listing, product)).images)
     return _json(TeachResponse(task=product, results=results, images=images))
 
@@ -97,7 +97,7 @@ async def train(
     ] = None,
 ) -> Response:
     job = await _teaching(request).learn(name, epochs)
-    audit(request)
+    await audit(request)
     return Response(job.model_dump_json(), 202, {"Location": f"jobs/{job.id}"}, "application/json")
 
 
@@ -105,7 +105,7 @@ async def _forget(request: Request, name: str, identifier: str | None) -> Respon
     teaching = _teaching(request)
     product = teaching.name_of(name)
     await asyncio.to_thread(teaching.images.remove, product, identifier)
-    audit(request)
+    await audit(request)
     return _json(await asyncio.to_thread(teaching.images.listing, product))
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from moleflow.model.images.bit_depth import FULL_SCALE
 from moleflow.model.names import find_named
+from moleflow.service.audit import Audit
 from moleflow.service.decoding.check import DecoderCheck
 from moleflow.service.decoding.pool import DecoderPool
 from moleflow.service.engine.admission import Admission
@@ -71,7 +72,8 @@ class Engine:
         self.health = Health(settings.batch_timeout_seconds, settings.load_timeout_seconds)
         self._worker = Worker(self._batcher, self.health, metrics, settings.max_batch_size)
         self.feedback = Feedback(settings)
-        self.reloader = Reloader(settings, self._worker, metrics)
+        self.audit = Audit(settings.audit_log)
+        self.reloader = Reloader(settings, self._worker, metrics, self.audit)
         drift = Drift(lambda: self._worker.tasks)
         metrics.registry.register(drift)
         self._watching: asyncio.Task[None] | None = None

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from moleflow.model.errors import MoLEFlowError, describe, one_line
+from moleflow.service.audit import Audit, Change
 from moleflow.service.engine.predictor import Predictor
 from moleflow.service.engine.worker import Worker
 from moleflow.service.errors import ReloadError
@@ -43,10 +44,10 @@ class Reload:
 class Reloader:
     """Replaces the model of ``worker`` on request, and whenever its file changes. For one event loop."""
 
-    def __init__(self, settings: Settings, worker: Worker, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, worker: Worker, metrics: Metrics, audit: Audit) -> None:
         self._path, self._interval = settings.checkpoint, settings.reload_seconds
         self._timeout = settings.load_timeout_seconds
-        self._worker, self._metrics = worker, metrics
+        self._worker, self._metrics, self._audit = worker, metrics, audit
         self._lock = asyncio.Lock()
         self._load: ReloadModel | None = None
         self._known: Identity | None = None
@@ -80,7 +81,7 @@ class Reloader:
             # A file that is missing is about to be replaced, or was moved away; what is loaded can still be served.
             if found not in (None, self._known) and found == seen:
                 with contextlib.suppress(ReloadError):
-                    await self.reload()
+                    await self.reload(Change("changed file"))
             seen = found
 
     def request(self) -> None:
@@ -88,14 +89,14 @@ class Reloader:
 
         async def reload() -> None:
             with contextlib.suppress(MoLEFlowError):
-                await self.reload()
+                await self.reload(Change("SIGHUP"))
 
         task = asyncio.create_task(reload())
         self._requested.add(task)  # the event loop itself keeps no task alive
         task.add_done_callback(self._requested.discard)
 
-    async def reload(self) -> Predictor:
-        """The model with the file's current content, once it serves.
+    async def reload(self, change: Change) -> Predictor:
+        """The model with the file's current content, once it serves. ``change`` is why, for the audit log.
 
         Raises ``ReloadError`` if that fails, so that the old one still serves, and ``NotReadyError`` before the first
         one is loaded.
@@ -111,11 +112,14 @@ class Reloader:
                     new = await asyncio.wrap_future(_in_new_thread(lambda: self._warmed_up(load(old))))
                     await asyncio.wrap_future(self._worker.exchange(new))
             except Exception as error:
-                raise self._failed(error) from error
+                failed = self._failed(error)
+                await asyncio.to_thread(self._audit.record_failure, change, old, str(self.last and self.last.detail))
+                raise failed from error
             self._metrics.reloads.labels("succeeded").inc()
             self.last = Reload(datetime.now(UTC), succeeded=True)
             _logger.info("Reloaded %s: %s.", self._path, _difference(old, new))
             self.on_reload(new)
+            await asyncio.to_thread(self._audit.record_served, change, old, new)
             return new
 
     async def stop(self) -> None:
