@@ -1,5 +1,7 @@
 """Prometheus metrics of the service. Every app has its own registry."""
 
+from collections.abc import Collection
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
@@ -18,8 +20,12 @@ _NOVELTIES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.5, 2.0)
 """Upper bounds of the buckets of novelty scores, whose default limit is 0.7."""
 
 
+_SCORES = (0, 5, 10, 20, 50, 100, 200, 500)
+"""Upper bounds of the buckets of scores, in standard deviations or nats; thresholds are around 20 and 100."""
+
+
 class Metrics:
-    """The metrics of one app."""
+    """The metrics of one app. Those with the label ``task`` are kept of served products only (``keep_products``)."""
 
     content_type = CONTENT_TYPE_LATEST
 
@@ -52,6 +58,9 @@ class Metrics:
             "task",
             buckets=_CHANCES,
         )
+        self.scores = self._histogram(
+            "score", "raw score of one image, by product, in its own units", "task", buckets=_SCORES
+        )
         self.novelty = self._histogram("novelty_score", "novelty score of one image", buckets=_NOVELTIES)
         self.queue_length = self._gauge("queue_length", "images waiting for the model")
         self.requests_in_progress = self._gauge("requests_in_progress", "accepted prediction requests in progress")
@@ -75,6 +84,21 @@ class Metrics:
         self.damaged_products = self._gauge("damaged_products", "products whose expert is damaged")
         self.batch_age = self._gauge("batch_age_seconds", "time since the model started its current batch")
         ProcessCollector(registry=self.registry)
+
+    def keep_products(self, names: Collection[str]) -> None:
+        """Forget all products but these, so that learning and renaming do not add series for ever."""
+        for metric, labels in (
+            (self.predictions, ("task", "verdict")),
+            (self.feedback, ("task", "verdict")),
+            (self.expert_failures, ("task",)),
+            (self.p_values, ("task",)),
+            (self.scores, ("task",)),
+        ):
+            samples = [sample.labels for family in metric.collect() for sample in family.samples]
+            gone = {tuple(each[label] for label in labels) for each in samples if each["task"] not in names}
+            for values in gone:
+                if values[0]:  # an unknown product has no name
+                    metric.remove(*values)
 
     def render(self) -> bytes:
         """All metrics in the Prometheus text format (``content_type``)."""

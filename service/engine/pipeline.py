@@ -107,6 +107,7 @@ class Pipeline:
         self._metrics.novelty.observe(finding.novelty_score)
         if isinstance(finding, Prediction):
             self._metrics.p_values.labels(finding.task.name).observe(finding.p_value)
+            self._metrics.scores.labels(finding.task.name).observe(finding.score)
             self._drift.observe(finding)
 
     async def _infer(

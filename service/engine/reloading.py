@@ -116,6 +116,7 @@ class Reloader:
                 await asyncio.to_thread(self._audit.record_failure, change, old, str(self.last and self.last.detail))
                 raise failed from error
             self._metrics.reloads.labels("succeeded").inc()
+            self._metrics.keep_products({task.name for task in new.tasks})
             self.last = Reload(datetime.now(UTC), succeeded=True)
             _logger.info("Reloaded %s: %s.", self._path, _difference(old, new))
             self.on_reload(new)
