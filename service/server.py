@@ -6,7 +6,7 @@ import gc
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from fastapi import FastAPI
@@ -73,13 +73,13 @@ def serve(settings: Settings, *, on_ready: Callable[[str, Predictor], None] | No
             settings.host,
             settings.port,
         )
-    with contextlib.closing(bind(settings.host, settings.port)) as listener:
+    with contextlib.closing(bind(settings.host, settings.port)) as listener, _admin_listener(settings) as more:
         url = _url(settings.host, listener.getsockname()[1])
         app = create_app(settings, on_ready=start_with, on_failure=stop_after, on_reload=settle)
         server = make_server(app, settings)
         # uvicorn re-raises the signal after a graceful stop; Ctrl-C is not an error here.
         with contextlib.suppress(KeyboardInterrupt):
-            server.run(sockets=[listener])
+            server.run(sockets=[listener, *more])
     if not app.state.engine.is_stopped:
         exit_now()
     if failures:
@@ -115,7 +115,17 @@ def make_server(app: FastAPI, settings: Settings) -> Server:
     )
 
 
-def bind(host: str, port: int) -> socket.socket:
+@contextlib.contextmanager
+def _admin_listener(settings: Settings) -> Iterator[list[socket.socket]]:
+    """The socket of the second port, if there is one. Raises ``ConfigurationError``."""
+    if settings.admin_port is None:
+        yield []
+        return
+    with contextlib.closing(bind(settings.host, settings.admin_port, "admin_port")) as listener:
+        yield [listener]
+
+
+def bind(host: str, port: int, setting: str = "port") -> socket.socket:
     """A listening TCP socket; port 0 lets the system choose. Raises ``ConfigurationError``."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -133,18 +143,19 @@ def bind(host: str, port: int) -> socket.socket:
         listener.listen(_BACKLOG)
     except OSError as error:
         listener.close()
-        raise ConfigurationError(_explain(error, host, port)) from error
+        raise ConfigurationError(_explain(error, host, port, setting)) from error
     return listener
 
 
-def _explain(error: OSError, host: str, port: int) -> str:
+def _explain(error: OSError, host: str, port: int, setting: str) -> str:
+    variable = f"{setting} (MOLEFLOW_{setting.upper()})"
     if error.errno == errno.EADDRINUSE:
         return (
-            f"port (MOLEFLOW_PORT) cannot be {port}: another program is listening on {host}:{port}. "
+            f"{variable} cannot be {port}: another program is listening on {host}:{port}. "
             "Stop that program, or choose another port."
         )
     if error.errno == errno.EACCES:
-        return f"port (MOLEFLOW_PORT) cannot be {port}: this user may not listen on it. Choose 1024 or higher."
+        return f"{variable} cannot be {port}: this user may not listen on it. Choose 1024 or higher."
     if error.errno == errno.EADDRNOTAVAIL:
         return (
             f"host (MOLEFLOW_HOST) cannot be {host!r}: it is not an address of this machine. "

@@ -50,6 +50,12 @@ class Settings(BaseSettings):
     )
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; 0.0.0.0 for every interface")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 lets the system choose")
+    admin_port: int | None = Field(
+        None,
+        ge=1,
+        le=65535,
+        description="second port, on which alone administration and /metrics are answered; by default on the first",
+    )
     root_path: RootPath = Field(
         "", description="path prefix under which a proxy serves the application, such as /inspection; empty for none"
     )

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 import moleflow
 from moleflow.model.errors import MoLEFlowError
 from moleflow.service.api import admin, areas, feedback, jobs, oip, openapi, teaching
+from moleflow.service.api.admin_port import AdminPort
 from moleflow.service.api.client_limits import ClientLimits
 from moleflow.service.api.guard import add_guards
 from moleflow.service.api.keys import KeyGuard, Keys
@@ -100,6 +101,8 @@ def create_app(
     add_problem_handlers(app)
     if settings.api_keys is not None:
         app.add_middleware(KeyGuard, keys=Keys(settings.api_keys))
+    if settings.admin_port is not None:
+        app.add_middleware(AdminPort, port=settings.admin_port)
     add_guards(app, settings)
     app.add_middleware(oip.OipErrors)
     app.add_middleware(Sending)

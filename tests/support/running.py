@@ -177,8 +177,9 @@ def _serving(model: DummyDetector | None, *, wait: bool = True, **settings: Any)
 
     app = create_app(chosen, model, on_ready=note_ready)
     listener = bind("127.0.0.1", 0)
+    listeners = [listener] if chosen.admin_port is None else [listener, bind("127.0.0.1", chosen.admin_port)]
     server = make_server(app, chosen)
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": listeners})
     thread.start()
     running = Running(model, chosen, server, listener.getsockname()[1])
     running.thread, running.loops = thread, loops
@@ -192,5 +193,6 @@ def _serving(model: DummyDetector | None, *, wait: bool = True, **settings: Any)
         running.client.close()
         server.should_exit = True
         thread.join(PATIENCE)
-        listener.close()
+        for each in listeners:
+            each.close()
         assert not thread.is_alive()
