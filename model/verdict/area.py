@@ -10,7 +10,7 @@ from typing import Annotated, Self
 import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-__all__ = ["MAX_POINTS", "Area", "Outlines", "Polygon"]
+__all__ = ["MAX_POINTS", "Area", "Outlines", "Polygon", "rows_of"]
 
 MAX_POINTS = 2000
 """Most points of all polygons of a product, so that they stay small beside its other records; a person draws dozens."""
@@ -78,8 +78,7 @@ class Area(Outlines):
     def of(cls, mask: np.ndarray, outlines: Outlines | None = None) -> Self:
         """The area of the patches where ``mask`` ``(H, W)`` is true, drawn with ``outlines``."""
         drawn = outlines or Outlines()
-        rows = tuple("".join("1" if each else "0" for each in row) for row in mask)
-        return cls(inspect=drawn.inspect, ignore=drawn.ignore, patches=rows)
+        return cls(inspect=drawn.inspect, ignore=drawn.ignore, patches=rows_of(mask))
 
     @property
     def mask(self) -> np.ndarray:
@@ -90,3 +89,8 @@ class Area(Outlines):
     def fraction(self) -> float:
         """The fraction of the image that is inspected."""
         return float(self.mask.mean())
+
+
+def rows_of(mask: np.ndarray) -> tuple[str, ...]:
+    """The rows of a mask ``(H, W)`` bool, as ``Area.patches`` has them."""
+    return tuple("".join("1" if each else "0" for each in row) for row in mask)

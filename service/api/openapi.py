@@ -131,6 +131,7 @@ _EXAMPLE = {
         "data": "iVBORw0KGgo…",
     },
     "image": {"width": 900, "height": 900},
+    "inspected": None,
     "warnings": [],
     "checkpoint": {"name": "factory.safetensors", "digest": "9f86d081884c7d65…"},
     "timing_ms": {"decode": 11.2, "queue": 0.4, "inference": 48.7, "encode": 24.1},

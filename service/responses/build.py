@@ -2,6 +2,7 @@
 
 import math
 
+from moleflow.model.verdict.area import rows_of
 from moleflow.model.verdict.records import MAX_CANDIDATES, CheckpointInfo
 from moleflow.model.verdict.results import Finding, Prediction
 from moleflow.service.responses.schemas import AnomalyMap, ImageSize, PredictionResponse, Routing, Timing
@@ -41,6 +42,7 @@ def build_response(
         false_alarm_rate=finding.false_alarm_rate,
         regions=scored.regions(height, width) if scored else (),
         anomaly_map=anomaly_map,
+        inspected=None if scored is None or scored.inspected is None else rows_of(scored.inspected),
         warnings=finding.warnings,
         image=ImageSize(width=width, height=height),
         checkpoint=checkpoint,

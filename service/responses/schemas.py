@@ -149,6 +149,11 @@ class PredictionResponse(Schema):
         description="parts of the map above the pixel threshold, by descending peak"
     )
     anomaly_map: AnomalyMap | None = Field(description="null with map=none or an unknown product")
+    inspected: list[str] | None = Field(
+        default=None,
+        description="rows of patches of the whole image, from the top: 1 where its product inspects it, 0 where not; "
+        "null: everywhere",
+    )
     warnings: list[str] = Field(
         description="how the image differs in kind from the training images, such as in its value range"
     )

@@ -67,6 +67,7 @@ def test_predict_json_has_the_fields_of_the_api(processes: Processes, checkpoint
         "pixel_threshold",
         "regions",
         "anomaly_map",
+        "inspected",
         "warnings",
         "image",
         "checkpoint",

@@ -169,6 +169,7 @@ def test_an_area_is_set_by_polygons_or_a_mask_shown_and_cleared_by_requests(path
         assert area["calibration_images"] is None
         after = answer(service, "gear", task="gear")
         assert after["score"] <= before["score"]
+        assert (before["inspected"], after["inspected"]) == (None, ["0011"] * 4)
         assert after["threshold"] == before["threshold"]
         kind = {"content-type": "image/png"}
         service.client.put("/tasks/gear/area", content=encoded(mask), headers=kind).raise_for_status()

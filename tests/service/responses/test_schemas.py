@@ -67,6 +67,7 @@ def test_the_response_has_the_fields_of_the_api() -> None:
         "false_alarm_rate": 0.01,
         "is_anomalous": True,
         "pixel_threshold": pytest.approx(2.5),
+        "inspected": None,
         "warnings": [],
         "image": {"width": 30, "height": 20},
         "checkpoint": {"name": "factory.safetensors", "digest": "12ab"},
