@@ -19,6 +19,7 @@ from moleflow.model.products import Products
 from moleflow.model.routing.routes import Shortlist
 from moleflow.model.runtime.conversion import cache_folder
 from moleflow.model.runtime.device import resolve_device, resolve_engine, resolve_precision
+from moleflow.model.runtime.faults import freeing_memory
 from moleflow.model.runtime.graphs import Captured
 from moleflow.model.runtime.lru import MAX_EXPERTS, WARM_EXPERTS
 from moleflow.model.store.checkpoint import Checkpoint, Header
@@ -182,11 +183,13 @@ class Detector:
         Raises:
             UnknownTaskError: a name in ``tasks`` was not learned.
             PredictionError: an image cannot be scored and ``refuse_unknown`` is off.
+            RuntimeError, MemoryError: memory ran out (``moleflow.model.runtime.faults``); a smaller batch may succeed,
+                since what was made for this one is freed.
         """
         named = self.products.findings.named(images, [None] * len(images) if tasks is None else tasks)
         if not images:
             return []
-        with torch.inference_mode():
+        with torch.inference_mode(), freeing_memory(self.free_memory):
             views, features, routed = self._route(images, named, seen_by=named)
             results = self.products.find(features, routed, views.row, refuse_unknown=refuse_unknown)
         return [
@@ -206,7 +209,7 @@ class Detector:
         named = self.products.findings.named(images, tasks)
         if not images:
             return []
-        with torch.inference_mode():
+        with torch.inference_mode(), freeing_memory(self.free_memory):
             views, features, routed = self._route(images, named, seen_by=[None] * len(images))
             pairs = self.products.find_both(features, routed, views.row)
         results = []

@@ -6,13 +6,13 @@ The id is the client's ``X-Request-ID``, or a new one if there is none that can 
 
 import re
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
 from moleflow.model.verdict.results import Finding, Prediction
 
-__all__ = ["REQUEST_ID", "Exchange", "current", "trace_id_of"]
+__all__ = ["REQUEST_ID", "Exchange", "current", "random_id", "trace_id_of"]
 
 REQUEST_ID = "X-Request-ID"
 """Header of requests and of responses."""
@@ -22,6 +22,11 @@ _ID = re.compile(r"[\w.:/+=@-]{1,128}", re.ASCII)
 
 _TRACEPARENT = re.compile(r"(?!ff)([0-9a-f]{2})-((?!0{32})[0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(-.*)?")
 """W3C Trace Context, section 3.2; only later versions than 00 may have more parts."""
+
+
+def random_id() -> str:
+    """32 hexadecimal digits."""
+    return uuid.uuid4().hex
 
 
 @dataclass(slots=True)
@@ -35,17 +40,19 @@ class Exchange:
     product: str | None = None
     verdict: str | None = None
     score: float | None = None
+    new_id: Callable[[], str] = random_id
+    """Makes ids of requests and answers."""
 
     @classmethod
-    def of(cls, given_ids: Sequence[str]) -> "Exchange":
+    def of(cls, given_ids: Sequence[str], new_id: Callable[[], str] = random_id) -> "Exchange":
         """The exchange of a request with these values of ``X-Request-ID``."""
         if len(given_ids) == 1 and _ID.fullmatch(given_ids[0]):
-            return cls(given_ids[0], is_own_id=False)
-        return cls(uuid.uuid4().hex, is_own_id=True)
+            return cls(given_ids[0], is_own_id=False, new_id=new_id)
+        return cls(new_id(), is_own_id=True, new_id=new_id)
 
     def answer_id(self) -> str:
         """An id for the answer to the only image of this request."""
-        return self.request_id if self.is_own_id else uuid.uuid4().hex
+        return self.request_id if self.is_own_id else self.new_id()
 
     def note(self, finding: Finding) -> None:
         """Note what was found in the only image of this request."""

@@ -100,6 +100,13 @@ class Settings(BaseSettings):
     load_timeout_seconds: float = Field(
         600.0, gt=0, le=86_400, description="timeout for loading the model; the service must then be restarted"
     )
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="number of processes that share the port, each with a model of its own: for one GPU and many "
+        "processors. Limits of requests, memory and connections are for each process; cpu_workers is divided",
+    )
     reload_seconds: float = Field(
         1.0,
         ge=0,

@@ -17,7 +17,8 @@ from moleflow.model.detector import Detector
 from moleflow.model.store.checkpoint import Checkpoint
 from moleflow.model.verdict.results import Prediction, Refusal
 from moleflow.service.api.app import create_app
-from moleflow.service.server import bind, make_server
+from moleflow.service.listening import bind
+from moleflow.service.server import make_server
 from moleflow.service.settings import Settings
 from moleflow.training.config import PRESETS, Preset, TrainingConfig
 from moleflow.training.continual.sequence import train_tasks

@@ -54,10 +54,14 @@ LEVELS = (
     ("service.settings",),
     ("service.decoding", "service.responses"),
     ("service.problems", "service.teaching"),
+    ("service.siblings",),
     ("service.engine",),
     ("service.connections",),
     ("service.api",),
+    ("service.listening",),
     ("service.server",),
+    ("service.child",),
+    ("service.supervisor",),
 )
 """Packages and modules; each imports only what stands on an earlier line, and itself."""
 
@@ -215,3 +219,7 @@ def test_what_serves_an_image_needs_pytorch_only_to_load_a_checkpoint() -> None:
     code = WITHOUT_PYTORCH.format(packages=packages, modules=[*modules, "moleflow.cli"])
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_openvino_is_imported_in_one_place_which_keeps_it_from_reporting_home() -> None:
+    assert {dotted(path) for path in SOURCES if "openvino" in imports(path)} == {"model.runtime.openvino_import"}

@@ -6,7 +6,7 @@ of an earlier result are given back to it.
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from moleflow.training.ablation.studies import STUDIES, Row, Study
 from moleflow.training.ablation.table import StudyTable
 from moleflow.training.config import Preset
 
-__all__ = ["measure"]
+__all__ = ["measure", "share_rows"]
 
 SCHEDULE = {"folds": 1, "min_held_out": 5}
 """As ``moleflow ablate`` has it: rows are compared by figures that need no threshold."""
@@ -40,7 +40,7 @@ def measure(context: Context) -> None:
     schedule = SCHEDULE | ({"epochs": context.options.epochs} if context.options.epochs else {})
     preset = given.preset(context, "main", **schedule)
     studies = _studies(context)
-    rows = [row for study in studies for row in study.rows]
+    rows = share_rows([row for study in studies for row in study.rows], preset, context.options.share)
     results = folder / "results"
     _give_back(context.earlier.get("results", {}), results)
     watch = _Rows(context, results, studies, preset, given.products)
@@ -54,7 +54,7 @@ def measure(context: Context) -> None:
         reporter=watch,
     )
     try:
-        ablation.run(Study("all", "Every row", tuple(rows)))
+        ablation.run(Study("all", "Every row", rows))
     except OutOfTimeError:
         context.stopped = True
     watch.collect()
@@ -69,6 +69,15 @@ def _studies(context: Context) -> list[Study]:
     if unknown:
         raise BenchmarkError(f"there is no study {unknown[0]!r}; use some of {', '.join(STUDIES)}.")
     return [STUDIES[name] for name in dict.fromkeys(wanted)]
+
+
+def share_rows(rows: Sequence[Row], preset: Preset, share: tuple[int, int]) -> tuple[Row, ...]:
+    """Part I of N of the rows, each configuration once. Processes with one ``--work`` see each other's results."""
+    distinct: dict[str, Row] = {}
+    for row in rows:
+        distinct.setdefault(row.resolve(preset).model_dump_json(), row)
+    part, parts = share
+    return tuple(distinct.values())[part - 1 :: parts]
 
 
 def _give_back(earlier: Mapping[str, Any], results: Path) -> None:

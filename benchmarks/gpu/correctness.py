@@ -1,20 +1,32 @@
-"""Runs the tests that need a CUDA device, ``tests/cuda``, and records what they say."""
+"""Runs the tests that need a CUDA device, ``tests/cuda``, and records what they say.
+
+With pytest-xdist several run at a time, except those that fill the GPU's memory, which come last.
+"""
 
 import signal
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.context import Context
 from benchmarks.shared.subprocesses import ROOT, environment
+from moleflow.model.runtime.threads import available_processors
 
 __all__ = ["measure", "outcomes"]
 
 TESTS = ROOT / "tests/cuda"
 
 OPTIONS = ("-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", "-o", "filterwarnings=default")
+
+ALONE = ("test_out_of_memory.py",)
+"""They fill the GPU's memory."""
+
+MOST_PROCESSES = 4
+"""Each keeps a few GB of the GPU's memory."""
 
 LONGEST_MESSAGE = 200
 MOST_SLOW = 5
@@ -26,24 +38,40 @@ def measure(context: Context) -> None:
     if not TESTS.is_dir():
         result["not_measured"] = "there is no folder tests/cuda"
         return
-    report = context.work / "correctness.xml"
+    processes = min(MOST_PROCESSES, available_processors() // 2) if find_spec("xdist") else 0
+    beside = [f"--ignore={TESTS / name}" for name in ALONE]
+    passes = {
+        "beside": [str(TESTS), *beside, *(("-n", str(processes)) if processes > 1 else ())],
+        "alone": [str(TESTS / name) for name in ALONE],
+    }
+    result["status"] = 0
+    for name, words in passes.items():
+        found = _run(context, name, words)
+        result["status"] = result["status"] or found.pop("status")
+        for key, value in found.items():
+            result[key] = result.get(key, type(value)())
+            result[key] = result[key] | value if isinstance(value, dict) else result[key] + value
+
+
+def _run(context: Context, name: str, arguments: Sequence[str]) -> dict[str, Any]:
+    """One run of pytest: its exit status, and the outcomes if it wrote a report."""
+    report = context.work / f"correctness-{name}.xml"
     report.unlink(missing_ok=True)
-    words = [sys.executable, "-m", "pytest", str(TESTS), *OPTIONS, f"--junitxml={report}"]
+    words = [sys.executable, "-m", "pytest", *arguments, *OPTIONS, f"--junitxml={report}"]
     process = subprocess.Popen(words, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL)
     try:
-        result["status"] = process.wait(max(context.left() - 10, 1))
+        status = process.wait(max(context.left() - 10, 1))
     except subprocess.TimeoutExpired:
         context.stopped = True
         process.send_signal(signal.SIGINT)  # pytest then still writes its report
         try:
-            result["status"] = process.wait(10)
+            status = process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            status = process.wait()
     if report.exists():
-        result.update(outcomes(report))
-    else:
-        result["not_measured"] = f"pytest wrote no report (status {result.get('status')}); see the log"
+        return {"status": status} | outcomes(report)
+    return {"status": status, "failures": {name: f"pytest wrote no report (status {status}); see the log"}}
 
 
 def outcomes(report: Path) -> dict[str, Any]:

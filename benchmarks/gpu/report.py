@@ -130,7 +130,7 @@ def _speed(result: Result) -> list[str]:
 
 def _service(result: Result) -> list[str]:
     rows = []
-    for setting in ("default", "wide"):
+    for setting in ("default", "wide", "several"):
         for key in result.get(setting, {}):
             kind, _, rest = key.partition(", ")
             concurrency, _, form = rest.partition(", ")
@@ -166,7 +166,11 @@ def _service(result: Result) -> list[str]:
     ]
     ceiling = ", ".join(f"{kind} {_number(rate, 0)}" for kind, rate in result["decode_ceiling"].items())
     note = f"Decode ceiling of {result['processors']} processors, images/s: {ceiling}. Load: {result['generator']}."
-    errors = [f"{name}: {result[name]['error'][-150:]}" for name in ("default", "wide") if _at(result, name, "error")]
+    errors = [
+        f"{name}: {result[name]['error'][-150:]}"
+        for name in ("default", "wide", "several")
+        if _at(result, name, "error")
+    ]
     return [*_table(headings, rows), note, *errors]
 
 

@@ -44,6 +44,15 @@ def names_of(text: str) -> list[str]:
     return found
 
 
+def share_of(text: str) -> tuple[int, int]:
+    """``I/N``, for ``argparse``."""
+    part, _, parts = text.partition("/")
+    found = int(part), int(parts)
+    if not 1 <= found[0] <= found[1]:
+        raise argparse.ArgumentTypeError(f"{text!r} is not I/N with I from 1 to N")
+    return found
+
+
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Options from a command line, with absolute paths."""
     parser = make_parser("gpu", __doc__)
@@ -60,6 +69,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--plugin", metavar="MODULE", help="module or file that registers the backbone with timm")
     parser.add_argument("--epochs", type=positive, help="of the ablation study's rows; default: the preset's 60")
     parser.add_argument("--studies", metavar="A,B", help="of the ablation study; default: all, the core first")
+    parser.add_argument(
+        "--share",
+        type=share_of,
+        default=(1, 1),
+        metavar="I/N",
+        help="part I of N of the ablation study's rows, for processes with one --work; begin the others after a row",
+    )
+    parser.add_argument(
+        "--settings", metavar="A,B", help="of the service: some of default, wide, several; default: all"
+    )
     parser.add_argument("--wrk", type=Path, metavar="FILE", help="the load generator; a libluajit may lie beside it")
     parser.add_argument("--stage", choices=list(STAGES), help=argparse.SUPPRESS)  # run one stage in this process
     parser.add_argument("--deadline", type=float, default=math.inf, help=argparse.SUPPRESS)
@@ -75,9 +94,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def command(options: argparse.Namespace, stage: Stage, deadline: float) -> list[str]:
     """The command line that runs one stage with the same options."""
     words: list[object] = ["gpu", "--stage", stage.name, "--deadline", deadline]
-    for name in (*PATHS, "backbone", "plugin", "epochs", "studies"):
+    for name in (*PATHS, "backbone", "plugin", "epochs", "studies", "settings"):
         if (value := getattr(options, name)) is not None:
             words += [f"--{name}", value]
+    words += ["--share", "{}/{}".format(*options.share)]
     words += ["--products", *options.products] if options.products else []
     words += [f"--{name}" for name in ("fresh", "reduced") if getattr(options, name)]
     return module_command("benchmarks", *words)

@@ -1,7 +1,7 @@
 """A real service on the GPU under load, and how near it comes to what all processors can decode.
 
 The service runs with its own settings, which MOLEFLOW_* variables may change, and then, for the highest concurrency
-only, with as many decoders as there are processors and larger batches.
+only, with as many decoders as there are processors and larger batches, and with half as many processes too.
 """
 
 import contextlib
@@ -52,7 +52,10 @@ def measure(context: Context) -> None:
         "default": ([], concurrencies, tuple(MAPS)),
         "wide": (wide, concurrencies[-1:], ("none",)),
     }
-    for name, (arguments, levels, maps) in settings.items():
+    several = ["--processes", max(2, processors // 2)]
+    settings["several"] = ([*wide, *several], concurrencies[-1:], ("none",))
+    wanted = context.options.settings.split(",") if context.options.settings else list(settings)
+    for name, (arguments, levels, maps) in ((each, settings[each]) for each in wanted):
         rows = result[name] = {}
         try:
             with RunningService(path, *arguments) as service:
@@ -92,8 +95,8 @@ def _warnings(service: RunningService) -> list[str]:
 
 def _add_shares(result: dict[str, Any]) -> None:
     """What the service reaches of the decoders' ceiling."""
-    for name in ("default", "wide"):
-        for key, row in result[name].items():
+    for name in ("default", "wide", "several"):
+        for key, row in result.get(name, {}).items():
             ceiling = result["decode_ceiling"].get(key.partition(",")[0])
             if isinstance(row, dict) and "images_per_second" in row and isinstance(ceiling, float):
                 row["of_ceiling"] = row["images_per_second"] / ceiling

@@ -9,6 +9,7 @@ import numpy as np
 
 from moleflow.model.errors import CheckpointFormatError, ConfigurationError, describe
 from moleflow.model.exported.folder import ExportedFolder
+from moleflow.model.runtime.openvino_import import import_openvino
 
 __all__ = ["Graph", "Graphs", "round_to_bfloat16"]
 
@@ -46,7 +47,7 @@ class Graphs:
                 f"{str(folder.path)!r} is an exported folder, which OpenVINO computes, and that is not installed; run "
                 "pip install 'moleflow[openvino]'."
             )
-        import openvino
+        openvino = import_openvino()
 
         self._folder, self._core = folder, openvino.Core()
         self._options = {

@@ -17,6 +17,7 @@ from moleflow.model.errors import BackboneError, ConfigurationError, describe
 from moleflow.model.exported.manifest import GraphFormat
 from moleflow.model.exporter.graphs import EXAMPLES, Network
 from moleflow.model.runtime.conversion import LARGEST_BATCH, converted, quiet
+from moleflow.model.runtime.openvino_import import import_openvino
 
 __all__ = ["FORMS", "Form", "Writer"]
 
@@ -114,7 +115,7 @@ class _OpenVINO:
 
     def save(self, translated: Any, network: Network, path: Path) -> None:
         """As ``Form``."""
-        import openvino
+        openvino = import_openvino()
 
         graph = translated.clone()
         weights = graph.get_parameters()[len(network.examples) :]
@@ -130,7 +131,7 @@ class _OpenVINO:
 
     def run(self, path: Path, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """As ``Form``."""
-        import openvino
+        openvino = import_openvino()
 
         compiled = openvino.Core().compile_model(f"{path}.xml", "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         found = compiled(list(inputs))

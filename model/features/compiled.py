@@ -11,6 +11,7 @@ from moleflow.model.features.extractor import FeatureExtractor
 from moleflow.model.features.patches import STAGE_TYPE, PatchFeatures
 from moleflow.model.features.plain import PlainFeatures
 from moleflow.model.runtime.conversion import LARGEST_BATCH, compile_options, converted, infer, kept_model
+from moleflow.model.runtime.openvino_import import import_openvino
 
 __all__ = ["CompiledFeatures", "features_model"]
 
@@ -31,7 +32,7 @@ class CompiledFeatures:
     """
 
     def __init__(self, extractor: FeatureExtractor, identity: str, folder: Path) -> None:
-        import openvino
+        openvino = import_openvino()
 
         try:
             self._compiled = openvino.compile_model(

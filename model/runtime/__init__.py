@@ -9,6 +9,7 @@ __all__ = [
     "kernels",
     "lru",
     "memory",
+    "openvino_import",
     "parallel",
     "soundness",
     "templates",

@@ -20,6 +20,7 @@ from torch import nn
 
 import moleflow
 from moleflow.model.errors import describe
+from moleflow.model.runtime.openvino_import import import_openvino
 from moleflow.model.runtime.user_cache import user_cache
 
 __all__ = ["LARGEST_BATCH", "cache_folder", "compile_options", "converted", "infer", "kept_model", "quiet"]
@@ -70,7 +71,7 @@ def converted(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Sequence
 
     Its inputs keep their order; those whose shape is fixed have it.
     """
-    from openvino import PartialShape
+    partial_shape = import_openvino().PartialShape
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
@@ -80,7 +81,7 @@ def converted(module: nn.Module, inputs: Sequence[Any], dynamic_shapes: Sequence
     decoder = TorchFXPythonDecoder.from_exported_program(program)  # must outlive the conversion
     model = frontend.convert(frontend.load(decoder))
     shapes = [
-        PartialShape([-1 if axis in free else size for axis, size in enumerate(tensor.shape)])
+        partial_shape([-1 if axis in free else size for axis, size in enumerate(tensor.shape)])
         for tensor, free in zip(_leaves(inputs), map(tuple, _leaves(dynamic_shapes)), strict=True)
     ]
     model.reshape(dict(zip(model.inputs, shapes, strict=True)))
@@ -111,7 +112,7 @@ def _key(facts: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> Any | None:
     """The model in ``path``, if it is there and whole."""
-    import openvino
+    openvino = import_openvino()
 
     if not path.exists():
         return None
@@ -123,7 +124,7 @@ def _read(path: Path) -> Any | None:
 
 
 def _write(model: Any, path: Path) -> None:
-    import openvino
+    openvino = import_openvino()
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

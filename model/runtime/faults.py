@@ -5,8 +5,10 @@ Their messages have been stable over many versions.
 """
 
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-__all__ = ["is_device_lost", "is_out_of_memory"]
+__all__ = ["freeing_memory", "is_device_lost", "is_out_of_memory"]
 
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|can(?:no|')t allocate memory|bad_alloc|STATUS_ALLOC_FAILED|failed to allocate|unable to allocate",
@@ -29,6 +31,17 @@ loss of the device or its context."""
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether a smaller batch might have succeeded."""
     return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _said(error, _OUT_OF_MEMORY))
+
+
+@contextmanager
+def freeing_memory(free: Callable[[], None]) -> Iterator[None]:
+    """Call ``free`` when the memory runs out inside, and let the error pass."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if is_out_of_memory(error):
+            free()
+        raise
 
 
 def is_device_lost(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from moleflow.model.runtime.conversion import LARGEST_BATCH, compile_options, converted, infer, kept_model
+from moleflow.model.runtime.openvino_import import import_openvino
 
 __all__ = ["Template"]
 
@@ -88,13 +89,13 @@ class Template:
         return self._compiled(weights) if exported is None else self._filled(exported, weights)
 
     def _compiled(self, weights: Weights) -> Any:
-        import openvino
+        openvino = import_openvino()
 
         return openvino.compile_model(self._bound(weights), "CPU", compile_options())
 
     def _filled(self, exported: _Exported, weights: Weights) -> Any:
         """The compiled graph with these weights in their places."""
-        import openvino
+        openvino = import_openvino()
 
         graph = bytearray(exported.graph)
         for name, value in weights.items():
@@ -104,7 +105,7 @@ class Template:
         return openvino.Core().import_model(bytes(graph), "CPU", compile_options())
 
     def _bound(self, weights: Weights) -> Any:
-        from openvino import opset13
+        opset13 = import_openvino().opset13
 
         model = self._model.clone()
         parameters = model.get_parameters()[len(self._examples) :]

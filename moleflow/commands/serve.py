@@ -21,8 +21,12 @@ def serve(**given: str | None) -> None:
     from moleflow.model.exported.folder import is_exported
     from moleflow.model.runtime.threads import configure_threads
     from moleflow.service.server import serve as run
+    from moleflow.service.supervisor import supervise
 
     settings = load_settings(**given)
+    if settings.processes > 1:
+        supervise(settings)
+        return
     if not is_exported(settings.checkpoint):
         configure_threads()
     run(settings)

@@ -16,6 +16,7 @@ from moleflow.model.exported.folder import is_exported
 from moleflow.service.api import openapi_changes as openapi
 from moleflow.service.api.body import read_json
 from moleflow.service.api.observing import exchange_of
+from moleflow.service.api.processes import reload_all
 from moleflow.service.audit import Change
 from moleflow.service.engine.engine import Engine
 from moleflow.service.errors import NotAllowedError, NotChangedError
@@ -152,7 +153,7 @@ async def change_checkpoint(request: Request, edit: Callable[[Path], None], what
 
 async def _served_anew(request: Request, what: Mapping[str, Any]) -> Response:
     """Load the checkpoint file again; the products that are served then."""
-    predictor = await _engine(request).reloader.reload(_change_by(request, what))
+    predictor = await reload_all(_engine(request), request.app.state.link, _change_by(request, what))
     served = TasksResponse(checkpoint=predictor.checkpoint, tasks=predictor.tasks)
     return Response(served.model_dump_json(), media_type="application/json")
 

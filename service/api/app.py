@@ -20,6 +20,7 @@ from moleflow.service.api.methods import HeadAsGet
 from moleflow.service.api.observing import Observed
 from moleflow.service.api.pages import add_pages
 from moleflow.service.api.prefix import UnderPrefix
+from moleflow.service.api.processes import answers, new_identifier, reload_all
 from moleflow.service.api.routes import router
 from moleflow.service.api.samples import router as samples
 from moleflow.service.audit import Change
@@ -31,6 +32,7 @@ from moleflow.service.headers import SecurityHeaders
 from moleflow.service.metrics import Metrics
 from moleflow.service.problems import add_problem_handlers
 from moleflow.service.settings import Settings
+from moleflow.service.siblings.link import Link
 from moleflow.service.teaching.teaching import Teaching
 
 __all__ = ["create_app"]
@@ -45,16 +47,17 @@ def create_app(
     on_ready: Callable[[Predictor], None] | None = None,
     on_failure: Callable[[Exception], None] | None = None,
     on_reload: Callable[[Predictor], None] | None = None,
+    link: Link | None = None,
 ) -> FastAPI:
     """The application. It accepts connections at once and loads the model in the background, unless given one.
 
     ``on_ready`` is called in the event loop once the model is loaded and warmed up, ``on_reload`` when another one has
-    taken its place, ``on_failure`` when loading fails or when the service has been unrecoverable for a minute. An app
-    can be started only once.
+    taken its place, ``on_failure`` when loading fails or when the service has been unrecoverable for a minute. With a
+    ``link`` it is one of several processes behind one port. An app can be started only once.
     """
     metrics = Metrics()
     engine = Engine(settings, metrics)
-    taught = Teaching(settings, functools.partial(engine.reloader.reload, Change("learning")))
+    taught = Teaching(settings, functools.partial(reload_all, engine, link, Change("learning")))
     if on_reload is not None:
         engine.reloader.on_reload = on_reload
 
@@ -66,6 +69,8 @@ def create_app(
             )
         else:
             engine.start(lambda: detector)
+        if link is not None:
+            await link.start(answers(engine, metrics))
         reporting = asyncio.gather(
             _report_loading(engine, on_ready, on_failure), _report_unrecoverable(engine, on_failure)
         )
@@ -74,6 +79,8 @@ def create_app(
             yield
         finally:
             await taught.stop()
+            if link is not None:
+                await link.stop()
             await engine.stop()
             reporting.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -88,7 +95,8 @@ def create_app(
         redoc_url=None,
         swagger_ui_oauth2_redirect_url=None,
     )
-    app.state.settings, app.state.engine, app.state.metrics, app.state.teaching = settings, engine, metrics, taught
+    app.state.settings, app.state.engine, app.state.metrics = settings, engine, metrics
+    app.state.teaching, app.state.link = taught, link
     app.state.client_limits = ClientLimits.of(settings)
     documented = router, feedback.router, teaching.router, jobs.router, admin.router, areas.router
     app.state.routes = [route for each in documented for route in each.routes]
@@ -106,7 +114,7 @@ def create_app(
     add_guards(app, settings)
     app.add_middleware(oip.OipErrors)
     app.add_middleware(Sending)
-    app.add_middleware(Observed, metrics=metrics)
+    app.add_middleware(Observed, metrics=metrics, new_id=functools.partial(new_identifier, link))
     app.add_middleware(UnderPrefix, root_path=settings.root_path)
     app.add_middleware(HeadAsGet)
     app.add_middleware(SecurityHeaders)

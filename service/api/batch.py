@@ -7,7 +7,6 @@ time (``moleflow.service.engine.admission``), so neither it nor its answers fill
 import asyncio
 import contextlib
 import json
-import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import ExitStack, aclosing
@@ -22,6 +21,7 @@ from moleflow.service.api.body import read_body
 from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.form import FormFile, file_too_large
+from moleflow.service.api.observing import exchange_of
 from moleflow.service.api.options import BatchOptions, combine_options
 from moleflow.service.api.upload import Uploads, read_uploads
 from moleflow.service.connections.sending import held_until_sent
@@ -111,7 +111,7 @@ class _Work:
                     false_alarm_rate=self._options.false_alarm_rate,
                     response_format=ResponseFormat(_JSON, self._options.map, self._options.map_size),
                     account=responses,
-                    identifier=uuid.uuid4().hex,
+                    identifier=exchange_of(self.request).new_id(),
                     deadline=self._deadline,
                 )
                 return response.pieces

@@ -1,7 +1,5 @@
 """The route for feedback: whether an answer was right."""
 
-import asyncio
-
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
@@ -9,6 +7,7 @@ from starlette.responses import Response
 
 from moleflow.service.api import openapi_changes as openapi
 from moleflow.service.api.body import read_json
+from moleflow.service.api.processes import keep_feedback
 from moleflow.service.engine.engine import Engine
 from moleflow.service.engine.feedback import TrueVerdict
 from moleflow.service.responses.schemas import FeedbackResponse
@@ -32,13 +31,9 @@ class GivenFeedback(BaseModel):
 async def feedback(request: Request, id: str) -> Response:
     engine: Engine = request.app.state.engine
     settings: Settings = request.app.state.settings
-    named = engine.feedback.product_of(id)
     with engine.upload_budget.account() as account:
         given = await read_json(request, GivenFeedback, account, settings.upload_timeout_seconds)
-    product = engine.check_task(given.task) or named
-    if product is None:
+    kept = await keep_feedback(request, id, given.verdict, engine.check_task(given.task))
+    if kept is None:
         raise HTTPException(422, "The answer named no product, since it is unknown; name the true one as task.")
-    file = await asyncio.to_thread(engine.feedback.keep, id, given.verdict, product)
-    request.app.state.metrics.feedback.labels(product, given.verdict).inc()
-    kept = FeedbackResponse(id=id, task=product, verdict=given.verdict, file=file.as_posix())
     return Response(kept.model_dump_json(), media_type="application/json")

@@ -1,6 +1,7 @@
 """Every request is counted, timed, logged and traced, and gets an id."""
 
 import logging
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moleflow.model.verdict.results import Finding
-from moleflow.service.exchange import REQUEST_ID, Exchange, current, trace_id_of
+from moleflow.service.exchange import REQUEST_ID, Exchange, current, random_id, trace_id_of
 from moleflow.service.logs import access_logger
 from moleflow.service.metrics import Metrics
 from moleflow.service.tracing import Span, request_span
@@ -23,8 +24,8 @@ _REQUEST_ID = REQUEST_ID.lower().encode()
 class Observed:
     """Labels of metrics are route templates, not paths, to bound the number of series."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app, self._metrics = app, metrics
+    def __init__(self, app: ASGIApp, metrics: Metrics, new_id: Callable[[], str] = random_id) -> None:
+        self._app, self._metrics, self._new_id = app, metrics, new_id
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -32,7 +33,7 @@ class Observed:
             return
         started, status = perf_counter(), 500
         headers = Headers(scope=scope)
-        exchange = Exchange.of(headers.getlist(REQUEST_ID))
+        exchange = Exchange.of(headers.getlist(REQUEST_ID), self._new_id)
         own_id = (_REQUEST_ID, exchange.request_id.encode())
 
         async def send_and_record(message: Message) -> None:

@@ -1,6 +1,5 @@
 """The routes of the API. The engine does the work; ``openapi`` holds the documentation."""
 
-import asyncio
 from contextlib import aclosing
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ from moleflow.service.api.deadline import deadline_of
 from moleflow.service.api.disconnect import unless_disconnected
 from moleflow.service.api.observing import exchange_of, note_finding
 from moleflow.service.api.options import PredictOptions, combine_options
+from moleflow.service.api.processes import all_metrics
 from moleflow.service.api.upload import Upload, read_upload
 from moleflow.service.connections.sending import PiecesResponse, held_until_sent
 from moleflow.service.engine.budget import Account
@@ -115,9 +115,7 @@ async def ready(request: Request) -> Response:
 
 @router.get("/metrics", **openapi.METRICS)
 async def metrics(request: Request) -> Response:
-    instruments: Metrics = request.app.state.metrics
-    text = await asyncio.to_thread(instruments.render)  # takes 15 ms, too long for the event loop
-    return Response(text, headers={"Content-Type": instruments.content_type})
+    return Response(await all_metrics(request), headers={"Content-Type": Metrics.content_type})
 
 
 def _engine(request: Request) -> Engine:

@@ -1,3 +1,3 @@
 """Client connections, with a limit on everything that a client can delay."""
 
-__all__ = ["acceptor", "lifecycle", "registry", "sending"]
+__all__ = ["acceptor", "hangup", "lifecycle", "registry", "sending"]

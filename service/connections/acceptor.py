@@ -72,7 +72,8 @@ def _open_files() -> int:
 class Acceptor:
     """Accepts the connections of one listening socket. At the limit, or when the process runs out of descriptors, the
     least valuable connection is evicted (``Connections.make_room``); if none can be, new connections wait in the
-    kernel's backlog."""
+    kernel's backlog. Where other processes accept from the same socket, connections are accepted one at a time, so that
+    each process gets some."""
 
     def __init__(
         self,
@@ -80,8 +81,11 @@ class Acceptor:
         make_protocol: Callable[[], asyncio.Protocol],
         connections: Connections,
         limit: int,
+        *,
+        shares_port: bool = False,
     ) -> None:
         self._listener = listener
+        self._accepts_per_turn = 1 if shares_port else _ACCEPTS_PER_TURN
         self._make_protocol = make_protocol
         self._connections = connections
         self._limit = limit
@@ -108,7 +112,7 @@ class Acceptor:
         self._retry = self._loop.call_later(_RETRY_SECONDS, self._resume)
 
     def _accept(self) -> None:
-        for _ in range(_ACCEPTS_PER_TURN):
+        for _ in range(self._accepts_per_turn):
             if len(self._connections) + len(self._pending) >= self._limit:
                 if self._pending:
                     return  # evict only once these can be considered too

@@ -7,7 +7,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-__all__ = ["on_hangup"]
+__all__ = ["has_terminal", "on_hangup"]
 
 
 def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> None:
@@ -18,12 +18,13 @@ def on_hangup(reload: Callable[[], None], stop: Callable[[], None]) -> None:
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGHUP) is not signal.SIG_DFL:
         return
-    had_terminal = _has_terminal()
+    had_terminal = has_terminal()
     loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGHUP, lambda: stop() if had_terminal and not _has_terminal() else reload())
+    loop.add_signal_handler(signal.SIGHUP, lambda: stop() if had_terminal and not has_terminal() else reload())
 
 
-def _has_terminal() -> bool:
+def has_terminal() -> bool:
+    """Whether this process has a controlling terminal."""
     with contextlib.suppress(OSError):
         os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC))
         return True

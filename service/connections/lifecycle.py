@@ -1,9 +1,11 @@
 """uvicorn's server with limited connections and a shutdown that clients cannot delay."""
 
 import asyncio
+import contextlib
 import logging
 import signal
 import socket
+from collections.abc import Sequence
 from types import FrameType
 
 import uvicorn
@@ -34,7 +36,8 @@ class Server(uvicorn.Server):
        connections are closed.
     3. The engine stops.
 
-    From the first phase on, responses ask the client to close its connection.
+    From the first phase on, responses ask the client to close its connection. One that ``shares_port`` with other
+    processes leaves them their part of the connections; ``accept_when_ready``: all of them until its model is loaded.
     """
 
     def __init__(
@@ -46,6 +49,8 @@ class Server(uvicorn.Server):
         connection_limit: int,
         lame_duck_seconds: float,
         finish_seconds: float,
+        shares_port: bool = False,
+        accept_when_ready: bool = False,
     ) -> None:
         config.timeout_graceful_shutdown = int(finish_seconds) + _DISCONNECT_GRACE_SECONDS
         super().__init__(config)
@@ -54,7 +59,9 @@ class Server(uvicorn.Server):
         self._limit = connection_limit
         self._lame_duck_seconds = lame_duck_seconds
         self._finish_seconds = finish_seconds
+        self._shares_port, self._accept_when_ready = shares_port, accept_when_ready
         self._acceptors: list[Acceptor] = []
+        self._accepting: asyncio.Task[None] | None = None
         self._got_signal = self._skip_lame_duck = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -65,15 +72,30 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets=[])  # starts the application; uvicorn itself listens on nothing
         on_hangup(self._engine.reloader.request, lambda: self.handle_exit(signal.SIGTERM, None))
+        if self._accept_when_ready:
+            self._accepting = asyncio.create_task(self._accept_later(sockets or []))
+        else:
+            self._accept(sockets or [])
+
+    def _accept(self, listeners: Sequence[socket.socket]) -> None:
         self._acceptors = [
-            Acceptor(listener, self._make_connection, self._connections, self._limit) for listener in sockets or []
+            Acceptor(listener, self._make_connection, self._connections, self._limit, shares_port=self._shares_port)
+            for listener in listeners
         ]
+
+    async def _accept_later(self, listeners: Sequence[socket.socket]) -> None:
+        """Leave new connections to the other processes until the model is loaded."""
+        with contextlib.suppress(Exception):  # it is reported where loading is awaited
+            await self._engine.wait_until_ready()
+            self._accept(listeners)
 
     def _make_connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state, self._connections)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._connections.is_draining = True
+        if self._accepting is not None:
+            self._accepting.cancel()
         if self._got_signal and not self._skip_lame_duck:
             await self._lame_duck()
         for acceptor in self._acceptors:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from benchmarks.gpu import pack
+from benchmarks.gpu import ablations, pack
 from benchmarks.gpu.context import Context, NotMeasuredError, OutOfTimeError
 from benchmarks.gpu.correctness import outcomes
 from benchmarks.gpu.learning import Watch
@@ -20,6 +20,8 @@ from benchmarks.gpu.records import FAILED, MEASURED, NOT_MEASURED, STOPPED, Reco
 from benchmarks.gpu.report import MOST_LINES, summary
 from benchmarks.gpu.run import command, parse
 from benchmarks.gpu.stages import STAGES, Stage, run_stages
+from moleflow.training.ablation.studies import STUDIES
+from moleflow.training.config import PRESETS
 
 WRITES = "import json; json.dump({{'state': '{}', 'reason': '', 'seconds': 1, 'result': {{}}}}, open({!r}, 'w'))"
 
@@ -119,13 +121,13 @@ def test_what_a_killed_command_left_is_kept(records: Records) -> None:
 
 def test_a_stage_gets_the_options_of_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    given = "--output out --data d --products a b --backbone n --weights w --epochs 3 --wrk x/wrk --fresh --reduced"
-    options = parse(given.split())
+    given = "--output out --data d --products a b --backbone n --weights w --epochs 3 --wrk x/wrk --share 2/3"
+    options = parse([*given.split(), "--fresh", "--reduced"])
     words = command(options, STAGES["speed"], 123.0)
     again = parse(words[words.index("gpu") + 1 :])
     assert (again.stage, again.deadline) == ("speed", 123.0)
     assert again.output == tmp_path / "out"
-    for name in ("data", "products", "backbone", "weights", "epochs", "wrk", "fresh", "reduced", "work"):
+    for name in ("data", "products", "backbone", "weights", "epochs", "wrk", "share", "fresh", "reduced", "work"):
         assert getattr(again, name) == getattr(options, name), name
 
 
@@ -250,3 +252,17 @@ def test_a_pack_above_the_limit_fails_its_gate(product: Path, tmp_path: Path) ->
         "plugin.py",
         "weights.safetensors",
     }
+
+
+def test_shares_hold_every_configuration_once(tmp_path: Path) -> None:
+    preset = PRESETS["main"]
+    rows = [row for study in STUDIES.values() for row in study.rows]
+    shares = [ablations.share_rows(rows, preset, (part, 3)) for part in (1, 2, 3)]
+    found = [row.resolve(preset).model_dump_json() for share in shares for row in share]
+    assert sorted(found) == sorted({row.resolve(preset).model_dump_json() for row in rows})
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1"])
+def test_a_share_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--output", str(tmp_path), "--share", text])

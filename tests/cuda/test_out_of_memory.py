@@ -111,6 +111,7 @@ def test_a_detector_goes_on_after_it_ran_out_of_memory(
     make_short(detector, images)
     with pytest.raises(torch.OutOfMemoryError):
         detector.predict(images)
+    gc.collect()  # the error's frames keep the batch
     for image, expected in zip(case.images[:3], case.expected.predictions, strict=False):
         (found,) = detector.predict([image])
         assert isinstance(found, Prediction)

@@ -16,7 +16,8 @@ from forked import Process, Processes
 from sample_images import encoded, sample_image
 
 from moleflow.service.api.app import create_app
-from moleflow.service.server import bind, make_server
+from moleflow.service.listening import bind
+from moleflow.service.server import make_server
 from moleflow.service.settings import Settings
 
 PATIENCE = 120

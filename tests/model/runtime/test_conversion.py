@@ -2,6 +2,8 @@
 
 import importlib.util
 import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -81,3 +83,12 @@ def test_converted_networks_are_in_the_users_cache(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache" / "moleflow" / "openvino"
+
+
+def test_openvino_is_imported_without_its_telemetry() -> None:
+    code = (
+        "from moleflow.model.runtime.openvino_import import import_openvino; import_openvino();"
+        "from openvino.tools.ovc.telemetry_utils import tm; print(tm.__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.strip() == "openvino.tools.ovc.telemetry_stub"

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from moleflow.model.errors import describe
-from moleflow.model.runtime.faults import is_device_lost, is_out_of_memory
+from moleflow.model.runtime.faults import freeing_memory, is_device_lost, is_out_of_memory
 
 
 class UnprintableError(RuntimeError):
@@ -66,3 +66,13 @@ def test_any_error_is_described_on_one_short_line() -> None:
     assert describe(KeyboardInterrupt()) == "KeyboardInterrupt"
     assert describe(UnprintableError()) == "UnprintableError"
     assert len(describe(ValueError("x" * 10_000))) < 400
+
+
+@pytest.mark.parametrize(
+    ("error", "freed"), [(torch.OutOfMemoryError("CUDA out of memory."), 1), (RuntimeError("shape mismatch"), 0)]
+)
+def test_memory_is_freed_when_it_runs_out_and_the_error_passes(error: Exception, freed: int) -> None:
+    calls: list[None] = []
+    with pytest.raises(type(error), match=str(error)), freeing_memory(lambda: calls.append(None)):
+        raise error
+    assert len(calls) == freed

@@ -152,7 +152,8 @@ def test_a_service_whose_ready_callback_fails_is_ready() -> None:
     def tell(_: Predictor) -> None:
         raise BrokenPipeError
 
-    from moleflow.service.server import bind, make_server
+    from moleflow.service.listening import bind
+    from moleflow.service.server import make_server
 
     settings = Settings(checkpoint="dummy.safetensors", log_level="critical")
     listener = bind("127.0.0.1", 0)

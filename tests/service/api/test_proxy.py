@@ -11,7 +11,7 @@ import pytest
 from running import PATIENCE, Running, eventually, run_server
 from sample_images import encoded, sample_image
 
-from moleflow.service.server import bind
+from moleflow.service.listening import bind
 
 NGINX = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 PREFIX = "/factory/inspection"

@@ -16,7 +16,8 @@ from sample_images import encoded, sample_image
 
 from moleflow.model.errors import CheckpointNotFoundError, ConfigurationError
 from moleflow.service.engine.predictor import Predictor
-from moleflow.service.server import bind, serve
+from moleflow.service.listening import bind
+from moleflow.service.server import serve
 from moleflow.service.settings import Settings
 
 SLOW = """
