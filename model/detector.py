@@ -142,6 +142,10 @@ class Detector:
         """The learned products in training order, with thresholds at this detector's false-alarm rate."""
         return self.products.infos
 
+    def good_scores(self, index: int) -> np.ndarray:
+        """The scores of the good images that calibrate the product at ``index``, ascending, ``(n,)`` float64."""
+        return self.products.findings.good_scores(index)
+
     @property
     def config(self) -> ModelConfig:
         """The checkpoint's configuration."""

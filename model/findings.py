@@ -64,6 +64,10 @@ class Findings:
         indices = {name: find_named(name, self.infos).index for name in set(tasks) if name is not None}
         return [None if name is None else indices[name] for name in tasks]
 
+    def good_scores(self, index: int) -> np.ndarray:
+        """The scores of the good images that calibrate a product, ascending, ``(n,)`` float64."""
+        return self._calibrations[index].scores.scores
+
     def chosen(self, routed: Sequence[Shortlist], *, refuse_unknown: bool) -> list[int | None]:
         """The product whose expert has to score each image; ``None`` for one that the router refuses."""
         refuses = refuse_unknown and self.unknown_limit > 0

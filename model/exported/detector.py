@@ -83,6 +83,10 @@ class ExportedDetector:
         """The learned products in training order, with thresholds at this detector's false-alarm rate."""
         return self._findings.infos
 
+    def good_scores(self, index: int) -> np.ndarray:
+        """The scores of the good images that calibrate the product at ``index``, ascending, ``(n,)`` float64."""
+        return self._findings.good_scores(index)
+
     @property
     def preprocessing(self) -> Preprocessing:
         """How images are resized and normalised."""

@@ -17,6 +17,7 @@ __all__ = [
     "NOT_READY",
     "PREDICT",
     "READY",
+    "SCORES",
     "TASK",
     "TASKS",
     "problem",
@@ -254,6 +255,16 @@ TASKS: dict[str, Any] = {
 
 TASK: dict[str, Any] = {
     "summary": "Get one learned product",
+    "tags": ["products"],
+    "responses": {404: problem("no product of that name has been learned"), 503: NOT_READY},
+}
+
+SCORES: dict[str, Any] = {
+    "summary": "Get the scores of good images",
+    "description": (
+        "A histogram of the scores that calibrate a product, of good images that its expert was not fitted to, and its "
+        "threshold."
+    ),
     "tags": ["products"],
     "responses": {404: problem("no product of that name has been learned"), 503: NOT_READY},
 }

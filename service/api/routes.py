@@ -3,6 +3,7 @@
 from contextlib import aclosing
 from urllib.parse import quote
 
+import numpy as np
 from fastapi import APIRouter, HTTPException
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -31,11 +32,16 @@ from moleflow.service.responses.schemas import (
     LiveResponse,
     PredictionResponse,
     ReadyResponse,
+    ScoresResponse,
+    TaskReference,
     TasksResponse,
 )
 from moleflow.service.settings import Settings
 
 __all__ = ["router"]
+
+_BINS = 24
+"""Of a histogram of good scores; about what can be told apart in the page."""
 
 router = APIRouter()
 
@@ -91,6 +97,23 @@ async def task(request: Request, name: str) -> Response:
     return _json(find_named(name, _engine(request).predictor.tasks))
 
 
+@router.get("/tasks/{name}/scores", response_model=ScoresResponse, **openapi.SCORES)
+async def scores(request: Request, name: str) -> Response:
+    predictor = _engine(request).predictor
+    found = find_named(name, predictor.tasks)
+    values = predictor.good_scores(found.index)
+    counts, edges = np.histogram(values, _BINS, (values[0], max(values[-1], found.threshold)))
+    return _json(
+        ScoresResponse(
+            task=TaskReference.model_validate(found),
+            threshold=found.threshold,
+            images=len(values),
+            edges=edges.tolist(),
+            counts=counts.tolist(),
+        )
+    )
+
+
 @router.get("/health/live", **openapi.LIVE)
 async def live(request: Request) -> LiveResponse:
     _engine(request).check_live()
@@ -109,6 +132,8 @@ async def ready(request: Request) -> Response:
             precision=predictor.precision,
             damaged_products=engine.health.damaged,
             last_reload=engine.reloader.last,
+            feedback=_settings(request).feedback is not None,
+            teaching=request.app.state.teaching.is_on,
         )
     )
 

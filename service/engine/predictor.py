@@ -45,6 +45,9 @@ class Predictor(Protocol):
         An image whose expert is damaged gets a ``Failure``. An exception means that the whole batch failed.
         """
 
+    def good_scores(self, index: int) -> np.ndarray:
+        """The scores of the good images that calibrate the product at ``index``, ascending, ``(n,)``."""
+
     def warm_up(self, batch_size: int = 1) -> None:
         """Run once on blank images, so that the first request does not pay for initialisation."""
 

@@ -17,6 +17,8 @@ __all__ = [
     "Problem",
     "ReadyResponse",
     "Routing",
+    "ScoresResponse",
+    "TaskReference",
     "TasksResponse",
     "Timing",
 ]
@@ -193,6 +195,16 @@ class TasksResponse(Schema):
     tasks: list[TaskInfo]
 
 
+class ScoresResponse(Schema):
+    """The scores of the good images that calibrate a product, as a histogram."""
+
+    task: TaskReference
+    threshold: float = Field(description="images with a higher score are called anomalous")
+    images: int = Field(ge=1, description="scores, of good images and their altered copies")
+    edges: list[float] = Field(description="of the bins, ascending; the last is at least the threshold")
+    counts: list[int] = Field(description="scores in each bin, one fewer than there are edges")
+
+
 class LiveResponse(Schema):
     """The service runs and need not be restarted."""
 
@@ -228,3 +240,5 @@ class ReadyResponse(Schema):
         description="products whose expert is damaged; their images get status 500, all other products are available"
     )
     last_reload: LastReload | None = Field(description="null if the checkpoint was not reloaded since the start")
+    feedback: bool = Field(default=False, description="whether feedback is kept (`MOLEFLOW_FEEDBACK`)")
+    teaching: bool = Field(default=False, description="whether products can be taught (`MOLEFLOW_TEACHING`)")

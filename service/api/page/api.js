@@ -88,9 +88,23 @@ export function setKey(key) {
   sessionStorage.setItem(KEY, key);
 }
 
-async function request(path, options = {}) {
+/** The JSON of a response. `options` are those of fetch; `contentType` is that of a body that is text. */
+export async function request(path, options = {}) {
+  return (await respond(path, "application/json", options)).json();
+}
+
+/** The text of a response, piece by piece as it arrives. */
+export async function* stream(path, signal) {
+  const response = await respond(path, "text/event-stream", { signal });
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let piece = await reader.read(); !piece.done; piece = await reader.read()) yield piece.value;
+}
+
+async function respond(path, accept, { contentType, ...options }) {
   const key = sessionStorage.getItem(KEY);
-  const headers = { Accept: "application/json", ...(key && { Authorization: `Bearer ${key}` }) };
+  const headers = {
+    Accept: accept, ...(contentType && { "Content-Type": contentType }), ...(key && { Authorization: `Bearer ${key}` }),
+  };
   let response;
   try {
     response = await fetch(path, { cache: "no-store", ...options, headers });
@@ -103,7 +117,7 @@ async function request(path, options = {}) {
     );
   }
   if (!response.ok) throw await problemOf(response);
-  return response.json();
+  return response;
 }
 
 async function problemOf(response) {

@@ -1,19 +1,22 @@
 // The behaviour of the page: takes images, has them inspected, and shows the results.
 
 import { Problem, curlLine, fetchReadiness, fetchSample, fetchSamples, fetchTasks, setKey } from "./api.js";
+import { feedbackView } from "./feedback.js";
 import { paintLegend, paintMap, readMap, scaleOf, valueAt } from "./heatmap.js";
 import { Inspection, KEPT } from "./inspection.js";
 import { saveOverlay, saveResponse } from "./save.js";
 import { Strip } from "./strip.js";
+import { listProducts as showProducts, startProducts } from "./products.js";
+import { isTeaching, offerNames, showTeaching, startTeaching, teachFiles } from "./teach.js";
 import {
-  busyView, element, keyView, number, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView,
+  busyView, byId, element, keyView, number, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView,
   samplesView, summaryView, unknownView,
 } from "./view.js";
+import { addressOf, currentView, followAddress, offer } from "./views.js";
 
 const READINESS_POLL_SECONDS = 2;
 const CHANGE_POLL_SECONDS = 10; // products may come and go while the page is open
 
-const byId = (id) => document.getElementById(id);
 const [stage, image, findings, preview, overlay, product, rate, opacity] =
   ["stage", "image", "findings", "preview", "overlay", "product", "rate", "opacity"].map(byId);
 
@@ -26,6 +29,7 @@ let drawn = null; // the result on `overlay`, with its map and scale
 let announced = null; // the last result or state that was announced
 let reconnection; // timer of the next look at the service
 let listed = ""; // the digest of the checkpoint whose products are listed
+let offers = {}; // whether the service takes feedback, and is taught
 
 // An image changed, or another one was selected.
 function changed(item) {
@@ -68,7 +72,7 @@ function content(item) {
   if (item.result) {
     return resultView(item.result, drawn.scale, item.name, item.milliseconds, {
       "Save overlay": () => saveOverlay(item, preview, overlay), "Save JSON": () => saveResponse(item),
-    });
+    }).concat(offers.feedback && item.result.id ? [feedbackView(item)] : []);
   }
   if (item.problem) {
     const canRetry = item.isPending || item.problem.isRetryable;
@@ -150,6 +154,11 @@ function take(files) {
 
 function takeFrom(transfer) {
   const files = [...transfer.files];
+  if (isTeaching()) {
+    teachFiles(files);
+    return;
+  }
+  if (currentView() !== "inspect") location.hash = addressOf("inspect");
   const images = files.filter(({ type }) => type.startsWith("image/"));
   if (files.length) take(images.length ? images : files);
   else {
@@ -214,12 +223,22 @@ function listProducts(learned) {
   product.replaceChildren(product.options[0], ...choices);
   if (learned.tasks.length) rate.replaceChildren(...rateOptions(learned.tasks[0].false_alarm_rate, wanted));
   showCurlLine(); // the chosen product may have gone
+  showProducts(learned, Boolean(offers.teaching));
+  offerNames(learned);
+}
+
+// Look at the service at once: something has changed there.
+function lookAgain() {
+  listed = "";
+  connect();
 }
 
 async function connect() {
   clearTimeout(reconnection);
   try {
-    const { checkpoint } = await fetchReadiness();
+    const { checkpoint, feedback, teaching } = await fetchReadiness();
+    offers = { feedback, teaching };
+    offer("teach", teaching);
     if (checkpoint.digest !== listed) listProducts(await fetchTasks());
     inspection.resume();
     reconnection = setTimeout(connect, CHANGE_POLL_SECONDS * 1000);
@@ -285,19 +304,25 @@ function listenForImages() {
       input.value = ""; // so that the same file may be chosen again
     });
   }
-  document.addEventListener("paste", (event) => takeFrom(event.clipboardData));
+  document.addEventListener("paste", (event) => {
+    if (!event.target.closest?.("input")) takeFrom(event.clipboardData); // else it is text for a field
+  });
   document.addEventListener("dragover", (event) => {
     event.preventDefault();
-    stage.classList.add("dragging");
+    dropPlace().classList.add("dragging");
   });
   document.addEventListener("dragleave", (event) => {
-    if (!event.relatedTarget) stage.classList.remove("dragging");
+    if (!event.relatedTarget) dropPlace().classList.remove("dragging");
   });
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    stage.classList.remove("dragging");
+    dropPlace().classList.remove("dragging");
     takeFrom(event.dataTransfer);
   });
+}
+
+function dropPlace() {
+  return isTeaching() ? byId("teach-stage") : stage;
 }
 
 function listenForKeys() {
@@ -305,7 +330,7 @@ function listenForKeys() {
     const direction = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const hasOther = event.altKey || event.ctrlKey || event.metaKey;
     const isTaken = event.target.closest("input, select, pre, textarea");
-    if (!direction || hasOther || isTaken || !inspection.current) return;
+    if (!direction || hasOther || isTaken || !inspection.current || currentView() !== "inspect") return;
     event.preventDefault();
     notice = null;
     inspection.step(direction);
@@ -334,5 +359,14 @@ listenForKeys();
 paintLegend(byId("legend"));
 setOpacity();
 showCurlLine();
+startProducts((learned) => {
+  listProducts(learned);
+  announce("The products have changed.");
+});
+startTeaching(lookAgain, (task) => {
+  product.value = task;
+  location.hash = addressOf("inspect");
+});
+followAddress((name) => { if (name === "teach") showTeaching(); });
 connect();
 offerSamples();

@@ -80,8 +80,8 @@ function counts(items) {
   return `${items.length} images: ${parts.join(", ")}`;
 }
 
-// The middle of the image, small: 50 whole photographs would take much memory.
-async function paint(canvas, file) {
+/** Paint the middle of an image, small: 50 whole photographs would take much memory. */
+export async function paint(canvas, file) {
   const size = Math.round(SIDE * devicePixelRatio);
   let image;
   try {

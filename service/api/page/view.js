@@ -11,6 +11,11 @@ const RATES = [0.001, 0.005, 0.01, 0.02, 0.05]; // false-positive rates to choos
 const FAR = 4; // margins above the threshold in the middle of the score bar's right half
 const STAGES = ["decode", "queue", "inference", "encode"];
 
+/** The element with this id. */
+export function byId(id) {
+  return document.getElementById(id);
+}
+
 /** Create an element; `class` and names with a hyphen become attributes, other names properties. */
 export function element(tag, properties = {}, ...children) {
   const node = document.createElement(tag);
@@ -261,7 +266,7 @@ export function samplesView(names, onChoose) {
 export function productsView({ tasks, checkpoint }) {
   if (!tasks.length) {
     const command = `moleflow train DATA --task NAME --checkpoint ${checkpoint.name}`;
-    return [element("p", {}, "No product has been learned yet. Train one, then restart the service:"),
+    return [element("p", {}, "No product has been learned yet. Train one:"),
       element("pre", { tabIndex: 0 }, element("code", {}, command))];
   }
   const rows = tasks.map((task) => element("tr", {},
@@ -280,12 +285,14 @@ export function productsView({ tasks, checkpoint }) {
   ];
 }
 
-function calibrationWords({ held_out_images: count, folds }) {
+/** How a product's threshold was estimated. */
+export function calibrationWords({ held_out_images: count, folds }) {
   return folds > 1 ? `threshold estimated by cross-fitting in ${folds} folds`
     : `threshold estimated on ${count} more, held-out images`;
 }
 
-function date(iso) {
+/** When a product was learned. */
+export function date(iso) {
   const when = new Date(iso);
   const text = when.toLocaleDateString("en-GB", { day: "numeric", month: "short", year: "numeric" });
   return element("time", { dateTime: iso, title: when.toLocaleString("en-GB") }, `learned ${text}`);

@@ -24,6 +24,14 @@ def test_one_product_can_be_requested(service: Running) -> None:
     assert found == task_info("green", 1)
 
 
+def test_the_good_scores_of_a_product_are_a_histogram_up_to_its_threshold(service: Running) -> None:
+    found = service.client.get("/tasks/green/scores").json()
+    assert (found["task"], found["threshold"], found["images"]) == ({"name": "green", "index": 1}, 100.0, 100)
+    assert sum(found["counts"]) == 100
+    assert len(found["edges"]) == len(found["counts"]) + 1
+    assert found["edges"][-1] >= 100.0
+
+
 def test_a_product_with_any_name_can_be_requested() -> None:
     from dummy import DummyDetector
 

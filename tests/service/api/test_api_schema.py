@@ -12,7 +12,7 @@ from moleflow.service.settings import Settings
 
 schemathesis = pytest.importorskip("schemathesis", reason="Schemathesis is not installed: pip install schemathesis")
 
-OPERATIONS = 23
+OPERATIONS = 24
 
 
 schema = schemathesis.openapi.from_dict(create_app(Settings(checkpoint="dummy.safetensors")).openapi())

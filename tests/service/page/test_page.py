@@ -59,7 +59,7 @@ def test_the_documentation_renders_and_sends_requests_without_other_servers(brow
         page.on("pageerror", lambda error: problems.append(str(error)))
         page.on("request", lambda request: addresses.append(request.url))
         page.goto(f"{running.url}{prefix}/docs")
-        expect(page, ".opblock").to_have_count(21)
+        expect(page, ".opblock").to_have_count(24)
         page.locator(".opblock-post .opblock-summary-control").first.click()
         page.get_by_role("button", name="Try it out").click()
         page.set_input_files("input[type=file]", {"name": "a.png", "mimeType": "image/png", "buffer": GOOD})
