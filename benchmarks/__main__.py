@@ -21,6 +21,7 @@ NAMES = {
     "training_speed": ("speed.training_speed", "training against the method as it is written"),
     "request_time": ("speed.request_time", "which step of a request takes how long"),
     "service_load": ("speed.service_load", "images per second of the service, its latency and its memory"),
+    "soak": ("speed.soak", "whether a service stays as it was over hours of good and bad use"),
     "threads": ("speed.threads", "what it costs to let idle threads sleep"),
     "gpu": ("gpu.run", "everything on one GPU: correctness, speed, service, training, ablations"),
     "gpu_pack": ("gpu.pack", "what to carry to a machine with a GPU, in one folder"),

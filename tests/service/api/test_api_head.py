@@ -5,7 +5,7 @@ from running import Running
 
 PATHS = ["/", "/docs", "/openapi.json", "/page/app.js", "/swagger/swagger-ui.css", "/tasks", "/tasks/green"]
 PROBES = ["/health/live", "/health/ready"]
-VARYING = {"date"}
+VARYING = {"date", "x-request-id"}
 
 
 @pytest.mark.parametrize("path", [*PATHS, *PROBES, "/tasks/bottle", "/nothing", "/tasks/"])
