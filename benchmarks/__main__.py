@@ -38,6 +38,7 @@ NAMES = {
     "epochs": ("accuracy.epochs", "how many epochs are worth their time"),
     "hyperparameters": ("accuracy.hyperparameters", "what each hyperparameter brings, judged without test images"),
     "scoring": ("accuracy.scoring", "how likelihoods and a memory become one map, judged without test images"),
+    "story": ("story.run", "products come and go while another one is inspected, for half an hour"),
     "hostile_load": ("hostile.load", "a service under attack and a bad operator for half an hour"),
     "hostile_images": ("hostile.images", "write one hostile image to a file"),
     "decode_cost": ("hostile.decode_cost", "time and memory of decoding the worst uploads"),

@@ -15,21 +15,22 @@ __all__ = ["RunningService"]
 PATIENCE_SECONDS = 300
 """Time for loading the model on a busy machine."""
 
-OPTIONS = ("--port", 0, "--unknown-limit", 0, "--lame-duck-seconds", 0)
-"""A free port, no image refused, and no waiting for balancers at the end."""
+OPTIONS = ("--unknown-limit", 0, "--lame-duck-seconds", 0)
+"""No image refused, and no waiting for balancers at the end."""
 
 _URL = re.compile(r"http://\S+")
 
 
 class RunningService:
-    """Starts on entry, on a free port; stops on exit. ``BenchmarkError`` when the service does not start.
+    """Starts on entry, on a free port unless one is given; stops on exit.
 
+    ``BenchmarkError`` when the service does not start.
     ``arguments`` are those of ``moleflow serve``, the checkpoint first. No image is refused as an unknown product, so
     every image takes the whole path.
     """
 
-    def __init__(self, *arguments: object) -> None:
-        self.command = module_command("moleflow", "serve", *arguments, *OPTIONS)
+    def __init__(self, *arguments: object, port: int = 0) -> None:
+        self.command = module_command("moleflow", "serve", *arguments, "--port", port, *OPTIONS)
         self.url = ""
 
     def __enter__(self) -> Self:
@@ -48,6 +49,9 @@ class RunningService:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Stop, unless it has ended already."""
+        if self._log.closed:
+            return
         self._process.terminate()
         try:
             self._process.wait(60)

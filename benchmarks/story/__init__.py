@@ -1,0 +1,1 @@
+"""A day in a factory, played against a real service while another product is inspected without a pause."""
