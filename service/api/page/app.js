@@ -1,12 +1,13 @@
 // The behaviour of the page: takes images, has them inspected, and shows the results.
 
 import { Problem, curlLine, fetchReadiness, fetchSample, fetchSamples, fetchTasks, setKey } from "./api.js";
+import { drawOn, ignoredView } from "./area.js";
 import { feedbackView } from "./feedback.js";
 import { paintLegend, paintMap, readMap, scaleOf, valueAt } from "./heatmap.js";
 import { Inspection, KEPT } from "./inspection.js";
 import { saveOverlay, saveResponse } from "./save.js";
 import { Strip } from "./strip.js";
-import { listProducts as showProducts, startProducts } from "./products.js";
+import { listProducts as showProducts, openProduct, startProducts } from "./products.js";
 import { isTeaching, offerNames, showTeaching, startTeaching, teachFiles } from "./teach.js";
 import {
   busyView, byId, element, keyView, number, problemView, productsView, rateOptions, regionBoxes, resultSentence, resultView,
@@ -72,6 +73,7 @@ function content(item) {
   if (item.result) {
     return resultView(item.result, drawn.scale, item.name, item.milliseconds, {
       "Save overlay": () => saveOverlay(item, preview, overlay), "Save JSON": () => saveResponse(item),
+      "Inspected area": () => showArea(item),
     }).concat(offers.feedback && item.result.id ? [feedbackView(item)] : []);
   }
   if (item.problem) {
@@ -79,6 +81,13 @@ function content(item) {
     return problemView(item.problem, canRetry ? again : undefined, item.isPending ? item.note : undefined);
   }
   return busyView(item.name, item.kind === "waiting");
+}
+
+// Draw what the product inspects, on this image.
+function showArea({ file, result }) {
+  drawOn(result.task.name, file);
+  openProduct(result.task.name);
+  location.hash = addressOf("products");
 }
 
 // Put the file itself on the stage, and its choices into the form.
@@ -97,9 +106,10 @@ function draw({ result }) {
   if (drawn?.result === result) return;
   drawn = { result };
   setProportions(result.image);
+  byId("ignored").replaceChildren(...ignoredView(result.inspected));
   byId("regions").replaceChildren(...regionBoxes(result));
   if (!result.anomaly_map) return;
-  drawn.map = readMap(result.anomaly_map);
+  drawn.map = readMap(result.anomaly_map, result.inspected);
   drawn.scale = scaleOf(result, drawn.map);
   paintMap(overlay, drawn.map, drawn.scale, result.image);
   overlay.setAttribute("aria-label", result.is_anomalous ? "Anomaly map; the defect is coloured" : "Anomaly map");
@@ -119,6 +129,7 @@ function arrange(item) {
   byId("map-tools").hidden = !hasMap;
   byId("verdict-bar").hidden = !hasResult(item);
   overlay.hidden = !hasMap;
+  byId("ignored").hidden = !hasMap;
   byId("regions").hidden = !hasMap || !byId("show-regions").checked;
   preview.hidden = !canPreview;
   byId("no-preview").hidden = canPreview || !hasResult(item);

@@ -1,5 +1,6 @@
 // The view of products: search, look, rename, remove.
 
+import { areaView } from "./area.js";
 import { histogramView } from "./histogram.js";
 import { fetchScores, removeProduct, renameProduct, wordsOf } from "./teaching-api.js";
 import { byId, calibrationWords, date, element, number, percent } from "./view.js";
@@ -17,6 +18,13 @@ let onChange = () => {};
 export function startProducts(onLearned) {
   onChange = onLearned;
   byId("search").addEventListener("input", show);
+}
+
+/** Show the details of a product. */
+export function openProduct(name) {
+  opened = name;
+  byId("search").value = name;
+  show();
 }
 
 /** Show these products. */
@@ -68,7 +76,10 @@ function figure(value, words, title) {
 
 async function fill(details, task) {
   const scores = element("div", { class: "quiet" }, "Loading…");
-  details.replaceChildren(scores, actionsView(task));
+  details.replaceChildren(scores, areaView(task, (response) => {
+    opened = task.name;
+    onChange(response);
+  }), actionsView(task));
   try {
     scores.replaceWith(histogramView(await fetchScores(task.name)));
   } catch (error) {

@@ -1,5 +1,7 @@
 // Files of a result: the image with its map, and the response.
 
+import { dimIgnored } from "./area.js";
+
 /** Save the image with the map over it, in the image's size. */
 export async function saveOverlay({ name, result, canPreview }, preview, overlay) {
   const { width, height } = result.image;
@@ -10,6 +12,7 @@ export async function saveOverlay({ name, result, canPreview }, preview, overlay
   if (canPreview) context.drawImage(preview, 0, 0, width, height);
   context.globalAlpha = overlay.style.opacity;
   context.drawImage(overlay, 0, 0, width, height);
+  if (result.inspected) dimIgnored(canvas, result.inspected);
   save(await new Promise((resolve) => { canvas.toBlob(resolve); }), `${stem(name)}.overlay.png`);
 }
 
