@@ -7,7 +7,6 @@ request are answered or none. Errors have the protocol's form (``OipErrors``).
 import asyncio
 import json
 import math
-import uuid
 from contextlib import ExitStack, aclosing
 from typing import Any
 
@@ -165,7 +164,7 @@ class _Work:
         async with in_progress:
             try:
                 async with self._engine.admit_one_of_many():
-                    return await self._answer(index, uuid.uuid4().hex)
+                    return await self._answer(index, exchange_of(self._request).new_id())
             except DeadlineError:
                 raise
             except Exception as error:
