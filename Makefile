@@ -14,7 +14,7 @@ export PYTHON TORCH TORCH_INDEX_URL CONSTRAINTS
 PYTHON_IN_VENV := "$(VENV)/bin/python"
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-demo test-lowest coverage lint docs check format bench clean runtime development
+.PHONY: help demo test test-demo test-lowest test-ray coverage lint docs check format bench clean runtime development development-ray
 # runtime and development share a directory, which `make -j` must not set up twice at once.
 .NOTPARALLEL:
 
@@ -38,7 +38,7 @@ demo: runtime ## learn three products and serve them with a web page (ARGS=--no-
 	@"$(VENV)/bin/moleflow" demo $(ARGS)
 
 # Tests start many processes: compiled modules are kept even where the environment forbids it.
-test test-demo coverage: export PYTHONDONTWRITEBYTECODE =
+test test-demo test-ray coverage: export PYTHONDONTWRITEBYTECODE =
 
 # More processes than cores, because many tests only wait.
 test: development ## run the tests in JOBS processes (ARGS: arguments of pytest)
@@ -49,6 +49,9 @@ test-demo: development ## test the demo from an installed wheel, which takes min
 
 test-lowest: ## run the tests with the lowest supported versions of the dependencies
 	@$(MAKE) --no-print-directory test VENV="$(LOWEST)" TORCH="torch torchvision" CONSTRAINTS=constraints-lowest.txt
+
+test-ray: development-ray ## run the tests on a Ray cluster of two nodes, after installing Ray into VENV
+	@$(PYTHON_IN_VENV) -m pytest -m ray tests/cluster $(ARGS)
 
 coverage: development ## run the tests and report uncovered lines
 	@$(PYTHON_IN_VENV) -m pytest --numprocesses "$(JOBS)" --dist worksteal --cov --cov-report=term-missing $(ARGS)
@@ -80,3 +83,6 @@ runtime:
 
 development:
 	@sh scripts/environment.sh "$(VENV)" dev
+
+development-ray:
+	@sh scripts/environment.sh "$(VENV)" dev-ray

@@ -29,11 +29,12 @@ is_new_enough() {
     "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
 }
 
-# An environment with the development extra serves the runtime too.
+# An environment with the development extra serves the runtime too, and one with Ray beside it serves both.
 is_current() {
     [ -f "$stamp" ] && "$venv/bin/python" -c '' 2>/dev/null || return 1
     found=$(cat "$stamp")
-    [ "$found" = "$facts extra=$extra" ] || [ "$found" = "$facts extra=dev" ]
+    [ "$found" = "$facts extra=$extra" ] || [ "$found" = "$facts extra=dev-ray" ] ||
+        { [ "$extra" != dev-ray ] && [ "$found" = "$facts extra=dev" ]; }
 }
 
 choose_python() {

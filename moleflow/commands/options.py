@@ -63,6 +63,17 @@ MaxPixels = Annotated[
     ),
 ]
 Strict = Annotated[bool, typer.Option("--strict", help="Treat warnings about images and masks as errors.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="ADDRESS",
+        help="Work on a Ray cluster: HOST:PORT of its head node, auto for the one that runs here, or local to start "
+        "one on this machine.",
+    ),
+]
+WorkerCpus = Annotated[float, typer.Option(min=0, help="With --ray: processors of each worker.")]
+WorkerGpus = Annotated[float, typer.Option(min=0, help="With --ray: GPUs of each worker; 0.25 for four on a GPU.")]
 FalseAlarmRate = Annotated[
     float | None, typer.Option(help="Fraction of good images that may be called anomalous. [default: 0.01]")
 ]

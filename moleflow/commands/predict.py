@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from moleflow.commands import options
-from moleflow.commands.predict_rows import FailOn, RowOptions, exit_status, write_rows
+from moleflow.commands.predict_rows import FailOn, RowOptions, exit_status, write_rows, write_rows_on_ray
 
 if TYPE_CHECKING:
     from moleflow.image_files import ImageFile
@@ -47,7 +47,7 @@ def predict(
         typer.Option(
             metavar="FILE",
             help="Write one row per image to FILE instead of printing it: .csv, .jsonl or .parquet. If FILE exists, "
-            "images that have a row are skipped.",
+            "images that have a row are skipped. With --ray a folder of Parquet files.",
         ),
     ] = None,
     watch: Annotated[
@@ -75,6 +75,9 @@ def predict(
     device: options.Device = "auto",
     precision: options.Precision = "auto",
     engine: options.Engine = "auto",
+    ray: options.RayAddress = None,
+    worker_cpus: options.WorkerCpus = 1.0,
+    worker_gpus: options.WorkerGpus = 0.0,
 ) -> None:
     """Find defects in image files: product, score, verdict, and optionally an overlay of the anomaly map.
 
@@ -89,14 +92,20 @@ def predict(
     from moleflow.model.names import find_named
     from moleflow.training.progress import Reporter
 
-    rows = RowOptions(output, watch, webhook, mqtt)
-    rows.check(json)
+    rows = RowOptions(output, watch, webhook, mqtt, ray)
+    rows.check(json, overlays=save_overlay is not None)
     options.prepare(max_pixels, pytorch=not is_exported(checkpoint))
     if save_overlay is not None:
         check_output_folder("the folder of overlays", save_overlay)
         _check_apart(save_overlay, images)
     rates = options.given({"false_alarm_rate": false_alarm_rate, "unknown_limit": unknown_limit})
-    detector = load_detector(checkpoint, device=device, precision=precision, engine=engine, plugin=plugin, **rates)
+    loading = {"device": device, "precision": precision, "engine": engine, "plugin": plugin, **rates}
+    if ray is not None:
+        from moleflow.cluster.connection import Share
+
+        share = Share(worker_cpus, worker_gpus)
+        raise typer.Exit(write_rows_on_ray(checkpoint, rows, images, task, max_pixels, fail_on, share, loading))
+    detector = load_detector(checkpoint, **loading)
     if task is not None:
         task = find_named(task, detector.tasks).name  # fail before reading images
     if rows.output is not None:

@@ -67,11 +67,18 @@ def train(
     ] = None,
     device: options.Device = "auto",
     precision: options.Precision = "auto",
+    ray: options.RayAddress = None,
+    worker_cpus: options.WorkerCpus = 1.0,
+    worker_gpus: options.WorkerGpus = 0.0,
+    ship_images: Annotated[
+        bool, typer.Option("--ship-images", help="With --ray: send images to the workers, which do not see DATA.")
+    ] = False,
 ) -> None:
     """Learn products from images of good parts, one after another, into one checkpoint.
 
     Products are added to an existing checkpoint: earlier products stay the same, bit for bit, and their images are not
-    needed. After an interruption, run the same command again to continue from the last complete epoch.
+    needed. After an interruption, run the same command again to continue from the last complete epoch. With --ray, all
+    products after the first are learned beside each other.
     """
     from moleflow.model.errors import ConfigurationError
     from moleflow.model.store.checkpoint import Checkpoint
@@ -85,6 +92,8 @@ def train(
     from moleflow.training.progress_file import ProgressFile
 
     options.prepare(max_pixels, plugin)
+    if ray is not None and (replace or progress is not None):
+        raise ConfigurationError(f"--{'replace' if replace else 'progress'} is for learning here; leave out --ray.")
     reporter = Reporter(progress=ProgressFile(progress) if progress is not None else None)
     stored = Checkpoint.open(checkpoint).header if checkpoint.exists() else None
     chosen = find_preset(preset or (stored.preset if stored else DEFAULT_PRESET))
@@ -111,21 +120,27 @@ def train(
     if not task:
         task = list(discover(data))
         report_warnings(stray_images(data), reporter, strict=strict)
+    given: dict[str, Any] = {
+        "preset": chosen,
+        "backbone_weights": backbone_weights,
+        "device": device,
+        "precision": precision,
+        "cache": cache,
+        "areas": None if areas is None else read_areas(areas),
+        "reporter": reporter,
+        "strict": strict,
+    }
     with options.resumable(reporter):
-        train_tasks(
-            data,
-            task,
-            checkpoint,
-            preset=chosen,
-            backbone_weights=backbone_weights,
-            replace=replace,
-            device=device,
-            precision=precision,
-            cache=cache,
-            areas=None if areas is None else read_areas(areas),
-            reporter=reporter,
-            strict=strict,
-        )
+        if ray is None:
+            train_tasks(data, task, checkpoint, replace=replace, **given)
+        else:
+            from moleflow.cluster.connection import Share, require_ray
+
+            require_ray()
+            from moleflow.cluster.training import ClusterOptions, train_on_ray
+
+            cluster = ClusterOptions(ray, Share(worker_cpus, worker_gpus), ship_images)
+            train_on_ray(data, task, checkpoint, cluster=cluster, plugin=plugin, max_pixels=max_pixels, **given)
 
 
 def _check_against(stored: "ModelConfig", checkpoint: Path, network: dict[str, Any]) -> None:

@@ -15,12 +15,12 @@ from moleflow.model.files.outputs import check_output, reason, writing
 if TYPE_CHECKING:
     import pyarrow
 
-__all__ = ["ParquetOutput"]
+__all__ = ["KNOWN_COLUMNS", "ParquetOutput", "row_schema"]
 
 _GROUP_ROWS = 10_000
 """Rows in a group, which is the part that is in memory: about 20 MB."""
 
-_KNOWN = (
+KNOWN_COLUMNS = (
     "path",
     "file_size",
     "file_modified",
@@ -38,14 +38,14 @@ class ParquetOutput:
     """Rows gather in ``NAME.part.jsonl``, which ``finish`` merges with the existing file into a new one."""
 
     def __init__(self, path: Path) -> None:
-        self._schema = _schema()
+        self._schema = row_schema()
         check_output("the output", path)
         self._path, self._rows_path = path, path.with_name(f"{path.name}.part.jsonl")
         self._rows = RowFile(self._rows_path)
         self._stored: set[int] = set()
 
     def known(self) -> Iterator[Known]:
-        for batch in self._stored_batches(_KNOWN):
+        for batch in self._stored_batches(KNOWN_COLUMNS):
             for row in batch.to_pylist():
                 known = Known.of(row)
                 self._stored.add(known.state.key(known.path))
@@ -108,7 +108,8 @@ def _flat(line: bytes) -> dict[str, Any]:
     return flatten(json.loads(line))
 
 
-def _schema() -> "pyarrow.Schema":
+def row_schema() -> "pyarrow.Schema":
+    """The columns of a file of rows. ``ConfigurationError`` if pyarrow is not installed."""
     try:
         import pyarrow
         import pyarrow.parquet

@@ -28,7 +28,7 @@ from moleflow.model.verdict.records import Verdict
 if TYPE_CHECKING:
     from moleflow.model.loading import AnyDetector
 
-__all__ = ["Request", "Tally", "predict_into"]
+__all__ = ["Done", "Request", "Tally", "check_same", "predict_into"]
 
 _OF_THE_IMAGE = ("unsupported-image", "image-too-large")
 """Errors that the same bytes give again; files with another one are tried again by the next run."""
@@ -84,9 +84,9 @@ def predict_into(detector: "AnyDetector", request: Request, sinks: Sequence[Sink
     """
     tally, output = Tally(), open_output(request.output)
     with contextlib.closing(output):
-        done = _Done(tally)
+        done = Done(tally)
         for known in output.known():
-            _check_same(known, detector, request)
+            check_same(known, detector, request)
             done.add_known(known)
         stop = threading.Event()
         delivery = Delivery(sinks, output, request.output)
@@ -99,7 +99,7 @@ def predict_into(detector: "AnyDetector", request: Request, sinks: Sequence[Sink
     return tally
 
 
-class _Done:
+class Done:
     """The files that have a row, by a hash of path and state: about 70 bytes each."""
 
     def __init__(self, tally: Tally) -> None:
@@ -118,7 +118,7 @@ class _Done:
         return bool(self._keys) and state.key(as_text(file.path)) in self._keys
 
 
-def _run(detector: "AnyDetector", request: Request, delivery: Delivery, done: _Done, stop: threading.Event) -> None:
+def _run(detector: "AnyDetector", request: Request, delivery: Delivery, done: Done, stop: threading.Event) -> None:
     tally, skipped = done.tally, 0
     pipeline = Pipeline(
         detector,
@@ -173,7 +173,7 @@ class _Once:
             self._tally.report(path, problem)
 
 
-def _check_same(known: Known, detector: "AnyDetector", request: Request) -> None:
+def check_same(known: Known, detector: "AnyDetector", request: Request) -> None:
     """Rows of another model or other thresholds must not be mixed into one file."""
     wanted: Iterable[tuple[str, Any, Any]] = [("checkpoint", known.checkpoint, detector.checkpoint.digest)]
     if known.error is None:

@@ -109,6 +109,16 @@ def test_an_environment_with_the_development_extra_also_serves_the_runtime(proje
     assert project.calls() == []
 
 
+def test_an_environment_with_ray_also_serves_development_and_runtime(project: Project) -> None:
+    project.set_up("dev")
+    project.calls()
+    project.set_up("dev-ray")
+    assert project.calls()[-1] == "pip install --editable .[dev-ray]"
+    project.set_up("dev")
+    project.set_up()
+    assert project.calls() == []
+
+
 def test_an_interrupted_environment_is_recreated(project: Project) -> None:
     assert project.set_up(KILLED="yes").returncode != 0
     half_installed = project.venv / "half a package"

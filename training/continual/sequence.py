@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,7 +32,7 @@ from moleflow.training.fit.resume import ResumableFit
 from moleflow.training.fit.trainer import task_seed
 from moleflow.training.progress import Reporter
 
-__all__ = ["train_tasks"]
+__all__ = ["distinct_names", "train_tasks"]
 
 
 def train_tasks(
@@ -74,10 +75,7 @@ def train_tasks(
         ['washer', 'bracket']
     """
     path = side_file(checkpoint, "")  # a link is resolved once, even if it is changed meanwhile
-    tasks = [checked_name(name) for name in tasks]
-    repeated = {name for name in tasks if list(tasks).count(name) > 1}
-    if repeated:
-        raise DuplicateTaskError(f"task {min(repeated)!r} is named more than once; name each product once.")
+    tasks = distinct_names(tasks)
     if cache is not None:
         check_output_folder("the embedding cache", cache)
     with exclusive(path):
@@ -98,6 +96,15 @@ def train_tasks(
             trainer.learn(category, shared, journal)
             journal.write(trainer.journal_path)
         trainer.journal_path.unlink(missing_ok=True)
+
+
+def distinct_names(tasks: Sequence[str]) -> list[str]:
+    """The names in normal form. ``DatasetError`` for an invalid one, ``DuplicateTaskError`` for one named twice."""
+    names = [checked_name(name) for name in tasks]
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise DuplicateTaskError(f"task {min(repeated)!r} is named more than once; name each product once.")
+    return names
 
 
 class _ContinualTrainer:

@@ -54,7 +54,7 @@ class ResumableFit:
                 seconds = now - started
                 _check_finite(trainer, result.loss)
                 if saving <= FREE_SAVING_SECONDS + SAVING_SHARE * (now - fit_started) or trainer.epoch >= length:
-                    trainer.save(self.state_path, fingerprint)
+                    self.save(trainer, fingerprint)
                     saving += time.perf_counter() - now
                 self.reporter.record(
                     "epoch",
@@ -75,6 +75,10 @@ class ResumableFit:
                 started = time.perf_counter()
         trainer.finish()
         _check_finite(trainer)
+
+    def save(self, trainer: TaskTrainer, fingerprint: str) -> None:
+        """Save the state; to be extended where it is needed elsewhere too. Errors as ``TaskTrainer.save``."""
+        trainer.save(self.state_path, fingerprint)
 
     def forget(self) -> None:
         """Remove the saved state; its result has been saved elsewhere."""
