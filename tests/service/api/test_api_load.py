@@ -13,7 +13,7 @@ from running import Running, eventually, request_head, run_server
 from sample_images import encoded, sample_image
 
 from moleflow.model.verdict.results import Finding, Prediction
-from moleflow.service.engine import engine
+from moleflow.service.engine import pipeline
 
 WHITE = encoded(np.full((60, 90, 3), 255, np.uint8))
 
@@ -129,7 +129,7 @@ def test_a_score_that_is_not_a_number_is_a_failure_and_not_a_verdict() -> None:
             assert running.predict(encoded(sample_image()), {"accept": accept}).status_code == 500
 
 
-@pytest.mark.parametrize(("owner", "stage"), [(engine.DecoderPool, "decode"), (engine, "render")])
+@pytest.mark.parametrize(("owner", "stage"), [(pipeline.DecoderPool, "decode"), (pipeline, "render")])
 def test_other_requests_are_served_while_an_image_is_decoded_or_encoded(
     owner: Any, stage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
