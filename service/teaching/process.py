@@ -45,7 +45,9 @@ class TrainingProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                start_new_session=True,  # Ctrl-C is for the service, which ends it
+                # Ctrl-C is for the service, which ends it. In another session niceness would not count towards the
+                # service (autogroups, sched(7)).
+                process_group=0,
             )
 
     @property
