@@ -27,7 +27,7 @@ from moleflow.model.store.merging import StoredProduct, allow_open_files
 from moleflow.training.config import Preset
 from moleflow.training.continual.journal import HISTORY
 from moleflow.training.continual.sequence import distinct_names, train_tasks
-from moleflow.training.data.areas import Drawings, digest_drawings
+from moleflow.training.data.areas import Drawings, check_areas, digest_drawings
 from moleflow.training.data.datasets import Category
 from moleflow.training.errors import DatasetError, DuplicateTaskError
 from moleflow.training.progress import Reporter
@@ -89,6 +89,7 @@ def train_on_ray(
     """
     path, names, reporter = side_file(checkpoint, ""), distinct_names(tasks), reporter or Reporter()
     areas = areas or {}
+    check_areas(areas, names)
     reporter.history = reporter.history or side_file(path, HISTORY)
     _check_sharing(path, preset)
     work = Work(path, f"{names}|{preset.training.model_dump_json()}|{digest_drawings(areas)}")
@@ -105,7 +106,7 @@ def train_on_ray(
             device=device,
             precision=precision,
             cache=cache,
-            areas=areas,
+            areas={name: areas[name] for name in names[:1] if name in areas},
             reporter=reporter,
             strict=strict,
         )

@@ -72,12 +72,14 @@ def story(two_nodes: TwoNodes, processes: Processes, tmp_path_factory: pytest.Te
     image = data / "bad" / "3.png"
     whole = image.read_bytes()
     image.write_bytes(whole[:100])
-    alone = folder / "alone.safetensors"
+    alone, areas = folder / "alone.safetensors", folder / "areas.json"
+    areas.write_text('{"nut": {"ignore": [[[0, 0], [0.5, 0], [0.5, 1], [0, 1]]]}}')
     good = tuple(name for name in PRODUCTS if name != "bad")
-    done = processes.run(moleflow_code("train", data, "--checkpoint", alone, *names(good), *LONG))
+    done = processes.run(moleflow_code("train", data, "--checkpoint", alone, *names(good), *LONG, "--areas", areas))
     assert done.status == 0, done.stderr
     path = folder / "factory.safetensors"
-    call = ("train", data, "--checkpoint", path, *names(PRODUCTS), *LONG, "--ray", two_nodes.address)
+    options = (*LONG, "--areas", areas, "--ray", two_nodes.address)
+    call = ("train", data, "--checkpoint", path, *names(PRODUCTS), *options)
 
     # As without shared storage: images, states and products travel through Ray.
     first = Command(folder / "first", *call, "--ship-images")
@@ -104,6 +106,7 @@ def story(two_nodes: TwoNodes, processes: Processes, tmp_path_factory: pytest.Te
 def test_the_bits_are_those_of_learning_in_sequence(story: Story) -> None:
     good = ("bolt", "nut", "gear")
     assert records(story.failed, good) == records(story.in_sequence, good)
+    assert [bool(task["learned_area"]) for task in records(story.failed, good)["tasks"]] == [False, True, False]
     Checkpoint.open(story.failed).verify()
 
 

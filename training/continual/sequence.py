@@ -21,7 +21,7 @@ from moleflow.training.config import Preset
 from moleflow.training.continual.journal import HISTORY, Journal
 from moleflow.training.continual.product import ProductLearner, Shared
 from moleflow.training.continual.save import LearnedProduct, save_task
-from moleflow.training.data.areas import Drawings, digest_drawings
+from moleflow.training.data.areas import Drawings, check_areas, digest_drawings
 from moleflow.training.data.datasets import Category, load_categories
 from moleflow.training.data.product_folders import checked_name
 from moleflow.training.data.warnings import report_warnings
@@ -76,6 +76,7 @@ def train_tasks(
     """
     path = side_file(checkpoint, "")  # a link is resolved once, even if it is changed meanwhile
     tasks = distinct_names(tasks)
+    check_areas(areas or {}, tasks)
     if cache is not None:
         check_output_folder("the embedding cache", cache)
     with exclusive(path):
@@ -134,17 +135,7 @@ class _ContinualTrainer:
         return [] if self.checkpoint is None else [task.name for task in self.checkpoint.header.tasks]
 
     def resume(self, tasks: Sequence[str], areas: Drawings, *, replace: bool) -> Journal:
-        """The journal of this call, with what the same call has done before it was interrupted.
-
-        Raises:
-            ConfigurationError: an area is of a product that is none of ``tasks``.
-        """
-        unknown = sorted(set(areas) - set(tasks))
-        if unknown:
-            raise ConfigurationError(
-                f"there is an area of {unknown[0]!r}, which is not learned now; leave it out, or name the product as "
-                "its folder."
-            )
+        """The journal of this call, with what the same call has done before it was interrupted."""
         asked = f"{list(tasks)}|{replace}|{self.preset.training.model_dump_json()}"
         if areas:
             asked += f"|{digest_drawings(areas)}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from moleflow.model.names import ProductName
 from moleflow.model.verdict.area import Outlines
 from moleflow.model.verdict.outlines import bright
 
-__all__ = ["Drawings", "digest_drawings", "read_areas"]
+__all__ = ["Drawings", "check_areas", "digest_drawings", "read_areas"]
 
 Drawings = Mapping[str, Outlines | np.ndarray | None]
 """What each product is to be learned from: polygons, a mask ``(height, width)`` bool, or ``None`` for the whole
@@ -52,6 +52,16 @@ def read_areas(path: Path) -> Drawings:
             f"the areas {str(path)!r} cannot be used: {one_line(place)}: {said}; write for example {example}."
         ) from error
     return {name: _drawing(path, name, entry) for name, entry in entries.items()}
+
+
+def check_areas(drawings: Drawings, tasks: Collection[str]) -> None:
+    """Raise ``ConfigurationError`` for an area of a product that is none of ``tasks``."""
+    unknown = sorted(set(drawings) - set(tasks))
+    if unknown:
+        raise ConfigurationError(
+            f"there is an area of {unknown[0]!r}, which is not learned now; leave it out, or name the product as its "
+            "folder."
+        )
 
 
 def digest_drawings(drawings: Drawings) -> str:
