@@ -254,5 +254,5 @@ def _explain(problem: Any) -> str:
         return f"There is no setting {key!r}; the settings are {', '.join(Settings.model_fields)}."
     if problem["type"] == "missing":
         return f"{key} is not set: give {field.description} as an argument, or set {variable}."
-    reason = problem["msg"].rstrip(".").removeprefix("Input ").removeprefix("Value error, ")
+    reason = problem["msg"].rstrip(".").removeprefix("Input ").removeprefix("Path ").removeprefix("Value error, ")
     return f"{key} ({variable}) cannot be {problem['input']!r}: it {reason}. Meaning: {field.description}."
