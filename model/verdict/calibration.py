@@ -98,9 +98,10 @@ class Calibration:
         # called for every candidate of every image, and NumPy takes four times as long.
         place = bisect_right(self.scores, score) - 1
         chance = (count - place) / (count + 1)
-        if place == count - 1:
+        low = float(self.scores[place])
+        if score == low:  # the slope may be infinite, between scores that are almost equal
             return chance
-        low, high = float(self.scores[place]), float(self.scores[place + 1])
+        high = float(self.scores[place + 1])
         return ((count - place - 1) / (count + 1) - chance) / (high - low) * (score - low) + chance
 
     def threshold(self, rate: float) -> float:

@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from moleflow.model.errors import ConfigurationError
@@ -73,6 +73,7 @@ def test_below_the_tail_the_p_value_of_a_held_out_score_is_conformal() -> None:
 
 
 @given(st.one_of(SCORES, st.lists(st.integers(-3, 3), min_size=2, max_size=60)))
+@example([0.0, 5e-324])
 def test_below_the_tail_the_p_value_is_numpys_interpolation_between_held_out_scores(scores: list[float]) -> None:
     calibration = Calibration.fit(scores)
     known, count = calibration.scores, len(calibration.scores)
