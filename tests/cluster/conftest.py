@@ -1,18 +1,16 @@
 """A cluster of two nodes for all tests, and commands that use it."""
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from two_nodes import RAY, Command, TwoNodes
+from two_nodes import Command, TwoNodes
 
 
 @pytest.fixture(scope="session")
 def two_nodes() -> Iterator[TwoNodes]:
     pytest.importorskip("ray", reason="needs the extra ray")
-    os.environ.update(RAY)
     nodes = TwoNodes()
     yield nodes
     nodes.stop()

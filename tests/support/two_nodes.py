@@ -43,6 +43,7 @@ class TwoNodes:
     """The cluster; each node has one processor for workers, and room for actors that need none."""
 
     def __init__(self) -> None:
+        os.environ.update(RAY)
         from ray.cluster_utils import Cluster
 
         self._cluster: Any = Cluster(initialize_head=False, connect=False)
