@@ -25,7 +25,7 @@ from moleflow.training.continual.sequence import train_tasks
 from moleflow.training.evaluation.evaluate import evaluate
 
 ROOT = Path(__file__).parents[1]
-SERVICE = "http://127.0.0.1:8000"
+ADDRESS = "127.0.0.1:8000"
 WITH_EXAMPLES = (Detector, Prediction, Refusal, Checkpoint, train_tasks, evaluate)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = [
@@ -89,8 +89,8 @@ def url(folder: Path) -> Iterator[str]:
 def test_python_code_of_the_documentation_runs(
     code: str, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
-    if SERVICE in code:
-        code = code.replace(SERVICE, request.getfixturevalue("url"))
+    if ADDRESS in code:
+        code = code.replace(ADDRESS, request.getfixturevalue("url").removeprefix("http://"))
     exec(compile(code, "documentation", "exec"), {})
     assert "bolt" in capsys.readouterr().out
 

@@ -41,7 +41,8 @@ MEASURED = (
     # README.md: a product of 31 images; docs/results/speed.md, engines: batches of 8 with ``auto``, and ``first`` less
     # ``prediction``, on an AMD EPYC.
     Costs("two CPU cores", 54.0, 5.3, 0.093, 0.10),
-    # docs/results/gpu.md: products of 230 images; JPEG over HTTP, in eight processes beside 16 processors. docs/architecture.md: an expert read, and its digest.
+    # docs/results/gpu.md: products of 230 images; JPEG over HTTP, in eight processes beside 16 processors.
+    # docs/architecture.md: an expert read, and its digest.
     Costs("H100, the service", 7.5, 807.0, 0.007, 3.0),
     # The same without HTTP: batches of 64, products mixed.
     Costs("H100, the model alone", 7.5, 3431.0, 0.007, 3.0),
