@@ -57,7 +57,8 @@ def text(found: dict[str, Any]) -> str:
     alarms = ", ".join(f"{before} -> {after} of {count}" for before, after, count in found["alarms"][:5])
     return "\n\n".join(
         [
-            f"{found['machine']}\n{found['rounds']} rounds, {found['answers']} answers, {found['minutes']:.1f} min.",
+            f"{found['machine']['processor']}.",
+            f"{found['rounds']} rounds, {found['answers']} answers, {found['minutes']:.1f} minutes.",
             markdown_table(["inspecting", "answers", "p50 ms", "p99 ms", "longest ms"], rows),
             markdown_table(["step", "median s", "longest s"], steps),
             f"Good images that alarm at the strict rate, before and after recalibration: {alarms}.",
