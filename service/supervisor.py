@@ -187,19 +187,17 @@ class _Supervisor:
                 child.process.send_signal(number)
 
 
-def supervise(settings: Settings, *, on_ready: Callable[[str, Said], None] | None = None) -> None:
+def supervise(settings: Settings) -> None:
     """Serve in ``settings.processes`` processes until told to stop; accepted requests are completed first.
 
-    ``on_ready`` gets the service's URL and what is served once all of them accept images; by default a line is printed.
-    Raises ``ConfigurationError`` when the address cannot be bound or the processes say so, and another
-    ``MoLEFlowError`` when one of them cannot start or had to be killed.
+    A line says so once all of them accept images. Raises ``ConfigurationError`` when the address cannot be bound or the
+    processes say so, and another ``MoLEFlowError`` when one of them cannot start or had to be killed.
     """
     configure_logs(settings.log_format, settings.log_level)
     warn_about_unread_variables(os.environ, Settings.model_fields)
-    report_ready = on_ready or functools.partial(_report_ready, settings)
     with listening(settings) as listeners, tempfile.TemporaryDirectory(prefix="moleflow-") as folder:
         url = url_of(settings, listeners[0])
-        supervisor = _Supervisor(settings, listeners, Path(folder), lambda said: report_ready(url, said))
+        supervisor = _Supervisor(settings, listeners, Path(folder), functools.partial(_report_ready, settings, url))
         with _handling(supervisor.signals):
             supervisor.run()
         if supervisor.failure is not None:

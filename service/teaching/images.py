@@ -5,21 +5,18 @@ hand. An image's ID is made of its content, so that the same file is kept once. 
 as well; they stay where feedback keeps them. All methods block.
 """
 
-import contextlib
 import hashlib
-import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from moleflow.model.files.atomic import atomic_write
 from moleflow.model.files.file_names import natural_key
-from moleflow.model.files.outputs import reason
 from moleflow.model.files.sizes import bytes_below
 from moleflow.model.images.formats import SUFFIX_OF, SUFFIXES, image_format
 from moleflow.service.errors import TeachingError, UnknownImageError
 from moleflow.service.responses.teaching import TaughtImage, TaughtImagesResponse
 from moleflow.service.settings import Settings
+from moleflow.service.teaching.access import using
 
 __all__ = ["TaughtImages", "digest"]
 
@@ -28,8 +25,6 @@ _GOOD = Path("train", "good")
 
 _DIGEST_BYTES = 16
 """As many as make an accidental repetition impossible."""
-
-_logger = logging.getLogger(__name__)
 
 
 def digest(data: bytes) -> str:
@@ -53,7 +48,7 @@ class TaughtImages:
         Raises ``TeachingError`` also when the folder is full.
         """
         path = self._place(product) / (digest(data) + SUFFIX_OF[image_format(data) or "PNG"])
-        with _using(self.folder):
+        with using(self.folder):
             if path.exists():
                 return path.name, True
             used = bytes_below(self.folder)
@@ -96,7 +91,7 @@ class TaughtImages:
 
     def remove(self, product: str, identifier: str | None = None) -> None:
         """Delete an image, also one of feedback; or all that were uploaded. Raises ``UnknownImageError``."""
-        with _using(self.folder):
+        with using(self.folder):
             if identifier is not None:
                 self.find(product, identifier).unlink(missing_ok=True)
             elif (place := self.folder / product).is_dir():
@@ -104,7 +99,7 @@ class TaughtImages:
 
     def rename(self, old: str, new: str) -> None:
         """Let a product's images follow it to its new name, unless there are some of that name."""
-        with _using(self.folder):
+        with using(self.folder):
             if (self.folder / old).is_dir() and not (self.folder / new).exists():
                 (self.folder / old).rename(self.folder / new)
 
@@ -115,7 +110,7 @@ class TaughtImages:
         Files are linked where the file system allows it, so that they take no room and may be deleted meanwhile.
         """
         place, seen, counts = folder / product / _GOOD, set[str](), [0, 0]
-        with _using(folder):
+        with using(folder):
             place.mkdir(parents=True)
             for kind, paths in enumerate((self.uploaded(product), self.given(product))):
                 for path in paths:
@@ -131,7 +126,7 @@ class TaughtImages:
 
 
 def _images(folder: Path) -> list[Path]:
-    with _using(folder):
+    with using(folder):
         try:
             names = [path.name for path in folder.iterdir()]
         except FileNotFoundError:
@@ -145,16 +140,3 @@ def _link(path: Path, target: Path) -> None:
         target.hardlink_to(path.resolve())
     except OSError:  # another file system, or one without links
         shutil.copyfile(path, target)
-
-
-@contextlib.contextmanager
-def _using(folder: Path) -> Iterator[None]:
-    """Turn an ``OSError`` into a ``TeachingError``; paths are for the log only."""
-    try:
-        yield
-    except OSError as error:
-        _logger.error("The folder for teaching %s cannot be used: %s", folder, error)
-        raise TeachingError(
-            f"The folder for teaching cannot be used ({reason(error)}); see the service's log, make room there, or "
-            "check its permissions."
-        ) from error

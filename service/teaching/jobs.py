@@ -20,10 +20,10 @@ from pydantic import ValidationError
 
 from moleflow.model.files.atomic import atomic_write
 from moleflow.model.files.file_lock import release_lock, try_lock
-from moleflow.model.files.outputs import reason
 from moleflow.model.files.regular_file import read_regular_file
-from moleflow.service.errors import JobError, TeachingError, UnknownJobError
+from moleflow.service.errors import JobError, UnknownJobError
 from moleflow.service.responses.teaching import Job, JobProgress
+from moleflow.service.teaching.access import using
 
 __all__ = ["ENDED", "Jobs"]
 
@@ -56,7 +56,7 @@ class Jobs:
 
         Raises ``JobError``: the product has a job that has not ended, there are too many, or no images.
         """
-        with _using(self._folder), self._alone():
+        with using(self._folder), self._alone():
             active = [job for job in self.all() if job.state not in ENDED]
             for job in active:
                 if job.task == product:
@@ -96,7 +96,7 @@ class Jobs:
     def all(self) -> list[Job]:
         """The jobs, oldest first; without those whose file cannot be read, which the log names."""
         names: list[str] = []
-        with _using(self._folder), contextlib.suppress(FileNotFoundError):
+        with using(self._folder), contextlib.suppress(FileNotFoundError):
             names = [path.name for path in self._folder.iterdir()]
         found = (self._read(name) for name in names if not name.startswith("."))
         return sorted((job for job in found if job is not None), key=lambda job: (job.created, job.id))
@@ -113,7 +113,7 @@ class Jobs:
         """Ask the owner to cancel a job. Raises ``UnknownJobError``, and ``JobError`` if it has ended."""
         if (job := self.find(identifier)).state in ENDED:
             raise JobError(f"Job {job.id} has ended already; it is {job.state}.")
-        with _using(self._folder):
+        with using(self._folder):
             (self.folder_of(identifier) / "cancel").touch()
 
     def is_to_be_cancelled(self, identifier: str) -> bool:
@@ -127,7 +127,7 @@ class Jobs:
     def own(self) -> bool:
         """Become the owner, unless another process is; it stays so until ``disown`` or its end."""
         if self._owner is None:
-            with _using(self._folder):
+            with using(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
                 self._owner = try_lock(self._folder / ".owner")
         return self._owner is not None
@@ -140,7 +140,7 @@ class Jobs:
     def change(self, job: Job, **values: object) -> Job:
         """The job with these values, written."""
         changed = job.model_copy(update=values)
-        with _using(self._folder):
+        with using(self._folder):
             self._write(changed)
         return changed
 
@@ -185,16 +185,3 @@ class Jobs:
             yield
         finally:
             release_lock(path, handle)
-
-
-@contextmanager
-def _using(folder: Path) -> Iterator[None]:
-    """Turn an ``OSError`` into a ``TeachingError``; paths are for the log only."""
-    try:
-        yield
-    except OSError as error:
-        _logger.error("The folder for teaching %s cannot be used: %s", folder, error)
-        raise TeachingError(
-            f"The folder for teaching cannot be used ({reason(error)}); see the service's log, make room there, or "
-            "check its permissions."
-        ) from error
